@@ -1,2 +1,14 @@
+//! What the kernel side and userspace share: the event layout, the hook ids and the list of kernel
+//! fields whose offsets userspace resolves.
+//!
+//! Map: `event` is the ABI of one event, `hook` numbers the hooks, `layout` names kernel fields.
+//! Nothing here knows a kernel header or does I/O; the programs are in `main.rs` and `probe/`.
 #![no_std]
-//! Shared
+
+pub mod event;
+pub mod hook;
+pub mod layout;
+
+/// Version of everything in this crate that both sides must agree on. The loader refuses an object
+/// that was built with another one.
+pub const ABI_VERSION: u32 = 1;

@@ -1,9 +1,88 @@
-//! The eBPF programs.
+//! The list of programs: each hook body stamped once per attach kind that can carry it.
 #![no_std]
 #![no_main]
+#![allow(unreachable_pub, reason = "a binary exports programs, not items")]
+
+mod probe;
+mod read;
+
+use aya_ebpf::macros::{btf_tracepoint, fentry, kprobe};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, ProbeContext};
+
+/// Stamps a kprobe and an fentry program for functions.
+macro_rules! functions {
+    ($($kprobe:ident, $fentry:ident => $body:path;)*) => {$(
+        #[kprobe]
+        fn $kprobe(ctx: ProbeContext) -> u32 {
+            $body(&ctx);
+            0
+        }
+
+        #[fentry]
+        fn $fentry(ctx: FEntryContext) -> u32 {
+            $body(&ctx);
+            0
+        }
+    )*};
+}
+
+/// Stamps a BTF tracepoint program.
+macro_rules! tracepoints {
+    ($($program:ident => $body:path;)*) => {$(
+        #[btf_tracepoint]
+        fn $program(ctx: BtfTracePointContext) -> u32 {
+            $body(&ctx);
+            0
+        }
+    )*};
+}
+
+tracepoints! {
+    tp_device_receive => probe::device::receive;
+    tp_device_transmit => probe::device::transmit;
+    tp_drop => probe::drop::drop;
+}
+
+functions! {
+    kprobe_veth_transmit, fentry_veth_transmit => probe::device::veth_transmit;
+    kprobe_bridge_receive, fentry_bridge_receive => probe::bridge::receive;
+    kprobe_bridge_forward, fentry_bridge_forward => probe::bridge::forward;
+    kprobe_bridge_transmit, fentry_bridge_transmit => probe::bridge::transmit;
+    kprobe_bridge_local, fentry_bridge_local => probe::bridge::local;
+    kprobe_ip4_receive, fentry_ip4_receive => probe::ip::receive;
+    kprobe_route_input, fentry_route_input => probe::ip::route_input;
+    kprobe_local_deliver, fentry_local_deliver => probe::ip::local_deliver;
+    kprobe_local_deliver_finish, fentry_local_deliver_finish => probe::ip::local_deliver_finish;
+    kprobe_forward, fentry_forward => probe::ip::forward;
+    kprobe_route_error, fentry_route_error => probe::ip::route_error;
+    kprobe_local_out, fentry_local_out => probe::ip::local_out;
+    kprobe_output, fentry_output => probe::ip::output;
+    kprobe_output_finish, fentry_output_finish => probe::ip::output_finish;
+    kprobe_netfilter_hook, fentry_netfilter_hook => probe::netfilter::hook;
+    kprobe_conntrack_confirm, fentry_conntrack_confirm => probe::conntrack::confirm;
+    kprobe_nat, fentry_nat => probe::conntrack::nat;
+    kprobe_ipvs_lookup, fentry_ipvs_lookup => probe::ipvs::lookup;
+    kprobe_ipvs_service_find, fentry_ipvs_service_find => probe::ipvs::service_find;
+    kprobe_ipvs_schedule, fentry_ipvs_schedule => probe::ipvs::schedule;
+    kprobe_ipvs_connection_new, fentry_ipvs_connection_new => probe::ipvs::connection_new;
+    kprobe_ipvs_nat_transmit, fentry_ipvs_nat_transmit => probe::ipvs::nat_transmit;
+    kprobe_ipvs_reply, fentry_ipvs_reply => probe::ipvs::reply;
+    kprobe_ipvs_leave, fentry_ipvs_leave => probe::ipvs::leave;
+    kprobe_tcp_receive, fentry_tcp_receive => probe::socket::tcp_receive;
+    kprobe_udp_receive, fentry_udp_receive => probe::socket::udp_receive;
+    kprobe_tcp_deliver, fentry_tcp_deliver => probe::socket::tcp_deliver;
+    kprobe_udp_deliver, fentry_udp_deliver => probe::socket::udp_deliver;
+    kprobe_tcp_reset, fentry_tcp_reset => probe::socket::tcp_reset;
+    kprobe_icmp_send, fentry_icmp_send => probe::socket::icmp_send;
+}
 
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
+
+/// Programs that use GPL-only helpers must say that their licence allows it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,137 @@
+//! Kernel fields that the programs read. Userspace looks their offsets up in the running kernel's
+//! BTF and passes them in as the global `LAYOUT`; one new field is one new line here.
+
+/// Offset of a field that this kernel does not have or whose place is unknown.
+pub const ABSENT: u16 = u16::MAX;
+
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident = $module:literal, $structure:literal, $path:literal;)*) => {
+        /// A kernel field; the number is its index in [`Layout`].
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(usize)]
+        pub enum Field { $($(#[$doc])* $name),* }
+
+        /// Where userspace finds each field: its module ("" for the kernel itself), structure and
+        /// dotted member path, in the order of [`Field`].
+        pub const FIELDS: &[FieldName] = &[
+            $(FieldName { field: Field::$name, module: $module, structure: $structure, path: $path }),*
+        ];
+    };
+}
+
+/// The name of a kernel field.
+#[derive(Clone, Copy, Debug)]
+pub struct FieldName {
+    /// Which field.
+    pub field: Field,
+    /// Kernel module whose BTF describes it, "" for vmlinux.
+    pub module: &'static str,
+    /// Structure name.
+    pub structure: &'static str,
+    /// Member path, dotted.
+    pub path: &'static str,
+}
+
+fields! {
+    /// Start of the buffer.
+    SkbHead = "", "sk_buff", "head";
+    /// Start of the data.
+    SkbData = "", "sk_buff", "data";
+    /// End of the linear data, from head.
+    SkbTail = "", "sk_buff", "tail";
+    /// Bytes in all.
+    SkbLen = "", "sk_buff", "len";
+    /// From head.
+    SkbNetworkHeader = "", "sk_buff", "network_header";
+    /// From head, all ones when unset.
+    SkbMacHeader = "", "sk_buff", "mac_header";
+    /// EtherType.
+    SkbProtocol = "", "sk_buff", "protocol";
+    /// Device.
+    SkbDev = "", "sk_buff", "dev";
+    /// Firewall mark.
+    SkbMark = "", "sk_buff", "mark";
+    /// Route, with flag bits below.
+    SkbRefdst = "", "sk_buff", "_skb_refdst";
+    /// Conntrack entry, with the direction in the low bits.
+    SkbNfct = "", "sk_buff", "_nfct";
+    /// Owning socket.
+    SkbSk = "", "sk_buff", "sk";
+    /// Interface index.
+    NetDeviceIfindex = "", "net_device", "ifindex";
+    /// Namespace of a device.
+    NetDeviceNet = "", "net_device", "nd_net.net";
+    /// Inode number of a namespace.
+    NetInum = "", "net", "ns.inum";
+    /// Netfilter hook number.
+    HookStateHook = "", "nf_hook_state", "hook";
+    /// Netfilter family.
+    HookStatePf = "", "nf_hook_state", "pf";
+    /// Namespace of the netfilter hook.
+    HookStateNet = "", "nf_hook_state", "net";
+    /// First tuple hash of a conntrack entry.
+    ConnTuplehash = "", "nf_conn", "tuplehash";
+    /// `IPS_*` bits.
+    ConnStatus = "", "nf_conn", "status";
+    /// Size of a tuple hash: the second one follows the first.
+    TupleHashTuple = "", "nf_conntrack_tuple_hash", "tuple";
+    /// Route device.
+    DstDev = "", "dst_entry", "dev";
+    /// Route error, negative.
+    DstError = "", "dst_entry", "error";
+    /// `RTN_*`.
+    RtableType = "", "rtable", "rt_type";
+    /// TCP state.
+    SockState = "", "sock_common", "skc_state";
+    /// Local port, host order.
+    SockNum = "", "sock_common", "skc_num";
+    /// Namespace of a socket.
+    SockNet = "", "sock_common", "skc_net.net";
+    /// Device of a bridge port.
+    BridgePortDev = "", "net_bridge_port", "dev";
+    /// Client address.
+    ConnParamCaddr = "ip_vs", "ip_vs_conn_param", "caddr";
+    /// Virtual address.
+    ConnParamVaddr = "ip_vs", "ip_vs_conn_param", "vaddr";
+    /// Client port.
+    ConnParamCport = "ip_vs", "ip_vs_conn_param", "cport";
+    /// Virtual port.
+    ConnParamVport = "ip_vs", "ip_vs_conn_param", "vport";
+    /// IP protocol.
+    ConnParamProtocol = "ip_vs", "ip_vs_conn_param", "protocol";
+    /// Address family.
+    ConnParamAf = "ip_vs", "ip_vs_conn_param", "af";
+}
+
+/// Number of fields.
+pub const FIELD_COUNT: usize = FIELDS.len();
+
+/// Offsets and sizes of all fields, in the order of [`Field`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Layout {
+    /// Byte offset in the structure, [`ABSENT`] when unknown.
+    pub offset: [u16; FIELD_COUNT],
+    /// Bytes of the field, 0 when unknown.
+    pub size: [u16; FIELD_COUNT],
+}
+
+impl Layout {
+    /// Nothing known.
+    pub const UNKNOWN: Self = Self {
+        offset: [ABSENT; FIELD_COUNT],
+        size: [0; FIELD_COUNT],
+    };
+}
+
+/// Settings that the programs read as constants.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Settings {
+    /// The object's [`crate::ABI_VERSION`], checked by the loader.
+    pub abi: u32,
+    /// 1 when the `kfree_skb` tracepoint carries a reason (5.17 and later).
+    pub drop_reason: u32,
+    /// 1 to keep only events of the namespaces in the `NAMESPACES` map.
+    pub only_namespaces: u32,
+}

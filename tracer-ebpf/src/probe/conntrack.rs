@@ -1,0 +1,47 @@
+//! Conntrack entries and netfilter NAT.
+
+use tracer_ebpf::event::Detail;
+use tracer_ebpf::hook::HookId;
+use tracer_ebpf::layout::Field;
+
+use super::{Arguments, Sight};
+use crate::read;
+
+/// `__nf_conntrack_confirm(skb)`.
+#[inline(always)]
+pub fn confirm(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::ConntrackConfirm, ctx.argument(0)?).emit_with(|detail, skb| {
+        // The low three bits hold the packet's relation to the entry.
+        let entry = skb.field::<u64>(Field::SkbNfct).map(|raw| raw & !7);
+        entry.and_then(|entry| fill(detail, entry, 0, 0)).is_some()
+    })
+}
+
+/// `nf_nat_manip_pkt(skb, ct, manip, direction)`.
+#[inline(always)]
+pub fn nat(ctx: &impl Arguments) -> Option<()> {
+    let entry = ctx.argument(1)?;
+    let manipulation = ctx.argument(2)? as u8;
+    let direction = ctx.argument(3)? as u8;
+    Sight::new(HookId::Nat, ctx.argument(0)?)
+        .emit_with(|detail, _| fill(detail, entry, manipulation, direction).is_some())
+}
+
+#[inline(always)]
+fn fill(detail: &mut Detail, entry: u64, manipulation: u8, direction: u8) -> Option<()> {
+    if entry == 0 {
+        return None;
+    }
+    let first =
+        entry + (read::offset(Field::ConnTuplehash)? + read::offset(Field::TupleHashTuple)?) as u64;
+    let second = first + (read::size(Field::ConnTuplehash) / 2) as u64;
+    // SAFETY: every bit pattern is a valid `Conntrack`.
+    let conntrack = unsafe { &mut detail.conntrack };
+    if !read::into(&mut conntrack.original, first) || !read::into(&mut conntrack.reply, second) {
+        return None;
+    }
+    conntrack.reply.family_or_status = read::field::<u32>(entry, Field::ConnStatus)? as u16;
+    conntrack.reply.protocol_or_manipulation = manipulation;
+    conntrack.reply.direction = direction;
+    Some(())
+}

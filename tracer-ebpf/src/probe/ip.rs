@@ -1,0 +1,92 @@
+//! IPv4: receive, routing decision, forwarding, output.
+
+use tracer_ebpf::event::{Detail, Route};
+use tracer_ebpf::hook::HookId;
+use tracer_ebpf::layout::Field;
+
+use super::{Arguments, Sight};
+use crate::read::{self, Skb};
+
+/// `ip_rcv_core(skb, net)`.
+#[inline(always)]
+pub fn receive(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(HookId::Ip4Receive, ctx.argument(0)?, ctx.argument(1)?).emit()
+}
+
+/// `ip_route_input_slow(skb, ...)`.
+#[inline(always)]
+pub fn route_input(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::RouteInput, ctx.argument(0)?).emit()
+}
+
+/// `ip_local_deliver(skb)`.
+#[inline(always)]
+pub fn local_deliver(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::LocalDeliver, ctx.argument(0)?).emit_with(route)
+}
+
+/// `ip_local_deliver_finish(net, sk, skb)`.
+#[inline(always)]
+pub fn local_deliver_finish(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(
+        HookId::LocalDeliverFinish,
+        ctx.argument(2)?,
+        ctx.argument(0)?,
+    )
+    .emit()
+}
+
+/// `ip_forward(skb)`.
+#[inline(always)]
+pub fn forward(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::Forward, ctx.argument(0)?).emit_with(route)
+}
+
+/// `ip_error(skb)`.
+#[inline(always)]
+pub fn route_error(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::RouteError, ctx.argument(0)?).emit_with(route)
+}
+
+/// `__ip_local_out(net, sk, skb)`.
+#[inline(always)]
+pub fn local_out(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(HookId::LocalOut, ctx.argument(2)?, ctx.argument(0)?).emit_with(route)
+}
+
+/// `ip_output(net, sk, skb)`.
+#[inline(always)]
+pub fn output(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(HookId::Output, ctx.argument(2)?, ctx.argument(0)?).emit_with(route)
+}
+
+/// `ip_finish_output2(net, sk, skb)`.
+#[inline(always)]
+pub fn output_finish(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(HookId::OutputFinish, ctx.argument(2)?, ctx.argument(0)?).emit_with(route)
+}
+
+/// The route that the skb carries.
+#[inline(always)]
+fn route(detail: &mut Detail, skb: &Skb) -> bool {
+    // The low bit says whether the reference is counted.
+    let Some(dst) = skb
+        .field::<u64>(Field::SkbRefdst)
+        .map(|raw| raw & !1)
+        .filter(|&dst| dst != 0)
+    else {
+        return false;
+    };
+    let Some(kind) = read::field::<u16>(dst, Field::RtableType) else {
+        return false;
+    };
+    let error = read::field::<i16>(dst, Field::DstError).unwrap_or(0);
+    let ifindex = read::field::<u64>(dst, Field::DstDev)
+        .and_then(|device| read::field::<u32>(device, Field::NetDeviceIfindex));
+    detail.route = Route {
+        kind,
+        error: error.unsigned_abs(),
+        ifindex: ifindex.unwrap_or(0),
+    };
+    true
+}

@@ -1,0 +1,255 @@
+//! Bodies of the hooks, one file per area. Each body takes arguments through [`Arguments`], so the
+//! same code serves kprobe, fentry and tracepoint; the wrappers in `main.rs` are stamped by macro.
+//!
+//! Absent on purpose: no body decides anything. It says what happened and goes.
+
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, ProbeContext};
+use tracer_ebpf::event::{DETAIL_BYTES, Detail, Event, Lost, PACKET_BYTES, valid};
+use tracer_ebpf::hook::HookId;
+use tracer_ebpf::layout::Field;
+
+use crate::read::{self, Skb};
+
+pub mod bridge;
+pub mod conntrack;
+pub mod device;
+pub mod drop;
+pub mod ip;
+pub mod ipvs;
+pub mod netfilter;
+pub mod socket;
+
+/// Events on their way to userspace; the loader sets the real size.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// Events lost, by [`Lost`].
+#[map]
+static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Lost::ALL.len() as u32, 0);
+
+/// Namespaces to trace, when only some are wanted.
+#[map]
+static NAMESPACES: HashMap<u32, u8> = HashMap::with_max_entries(4096, 0);
+
+/// The skb that IPVS works on, per CPU, for its functions that are not given the skb.
+#[map]
+static CURRENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Arguments of the function or tracepoint that a program sits on.
+pub trait Arguments {
+    /// Argument number `index`, from 0.
+    fn argument(&self, index: usize) -> Option<u64>;
+}
+
+impl Arguments for ProbeContext {
+    #[inline(always)]
+    fn argument(&self, index: usize) -> Option<u64> {
+        self.arg(index)
+    }
+}
+
+impl Arguments for FEntryContext {
+    #[inline(always)]
+    fn argument(&self, index: usize) -> Option<u64> {
+        Some(self.arg(index))
+    }
+}
+
+impl Arguments for BtfTracePointContext {
+    #[inline(always)]
+    fn argument(&self, index: usize) -> Option<u64> {
+        Some(self.arg(index))
+    }
+}
+
+#[inline(always)]
+fn lost(how: Lost) {
+    if let Some(count) = LOST.get_ptr_mut(how as u32) {
+        // SAFETY: this CPU's own slot.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Remembers the skb for the functions below it that are not given one.
+#[inline(always)]
+fn set_current(skb: u64) {
+    if let Some(slot) = CURRENT.get_ptr_mut(0) {
+        // SAFETY: this CPU's own slot.
+        unsafe { *slot = skb };
+    }
+}
+
+/// The skb last remembered on this CPU.
+#[inline(always)]
+fn current() -> Option<u64> {
+    CURRENT.get(0).copied().filter(|&skb| skb != 0)
+}
+
+/// Where a packet was seen.
+struct Sight {
+    hook: HookId,
+    skb: u64,
+    /// Namespace pointer known from an argument; 0 when the skb's device has to tell.
+    net: u64,
+}
+
+impl Sight {
+    #[inline(always)]
+    const fn new(hook: HookId, skb: u64) -> Self {
+        Self { hook, skb, net: 0 }
+    }
+
+    #[inline(always)]
+    const fn in_namespace(hook: HookId, skb: u64, net: u64) -> Self {
+        Self { hook, skb, net }
+    }
+
+    /// Emits an event without detail.
+    #[inline(always)]
+    fn emit(self) -> Option<()> {
+        self.emit_with(|_, _| false)
+    }
+
+    /// Filters, reserves, fills and submits. `fill` writes the detail and says whether it did; it is
+    /// given the skb's copy.
+    #[inline(always)]
+    fn emit_with(self, fill: impl FnOnce(&mut Detail, &Skb) -> bool) -> Option<()> {
+        let mut skb = Skb::room();
+        if !skb.fill(self.skb) {
+            lost(Lost::UnreadableSkb);
+            return None;
+        }
+        let skb = &skb;
+        let device = skb
+            .field::<u64>(Field::SkbDev)
+            .filter(|&device| device != 0);
+        let net = if self.net != 0 {
+            Some(self.net)
+        } else {
+            device
+                .and_then(|device| read::field(device, Field::NetDeviceNet))
+                .or_else(|| read::field(skb.field::<u64>(Field::SkbSk)?, Field::SockNet))
+        };
+        let netns = net.and_then(read::namespace);
+        if !wanted(netns) {
+            return None;
+        }
+        let Some(mut slot) = EVENTS.reserve::<Event>(0) else {
+            lost(Lost::RingFull);
+            return None;
+        };
+        // SAFETY: the reservation is ours until submitted; every field is written below.
+        let event = unsafe { &mut *slot.as_mut_ptr() };
+        event.time_ns = unsafe { bpf_ktime_get_ns() };
+        event.skb = self.skb;
+        event.hook = self.hook as u16;
+        event.length = skb.field(Field::SkbLen).unwrap_or(0);
+        event.mark = skb.field(Field::SkbMark).unwrap_or(0);
+        event.protocol = skb.field(Field::SkbProtocol).unwrap_or(0);
+        let mut bits = valid::SKB;
+        event.netns = netns.unwrap_or(0);
+        if netns.is_some() {
+            bits |= valid::NETNS;
+        }
+        event.ifindex = 0;
+        if let Some(ifindex) =
+            device.and_then(|device| read::field(device, Field::NetDeviceIfindex))
+        {
+            event.ifindex = ifindex;
+            bits |= valid::IFINDEX;
+        }
+        event.detail.bytes = [0; DETAIL_BYTES];
+        if fill(&mut event.detail, skb) {
+            bits |= valid::DETAIL;
+        }
+        event.packet_len = 0;
+        event.network_offset = 0;
+        if headers(event, skb, self.hook).is_some() {
+            bits |= valid::PACKET;
+        }
+        event.valid = bits;
+        slot.submit(BPF_RB_NO_WAKEUP as u64);
+        Some(())
+    }
+}
+
+#[inline(always)]
+fn wanted(netns: Option<u32>) -> bool {
+    if !read::only_namespaces() {
+        return true;
+    }
+    match netns {
+        // SAFETY: the value is only tested for presence.
+        Some(netns) => unsafe { NAMESPACES.get(&netns) }.is_some(),
+        None => false,
+    }
+}
+
+/// Emits an event of a function that works on the remembered skb; it carries no packet bytes.
+#[inline(always)]
+fn emit_current(hook: HookId, fill: impl FnOnce(&mut Detail) -> Option<()>) -> Option<()> {
+    let skb = current()?;
+    let Some(mut slot) = EVENTS.reserve::<Event>(0) else {
+        lost(Lost::RingFull);
+        return None;
+    };
+    // SAFETY: as in `emit_with`.
+    let event = unsafe { &mut *slot.as_mut_ptr() };
+    event.time_ns = unsafe { bpf_ktime_get_ns() };
+    event.skb = skb;
+    event.netns = 0;
+    event.ifindex = 0;
+    event.length = 0;
+    event.mark = 0;
+    event.hook = hook as u16;
+    event.protocol = 0;
+    event.packet_len = 0;
+    event.network_offset = 0;
+    event.detail.bytes = [0; DETAIL_BYTES];
+    event.valid = if fill(&mut event.detail).is_some() {
+        valid::DETAIL
+    } else {
+        0
+    };
+    slot.submit(BPF_RB_NO_WAKEUP as u64);
+    Some(())
+}
+
+/// Copies the packet's headers, from the link header where there is one.
+#[inline(always)]
+fn headers(event: &mut Event, skb: &Skb, hook: HookId) -> Option<()> {
+    let head: u64 = skb.field(Field::SkbHead)?;
+    let tail = skb.field::<u32>(Field::SkbTail)?;
+    // The tracepoint of device receive fires before the network header is set.
+    let network = if matches!(hook, HookId::DeviceReceive) {
+        skb.field::<u64>(Field::SkbData)?.wrapping_sub(head) as u32
+    } else {
+        u32::from(skb.field::<u16>(Field::SkbNetworkHeader)?)
+    };
+    let mac = u32::from(skb.field::<u16>(Field::SkbMacHeader)?);
+    let link = network.wrapping_sub(mac);
+    let (start, link) = if link == 14 { (mac, 14) } else { (network, 0) };
+    let available = tail.wrapping_sub(start);
+    if available > 1 << 20 {
+        return None;
+    }
+    let count = if available > PACKET_BYTES as u32 {
+        PACKET_BYTES as u32
+    } else {
+        available
+    };
+    if !read::bytes(
+        &mut event.packet,
+        count as usize,
+        head.wrapping_add(u64::from(start)),
+    ) {
+        return None;
+    }
+    event.packet_len = count as u8;
+    event.network_offset = link as u8;
+    Some(())
+}

@@ -1,0 +1,150 @@
+//! The only place that reads kernel memory.
+//!
+//! Offsets come from the globals that userspace filled from BTF. A field that this kernel lacks
+//! reads as `None`, and the verifier removes the code behind it.
+
+use core::mem::MaybeUninit;
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use tracer_ebpf::ABI_VERSION;
+use tracer_ebpf::layout::{ABSENT, Field, Layout, Settings};
+
+#[unsafe(no_mangle)]
+static LAYOUT: Layout = Layout::UNKNOWN;
+
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings {
+    abi: ABI_VERSION,
+    drop_reason: 0,
+    only_namespaces: 0,
+};
+
+/// True when the drop tracepoint has a reason argument.
+#[inline(always)]
+pub fn drop_reason() -> bool {
+    // SAFETY: a valid static; volatile because the loader changes it before the program runs.
+    unsafe { read_volatile(addr_of!(SETTINGS.drop_reason)) != 0 }
+}
+
+/// True when only the namespaces of the `NAMESPACES` map are wanted.
+#[inline(always)]
+pub fn only_namespaces() -> bool {
+    // SAFETY: as above.
+    unsafe { read_volatile(addr_of!(SETTINGS.only_namespaces)) != 0 }
+}
+
+/// Offset of a field in its structure.
+#[inline(always)]
+pub fn offset(field: Field) -> Option<usize> {
+    // SAFETY: as above; every `Field` is an index of the array.
+    let offset = unsafe { read_volatile(addr_of!(LAYOUT.offset[field as usize])) };
+    (offset != ABSENT).then_some(offset as usize)
+}
+
+/// Size of a field in bytes.
+#[inline(always)]
+pub fn size(field: Field) -> usize {
+    // SAFETY: as above.
+    unsafe { read_volatile(addr_of!(LAYOUT.size[field as usize])) as usize }
+}
+
+/// Reads a value from any kernel address; `None` when the address does not map.
+#[inline(always)]
+pub fn memory<T: Copy>(address: u64) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes `size_of::<T>()` bytes or fails; `T` is plain data at every call.
+    unsafe {
+        let failed = bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+        (failed == 0).then(|| value.assume_init())
+    }
+}
+
+/// Reads a value into its place; false when the address does not map.
+#[inline(always)]
+pub fn into<T: Copy>(to: &mut T, address: u64) -> bool {
+    // SAFETY: as in `memory`.
+    unsafe {
+        bpf_probe_read_kernel(
+            (to as *mut T).cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        ) == 0
+    }
+}
+
+/// Reads a field of the structure at `base`.
+#[inline(always)]
+pub fn field<T: Copy>(base: u64, field: Field) -> Option<T> {
+    if base == 0 {
+        return None;
+    }
+    memory(base + offset(field)? as u64)
+}
+
+/// Inode number of the namespace at `net`.
+#[inline(always)]
+pub fn namespace(net: u64) -> Option<u32> {
+    field(net, Field::NetInum)
+}
+
+/// Reads `count` bytes (at most `N`) into `to`.
+#[inline(always)]
+pub fn bytes<const N: usize>(to: &mut [u8; N], count: usize, address: u64) -> bool {
+    let count = if count > N { N } else { count };
+    // SAFETY: `count` is within `to`.
+    unsafe { bpf_probe_read_kernel(to.as_mut_ptr().cast(), count as u32, address as *const _) == 0 }
+}
+
+/// Bytes of an `sk_buff` that hold every field in use (its size is 224 to 232 on known kernels).
+const SKB_BYTES: usize = 232;
+
+/// A copy of an `sk_buff`: one read instead of one per field.
+pub struct Skb {
+    bytes: MaybeUninit<[u8; SKB_BYTES]>,
+}
+
+impl Skb {
+    /// Room for a copy. It is filled in place, since a move would not fit the stack twice.
+    #[inline(always)]
+    pub const fn room() -> Self {
+        Self {
+            bytes: MaybeUninit::uninit(),
+        }
+    }
+
+    /// Copies the `sk_buff` at `address`; false when it cannot be read.
+    #[inline(always)]
+    pub fn fill(&mut self, address: u64) -> bool {
+        // SAFETY: the helper writes exactly the room's bytes, zeroes on failure.
+        unsafe {
+            bpf_probe_read_kernel(
+                self.bytes.as_mut_ptr().cast(),
+                SKB_BYTES as u32,
+                address as *const _,
+            ) == 0
+        }
+    }
+
+    /// A field of the copy.
+    #[inline(always)]
+    pub fn field<T: Copy>(&self, field: Field) -> Option<T> {
+        let offset = offset(field)?;
+        if offset > SKB_BYTES - size_of::<T>() {
+            return None;
+        }
+        // SAFETY: in bounds by the check above, and written by `fill` before any use.
+        Some(unsafe {
+            self.bytes
+                .as_ptr()
+                .cast::<u8>()
+                .add(offset)
+                .cast::<T>()
+                .read_unaligned()
+        })
+    }
+}

@@ -110,30 +110,18 @@ pub struct Service {
     pub fwmark: u32,
 }
 
-/// Arguments of `ip_vs_conn_new`.
+/// Arguments of `ip_vs_conn_new`. Client and virtual address are the packet's own.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Connection {
-    /// Client address.
-    pub client: [u8; 16],
-    /// Virtual address.
-    pub virtual_address: [u8; 16],
     /// Real server's address.
     pub real: [u8; 16],
     /// Network order.
-    pub client_port: u16,
-    /// Network order.
-    pub virtual_port: u16,
-    /// Network order.
     pub real_port: u16,
-    /// Address family of client and virtual address.
+    /// Address family of the real server.
     pub family: u16,
     /// `IP_VS_CONN_F_*`; the low three bits are the forwarding method.
     pub flags: u32,
-    /// IP protocol.
-    pub protocol: u16,
-    /// Zero.
-    pub reserved: u16,
 }
 
 /// One direction of a conntrack entry: `nf_conntrack_tuple`, the same on every kernel measured
@@ -256,6 +244,6 @@ const _: () = {
     assert!(size_of::<Detail>() == DETAIL_BYTES);
     assert!(size_of::<Tuple>() == 2 * 16 + 3 * 2 + 2);
     assert!(size_of::<Conntrack>() == 2 * size_of::<Tuple>());
-    assert!(size_of::<Connection>() == 3 * 16 + 4 * 2 + 4 + 2 * 2);
+    assert!(size_of::<Connection>() == 16 + 2 * 2 + 4);
     assert!(size_of::<Service>() == 16 + 4 * 2 + 4);
 };

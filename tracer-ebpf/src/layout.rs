@@ -5,16 +5,16 @@
 pub const ABSENT: u16 = u16::MAX;
 
 macro_rules! fields {
-    ($($(#[$doc:meta])* $name:ident = $module:literal, $structure:literal, $path:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $structure:literal, $path:literal;)*) => {
         /// A kernel field; the number is its index in [`Layout`].
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(usize)]
         pub enum Field { $($(#[$doc])* $name),* }
 
-        /// Where userspace finds each field: its module ("" for the kernel itself), structure and
-        /// dotted member path, in the order of [`Field`].
+        /// Where userspace finds each field: structure and dotted member path, in the order of
+        /// [`Field`]. All are in the kernel's own BTF; 5.10 has none for modules.
         pub const FIELDS: &[FieldName] = &[
-            $(FieldName { field: Field::$name, module: $module, structure: $structure, path: $path }),*
+            $(FieldName { field: Field::$name, structure: $structure, path: $path }),*
         ];
     };
 }
@@ -24,8 +24,6 @@ macro_rules! fields {
 pub struct FieldName {
     /// Which field.
     pub field: Field,
-    /// Kernel module whose BTF describes it, "" for vmlinux.
-    pub module: &'static str,
     /// Structure name.
     pub structure: &'static str,
     /// Member path, dotted.
@@ -34,73 +32,61 @@ pub struct FieldName {
 
 fields! {
     /// Start of the buffer.
-    SkbHead = "", "sk_buff", "head";
+    SkbHead = "sk_buff", "head";
     /// Start of the data.
-    SkbData = "", "sk_buff", "data";
+    SkbData = "sk_buff", "data";
     /// End of the linear data, from head.
-    SkbTail = "", "sk_buff", "tail";
+    SkbTail = "sk_buff", "tail";
     /// Bytes in all.
-    SkbLen = "", "sk_buff", "len";
+    SkbLen = "sk_buff", "len";
     /// From head.
-    SkbNetworkHeader = "", "sk_buff", "network_header";
+    SkbNetworkHeader = "sk_buff", "network_header";
     /// From head, all ones when unset.
-    SkbMacHeader = "", "sk_buff", "mac_header";
+    SkbMacHeader = "sk_buff", "mac_header";
     /// EtherType.
-    SkbProtocol = "", "sk_buff", "protocol";
+    SkbProtocol = "sk_buff", "protocol";
     /// Device.
-    SkbDev = "", "sk_buff", "dev";
+    SkbDev = "sk_buff", "dev";
     /// Firewall mark.
-    SkbMark = "", "sk_buff", "mark";
+    SkbMark = "sk_buff", "mark";
     /// Route, with flag bits below.
-    SkbRefdst = "", "sk_buff", "_skb_refdst";
+    SkbRefdst = "sk_buff", "_skb_refdst";
     /// Conntrack entry, with the direction in the low bits.
-    SkbNfct = "", "sk_buff", "_nfct";
+    SkbNfct = "sk_buff", "_nfct";
     /// Owning socket.
-    SkbSk = "", "sk_buff", "sk";
+    SkbSk = "sk_buff", "sk";
     /// Interface index.
-    NetDeviceIfindex = "", "net_device", "ifindex";
+    NetDeviceIfindex = "net_device", "ifindex";
     /// Namespace of a device.
-    NetDeviceNet = "", "net_device", "nd_net.net";
+    NetDeviceNet = "net_device", "nd_net.net";
     /// Inode number of a namespace.
-    NetInum = "", "net", "ns.inum";
+    NetInum = "net", "ns.inum";
     /// Netfilter hook number.
-    HookStateHook = "", "nf_hook_state", "hook";
+    HookStateHook = "nf_hook_state", "hook";
     /// Netfilter family.
-    HookStatePf = "", "nf_hook_state", "pf";
+    HookStatePf = "nf_hook_state", "pf";
     /// Namespace of the netfilter hook.
-    HookStateNet = "", "nf_hook_state", "net";
+    HookStateNet = "nf_hook_state", "net";
     /// First tuple hash of a conntrack entry.
-    ConnTuplehash = "", "nf_conn", "tuplehash";
+    ConnTuplehash = "nf_conn", "tuplehash";
     /// `IPS_*` bits.
-    ConnStatus = "", "nf_conn", "status";
+    ConnStatus = "nf_conn", "status";
     /// Size of a tuple hash: the second one follows the first.
-    TupleHashTuple = "", "nf_conntrack_tuple_hash", "tuple";
+    TupleHashTuple = "nf_conntrack_tuple_hash", "tuple";
     /// Route device.
-    DstDev = "", "dst_entry", "dev";
+    DstDev = "dst_entry", "dev";
     /// Route error, negative.
-    DstError = "", "dst_entry", "error";
+    DstError = "dst_entry", "error";
     /// `RTN_*`.
-    RtableType = "", "rtable", "rt_type";
+    RtableType = "rtable", "rt_type";
     /// TCP state.
-    SockState = "", "sock_common", "skc_state";
+    SockState = "sock_common", "skc_state";
     /// Local port, host order.
-    SockNum = "", "sock_common", "skc_num";
+    SockNum = "sock_common", "skc_num";
     /// Namespace of a socket.
-    SockNet = "", "sock_common", "skc_net.net";
+    SockNet = "sock_common", "skc_net.net";
     /// Device of a bridge port.
-    BridgePortDev = "", "net_bridge_port", "dev";
-    /// Client address.
-    ConnParamCaddr = "ip_vs", "ip_vs_conn_param", "caddr";
-    /// Virtual address.
-    ConnParamVaddr = "ip_vs", "ip_vs_conn_param", "vaddr";
-    /// Client port.
-    ConnParamCport = "ip_vs", "ip_vs_conn_param", "cport";
-    /// Virtual port.
-    ConnParamVport = "ip_vs", "ip_vs_conn_param", "vport";
-    /// IP protocol.
-    ConnParamProtocol = "ip_vs", "ip_vs_conn_param", "protocol";
-    /// Address family.
-    ConnParamAf = "ip_vs", "ip_vs_conn_param", "af";
+    BridgePortDev = "net_bridge_port", "dev";
 }
 
 /// Number of fields.
@@ -128,8 +114,6 @@ impl Layout {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Settings {
-    /// The object's [`crate::ABI_VERSION`], checked by the loader.
-    pub abi: u32,
     /// 1 when the `kfree_skb` tracepoint carries a reason (5.17 and later).
     pub drop_reason: u32,
     /// 1 to keep only events of the namespaces in the `NAMESPACES` map.

@@ -8,7 +8,3 @@
 pub mod event;
 pub mod hook;
 pub mod layout;
-
-/// Version of everything in this crate that both sides must agree on. The loader refuses an object
-/// that was built with another one.
-pub const ABI_VERSION: u32 = 1;

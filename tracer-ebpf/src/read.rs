@@ -7,7 +7,6 @@ use core::mem::MaybeUninit;
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use tracer_ebpf::ABI_VERSION;
 use tracer_ebpf::layout::{ABSENT, Field, Layout, Settings};
 
 #[unsafe(no_mangle)]
@@ -15,7 +14,6 @@ static LAYOUT: Layout = Layout::UNKNOWN;
 
 #[unsafe(no_mangle)]
 static SETTINGS: Settings = Settings {
-    abi: ABI_VERSION,
     drop_reason: 0,
     only_namespaces: 0,
 };

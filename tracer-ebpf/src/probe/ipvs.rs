@@ -5,7 +5,6 @@
 
 use tracer_ebpf::event::{Connection, Service};
 use tracer_ebpf::hook::HookId;
-use tracer_ebpf::layout::Field;
 
 use super::{Arguments, Sight, emit_current, set_current};
 use crate::read;
@@ -46,22 +45,13 @@ pub fn schedule(ctx: &impl Arguments) -> Option<()> {
 /// `ip_vs_conn_new(p, dest_af, daddr, dport, flags, dest, fwmark)`.
 #[inline(always)]
 pub fn connection_new(ctx: &impl Arguments) -> Option<()> {
-    let param = ctx.argument(0)?;
     let real = ctx.argument(2)?;
     emit_current(HookId::IpvsConnectionNew, |detail| {
-        let client: u64 = read::field(param, Field::ConnParamCaddr)?;
-        let virtual_address: u64 = read::field(param, Field::ConnParamVaddr)?;
         detail.connection = Connection {
-            client: read::memory(client)?,
-            virtual_address: read::memory(virtual_address)?,
             real: read::memory(real)?,
-            client_port: read::field(param, Field::ConnParamCport)?,
-            virtual_port: read::field(param, Field::ConnParamVport)?,
             real_port: ctx.argument(3)? as u16,
-            family: read::field(param, Field::ConnParamAf)?,
+            family: ctx.argument(1)? as u16,
             flags: ctx.argument(4)? as u32,
-            protocol: read::field(param, Field::ConnParamProtocol)?,
-            reserved: 0,
         };
         Some(())
     })

@@ -1,0 +1,360 @@
+//! Reads the kernel's BTF type information: member offsets, enum names, function arguments.
+//!
+//! Format: Documentation/bpf/btf.rst. Only the kernel's own is read, since every field of
+//! [`tracer_ebpf::layout`] is in it on all kernels measured.
+
+use std::collections::HashMap;
+use std::fs;
+
+use thiserror::Error;
+
+const MAGIC: u16 = 0xeb9f;
+const HEADER_BYTES: usize = 24;
+/// Nested anonymous members and typedef chains deeper than this are taken for damage.
+const MAX_DEPTH: usize = 32;
+
+/// Why type information cannot be used.
+#[derive(Debug, Error)]
+pub enum BtfError {
+    /// The file is not there or not readable.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The bytes are not BTF.
+    #[error("type information is damaged at byte {position}: {what}")]
+    Damaged {
+        /// Position in the file.
+        position: usize,
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+/// Kinds of types that are looked at (`BTF_KIND_*`).
+mod kind {
+    pub(super) const INT: u32 = 1;
+    pub(super) const POINTER: u32 = 2;
+    pub(super) const ARRAY: u32 = 3;
+    pub(super) const STRUCT: u32 = 4;
+    pub(super) const UNION: u32 = 5;
+    pub(super) const ENUM: u32 = 6;
+    pub(super) const TYPEDEF: u32 = 8;
+    pub(super) const VOLATILE: u32 = 9;
+    pub(super) const CONST: u32 = 10;
+    pub(super) const RESTRICT: u32 = 11;
+    pub(super) const FUNCTION: u32 = 12;
+    pub(super) const PROTOTYPE: u32 = 13;
+    pub(super) const VARIABLE: u32 = 14;
+    pub(super) const SECTION: u32 = 15;
+    pub(super) const FLOAT: u32 = 16;
+    pub(super) const DECLARATION_TAG: u32 = 17;
+    pub(super) const TYPE_TAG: u32 = 18;
+    pub(super) const ENUM64: u32 = 19;
+}
+
+/// Where a member is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Bytes from the start of the structure.
+    pub offset: u32,
+    /// Bytes of the member's type.
+    pub size: u32,
+}
+
+/// Type information of the running kernel.
+pub struct Btf {
+    data: Vec<u8>,
+    strings: usize,
+    strings_len: usize,
+    /// Position of each type in `data`; the first has id 1.
+    types: Vec<u32>,
+    /// Structures, unions, enums and functions by name.
+    names: HashMap<Box<str>, Vec<u32>>,
+}
+
+impl Btf {
+    /// The kernel's own.
+    ///
+    /// # Errors
+    /// When the kernel has none (CONFIG_DEBUG_INFO_BTF) or it is damaged.
+    pub fn vmlinux() -> Result<Self, BtfError> {
+        let path = "/sys/kernel/btf/vmlinux";
+        let data = fs::read(path).map_err(|source| BtfError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(data)
+    }
+
+    /// Offset and size of a member by its dotted path, through anonymous members and arrays of one
+    /// dimension only at the end of the path.
+    pub fn member(&self, structure: &str, path: &str) -> Option<Member> {
+        let mut type_id = self.composite(structure)?;
+        let mut offset = 0;
+        for name in path.split('.') {
+            let (bits, member_type) = self.find_member(type_id, name, 0)?;
+            offset += bits / 8;
+            type_id = member_type;
+        }
+        Some(Member {
+            offset,
+            size: self.size(type_id, 0)?,
+        })
+    }
+
+    /// Values of an enum with their names, in order.
+    pub fn enumeration(&self, name: &str) -> Option<Vec<(String, i64)>> {
+        let id = self.named(name, |found| matches!(found, kind::ENUM | kind::ENUM64))?;
+        let position = self.locate(id)?;
+        let info = self.word(position + 4)?;
+        let wide = kind_of(info) == kind::ENUM64;
+        let step = if wide { 12 } else { 8 };
+        (0..length_of(info))
+            .map(|index| {
+                let entry = position + 12 + index * step;
+                let low = self.word(entry + 4)?;
+                let value = if wide {
+                    (i64::from(self.word(entry + 8)?) << 32) | i64::from(low)
+                } else {
+                    i64::from(low.cast_signed())
+                };
+                Some((self.string(self.word(entry)?)?.to_owned(), value))
+            })
+            .collect()
+    }
+
+    /// Number of arguments of a function; `None` when it is not described or takes a variable number.
+    pub fn arguments(&self, function: &str) -> Option<usize> {
+        let id = self.named(function, |found| found == kind::FUNCTION)?;
+        let position = self.locate(id)?;
+        let position = self.locate(self.word(position + 8)?)?;
+        let info = self.word(position + 4)?;
+        if kind_of(info) != kind::PROTOTYPE {
+            return None;
+        }
+        let count = length_of(info);
+        if count > 0 && self.word(position + 12 + (count - 1) * 8 + 4)? == 0 {
+            return None;
+        }
+        Some(count)
+    }
+
+    fn composite(&self, name: &str) -> Option<u32> {
+        self.named(name, |found| matches!(found, kind::STRUCT | kind::UNION))
+    }
+
+    fn named(&self, name: &str, wanted: impl Fn(u32) -> bool) -> Option<u32> {
+        self.names.get(name)?.iter().copied().find(|&id| {
+            self.locate(id)
+                .and_then(|position| self.word(position + 4))
+                .is_some_and(|info| wanted(kind_of(info)))
+        })
+    }
+
+    /// Where a type's record is.
+    fn locate(&self, id: u32) -> Option<usize> {
+        self.types
+            .get(id.checked_sub(1)? as usize)
+            .map(|&position| position as usize)
+    }
+
+    /// Bit offset and type of a member, looking through anonymous structures and unions.
+    fn find_member(&self, type_id: u32, name: &str, depth: usize) -> Option<(u32, u32)> {
+        if depth > MAX_DEPTH {
+            return None;
+        }
+        let position = self.locate(self.resolve(type_id)?)?;
+        let info = self.word(position + 4)?;
+        if !matches!(kind_of(info), kind::STRUCT | kind::UNION) {
+            return None;
+        }
+        let bitfields = info >> 31 == 1;
+        for index in 0..length_of(info) {
+            let entry = position + 12 + index * 12;
+            let member_name = self.string(self.word(entry)?)?;
+            let member_type = self.word(entry + 4)?;
+            let raw = self.word(entry + 8)?;
+            let bits = if bitfields { raw & 0x00ff_ffff } else { raw };
+            if member_name == name {
+                return Some((bits, member_type));
+            }
+            if member_name.is_empty()
+                && let Some((inner, found)) = self.find_member(member_type, name, depth + 1)
+            {
+                return Some((bits + inner, found));
+            }
+        }
+        None
+    }
+
+    /// Follows typedefs and qualifiers.
+    fn resolve(&self, mut id: u32) -> Option<u32> {
+        for _ in 0..MAX_DEPTH {
+            let position = self.locate(id)?;
+            let info = self.word(position + 4)?;
+            match kind_of(info) {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    id = self.word(position + 8)?;
+                }
+                _ => return Some(id),
+            }
+        }
+        None
+    }
+
+    fn size(&self, id: u32, depth: usize) -> Option<u32> {
+        if depth > MAX_DEPTH {
+            return None;
+        }
+        let position = self.locate(self.resolve(id)?)?;
+        let info = self.word(position + 4)?;
+        match kind_of(info) {
+            kind::POINTER => Some(8),
+            kind::ARRAY => {
+                let element = self.size(self.word(position + 12)?, depth + 1)?;
+                element.checked_mul(self.word(position + 20)?)
+            }
+            _ => self.word(position + 8),
+        }
+    }
+
+    /// Parses a blob.
+    ///
+    /// # Errors
+    /// When the bytes are not BTF.
+    pub fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
+        let damaged = |position, what| BtfError::Damaged { position, what };
+        let mut btf = Self {
+            data,
+            strings: 0,
+            strings_len: 0,
+            types: Vec::new(),
+            names: HashMap::new(),
+        };
+        if btf.data.get(..2) != Some(&MAGIC.to_le_bytes()[..]) {
+            return Err(damaged(0, "not BTF of this byte order"));
+        }
+        let header = |position| {
+            btf.word(position)
+                .map(|word| word as usize)
+                .ok_or(damaged(position, "the header is cut"))
+        };
+        let start = header(4)?;
+        if start < HEADER_BYTES {
+            return Err(damaged(4, "the header is too short"));
+        }
+        // 32-bit values cannot overflow the sum of three.
+        let types = start + header(8)?;
+        let types_end = types + header(12)?;
+        let (strings, strings_len) = (start + header(16)?, header(20)?);
+        if types_end > btf.data.len() || strings + strings_len > btf.data.len() {
+            return Err(damaged(8, "a section lies past the end"));
+        }
+        (btf.strings, btf.strings_len) = (strings, strings_len);
+        let mut position = types;
+        while position < types_end {
+            let info = btf
+                .word(position + 4)
+                .ok_or(damaged(position, "a type is cut"))?;
+            let step = type_bytes(info).ok_or(damaged(position, "unknown kind of type"))?;
+            btf.types.push(position as u32);
+            let id = btf.types.len() as u32;
+            if matches!(
+                kind_of(info),
+                kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::FUNCTION
+            ) && let Some(name) = btf
+                .word(position)
+                .and_then(|name| btf.string(name))
+                .map(Box::from)
+            {
+                btf.names.entry(name).or_default().push(id);
+            }
+            position += step;
+        }
+        Ok(btf)
+    }
+
+    fn word(&self, position: usize) -> Option<u32> {
+        let bytes = self.data.get(position..position.checked_add(4)?)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    }
+
+    fn string(&self, offset: u32) -> Option<&str> {
+        let section = self
+            .data
+            .get(self.strings..self.strings + self.strings_len)?;
+        let bytes = section.get(offset as usize..)?;
+        let end = bytes.iter().position(|&byte| byte == 0)?;
+        std::str::from_utf8(&bytes[..end]).ok()
+    }
+}
+
+const fn kind_of(info: u32) -> u32 {
+    (info >> 24) & 0x1f
+}
+
+const fn length_of(info: u32) -> usize {
+    (info & 0xffff) as usize
+}
+
+/// Bytes of a type's record.
+const fn type_bytes(info: u32) -> Option<usize> {
+    let count = length_of(info);
+    let extra = match kind_of(info) {
+        kind::INT | kind::VARIABLE | kind::DECLARATION_TAG => 4,
+        kind::ARRAY => 12,
+        kind::STRUCT | kind::UNION | kind::SECTION | kind::ENUM64 => count * 12,
+        kind::ENUM | kind::PROTOTYPE => count * 8,
+        kind::POINTER
+        | 7
+        | kind::TYPEDEF
+        | kind::VOLATILE
+        | kind::CONST
+        | kind::RESTRICT
+        | kind::FUNCTION
+        | kind::FLOAT
+        | kind::TYPE_TAG => 0,
+        _ => return None,
+    };
+    Some(12 + extra)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_kernel_describes_an_skb() {
+        let Ok(btf) = Btf::vmlinux() else { return };
+        let head = btf.member("sk_buff", "head").expect("sk_buff has a head");
+        assert_eq!(head.size, 8);
+        assert_eq!(
+            btf.member("iphdr", "daddr"),
+            Some(Member {
+                offset: 16,
+                size: 4
+            })
+        );
+        assert_eq!(btf.arguments("ip_rcv"), Some(4));
+        assert_eq!(btf.member("sk_buff", "no_such_member"), None);
+        let hash = btf.member("nf_conn", "tuplehash").map(|member| member.size);
+        assert_eq!(hash, Some(112));
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        assert!(Btf::parse(Vec::new()).is_err());
+        assert!(Btf::parse(vec![0x9f, 0xeb, 1, 0]).is_err());
+        let mut long = vec![0x9f, 0xeb, 1, 0];
+        long.extend(
+            [24u32, u32::MAX, u32::MAX, u32::MAX, u32::MAX]
+                .iter()
+                .flat_map(|word| word.to_le_bytes()),
+        );
+        assert!(Btf::parse(long).is_err());
+    }
+}

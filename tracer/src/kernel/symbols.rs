@@ -1,0 +1,67 @@
+//! Names code addresses from /proc/kallsyms.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+
+/// Addresses of the kernel's and its modules' functions, sorted.
+#[derive(Default)]
+pub struct Symbols {
+    functions: Vec<(u64, Box<str>)>,
+}
+
+impl Symbols {
+    /// Reads the running kernel's symbols; empty when they are hidden (kptr_restrict, no root).
+    pub fn read() -> Self {
+        File::open("/proc/kallsyms").map_or_else(
+            |_| Self::default(),
+            |file| Self::parse(BufReader::new(file)),
+        )
+    }
+
+    fn parse(lines: impl BufRead) -> Self {
+        let mut functions: Vec<_> = lines
+            .lines()
+            .map_while(Result::ok)
+            .filter_map(|line| function(&line))
+            .collect();
+        functions.sort_unstable_by_key(|&(address, _)| address);
+        Self { functions }
+    }
+
+    /// True when no address is known.
+    pub fn is_empty(&self) -> bool {
+        self.functions.is_empty()
+    }
+
+    /// Function that holds an address.
+    pub fn name(&self, address: u64) -> Option<&str> {
+        let after = self
+            .functions
+            .partition_point(|&(start, _)| start <= address);
+        self.functions
+            .get(after.checked_sub(1)?)
+            .map(|(_, name)| &**name)
+    }
+}
+
+/// A line `address type name [module]`, when it is code.
+fn function(line: &str) -> Option<(u64, Box<str>)> {
+    let mut words = line.split_ascii_whitespace();
+    let address = u64::from_str_radix(words.next()?, 16).ok()?;
+    let code = matches!(words.next()?, "t" | "T" | "w" | "W");
+    (code && address != 0).then_some((address, words.next()?.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_belongs_to_the_function_before_it() {
+        let text = "0000000000001000 T first\n0000000000002000 t second [module]\n0000000000001800 d data\nbroken\n";
+        let symbols = Symbols::parse(text.as_bytes());
+        assert_eq!(symbols.name(0x1fff), Some("first"));
+        assert_eq!(symbols.name(0x2000), Some("second"));
+        assert_eq!(symbols.name(0xfff), None);
+    }
+}

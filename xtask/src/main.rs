@@ -1,2 +1,38 @@
-//! Repository commands.
-fn main() {}
+//! `cargo xtask`: everything that the repository does beside compiling.
+//!
+//! One file per command; this one only routes. Paths live in `workspace`, announcements in
+//! `step`, the two errors with an exit code of their own in `failure`.
+
+mod failure;
+mod lab;
+mod setup;
+mod step;
+mod tool;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, run and test tracer", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building tracer needs, and with --lab what the lab needs
+    Setup(setup::Arguments),
+    /// Run a command as root on a Debian kernel under QEMU; a shell when none is given
+    Lab(lab::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Setup(arguments) => setup::command(&arguments),
+        Command::Lab(arguments) => lab::command(arguments),
+    };
+    outcome.unwrap_or_else(|error| failure::report(&error))
+}

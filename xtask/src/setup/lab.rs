@@ -1,0 +1,52 @@
+//! The programs that the lab and its guests need.
+
+use anyhow::Result;
+
+use super::packages;
+use crate::failure::missing;
+use crate::tool;
+
+/// A program and the Debian package that holds it. Guests see this machine's files, so what
+/// runs inside must be installed here.
+struct Needed {
+    program: &'static str,
+    package: &'static str,
+}
+
+const fn needed(program: &'static str, package: &'static str) -> Needed {
+    Needed { program, package }
+}
+
+const NEEDED: [Needed; 11] = [
+    needed("qemu-system-x86_64", "qemu-system-x86"),
+    needed("busybox", "busybox-static"),
+    needed("modprobe", "kmod"),
+    needed("xz", "xz-utils"),
+    needed("ip", "iproute2"),
+    needed("ipvsadm", "ipvsadm"),
+    needed("conntrack", "conntrack"),
+    needed("iptables", "iptables"),
+    needed("nft", "nftables"),
+    needed("mount", "mount"),
+    needed("dpkg-deb", "dpkg"),
+];
+
+/// Installs what the lab lacks, or names it where there is no apt.
+pub(crate) fn lab_programs() -> Result<()> {
+    if packages::debian_like() {
+        return packages::install("the lab", &NEEDED.map(|needed| needed.package));
+    }
+    let absent: Vec<&str> = NEEDED
+        .iter()
+        .map(|needed| needed.program)
+        .filter(|program| tool::find(program).is_none())
+        .collect();
+    if absent.is_empty() {
+        return Ok(());
+    }
+    Err(missing(format!(
+        "the lab needs {}, which this machine lacks; install them with its package manager \
+         (busybox must be statically linked), or use a Debian or Ubuntu machine",
+        absent.join(", ")
+    )))
+}

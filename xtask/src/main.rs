@@ -5,8 +5,11 @@
 
 mod failure;
 mod lab;
+mod lint;
+mod run;
 mod setup;
 mod step;
+mod test;
 mod tool;
 mod workspace;
 
@@ -27,12 +30,21 @@ enum Command {
     Setup(setup::Arguments),
     /// Run a command as root on a Debian kernel under QEMU; a shell when none is given
     Lab(lab::Arguments),
+    /// Build tracer and start it as root on this machine
+    Run(run::Arguments),
+    /// Run the unit tests here and the lab tests on real kernels
+    Test(test::Arguments),
+    /// Check formatting and run clippy
+    Lint,
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup(arguments) => setup::command(&arguments),
         Command::Lab(arguments) => lab::command(arguments),
+        Command::Run(arguments) => run::command(arguments),
+        Command::Test(arguments) => test::command(&arguments),
+        Command::Lint => lint::command(),
     };
     outcome.unwrap_or_else(|error| failure::report(&error))
 }

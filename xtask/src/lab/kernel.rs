@@ -17,7 +17,7 @@ pub(crate) enum Series {
     /// Debian 12
     #[value(name = "6.1")]
     V6_1,
-    /// Debian 12 backports, also Debian 13
+    /// Debian 13, also offered to Debian 12
     #[value(name = "6.12")]
     V6_12,
     /// Debian 13 backports
@@ -44,7 +44,10 @@ impl Series {
         match self {
             Self::V5_10 => &[&["bullseye", "bullseye-security"]],
             Self::V6_1 => &[&["bookworm", "bookworm-security"]],
-            Self::V6_12 => &[&["bookworm-backports"], &["trixie", "trixie-security"]],
+            Self::V6_12 => &[
+                &["bookworm-backports", "bookworm-security"],
+                &["trixie", "trixie-security"],
+            ],
             Self::V7_3 => &[&["trixie-backports"], &["forky"]],
         }
     }

@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::termios::{self, SetArg, Termios};
 
 pub(crate) use kernel::Series;
-pub(crate) use session::asked_to_stop;
+pub(crate) use session::{INTERRUPTED, asked_to_stop};
 
 use crate::failure::{Failure, missing};
 use crate::{setup, workspace};
@@ -39,10 +39,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value = "6.1")]
     kernel: Series,
     /// Memory of the guest
-    #[arg(long, value_name = "MB", default_value_t = 3072)]
+    #[arg(long, value_name = "MB", default_value_t = MEMORY_MEGABYTES)]
     memory: u32,
     /// Processors of the guest
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = CPUS)]
     cpus: u32,
     /// Folder that the guest sees as /out and may write [default: target/lab/out]
     #[arg(long, value_name = "DIR")]
@@ -73,13 +73,12 @@ pub(crate) fn command(arguments: Arguments) -> Result<ExitCode> {
         .into());
     }
     let lab = Lab {
-        kernel: arguments.kernel,
         memory_megabytes: arguments.memory,
         cpus: arguments.cpus,
         kernel_arguments: arguments.append,
         out: arguments.out,
-        time_limit: None,
         interactive,
+        ..Lab::on(arguments.kernel)
     };
     lab.run(arguments.command).map(ExitCode::from)
 }
@@ -99,7 +98,24 @@ pub(crate) struct Lab {
     pub(crate) interactive: bool,
 }
 
+/// The guest's size when nothing else is asked for.
+const MEMORY_MEGABYTES: u32 = 3072;
+const CPUS: u32 = 2;
+
 impl Lab {
+    /// A guest of the usual size whose command has no terminal.
+    pub(crate) fn on(kernel: Series) -> Self {
+        Self {
+            kernel,
+            memory_megabytes: MEMORY_MEGABYTES,
+            cpus: CPUS,
+            kernel_arguments: String::new(),
+            out: None,
+            time_limit: None,
+            interactive: false,
+        }
+    }
+
     /// Installs and downloads what is missing, boots, runs the command in the caller's folder
     /// and gives its exit status.
     pub(crate) fn run(&self, command: Vec<OsString>) -> Result<u8> {

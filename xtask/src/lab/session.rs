@@ -19,7 +19,7 @@ const POWEROFF_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 /// What a shell reports for a program ended by SIGINT and by SIGPIPE.
-pub(super) const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = 130;
 const OUTPUT_CLOSED: u8 = 141;
 
 /// Time limits of a session.

@@ -1,0 +1,45 @@
+//! `cargo xtask lint`: formatting and clippy, with warnings as errors.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::setup;
+
+/// Every check and its arguments to cargo. The eBPF programs themselves compile for a target
+/// that clippy cannot host; their library is what both sides share.
+const CHECKS: [(&str, &[&str]); 3] = [
+    ("formatting", &["fmt", "--all", "--check"]),
+    (
+        "clippy",
+        &["clippy", "--all-targets", "--", "--deny", "warnings"],
+    ),
+    (
+        "clippy of the shared eBPF library",
+        &[
+            "clippy",
+            "--package",
+            "tracer-ebpf",
+            "--lib",
+            "--",
+            "--deny",
+            "warnings",
+        ],
+    ),
+];
+
+/// Runs the checks; the first that fails ends it.
+pub(crate) fn command() -> Result<ExitCode> {
+    let toolchain = setup::ebpf_toolchain()?;
+    for (name, arguments) in CHECKS {
+        let status = toolchain
+            .cargo()?
+            .args(arguments)
+            .status()
+            .context("cannot start cargo")?;
+        if !status.success() {
+            bail!("{name} found something; cargo's messages are above");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,81 @@
+//! `cargo xtask test`: unit tests on this machine, then the lab tests on real kernels.
+
+mod lab;
+mod native;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::lab::{INTERRUPTED, Series, asked_to_stop};
+use crate::{setup, step};
+use table::{Column, Counts};
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Kernel of the lab tests: 5.10, 6.1, 6.12, 7.3 or all
+    #[arg(long, default_value = "6.1", value_parser = parse_kernels)]
+    kernel: Kernels,
+    /// Only the tests that need no lab
+    #[arg(long)]
+    no_lab: bool,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Kernels(Vec<Series>);
+
+fn parse_kernels(word: &str) -> Result<Kernels, String> {
+    use clap::ValueEnum as _;
+    if word == "all" {
+        return Ok(Kernels(Series::ALL.to_vec()));
+    }
+    Series::from_str(word, false)
+        .map(|series| Kernels(vec![series]))
+        .map_err(|_| format!("{} or all", Series::ALL.map(Series::name).join(", ")))
+}
+
+/// Runs everything that was asked for; the last line printed is `N passed, N failed`.
+pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
+    let toolchain = setup::ebpf_toolchain()?;
+    if !arguments.no_lab {
+        setup::lab_programs()?;
+    }
+    let filter = arguments.filter.as_deref();
+    let targets = native::Targets::of_workspace(&toolchain)?;
+    let mut total = native::run(&toolchain, &targets, filter)?;
+    if !arguments.no_lab {
+        let columns = lab::run(&toolchain, &targets, &arguments.kernel.0, filter)?;
+        print!("\n{}", table::render(&columns));
+        total += columns.iter().map(Column::counts).sum();
+    }
+    if asked_to_stop() {
+        step::note("interrupted: not all tests ran");
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    println!("{} passed, {} failed", total.passed, total.failed);
+    Ok(outcome(total))
+}
+
+/// No test at all is no success: a filter that matches nothing is a mistake.
+fn outcome(total: Counts) -> ExitCode {
+    if total.passed == 0 && total.failed == 0 {
+        step::note("no test matches");
+    }
+    ExitCode::from(u8::from(total.failed > 0 || total.passed == 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_one_or_all() {
+        assert_eq!(parse_kernels("6.12"), Ok(Kernels(vec![Series::V6_12])));
+        assert_eq!(parse_kernels("all").unwrap().0.len(), 4);
+        assert!(parse_kernels("4.19").unwrap_err().contains("5.10"));
+    }
+}

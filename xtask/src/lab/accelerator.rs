@@ -40,6 +40,10 @@ pub(super) fn choose(kernel: &Kernel, hardware: &Hardware) -> Result<Accelerator
         Ok("no") => false,
         _ => {
             let survives = trial(kernel, hardware);
+            if session::asked_to_stop() {
+                // The trial was cut short, so it has decided nothing.
+                return Ok(Accelerator::Emulation);
+            }
             fs::write(&answer, if survives { "yes" } else { "no" })
                 .with_context(|| format!("cannot write {}", answer.display()))?;
             survives

@@ -122,6 +122,7 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 mkdir -p @MODULES@
 mount --bind @MODULES_SOURCE@ @MODULES@
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 out /out || echo "lab: no /out"
+echo lab >/proc/sys/kernel/hostname
 ip link set lo up
 ulimit -n 65536
 port() {

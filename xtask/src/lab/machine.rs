@@ -81,10 +81,9 @@ impl Machine {
         let mut command = tool::command("qemu-system-x86_64")?;
         command
             .args(arguments(kernel, guest.streams, hardware, folder.path()))
-            .stdout(Stdio::null())
             .stderr(log);
         if guest.streams == Streams::Separate {
-            command.stdin(Stdio::null());
+            command.stdin(Stdio::null()).stdout(Stdio::null());
         }
         end_with_parent(&mut command);
         let qemu = command.spawn().map_err(|error| {

@@ -18,8 +18,9 @@ pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const POWEROFF_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
-/// What a shell reports for a program ended by SIGINT and by SIGPIPE.
+/// What a shell reports for a program ended by SIGINT.
 pub(crate) const INTERRUPTED: u8 = 130;
+/// What a shell reports for a program ended by SIGPIPE.
 const OUTPUT_CLOSED: u8 = 141;
 
 /// Time limits of a session.
@@ -120,10 +121,12 @@ fn exit_status(event: Event) -> Option<u8> {
 
 /// From here on signals only raise a flag, so that the session can end QEMU and clean up.
 fn watch_signals() -> Result<()> {
-    match ctrlc::try_set_handler(|| ASKED_TO_STOP.store(true, Ordering::Relaxed)) {
-        Ok(()) | Err(ctrlc::Error::MultipleHandlers) => Ok(()),
-        Err(error) => Err(error).context("cannot handle Ctrl-C"),
+    static WATCHING: AtomicBool = AtomicBool::new(false);
+    if WATCHING.swap(true, Ordering::Relaxed) {
+        return Ok(());
     }
+    ctrlc::set_handler(|| ASKED_TO_STOP.store(true, Ordering::Relaxed))
+        .context("cannot handle Ctrl-C")
 }
 
 /// Copies as it comes: no line waits for the next one.

@@ -38,6 +38,10 @@ impl EbpfToolchain {
         let mut cargo = Command::new("cargo");
         cargo
             .current_dir(workspace::root())
+            // Quiet for the cargo that tracer's build script runs, whose every line would come
+            // back as a warning at each build; not for this one, which shows its progress.
+            .args(["--config", "term.quiet=false"])
+            .env("CARGO_TERM_QUIET", "true")
             .env("TRACER_EBPF_TOOLCHAIN", &self.toolchain)
             .env("PATH", tool::search_path(&[&self.linker_folder])?);
         if self.bootstrap {

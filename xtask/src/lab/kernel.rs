@@ -131,7 +131,9 @@ fn cached(cache: &Path, series: Series) -> Result<Option<Kernel>> {
 /// Orders releases by their numbers: `6.1.0-9` before `6.1.0-56`.
 pub(super) fn compare_releases(left: &str, right: &str) -> std::cmp::Ordering {
     let numbers = |release: &str| -> Vec<u64> {
-        release
+        // Without the architecture, whose digits are no version.
+        let version = release.strip_suffix("-amd64").unwrap_or(release);
+        version
             .split(|character: char| !character.is_ascii_digit())
             .filter_map(|number| number.parse().ok())
             .collect()

@@ -1,1 +1,165 @@
-//! End-to-end tests.
+//! What the end-to-end tests share: running the tracer and reading its JSON, and the list of tests
+//! with its report.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+/// One test: a name and what it does.
+pub struct Test {
+    /// Name in reports and for the filter.
+    pub name: String,
+    /// Fails with what was wrong.
+    pub run: Box<dyn Fn(&Tracer) -> anyhow::Result<()>>,
+}
+
+impl Test {
+    /// A test.
+    pub fn new(name: impl Into<String>, run: impl Fn(&Tracer) -> anyhow::Result<()> + 'static) -> Self {
+        Self { name: name.into(), run: Box::new(run) }
+    }
+}
+
+/// Runs the tests whose name holds `filter`, reports each, writes the results, and says whether all
+/// passed.
+///
+/// # Errors
+/// When the results cannot be written.
+pub fn run(tests: &[Test], tracer: &Tracer, filter: &str, results: &Path) -> anyhow::Result<bool> {
+    let (mut rows, mut failed) = (Vec::new(), 0);
+    for test in tests.iter().filter(|test| test.name.contains(filter)) {
+        let begun = Instant::now();
+        let outcome = (test.run)(tracer);
+        let seconds = begun.elapsed().as_secs_f64();
+        let detail = outcome.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+        let word = if outcome.is_ok() { "passed" } else { "failed" };
+        println!("{word} {:<48} {seconds:>6.1} s  {detail}", test.name);
+        failed += usize::from(outcome.is_err());
+        rows.push(json!({"test": test.name, "outcome": word, "detail": detail}));
+    }
+    std::fs::write(results, Value::from(rows.clone()).to_string()).context("the results cannot be written")?;
+    println!("{} passed, {failed} failed", rows.len() - failed);
+    Ok(failed == 0 && !rows.is_empty())
+}
+
+/// The tracer under test.
+pub struct Tracer {
+    path: PathBuf,
+}
+
+/// What a run of the tracer came to.
+#[derive(Debug)]
+pub struct Answer {
+    /// Exit code; -1 when a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Tracer {
+    /// The program at this path.
+    pub const fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs it to its end, at most for two minutes.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
+    pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Answer> {
+        finish(Command::new(&self.path).args(arguments))
+    }
+}
+
+/// Runs a command to its end, at most for two minutes.
+///
+/// # Errors
+/// When it cannot be started or does not end.
+pub fn finish(command: &mut Command) -> anyhow::Result<Answer> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{command:?} cannot be started"))?;
+    let stdout = child.stdout.take().map(gather);
+    let stderr = child.stderr.take().map(gather);
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if begun.elapsed() > Duration::from_secs(120) {
+            child.kill()?;
+            child.wait()?;
+            bail!("{command:?} did not end within two minutes");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let text = |reader: Option<JoinHandle<String>>| reader.and_then(|reader| reader.join().ok()).unwrap_or_default();
+    Ok(Answer { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) })
+}
+
+/// Reads a stream to its end, so that a full pipe does not stop the program.
+fn gather(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What was read before an error is still worth showing.
+        let _ = stream.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+impl Answer {
+    /// The JSON objects of one type, in order.
+    pub fn objects(&self, kind: &str) -> Vec<Value> {
+        self.stdout
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|value| value["type"] == kind)
+            .collect()
+    }
+
+    /// The first JSON object of one type.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn object(&self, kind: &str) -> anyhow::Result<Value> {
+        self.objects(kind)
+            .into_iter()
+            .next()
+            .with_context(|| format!("no {kind} was printed; exit {}, stderr: {}", self.code, self.stderr.trim()))
+    }
+
+    /// Fails unless the exit code is this one.
+    ///
+    /// # Errors
+    /// With what was printed.
+    pub fn expect_code(&self, code: i32) -> anyhow::Result<()> {
+        if self.code == code {
+            return Ok(());
+        }
+        let tail: Vec<_> = self.stdout.lines().rev().take(3).collect();
+        bail!("exit {} instead of {code}; stderr: {}; last lines: {tail:?}", self.code, self.stderr.trim())
+    }
+}
+
+/// Fails with a message unless a condition holds.
+///
+/// # Errors
+/// When it does not hold.
+pub fn check(condition: bool, message: impl FnOnce() -> String) -> anyhow::Result<()> {
+    if condition { Ok(()) } else { bail!(message()) }
+}

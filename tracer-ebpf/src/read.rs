@@ -102,6 +102,7 @@ pub fn bytes<const N: usize>(to: &mut [u8; N], count: usize, address: u64) -> bo
 const SKB_BYTES: usize = 232;
 
 /// A copy of an `sk_buff`: one read instead of one per field.
+#[repr(align(8))]
 pub struct Skb {
     bytes: MaybeUninit<[u8; SKB_BYTES]>,
 }
@@ -135,14 +136,15 @@ impl Skb {
         if offset > SKB_BYTES - size_of::<T>() {
             return None;
         }
-        // SAFETY: in bounds by the check above, and written by `fill` before any use.
+        // SAFETY: in bounds by the check above, written by `fill` before any use, and aligned as the
+        // kernel aligns it, since the copy is as aligned as an `sk_buff`.
         Some(unsafe {
             self.bytes
                 .as_ptr()
                 .cast::<u8>()
                 .add(offset)
                 .cast::<T>()
-                .read_unaligned()
+                .read()
         })
     }
 }

@@ -1,6 +1,19 @@
 //! Says why a packet was lost.
 //!
 //! Data flows one way: `kernel` → `event` → `journey` → `flow` → `cause` (with `node` facts) → `view`.
+//! A capture can replace what is left of `event`. `collector` joins the middle, `session` adds the
+//! live kernel on one side and `printer` on the other; `cli` only calls them.
 
+pub mod cause;
+pub mod cli;
+pub mod collector;
+pub mod event;
+pub mod flow;
 pub mod hook;
+pub mod journey;
 pub mod kernel;
+pub mod node;
+pub mod printer;
+pub mod scenario;
+pub mod session;
+pub mod view;

@@ -12,8 +12,8 @@ use crate::read;
 pub fn confirm(ctx: &impl Arguments) -> Option<()> {
     Sight::new(HookId::ConntrackConfirm, ctx.argument(0)?).emit_with(|detail, skb| {
         // The low three bits hold the packet's relation to the entry.
-        let entry = skb.field::<u64>(Field::SkbNfct).map(|raw| raw & !7);
-        entry.and_then(|entry| fill(detail, entry, 0, 0)).is_some()
+        let entry = skb.field::<u64>(Field::SkbNfct).unwrap_or(0) & !7;
+        fill(detail, entry, 0, 0)
     })
 }
 
@@ -24,24 +24,36 @@ pub fn nat(ctx: &impl Arguments) -> Option<()> {
     let manipulation = ctx.argument(2)? as u8;
     let direction = ctx.argument(3)? as u8;
     Sight::new(HookId::Nat, ctx.argument(0)?)
-        .emit_with(|detail, _| fill(detail, entry, manipulation, direction).is_some())
+        .emit_with(|detail, _| fill(detail, entry, manipulation, direction))
 }
 
+/// Copies both tuples of the entry; false when something cannot be read. Plain conditions, since
+/// 5.10's verifier refuses what the compiler makes of chained options here.
 #[inline(always)]
-fn fill(detail: &mut Detail, entry: u64, manipulation: u8, direction: u8) -> Option<()> {
+fn fill(detail: &mut Detail, entry: u64, manipulation: u8, direction: u8) -> bool {
+    let (Some(hash), Some(tuple), Some(status)) = (
+        read::offset(Field::ConnTuplehash),
+        read::offset(Field::TupleHashTuple),
+        read::offset(Field::ConnStatus),
+    ) else {
+        return false;
+    };
     if entry == 0 {
-        return None;
+        return false;
     }
-    let first =
-        entry + (read::offset(Field::ConnTuplehash)? + read::offset(Field::TupleHashTuple)?) as u64;
+    let first = entry + (hash + tuple) as u64;
     let second = first + (read::size(Field::ConnTuplehash) / 2) as u64;
     // SAFETY: every bit pattern is a valid `Conntrack`.
     let conntrack = unsafe { &mut detail.conntrack };
     if !read::into(&mut conntrack.original, first) || !read::into(&mut conntrack.reply, second) {
-        return None;
+        return false;
     }
-    conntrack.reply.family_or_status = read::field::<u32>(entry, Field::ConnStatus)? as u16;
+    let mut bits: u32 = 0;
+    if !read::into(&mut bits, entry + status as u64) {
+        return false;
+    }
+    conntrack.reply.family_or_status = bits as u16;
     conntrack.reply.protocol_or_manipulation = manipulation;
     conntrack.reply.direction = direction;
-    Some(())
+    true
 }

@@ -7,6 +7,7 @@ use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf};
+use network_types::eth::{EthHdr, EtherType};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, ProbeContext};
 use tracer_ebpf::event::{DETAIL_BYTES, Detail, Event, Lost, PACKET_BYTES, valid};
 use tracer_ebpf::hook::HookId;
@@ -232,7 +233,9 @@ fn headers(event: &mut Event, skb: &Skb, hook: HookId) -> Option<()> {
     };
     let mac = u32::from(skb.field::<u16>(Field::SkbMacHeader)?);
     let link = network.wrapping_sub(mac);
-    let (start, link) = if link == 14 { (mac, 14) } else { (network, 0) };
+    // Link and IPv6 headers together would push TCP's out of the event.
+    let with_link = link == EthHdr::LEN as u32 && event.protocol != EtherType::Ipv6 as u16;
+    let (start, link) = if with_link { (mac, link) } else { (network, 0) };
     let available = tail.wrapping_sub(start);
     if available > 1 << 20 {
         return None;

@@ -134,6 +134,11 @@ impl DropReasons {
         self.0.is_empty()
     }
 
+    /// Number of a reason by its name without prefix.
+    pub fn number(&self, name: &str) -> Option<u32> {
+        self.0.iter().find(|(_, found)| *found == name).map(|(&number, _)| number)
+    }
+
     /// Name of a reason, without its prefix.
     pub fn name(&self, reason: u32) -> Option<&str> {
         self.0.get(&reason).map(String::as_str)

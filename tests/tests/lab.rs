@@ -1,0 +1,340 @@
+//! The lab tests: the release binary on a real kernel, as root. `cargo xtask test` boots the kernels
+//! and starts this in each: `lab --tracer PATH [FILTER]`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tests::{Answer, Test, Tracer, check, finish};
+use tracer_ebpf::hook::HookId;
+
+/// The share that the lab hands results out through.
+const RESULTS: &str = "/out/results.json";
+/// Everything that the scenarios need and that a node with kube-proxy in ipvs mode has.
+const MODULES: &[&str] = &["ip_vs", "ip_vs_rr", "veth", "bridge", "nf_conntrack", "nf_nat", "dummy"];
+const CASE: &str = "vip-nodeport-unbound";
+
+fn main() -> anyhow::Result<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    let usage = "usage: lab --tracer PATH [FILTER]";
+    if arguments.next().as_deref() != Some("--tracer") {
+        anyhow::bail!(usage);
+    }
+    let tracer = Tracer::new(PathBuf::from(arguments.next().context(usage)?));
+    let filter = arguments.next().unwrap_or_default();
+    let loaded = Command::new("modprobe").arg("-a").args(MODULES).status()?;
+    check(loaded.success(), || format!("this kernel lacks one of the modules {MODULES:?}"))?;
+    let passed = tests::run(&list(), &tracer, &filter, Path::new(RESULTS))?;
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn list() -> Vec<Test> {
+    let mut tests = vec![
+        Test::new("doctor: every hook attaches", every_hook_attaches),
+        Test::new("hooks: each one fires", every_hook_fires),
+        Test::new("use: wrong words get the nearest name and exit 2", wrong_use),
+        Test::new("use: without root exit 3", without_root),
+        Test::new("reproduce: Ctrl-C leaves nothing behind", interrupted),
+        Test::new("reproduce: names and addresses make no difference", renamed),
+        Test::new("run: lost events are counted", loss_is_counted),
+    ];
+    for expectation in EXPECTATIONS {
+        tests.push(Test::new(format!("{CASE}: {}", expectation.variant), |tracer| reproduce(tracer, expectation, &[])));
+    }
+    tests
+}
+
+/// What a variant of the case has to come to.
+struct Expectation {
+    variant: &'static str,
+    /// The address and port that is diagnosed; `None` for a healthy variant.
+    subject: Option<&'static str>,
+    /// A stage that the failing packet's path shows.
+    stage: &'static str,
+    /// Words that the summary or evidence must hold.
+    says: &'static [&'static str],
+}
+
+const EXPECTATIONS: &[Expectation] = &[
+    Expectation {
+        variant: "unbound",
+        subject: Some("tcp 192.168.3.187:30000"),
+        stage: "tcp: no socket",
+        says: &["secondary", "src 192.168.3.182", "192.168.3.187/32", "10.244.1.15:3000", "the two paths part"],
+    },
+    Expectation {
+        variant: "udp",
+        subject: Some("udp 192.168.3.187:30000"),
+        stage: "udp: no socket",
+        says: &["secondary", "ICMP port unreachable"],
+    },
+    Expectation {
+        variant: "held-port",
+        subject: Some("tcp 192.168.3.187:30000"),
+        stage: "listening socket :30000",
+        says: &["accepted and then hang", "kube-proxy listens on tcp port 30000"],
+    },
+    Expectation {
+        variant: "nodeport-addresses",
+        subject: Some("tcp 192.168.3.187:30000"),
+        stage: "tcp: no socket",
+        says: &["nodePortAddresses leaves 192.168.3.187 out"],
+    },
+    Expectation {
+        variant: "two-vips",
+        subject: Some("tcp 192.168.3.187:30000"),
+        stage: "tcp: no socket",
+        says: &["secondary"],
+    },
+    Expectation { variant: "vip-32", subject: None, stage: "ipvs", says: &[] },
+    Expectation { variant: "other-mask", subject: None, stage: "ipvs", says: &[] },
+];
+
+fn reproduce(tracer: &Tracer, expectation: &Expectation, more: &[&str]) -> anyhow::Result<()> {
+    let mut arguments = vec!["reproduce", CASE, "--format", "json", "--variant", expectation.variant];
+    arguments.extend(more);
+    let answer = tracer.run(&arguments)?;
+    judge(&answer, expectation)
+}
+
+fn judge(answer: &Answer, expectation: &Expectation) -> anyhow::Result<()> {
+    let verdict = answer.object("verdict")?;
+    check(verdict["as_expected"] == true, || format!("verdict {verdict}, stderr {}", answer.stderr.trim()))?;
+    let diagnoses = answer.objects("diagnosis");
+    let stages: BTreeSet<String> = answer
+        .objects("journey")
+        .iter()
+        .flat_map(|journey| journey["path"].as_array().cloned().unwrap_or_default())
+        .map(|stage| stage["text"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    check(stages.iter().any(|stage| stage.contains(expectation.stage)), || {
+        format!("no journey shows {:?}: {stages:?}", expectation.stage)
+    })?;
+    let Some(subject) = expectation.subject else {
+        check(diagnoses.is_empty(), || format!("healthy traffic was blamed: {diagnoses:?}"))?;
+        return answer.expect_code(0);
+    };
+    check(diagnoses.len() == 1, || format!("one diagnosis is expected: {diagnoses:?}"))?;
+    let diagnosis = &diagnoses[0];
+    check(diagnosis["cause"] == CASE && diagnosis["subject"] == subject && diagnosis["certainty"] == "certain", || {
+        format!("{diagnosis}")
+    })?;
+    let text = diagnosis.to_string();
+    for word in expectation.says {
+        check(text.contains(word), || format!("{word:?} is not said: {text}"))?;
+    }
+    let attempts = answer.objects("attempt");
+    let fixed: Vec<_> = attempts.iter().filter(|attempt| attempt["phase"] == "after the fix").collect();
+    check(!fixed.is_empty() && fixed.iter().all(|attempt| attempt["answered"] == true), || {
+        format!("after the fix: {fixed:?}")
+    })?;
+    no_loss(answer)?;
+    answer.expect_code(1)
+}
+
+fn no_loss(answer: &Answer) -> anyhow::Result<()> {
+    let lost = answer.object("summary")?["lost"].clone();
+    check(lost.as_array().is_some_and(Vec::is_empty), || format!("events were lost: {lost}"))
+}
+
+fn renamed(tracer: &Tracer) -> anyhow::Result<()> {
+    let expectation = Expectation {
+        variant: "unbound",
+        subject: Some("tcp 172.29.7.77:31999"),
+        stage: "tcp: no socket",
+        says: &["172.29.7.20", "src 172.29.7.20", "dev lan9", "172.29.7.77/32", "10.99.3.8:8443"],
+    };
+    let more = [
+        "--node", "172.29.7.20", "--vip", "172.29.7.77", "--client", "172.29.7.5", "--pod", "10.99.3.8",
+        "--bridge-address", "10.99.3.1", "--pod-port", "8443", "--node-port", "31999", "--interface", "lan9",
+        "--bridge", "br-pods",
+    ];
+    reproduce(tracer, &expectation, &more)
+}
+
+fn every_hook_attaches(tracer: &Tracer) -> anyhow::Result<()> {
+    let answer = tracer.run(&["doctor", "--format", "json"])?;
+    answer.expect_code(0)?;
+    let hooks = answer.objects("hook");
+    check(hooks.len() == HookId::ALL.len(), || format!("{} hooks are listed", hooks.len()))?;
+    let missing: Vec<_> = hooks.iter().filter(|hook| hook["attached"].is_null()).collect();
+    check(missing.is_empty(), || format!("{missing:?}"))?;
+    let kernel = answer.object("kernel")?;
+    check(kernel["missing_fields"].as_array().is_some_and(Vec::is_empty), || format!("{kernel}"))
+}
+
+/// Every hook of the catalogue is seen in real traffic: the case over TCP and UDP, and a host with a
+/// virtual server without real servers and a blackhole route.
+fn every_hook_fires(tracer: &Tracer) -> anyhow::Result<()> {
+    let mut fired = BTreeSet::new();
+    for variant in ["unbound", "udp"] {
+        let answer = tracer.run(&["reproduce", CASE, "--format", "json", "--variant", variant])?;
+        fired.extend(hooks_of(&answer)?);
+    }
+    let world = Namespaces::build()?;
+    let tracing = Command::new(tracer.path())
+        .args(["run", "--for", "12", "--format", "json"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    std::thread::sleep(Duration::from_secs(7));
+    world.knock();
+    let output = tracing.wait_with_output()?;
+    let answer = Answer {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::new(),
+    };
+    fired.extend(hooks_of(&answer)?);
+    let silent: Vec<_> = HookId::ALL.iter().map(|hook| hook.name()).filter(|name| !fired.contains(*name)).collect();
+    check(silent.is_empty(), || format!("these hooks never fired: {silent:?}"))
+}
+
+fn hooks_of(answer: &Answer) -> anyhow::Result<BTreeSet<String>> {
+    let summary = answer.object("summary")?;
+    let hooks = summary["hooks"].as_array().context("the summary has no hooks")?;
+    Ok(hooks.iter().filter_map(|row| row[0].as_str().map(str::to_owned)).collect())
+}
+
+/// Two namespaces: a client behind a veth, and a host with ways to lose its packets.
+struct Namespaces;
+
+impl Namespaces {
+    fn build() -> anyhow::Result<Self> {
+        let world = Self;
+        let commands = [
+            "ip netns add fire-c", "ip netns add fire-h",
+            "ip -n fire-c link add eth0 type veth peer name eth0 netns fire-h",
+            "ip -n fire-c addr add 192.0.2.2/24 dev eth0", "ip -n fire-h addr add 192.0.2.1/24 dev eth0",
+            "ip -n fire-c link set eth0 up", "ip -n fire-h link set eth0 up", "ip -n fire-h link set lo up",
+            "ip -n fire-c route add default via 192.0.2.1",
+            "ip -n fire-h route add blackhole 198.51.100.0/24",
+            "ip netns exec fire-h sysctl -qw net.ipv4.ip_forward=1",
+            "ip netns exec fire-h ipvsadm -A -u 192.0.2.1:5000 -s rr",
+        ];
+        for command in commands {
+            let mut words = command.split(' ');
+            let answer = finish(Command::new(words.next().unwrap_or_default()).args(words))?;
+            check(answer.code == 0, || format!("{command}: {}", answer.stderr.trim()))?;
+        }
+        Ok(world)
+    }
+
+    /// Sends to the virtual server without real servers, to a closed port and into the blackhole.
+    fn knock(&self) {
+        for address in ["192.0.2.1/5000", "192.0.2.1/5999", "198.51.100.1/53"] {
+            let line = format!("for i in 1 2 3; do echo x > /dev/udp/{address}; sleep 0.2; done");
+            // A refused send is what this is for.
+            let _ = finish(Command::new("ip").args(["netns", "exec", "fire-c", "bash", "-c", &line]));
+        }
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for name in ["fire-c", "fire-h"] {
+            // Nothing more can be done when this fails; the kernel goes with the lab.
+            let _ = finish(Command::new("ip").args(["netns", "del", name]));
+        }
+    }
+}
+
+fn wrong_use(tracer: &Tracer) -> anyhow::Result<()> {
+    for (arguments, near) in [
+        (&["reproduce", "vip-nodport"][..], CASE),
+        (&["reproduce", CASE, "--variant", "unbond"][..], "unbound"),
+        (&["why", "vip-nodeport-unbond"][..], CASE),
+        (&["reproduc"][..], "reproduce"),
+    ] {
+        let answer = tracer.run(arguments)?;
+        answer.expect_code(2)?;
+        check(answer.stderr.contains(near), || format!("{near} is not named: {}", answer.stderr))?;
+    }
+    Ok(())
+}
+
+fn without_root(tracer: &Tracer) -> anyhow::Result<()> {
+    for arguments in [&["run"][..], &["reproduce", CASE], &["doctor"]] {
+        let answer = finish(
+            Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(tracer.path()).args(arguments),
+        )?;
+        answer.expect_code(3)?;
+        check(answer.stderr.contains("root"), || answer.stderr.clone())?;
+    }
+    Ok(())
+}
+
+/// Processes and namespaces of this machine.
+fn census() -> anyhow::Result<(BTreeSet<String>, usize)> {
+    let mut namespaces = BTreeSet::new();
+    let mut tracers = 0;
+    for entry in std::fs::read_dir("/proc")?.filter_map(Result::ok) {
+        let path = entry.path();
+        if let Ok(namespace) = std::fs::read_link(path.join("ns/net")) {
+            namespaces.insert(namespace.to_string_lossy().into_owned());
+        }
+        let command = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+        tracers += usize::from(matches!(command.trim(), "tracer" | "kube-proxy"));
+    }
+    Ok((namespaces, tracers))
+}
+
+fn interrupted(tracer: &Tracer) -> anyhow::Result<()> {
+    let (before, _) = census()?;
+    let links_before = finish(Command::new("ip").args(["-o", "link"]))?.stdout.lines().count();
+    for (signal, wait) in [(Signal::SIGINT, 3000), (Signal::SIGKILL, 4000), (Signal::SIGINT, 8000)] {
+        let mut child = Command::new(tracer.path())
+            .args(["reproduce", CASE, "--variant", "held-port"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        std::thread::sleep(Duration::from_millis(wait));
+        kill(Pid::from_raw(child.id().cast_signed()), signal)?;
+        let begun = Instant::now();
+        child.wait()?;
+        check(begun.elapsed() < Duration::from_secs(10), || format!("{signal} took {:?}", begun.elapsed()))?;
+        std::thread::sleep(Duration::from_millis(500));
+        let (after, tracers) = census()?;
+        check(after == before && tracers == 0, || format!("after {signal}: {after:?}, {tracers} processes"))?;
+        let links = finish(Command::new("ip").args(["-o", "link"]))?.stdout.lines().count();
+        check(links == links_before, || format!("after {signal} there are {links} links, before {links_before}"))?;
+    }
+    Ok(())
+}
+
+/// A ring buffer that is too small for a burst: what is missing is exactly what is counted.
+fn loss_is_counted(tracer: &Tracer) -> anyhow::Result<()> {
+    let child = Command::new(tracer.path())
+        .args(["run", "--for", "14", "--buffer", "1", "--format", "json"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let pid = Pid::from_raw(child.id().cast_signed());
+    std::thread::sleep(Duration::from_secs(7));
+    // While the tracer stands still nothing empties the buffer.
+    kill(pid, Signal::SIGSTOP)?;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    for _ in 0..3000 {
+        // Nobody listens there; the refusal comes back as an error of a later send.
+        let _ = socket.send_to(b"x", "127.0.0.1:9");
+    }
+    kill(pid, Signal::SIGCONT)?;
+    let output = child.wait_with_output()?;
+    let answer = Answer {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::new(),
+    };
+    let summary = answer.object("summary")?;
+    let lost: u64 = summary["lost"].as_array().into_iter().flatten().filter_map(|row| row[1].as_u64()).sum();
+    let events = summary["events"].as_u64().unwrap_or(0);
+    let runs = summary["kernel_runs"].as_u64().unwrap_or(0);
+    check(lost > 0, || format!("nothing was lost: {summary}"))?;
+    let near: Value = summary["kernel_runs"].clone();
+    check(events + lost <= runs + runs / 50 && events + lost >= runs / 2, || {
+        format!("{events} events and {lost} lost of {near} runs")
+    })
+}

@@ -1,0 +1,385 @@
+//! `vip-nodeport-unbound`: a NodePort answers on one address of the node and not on another, because
+//! kube-proxy in ipvs mode made no virtual server for the other.
+//!
+//! Source: kube-proxy's pkg/proxy/ipvs/netlink_linux.go up to 1.22 takes node addresses from the
+//! `src` of the local routes; kubernetes/kubernetes #75443, #101429, #114815.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use tracer_ebpf::hook::HookId;
+
+use super::{Cause, Certainty, Diagnosis, Evidence, Fix, Proof};
+use crate::event::{Detail, protocol};
+use crate::flow::{Direction, Flow};
+use crate::journey::Journey;
+use crate::node::{KubeProxy, NetnsFacts, NetnsId, VirtualServer, VirtualServerKey};
+
+pub(super) const CAUSE: Cause = Cause {
+    code: "vip-nodeport-unbound",
+    title: "a NodePort answers on the node's own address but not on a virtual address (ipvs mode)",
+    explanation: "\
+In ipvs mode kube-proxy makes one virtual server per node address and NodePort. An address for which it
+makes none is delivered to the node itself: where nothing listens, TCP answers with RST and UDP with ICMP
+port unreachable; kube-proxy up to 1.23 holds a listening socket on the NodePort, so there the handshake
+completes and the connection hangs.
+
+Why an address is left out:
+  * kube-proxy up to 1.22 takes its addresses from the source (`src`) of the kernel's local routes. An
+    address in the prefix of an earlier one is secondary, and its local route carries the earlier
+    address as src. The prefix decides, not the length: a /32 or another prefix has its own src.
+  * nodePortAddresses leaves the address out.
+  * kube-proxy 1.23 to 1.26 takes away addresses that are also on kube-ipvs0 (a LoadBalancer address).
+
+Proof: the address is local; a virtual server of the same port exists on another address of the node and
+none on this one; and the local route's src is the other address, or the configuration leaves it out.
+
+Fix: give the virtual address its own prefix (/32) and restart kube-proxy; or name its prefix in
+nodePortAddresses; or upgrade kube-proxy to 1.27 or later.",
+    examine,
+};
+
+/// The interface that kube-proxy puts service addresses on.
+const SERVICE_DEVICE: &str = "kube-ipvs0";
+
+/// One address and port that IPVS does not serve, in one namespace.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Subject {
+    netns: u32,
+    protocol: u8,
+    address: SocketAddr,
+}
+
+/// What became of a packet that IPVS did not serve.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Answered with RST or an ICMP error.
+    Refused,
+    /// Taken by a socket of the node.
+    Held,
+}
+
+struct Missed<'a> {
+    flow: &'a Flow,
+    journey: &'a Journey,
+    fate: Fate,
+}
+
+/// The virtual server of the same NodePort on another address of the node.
+#[derive(Clone, Copy)]
+struct Sibling<'a> {
+    address: SocketAddr,
+    server: &'a VirtualServer,
+}
+
+/// Why kube-proxy left the address out.
+enum Reason {
+    /// Its local route carries another address as source.
+    Secondary { source: IpAddr },
+    /// The configuration leaves it out.
+    Configured { proxy: KubeProxy },
+    /// It is a service address as well.
+    ServiceAddress,
+    /// Not known.
+    Unknown,
+}
+
+fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    let mut subjects: BTreeMap<Subject, Vec<Missed<'_>>> = BTreeMap::new();
+    for flow in evidence.flows.iter() {
+        // One connection counts once, however many packets it tried with.
+        let missed = flow.of(Direction::Request).find_map(|journey| {
+            let (subject, fate) = missed(journey)?;
+            Some((subject, Missed { flow, journey, fate }))
+        });
+        if let Some((subject, missed)) = missed {
+            subjects.entry(subject).or_default().push(missed);
+        }
+    }
+    subjects
+        .into_iter()
+        .filter_map(|(subject, missed)| judge(evidence, subject, &missed))
+        .collect()
+}
+
+/// A packet for which IPVS looked for a virtual server in vain and which then did not get through.
+fn missed(journey: &Journey) -> Option<(Subject, Fate)> {
+    let (index, address, protocol) = journey.ipvs_miss()?;
+    let netns = journey.namespace_at(index)?;
+    let taken = |event: &crate::event::Event| matches!(event.hook, HookId::TcpDeliver | HookId::UdpDeliver);
+    let fate = if journey.rejected() {
+        Fate::Refused
+    } else if journey.events[index..].iter().any(taken) {
+        Fate::Held
+    } else {
+        return None;
+    };
+    Some((Subject { netns, protocol, address }, fate))
+}
+
+fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Option<Diagnosis> {
+    let facts = evidence.facts.namespace(NetnsId(subject.netns))?;
+    let vip = subject.address.ip();
+    let port = subject.address.port();
+    if !facts.is_local_address(vip) || facts.virtual_server(subject.protocol, vip, port).is_some() {
+        return None;
+    }
+    let excluding = evidence
+        .facts
+        .kube_proxies_in(NetnsId(subject.netns))
+        .find(|proxy| proxy.node_ports_on(vip) == Some(false));
+    let reason = reason(facts, vip, excluding);
+    let sibling = sibling(facts, subject, &reason)?;
+    if missed.iter().all(|missed| missed.fate == Fate::Held) && !held_by_kube_proxy(facts, subject) {
+        // Another process serves this address on purpose.
+        return None;
+    }
+    let held = missed.iter().any(|missed| missed.fate == Fate::Held);
+    let certainty = match reason {
+        Reason::Secondary { .. } | Reason::Configured { .. } => Certainty::Certain,
+        Reason::ServiceAddress | Reason::Unknown => Certainty::Likely,
+    };
+    let total = evidence
+        .flows
+        .iter()
+        .filter(|flow| flow.client.destination == subject.address && flow.client.protocol == subject.protocol)
+        .count();
+    Some(Diagnosis {
+        code: CAUSE.code,
+        subject: format!("{} {}", protocol::name(subject.protocol), subject.address),
+        certainty,
+        summary: summary(facts, subject, sibling, &reason, held),
+        evidence: proofs(evidence, facts, subject, sibling, &reason, missed),
+        missing: missing(&reason),
+        fixes: fixes(facts, vip, &reason),
+        check: format!("tracer probe {}://{}", protocol::name(subject.protocol), subject.address),
+        failed: missed.len(),
+        total: total.max(missed.len()),
+    })
+}
+
+fn reason(facts: &NetnsFacts, vip: IpAddr, excluding: Option<&KubeProxy>) -> Reason {
+    let route_source = facts.local_route(vip).and_then(|route| route.preferred_source);
+    let secondary = facts.address(vip).is_some_and(|address| address.secondary);
+    match (route_source, excluding) {
+        (_, Some(proxy)) => Reason::Configured { proxy: proxy.clone() },
+        (Some(source), None) if source != vip && secondary => Reason::Secondary { source },
+        _ if on_service_device(facts, vip) => Reason::ServiceAddress,
+        _ => Reason::Unknown,
+    }
+}
+
+fn on_service_device(facts: &NetnsFacts, address: IpAddr) -> bool {
+    facts.addresses.iter().any(|found| {
+        found.address == address
+            && facts.link(found.link).is_some_and(|link| link.name == SERVICE_DEVICE)
+    })
+}
+
+/// The virtual server that shows that this port is a NodePort: same port, on another address that the
+/// node itself has. Addresses of services live on their own interface and prove nothing.
+fn sibling<'a>(facts: &'a NetnsFacts, subject: Subject, reason: &Reason) -> Option<Sibling<'a>> {
+    facts
+        .virtual_servers_on_port(subject.protocol, subject.address.port())
+        .filter_map(|server| match server.key {
+            VirtualServerKey::Endpoint { address, port, .. } => {
+                Some(Sibling { address: SocketAddr::new(address, port), server })
+            }
+            VirtualServerKey::Mark { .. } => None,
+        })
+        .filter(|sibling| sibling.address != subject.address && !sibling.server.destinations.is_empty())
+        .filter(|sibling| {
+            let address = sibling.address.ip();
+            facts.is_local_address(address) && !on_service_device(facts, address)
+        })
+        .find(|sibling| match reason {
+            Reason::Secondary { source } => sibling.address.ip() == *source,
+            _ => true,
+        })
+}
+
+fn held_by_kube_proxy(facts: &NetnsFacts, subject: Subject) -> bool {
+    facts
+        .listeners(subject.protocol, subject.address.ip(), subject.address.port())
+        .any(|socket| socket.owner.as_ref().is_some_and(|owner| owner.command == "kube-proxy"))
+}
+
+fn summary(
+    facts: &NetnsFacts,
+    subject: Subject,
+    sibling: Sibling<'_>,
+    reason: &Reason,
+    held: bool,
+) -> String {
+    let (vip, port) = (subject.address.ip(), subject.address.port());
+    let mut text = format!(
+        "NodePort {port} answers on {} but not on {vip}: kube-proxy made no virtual server for {vip}. ",
+        sibling.address.ip()
+    );
+    match reason {
+        Reason::Secondary { source } => {
+            let prefix = prefix(facts, vip);
+            text += &format!(
+                "{vip}{prefix} is a secondary address in the prefix of {source}, so its local route carries src \
+                 {source}, and kube-proxy (ipvs, before 1.23) takes node addresses from that src."
+            );
+        }
+        Reason::Configured { .. } => {
+            text += &format!("Its configuration nodePortAddresses leaves {vip} out.");
+        }
+        Reason::ServiceAddress => {
+            text += &format!(
+                "{vip} is on {SERVICE_DEVICE} as a service address too, and kube-proxy 1.23 to 1.26 takes such \
+                 addresses away from its node addresses."
+            );
+        }
+        Reason::Unknown => {
+            text += &format!("Either nodePortAddresses leaves {vip} out, or the address is newer than kube-proxy's last sync.");
+        }
+    }
+    if held {
+        text += " kube-proxy (up to 1.23) holds the port with a socket that it never serves, so connections are \
+                 accepted and then hang.";
+    }
+    text
+}
+
+fn prefix(facts: &NetnsFacts, address: IpAddr) -> String {
+    facts
+        .address(address)
+        .map(|found| format!("/{}", found.prefix_length))
+        .unwrap_or_default()
+}
+
+fn proofs(
+    evidence: &Evidence<'_>,
+    facts: &NetnsFacts,
+    subject: Subject,
+    sibling: Sibling<'_>,
+    reason: &Reason,
+    missed: &[Missed<'_>],
+) -> Vec<Proof> {
+    let vip = subject.address.ip();
+    let name = protocol::name(subject.protocol);
+    let served = sibling.address;
+    let real: Vec<String> = sibling
+        .server
+        .destinations
+        .iter()
+        .map(|real| SocketAddr::new(real.address, real.port).to_string())
+        .collect();
+    let mut proofs = vec![Proof {
+        source: "ipvs",
+        text: format!("{name} {served} → {} exists; {} does not", real.join(", "), subject.address),
+    }];
+    if let Some(route) = facts.local_route(vip) {
+        let device = route.link.and_then(|index| facts.link(index)).map_or("?", |link| link.name.as_str());
+        let source = route.preferred_source.map_or_else(|| "none".to_owned(), |source| source.to_string());
+        proofs.push(Proof {
+            source: "route",
+            text: format!("local {vip} dev {device} table local src {source}"),
+        });
+    }
+    if let Reason::Configured { proxy } = reason {
+        proofs.push(Proof {
+            source: "kube-proxy",
+            text: format!("process {} has nodePortAddresses {}", proxy.pid, proxy.node_port_addresses.join(",")),
+        });
+    }
+    if missed.iter().any(|missed| missed.fate == Fate::Held) {
+        proofs.push(Proof {
+            source: "socket",
+            text: format!("kube-proxy listens on {name} port {} and accepts nothing", subject.address.port()),
+        });
+    }
+    if let Some(first) = missed.first() {
+        proofs.push(Proof {
+            source: "packet",
+            text: format!(
+                "#{} delivered locally, no IPVS match, {}",
+                first.journey.id,
+                match first.fate {
+                    Fate::Refused if first.journey.passed(HookId::TcpReset) => "no socket, RST sent",
+                    Fate::Refused => "no socket, ICMP port unreachable sent",
+                    Fate::Held => "taken by the node's own socket",
+                }
+            ),
+        });
+        if let Some(text) = healthy_twin(evidence, first.flow, served) {
+            proofs.push(Proof { source: "packet", text });
+        }
+    }
+    proofs
+}
+
+/// The same client's packet to the address that is served.
+fn healthy_twin(evidence: &Evidence<'_>, failed: &Flow, served: SocketAddr) -> Option<String> {
+    evidence
+        .flows
+        .iter()
+        .filter(|flow| flow.client.destination == served && flow.client.source.ip() == failed.client.source.ip())
+        .flat_map(|flow| flow.of(Direction::Request))
+        .filter(|journey| journey.passed(HookId::IpvsNatTransmit))
+        .min_by_key(|journey| journey.id)
+        .map(|journey| {
+            let real = journey.last_tuple().map_or_else(String::new, |tuple| tuple.destination.to_string());
+            format!("#{} same client to {} reached {real}; the two paths part at \"ipvs\"", journey.id, served.ip())
+        })
+}
+
+fn missing(reason: &Reason) -> Vec<String> {
+    match reason {
+        Reason::Secondary { .. } | Reason::Configured { .. } => Vec::new(),
+        Reason::ServiceAddress => vec!["kube-proxy's version (1.23 to 1.26 behave so)".into()],
+        Reason::Unknown => vec!["kube-proxy's nodePortAddresses and the time of its last sync".into()],
+    }
+}
+
+fn fixes(facts: &NetnsFacts, vip: IpAddr, reason: &Reason) -> Vec<Fix> {
+    let host = if vip.is_ipv4() { 32 } else { 128 };
+    let configuration = Fix {
+        lines: vec![
+            format!("nodePortAddresses: [{vip}/{host}] beside the prefixes already there, in kube-proxy's configuration"),
+            "systemctl restart kube-proxy".into(),
+        ],
+        risk: "NodePorts answer only on the addresses that the list names",
+    };
+    let place = facts
+        .address(vip)
+        .and_then(|address| Some((address, facts.link(address.link)?)));
+    match (reason, place) {
+        (Reason::Secondary { .. }, Some((address, link))) => vec![
+            Fix {
+                lines: vec![
+                    format!(
+                        "ip addr del {vip}/{} dev {name} && ip addr add {vip}/{host} dev {name}",
+                        address.prefix_length,
+                        name = link.name
+                    ),
+                    "systemctl restart kube-proxy".into(),
+                ],
+                risk: "connections to the address break for a moment; make it lasting where the address is \
+                       configured (keepalived, netplan)",
+            },
+            configuration,
+        ],
+        (Reason::ServiceAddress, _) => vec![
+            Fix { lines: vec!["upgrade kube-proxy to 1.27 or later".into()], risk: "as any upgrade" },
+            configuration,
+        ],
+        _ => vec![configuration],
+    }
+}
+
+impl Journey {
+    /// Index, address and protocol of an IPVS lookup that found no virtual server.
+    pub fn ipvs_miss(&self) -> Option<(usize, SocketAddr, u8)> {
+        let (index, address, protocol) = self.events.iter().enumerate().rev().find_map(|(index, event)| {
+            let Detail::Service { address, protocol } = event.detail else { return None };
+            Some((index, address, protocol))
+        })?;
+        let found = |hook| matches!(hook, HookId::IpvsSchedule | HookId::IpvsLeave | HookId::IpvsNatTransmit);
+        let rest = &self.events[index + 1..];
+        (!rest.is_empty() && !rest.iter().any(|event| found(event.hook))).then_some((index, address, protocol))
+    }
+}

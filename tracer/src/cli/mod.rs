@@ -1,0 +1,183 @@
+//! The command line: what was typed, and one file per command that gathers and calls, without logic
+//! of its own.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::printer::Format;
+use crate::view::text::Style;
+
+mod doctor;
+mod reproduce;
+mod run;
+mod why;
+
+/// Exit codes, the same for every command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Exit {
+    /// Nothing wrong found.
+    Healthy = 0,
+    /// A cause was named.
+    CauseNamed = 1,
+    /// Wrong use.
+    Usage = 2,
+    /// This machine cannot be traced.
+    CannotTrace = 3,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Says in plain words why a packet was lost on this node, proves it, and gives the fix.
+#[derive(Parser, Debug)]
+#[command(name = "tracer", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// How answers are written.
+#[derive(Args, Clone, Debug)]
+struct Output {
+    /// Text for a person, or one JSON object a line.
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text, global = true)]
+    format: OutputFormat,
+    /// When to use colours.
+    #[arg(long, value_enum, default_value_t = Colour::Auto, global = true)]
+    color: Colour,
+    /// Show every kernel event of a journey.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum OutputFormat {
+    Text,
+    Json,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Colour {
+    Auto,
+    Always,
+    Never,
+}
+
+impl Output {
+    fn printer_format(&self) -> Format {
+        match self.format {
+            OutputFormat::Json => Format::Json,
+            OutputFormat::Text => Format::Text { style: self.style(), verbose: self.verbose },
+        }
+    }
+
+    fn style(&self) -> Style {
+        let colour = match self.color {
+            Colour::Always => true,
+            Colour::Never => false,
+            Colour::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        };
+        Style { colour }
+    }
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Trace this machine live. Example: tracer run --for 30
+    Run(run::Arguments),
+    /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
+    /// Example: tracer reproduce vip-nodeport-unbound
+    Reproduce(reproduce::Arguments),
+    /// Explain a cause. Example: tracer why vip-nodeport-unbound
+    Why(why::Arguments),
+    /// Say what this kernel lets the tracer see, hook by hook, and what is missing.
+    Doctor,
+}
+
+/// Something that ends a command, with its exit code.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    fn usage(message: String) -> Self {
+        Self { exit: Exit::Usage, error: anyhow::Error::msg(message) }
+    }
+
+    fn cannot_trace(message: impl Into<String>) -> Self {
+        Self { exit: Exit::CannotTrace, error: anyhow::Error::msg(message.into()) }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { exit: Exit::CannotTrace, error: error.into() }
+    }
+}
+
+/// Runs what was typed.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Run(arguments) => run::run(&arguments, &cli.output),
+        Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
+        Command::Why(arguments) => why::run(&arguments, &cli.output),
+        Command::Doctor => doctor::run(&cli.output),
+    };
+    match done {
+        Ok(exit) => exit.into(),
+        Err(Failure { exit, error }) => {
+            eprintln!("tracer: {error:#}");
+            exit.into()
+        }
+    }
+}
+
+/// Refuses to go on without root, in words.
+fn need_root(what: &str) -> Result<(), Failure> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::cannot_trace(format!(
+        "{what} needs root (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN); run it with sudo"
+    )))
+}
+
+/// A runtime on this thread: threads that change their namespace are made by hand.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// The names nearest to a mistyped one, the best first.
+fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut scored: Vec<_> = names.map(|name| (strsim::jaro_winkler(typed, name), name)).collect();
+    scored.sort_by(|one, two| two.0.total_cmp(&one.0));
+    scored.into_iter().take(3).map(|(_, name)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_hold() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_nearest_name_comes_first() {
+        assert_eq!(nearest("vip-nodport", ["no-listener", "vip-nodeport-unbound"].into_iter())[0], "vip-nodeport-unbound");
+    }
+}

@@ -1,0 +1,126 @@
+//! `tracer run`: trace this machine live.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Exit, Failure, Output, need_root, runtime};
+use crate::kernel::load::{Options, Tier, Tracing};
+use crate::printer::{Printer, Show};
+use crate::session::Session;
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// Stop after this many seconds.
+    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
+    /// Show packets that arrived as well, not only those that did not.
+    #[arg(long)]
+    all: bool,
+    /// Ring buffer size, MiB, a power of two.
+    #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = buffer)]
+    buffer: u32,
+}
+
+fn buffer(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(size @ 1..=1024) if u32::is_power_of_two(size) => Ok(size),
+        _ => Err("a power of two from 1 to 1024 is needed".into()),
+    }
+}
+
+pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
+    need_root("tracing")?;
+    let show = if arguments.all { Show::All } else { Show::Failed };
+    let printer = Printer::new(output.printer_format(), show);
+    let options = Options { ring_bytes: arguments.buffer << 20, namespaces: None };
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let mut session = Session::start(&options, Vec::new(), printer)?;
+        for line in banner(&session) {
+            session.printer().remark(&line)?;
+        }
+        let limit = arguments.seconds.map(Duration::from_secs);
+        let (_, mut diagnoses) = session.collect(stop(limit)).await?;
+        diagnoses.extend(session.finish()?);
+        Ok(if diagnoses.is_empty() { Exit::Healthy } else { Exit::CauseNamed })
+    })
+}
+
+/// Done on Ctrl-C, on SIGTERM, or after the limit.
+async fn stop(limit: Option<Duration>) {
+    let limit = async {
+        match limit {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = limit => {}
+        () = interrupted() => {}
+    }
+}
+
+/// Done when the process is asked to end.
+pub(super) async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// The first lines: what is traced and what cannot be seen.
+fn banner(session: &Session) -> Vec<String> {
+    let tracing = session.tracing();
+    let count = |tier| tracing.hooks.iter().filter(|state| state.outcome == Ok(tier)).count();
+    let tiers: Vec<_> = [Tier::Fentry, Tier::Kprobe, Tier::Tracepoint]
+        .into_iter()
+        .map(|tier| (count(tier), tier.name()))
+        .filter(|&(count, _)| count > 0)
+        .map(|(count, name)| format!("{count} {name}"))
+        .collect();
+    let probes: usize = [Tier::Fentry, Tier::Kprobe, Tier::Tracepoint].into_iter().map(count).sum();
+    let mut lines = vec![format!(
+        "tracing {} · kernel {} · {probes} probes ({}) attached in {:.1} s · Ctrl-C stops",
+        host_name(),
+        kernel_release(),
+        tiers.join(", "),
+        session.attached_in().as_secs_f64()
+    )];
+    lines.extend(blind_spots(tracing));
+    lines
+}
+
+/// What cannot be seen, one line per reason.
+fn blind_spots(tracing: &Tracing) -> Vec<String> {
+    let mut reasons: Vec<(String, Vec<&str>)> = Vec::new();
+    for state in &tracing.hooks {
+        let Err(gap) = &state.outcome else { continue };
+        let reason = gap.to_string();
+        let area = state.hook.area.name();
+        match reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, areas)) if areas.contains(&area) => {}
+            Some((_, areas)) => areas.push(area),
+            None => reasons.push((reason, vec![area])),
+        }
+    }
+    reasons
+        .into_iter()
+        .map(|(reason, areas)| format!("not seen: {} ({reason})", areas.join(", ")))
+        .collect()
+}
+
+/// The machine's name.
+fn host_name() -> String {
+    nix::sys::utsname::uname().map_or_else(|_| "this machine".into(), |name| name.nodename().to_string_lossy().into_owned())
+}
+
+/// The running kernel's release.
+pub(super) fn kernel_release() -> String {
+    nix::sys::utsname::uname().map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
+}

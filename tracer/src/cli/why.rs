@@ -1,0 +1,47 @@
+//! `tracer why`: a cause in words, from the catalogue.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Exit, Failure, Output, nearest};
+use crate::cause::{self, CATALOGUE};
+use crate::printer::{Printer, Show};
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// Code of the cause.
+    #[arg(required_unless_present = "list")]
+    code: Option<String>,
+    /// List every cause.
+    #[arg(long)]
+    list: bool,
+}
+
+#[derive(Serialize)]
+struct CauseView {
+    cause: &'static str,
+    title: &'static str,
+    explanation: &'static str,
+}
+
+pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
+    let printer = Printer::new(output.printer_format(), Show::Nothing);
+    let view = |cause: &cause::Cause| CauseView {
+        cause: cause.code,
+        title: cause.title,
+        explanation: cause.explanation,
+    };
+    let Some(code) = &arguments.code else {
+        for cause in CATALOGUE {
+            printer.object("cause", &view(cause), &format!("{:<28} {}", cause.code, cause.title))?;
+        }
+        return Ok(Exit::Healthy);
+    };
+    let Some(cause) = cause::find(code) else {
+        let near = nearest(code, CATALOGUE.iter().map(|cause| cause.code)).join(", ");
+        return Err(Failure::usage(format!("no cause is called {code}; the nearest: {near} (all: tracer why --list)")));
+    };
+    printer.object("cause", &view(cause), &format!("{}: {}\n\n{}", cause.code, cause.title, cause.explanation))?;
+    Ok(Exit::Healthy)
+}

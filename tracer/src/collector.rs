@@ -1,0 +1,195 @@
+//! From events to answers: journeys, flows, facts when they are needed, diagnoses.
+//!
+//! Knows nothing of the kernel boundary or of a view: it is fed events and asked for answers, so a
+//! capture can feed it as well as the kernel.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use tracer_ebpf::hook::HookId;
+
+use crate::cause::{self, Certainty, Diagnosis, Evidence};
+use crate::event::{Detail, Event};
+use crate::flow::Flows;
+use crate::journey::{Journey, Tracker};
+use crate::node::{Directory, NetnsHandle, NetnsId, Snapshot};
+
+/// A diagnosis waits this long for the connections that come right behind the first.
+const GATHER_NS: u64 = 700_000_000;
+/// Shortest pause between readings that only name new namespaces.
+const NAMES_PAUSE_NS: u64 = 100_000_000;
+/// Facts older than this are read anew before a diagnosis.
+const FACTS_AGE_NS: u64 = 1_000_000_000;
+
+/// Packets through one device.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Traffic {
+    /// Packets received.
+    pub received: u64,
+    /// Packets sent.
+    pub sent: u64,
+}
+
+/// Counts over the whole trace.
+#[derive(Clone, Default, Debug)]
+pub struct Counts {
+    /// Events taken.
+    pub events: u64,
+    /// Journeys ended.
+    pub packets: u64,
+    /// Journeys that failed.
+    pub failed: u64,
+    /// Events per hook.
+    pub hooks: BTreeMap<HookId, u64>,
+    /// Packets per namespace and interface index.
+    pub devices: BTreeMap<(u32, u32), Traffic>,
+    /// Drops by reason number and code address.
+    pub drops: HashMap<(Option<u32>, u64), u64>,
+}
+
+/// The collector.
+pub struct Collector {
+    tracker: Tracker,
+    flows: Flows,
+    /// Namespaces that no process and no name leads to.
+    held: Vec<NetnsHandle>,
+    facts: Snapshot,
+    /// Namespaces seen in events.
+    seen: BTreeSet<u32>,
+    /// Those that the facts were read of.
+    asked: BTreeSet<u32>,
+    /// When the first packet that asks for a diagnosis ended.
+    due_ns: Option<u64>,
+    /// Diagnoses given, with the certainty they had.
+    given: HashMap<(&'static str, String), Certainty>,
+    counts: Counts,
+}
+
+impl Collector {
+    /// A collector that also reads facts of the namespaces in `held`.
+    pub fn new(held: Vec<NetnsHandle>, unspecified_reason: Option<u32>) -> Self {
+        Self {
+            tracker: Tracker::new(unspecified_reason),
+            flows: Flows::default(),
+            held,
+            facts: Snapshot::empty(),
+            seen: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            due_ns: None,
+            given: HashMap::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Counts so far.
+    pub const fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// The facts last read.
+    pub const fn facts(&self) -> &Snapshot {
+        &self.facts
+    }
+
+    /// Journeys under way.
+    pub fn active(&self) -> usize {
+        self.tracker.active()
+    }
+
+    /// Takes an event; journeys that it ends go to `ended`.
+    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
+        self.counts.events += 1;
+        *self.counts.hooks.entry(event.hook).or_default() += 1;
+        if let Some(netns) = event.netns {
+            self.seen.insert(netns);
+        }
+        match (event.hook, event.netns, event.ifindex) {
+            (HookId::DeviceReceive, Some(netns), Some(ifindex)) => {
+                self.counts.devices.entry((netns, ifindex)).or_default().received += 1;
+            }
+            (HookId::DeviceTransmit, Some(netns), Some(ifindex)) => {
+                self.counts.devices.entry((netns, ifindex)).or_default().sent += 1;
+            }
+            _ => {}
+        }
+        if let Detail::Drop { location, reason } = event.detail {
+            *self.counts.drops.entry((reason, location)).or_default() += 1;
+        }
+        self.tracker.push(event, ended);
+    }
+
+    /// Ends journeys that nothing happened to for long.
+    pub fn expire(&mut self, now_ns: u64, ended: &mut Vec<Journey>) {
+        self.tracker.expire(now_ns, ended);
+    }
+
+    /// Ends every journey.
+    pub fn finish(&mut self, ended: &mut Vec<Journey>) {
+        self.tracker.finish(ended);
+    }
+
+    /// Makes sure that facts name the namespaces seen so far.
+    pub fn name_namespaces(&mut self, now_ns: u64) {
+        let recently = self.facts.taken_ns.is_some_and(|taken| now_ns.saturating_sub(taken) < NAMES_PAUSE_NS);
+        if !recently && !self.seen.is_subset(&self.asked) {
+            self.read_facts();
+        }
+    }
+
+    /// Adds ended journeys to their flows.
+    pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
+        for journey in journeys {
+            self.counts.packets += 1;
+            let asks = journey.failed() || journey.ipvs_miss().is_some();
+            self.counts.failed += u64::from(journey.failed());
+            if asks {
+                self.due_ns.get_or_insert(now_ns);
+            }
+            self.flows.add(journey);
+        }
+    }
+
+    /// New or surer diagnoses, once the connections behind the first had time to follow; at once
+    /// with `hurry`.
+    pub fn diagnose(&mut self, now_ns: u64, hurry: bool) -> Vec<Diagnosis> {
+        let due = self.due_ns.is_some_and(|asked| hurry || now_ns.saturating_sub(asked) >= GATHER_NS);
+        if !due {
+            return Vec::new();
+        }
+        self.due_ns = None;
+        // What the packets met may be younger than the facts.
+        if hurry || self.facts_are_old(now_ns) {
+            self.read_facts();
+        }
+        let mut found = cause::diagnose(&Evidence { flows: &self.flows, facts: &self.facts });
+        found.retain(|diagnosis| {
+            let key = (diagnosis.code, diagnosis.subject.clone());
+            let before = self.given.insert(key, diagnosis.certainty);
+            before.is_none_or(|before| before < diagnosis.certainty)
+        });
+        found
+    }
+
+    /// Forgets flows, facts and diagnoses: what comes next is judged by itself.
+    pub fn forget(&mut self) {
+        self.flows = Flows::default();
+        self.facts = Snapshot::empty();
+        self.asked.clear();
+        self.given.clear();
+        self.due_ns = None;
+    }
+
+    fn facts_are_old(&self, now_ns: u64) -> bool {
+        self.facts.taken_ns.is_none_or(|taken| now_ns.saturating_sub(taken) > FACTS_AGE_NS)
+    }
+
+    fn read_facts(&mut self) {
+        let mut directory = Directory::find();
+        for handle in &self.held {
+            directory.add(handle.clone());
+        }
+        let ids: Vec<NetnsId> = self.seen.iter().map(|&netns| NetnsId(netns)).collect();
+        self.asked.clone_from(&self.seen);
+        self.facts = Snapshot::take(&directory, &ids);
+        self.facts.find_owners();
+    }
+}

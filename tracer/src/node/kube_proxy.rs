@@ -1,0 +1,160 @@
+//! kube-proxy as it runs on this node: its process and the flags that decide where NodePorts answer.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
+
+use super::NetnsId;
+
+/// A kube-proxy process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KubeProxy {
+    /// Process id.
+    pub pid: u32,
+    /// Network namespace that it works in.
+    pub netns: Option<NetnsId>,
+    /// `--proxy-mode`, where it stands on the command line.
+    pub mode: Option<String>,
+    /// `--nodeport-addresses`; empty means every address.
+    pub node_port_addresses: Vec<String>,
+    /// `--config`: where it is given, kube-proxy ignores most other flags.
+    pub config: Option<String>,
+}
+
+impl KubeProxy {
+    /// Every kube-proxy process that can be seen.
+    pub fn running() -> Vec<Self> {
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter_map(Self::read)
+            .collect()
+    }
+
+    fn read(pid: u32) -> Option<Self> {
+        let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let mut proxy = Self::parse(pid, &command_line)?;
+        let namespace = fs::metadata(format!("/proc/{pid}/ns/net")).ok();
+        proxy.netns = namespace
+            .and_then(|found| u32::try_from(found.ino()).ok())
+            .map(NetnsId);
+        Some(proxy)
+    }
+
+    /// Parses a NUL-separated command line; `None` when it is another program's.
+    fn parse(pid: u32, command_line: &[u8]) -> Option<Self> {
+        let words: Vec<_> = command_line
+            .split(|&byte| byte == 0)
+            .map(String::from_utf8_lossy)
+            .filter(|word| !word.is_empty())
+            .collect();
+        let program = words.first()?.rsplit('/').next()?;
+        if program != "kube-proxy" {
+            return None;
+        }
+        let flag = |name: &str| {
+            words.iter().enumerate().find_map(|(index, word)| {
+                let rest = word.trim_start_matches('-').strip_prefix(name)?;
+                match rest.strip_prefix('=') {
+                    Some(value) => Some(value.to_owned()),
+                    None if rest.is_empty() => words.get(index + 1).map(ToString::to_string),
+                    None => None,
+                }
+            })
+        };
+        Some(Self {
+            pid,
+            netns: None,
+            mode: flag("proxy-mode"),
+            node_port_addresses: flag("nodeport-addresses").map_or_else(Vec::new, |list| {
+                list.split(',')
+                    .map(|prefix| prefix.trim().to_owned())
+                    .filter(|prefix| !prefix.is_empty())
+                    .collect()
+            }),
+            config: flag("config"),
+        })
+    }
+
+    /// Whether NodePorts answer on an address by these flags; `None` when the flags do not say: no
+    /// list, a configuration file, or a prefix that cannot be read.
+    pub fn node_ports_on(&self, address: IpAddr) -> Option<bool> {
+        if self.node_port_addresses.is_empty() || self.config.is_some() {
+            return None;
+        }
+        let mut inside = false;
+        for prefix in &self.node_port_addresses {
+            inside |= contains(prefix, address)?;
+        }
+        Some(inside)
+    }
+}
+
+/// Whether `prefix` (address/length) holds an address; `None` when it is not a prefix.
+fn contains(prefix: &str, address: IpAddr) -> Option<bool> {
+    let (network, length) = prefix.split_once('/')?;
+    let (network, length): (IpAddr, u32) = (network.parse().ok()?, length.parse().ok()?);
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
+        IpAddr::V6(address) => (address.to_bits(), 128),
+    };
+    let ((network_bits, width), (address_bits, address_width)) = (bits(network), bits(address));
+    if length > width {
+        return None;
+    }
+    if width != address_width {
+        return Some(false);
+    }
+    let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+    Some(network_bits & mask == address_bits & mask)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proxy(line: &str) -> Option<KubeProxy> {
+        KubeProxy::parse(1, line.replace(' ', "\0").as_bytes())
+    }
+
+    #[test]
+    fn flags_are_read_in_both_forms() {
+        let found = proxy(
+            "/usr/bin/kube-proxy --proxy-mode=ipvs --nodeport-addresses 192.0.2.0/25,127.0.0.0/8",
+        )
+        .expect("kube-proxy");
+        assert_eq!(found.mode.as_deref(), Some("ipvs"));
+        assert_eq!(
+            found.node_ports_on("192.0.2.1".parse().expect("an address")),
+            Some(true)
+        );
+        assert_eq!(
+            found.node_ports_on("192.0.2.200".parse().expect("an address")),
+            Some(false)
+        );
+        assert_eq!(
+            found.node_ports_on("2001:db8::1".parse().expect("an address")),
+            Some(false)
+        );
+        assert_eq!(proxy("/usr/bin/kubelet --proxy-mode=ipvs"), None);
+    }
+
+    #[test]
+    fn what_flags_do_not_say_is_unknown() {
+        let address = "192.0.2.1".parse().expect("an address");
+        for line in [
+            "kube-proxy",
+            "kube-proxy --config=/etc/k.yml --nodeport-addresses=10.0.0.0/8",
+            "kube-proxy --nodeport-addresses=primary",
+        ] {
+            assert_eq!(
+                proxy(line).expect("kube-proxy").node_ports_on(address),
+                None,
+                "{line}"
+            );
+        }
+        assert_eq!(contains("0.0.0.0/0", address), Some(true));
+    }
+}

@@ -1,0 +1,122 @@
+//! Where views go: standard output, as text or as JSON lines.
+
+use std::io::{self, Write};
+
+use crate::cause::Diagnosis;
+use crate::journey::Journey;
+use crate::view::model::{DiagnosisView, JourneyView, SummaryView};
+use crate::view::text::{self, Style};
+use crate::view::json;
+
+/// How views are written.
+#[derive(Clone, Copy, Debug)]
+pub enum Format {
+    /// For a person.
+    Text {
+        /// Colours.
+        style: Style,
+        /// Every event of a journey.
+        verbose: bool,
+    },
+    /// One object a line.
+    Json,
+}
+
+/// Which journeys are shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Show {
+    /// Every one.
+    All,
+    /// Those that did not arrive.
+    Failed,
+    /// None.
+    Nothing,
+}
+
+/// Writes views to standard output.
+pub struct Printer {
+    format: Format,
+    show: Show,
+}
+
+impl Printer {
+    /// A printer.
+    pub const fn new(format: Format, show: Show) -> Self {
+        Self { format, show }
+    }
+
+    /// Its format.
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Changes which journeys are shown.
+    pub const fn set_show(&mut self, show: Show) {
+        self.show = show;
+    }
+
+    /// True when a journey is to be shown.
+    pub fn wants(&self, journey: &Journey) -> bool {
+        match self.show {
+            Show::All => true,
+            Show::Failed => journey.failed(),
+            Show::Nothing => false,
+        }
+    }
+
+    /// A remark for a person; nothing in JSON.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn remark(&self, line: &str) -> io::Result<()> {
+        match self.format {
+            Format::Text { .. } => writeln!(io::stdout(), "{line}"),
+            Format::Json => Ok(()),
+        }
+    }
+
+    /// One journey.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn journey(&self, view: &JourneyView) -> io::Result<()> {
+        match self.format {
+            Format::Text { style, verbose } => text::journey(&mut io::stdout(), view, style, verbose),
+            Format::Json => json::line(&mut io::stdout(), "journey", view),
+        }
+    }
+
+    /// One diagnosis.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn diagnosis(&self, diagnosis: &Diagnosis) -> io::Result<()> {
+        let view = DiagnosisView::from(diagnosis);
+        match self.format {
+            Format::Text { style, .. } => text::diagnosis(&mut io::stdout(), &view, style),
+            Format::Json => json::line(&mut io::stdout(), "diagnosis", &view),
+        }
+    }
+
+    /// The summary.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn summary(&self, view: &SummaryView) -> io::Result<()> {
+        match self.format {
+            Format::Text { style, .. } => text::summary(&mut io::stdout(), view, style),
+            Format::Json => json::line(&mut io::stdout(), "summary", view),
+        }
+    }
+
+    /// Any other object in JSON, `line` for a person.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn object(&self, kind: &'static str, value: &impl serde::Serialize, line: &str) -> io::Result<()> {
+        match self.format {
+            Format::Text { .. } => writeln!(io::stdout(), "{line}"),
+            Format::Json => json::line(&mut io::stdout(), kind, value),
+        }
+    }
+}

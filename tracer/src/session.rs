@@ -1,0 +1,238 @@
+//! A live trace: programs, ring buffer, collector and printer put together.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::time::MissedTickBehavior;
+
+use crate::cause::Diagnosis;
+use crate::collector::Collector;
+use crate::event::Event;
+use crate::journey::Journey;
+use crate::kernel::btf::Btf;
+use crate::kernel::load::{DropReasons, Options, Tracing};
+use crate::kernel::ring::Ring;
+use crate::kernel::symbols::Symbols;
+use crate::node::NetnsHandle;
+use crate::printer::Printer;
+use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView, monotonic_ns};
+
+/// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
+const PERIOD: Duration = Duration::from_millis(10);
+/// Most events taken at once, so that ends and diagnoses come in between.
+const BATCH: usize = 65_536;
+
+/// A running trace.
+pub struct Session {
+    tracing: Tracing,
+    ring: Ring,
+    collector: Collector,
+    reasons: DropReasons,
+    symbols: std::thread::JoinHandle<Symbols>,
+    /// Set once the thread that reads them is done.
+    read_symbols: Symbols,
+    clock: Clock,
+    started: Instant,
+    attached: Duration,
+    printer: Printer,
+}
+
+impl Session {
+    /// Loads, attaches and begins to collect; `held` are namespaces that no process leads to.
+    ///
+    /// # Errors
+    /// When this kernel cannot be traced at all.
+    pub fn start(options: &Options, held: Vec<NetnsHandle>, printer: Printer) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let symbols = std::thread::spawn(Symbols::read);
+        let btf = Btf::vmlinux()
+            .context("this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)")?;
+        let mut tracing = Tracing::start(&btf, options)?;
+        let ring = tracing.take_ring()?;
+        let reasons = DropReasons::read(&btf);
+        let unspecified = reasons.number("NOT_SPECIFIED");
+        Ok(Self {
+            collector: Collector::new(held, unspecified),
+            tracing,
+            ring,
+            reasons,
+            symbols,
+            read_symbols: Symbols::default(),
+            clock: Clock::now(),
+            attached: started.elapsed(),
+            started: Instant::now(),
+            printer,
+        })
+    }
+
+    /// The programs at work.
+    pub const fn tracing(&self) -> &Tracing {
+        &self.tracing
+    }
+
+    /// How long loading and attaching took.
+    pub const fn attached_in(&self) -> Duration {
+        self.attached
+    }
+
+    /// The printer.
+    pub const fn printer(&mut self) -> &mut Printer {
+        &mut self.printer
+    }
+
+    /// Collects until `stop` is done.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub async fn collect<T>(&mut self, stop: impl Future<Output = T>) -> anyhow::Result<(T, Vec<Diagnosis>)> {
+        let mut diagnoses = Vec::new();
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(stop);
+        loop {
+            tokio::select! {
+                value = &mut stop => {
+                    diagnoses.extend(self.step(false)?);
+                    return Ok((value, diagnoses));
+                }
+                _ = tick.tick() => diagnoses.extend(self.step(false)?),
+            }
+        }
+    }
+
+    /// Collects until every journey under way has ended, at most for `most`.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub async fn settle(&mut self, most: Duration) -> anyhow::Result<Vec<Diagnosis>> {
+        let begun = Instant::now();
+        let mut diagnoses = Vec::new();
+        while begun.elapsed() < most {
+            let (_, found) = self.collect(tokio::time::sleep(PERIOD * 3)).await?;
+            diagnoses.extend(found);
+            if self.collector.active() == 0 {
+                break;
+            }
+        }
+        diagnoses.extend(self.step(true)?);
+        Ok(diagnoses)
+    }
+
+    /// Judges what comes next by itself.
+    pub fn forget(&mut self) {
+        self.collector.forget();
+    }
+
+    fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        let mut ended = Vec::new();
+        let collector = &mut self.collector;
+        self.ring.drain(BATCH, |raw| {
+            if let Some(event) = Event::decode(raw) {
+                collector.push(event, &mut ended);
+            }
+        });
+        let now = monotonic_ns();
+        self.collector.expire(now, &mut ended);
+        self.settle_journeys(ended, now)?;
+        let diagnoses = self.collector.diagnose(now, hurry);
+        for diagnosis in &diagnoses {
+            self.printer.diagnosis(diagnosis)?;
+        }
+        Ok(diagnoses)
+    }
+
+    fn settle_journeys(&mut self, ended: Vec<Journey>, now: u64) -> anyhow::Result<()> {
+        if ended.is_empty() {
+            return Ok(());
+        }
+        if ended.iter().any(|journey| self.printer.wants(journey)) {
+            self.collector.name_namespaces(now);
+            self.load_symbols();
+            let names = Names {
+                facts: self.collector.facts(),
+                reasons: &self.reasons,
+                symbols: &self.read_symbols,
+                clock: self.clock,
+            };
+            for journey in ended.iter().filter(|journey| self.printer.wants(journey)) {
+                if let Some(view) = JourneyView::new(journey, &names) {
+                    self.printer.journey(&view)?;
+                }
+            }
+        }
+        self.collector.keep(ended, now);
+        Ok(())
+    }
+
+    fn load_symbols(&mut self) {
+        if self.read_symbols.is_empty() && self.symbols.is_finished() {
+            let reader = std::mem::replace(&mut self.symbols, std::thread::spawn(Symbols::default));
+            self.read_symbols = reader.join().unwrap_or_default();
+        }
+    }
+
+    /// Ends the trace: what is under way, a last look for causes, and the summary.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn finish(mut self) -> anyhow::Result<Vec<Diagnosis>> {
+        self.step(false)?;
+        let mut ended = Vec::new();
+        self.collector.finish(&mut ended);
+        self.settle_journeys(ended, monotonic_ns())?;
+        let diagnoses = self.step(true)?;
+        let summary = self.summary();
+        self.printer.summary(&summary)?;
+        Ok(diagnoses)
+    }
+
+    fn summary(&mut self) -> SummaryView {
+        self.collector.name_namespaces(monotonic_ns());
+        self.load_symbols();
+        let counts = self.collector.counts();
+        let names = Names {
+            facts: self.collector.facts(),
+            reasons: &self.reasons,
+            symbols: &self.read_symbols,
+            clock: self.clock,
+        };
+        let mut drops = std::collections::BTreeMap::<String, u64>::new();
+        for (&(reason, location), &count) in &counts.drops {
+            *drops.entry(names.drop(location, reason)).or_default() += count;
+        }
+        let mut drops: Vec<_> = drops.into_iter().collect();
+        drops.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        let devices = counts
+            .devices
+            .iter()
+            .map(|(&(netns, ifindex), traffic)| DeviceCount {
+                device: format!("{}/{}", names.namespace(netns), names.device(Some(netns), ifindex)),
+                received: traffic.received,
+                sent: traffic.sent,
+            })
+            .collect();
+        let cost = self.tracing.cost();
+        SummaryView {
+            seconds: self.started.elapsed().as_secs_f64(),
+            events: counts.events,
+            packets: counts.packets,
+            failed: counts.failed,
+            hooks: counts.hooks.iter().map(|(hook, &count)| (hook.name(), count)).collect(),
+            devices,
+            drops,
+            lost: self.ring.lost().iter().collect(),
+            kernel_runs: cost.runs,
+            kernel_ms: cost.time.as_secs_f64() * 1e3,
+            process_ms: process_ms(),
+        }
+    }
+}
+
+/// Processor time of this process so far, milliseconds.
+fn process_ms() -> f64 {
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeValLike as _;
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0.0, |usage| {
+        (usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e3
+    })
+}

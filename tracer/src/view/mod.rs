@@ -1,0 +1,7 @@
+//! What a person or a program sees. `model` turns domain values into plain text fields once; `text`
+//! and `json` only print them, so both carry the same facts.
+
+pub mod json;
+pub mod model;
+pub mod stage;
+pub mod text;

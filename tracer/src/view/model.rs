@@ -1,0 +1,329 @@
+//! The view model: one journey, one diagnosis, one summary, as they are shown.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use tracer_ebpf::hook::HookId;
+
+use super::stage::{self, Stage};
+use crate::cause::Diagnosis;
+use crate::event::{Detail, Packet, Transport, protocol, tcp_flag};
+use crate::journey::{Ending, Journey};
+use crate::kernel::load::DropReasons;
+use crate::kernel::symbols::Symbols;
+use crate::node::{NetnsId, Snapshot};
+
+/// Turns the kernel's clock into the wall clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    wall: SystemTime,
+    monotonic_ns: u64,
+}
+
+impl Clock {
+    /// Reads both clocks now.
+    pub fn now() -> Self {
+        Self { wall: SystemTime::now(), monotonic_ns: monotonic_ns() }
+    }
+
+    /// Wall time of a kernel time.
+    pub fn wall(&self, monotonic_ns: u64) -> SystemTime {
+        let (before, after) = (
+            self.monotonic_ns.saturating_sub(monotonic_ns),
+            monotonic_ns.saturating_sub(self.monotonic_ns),
+        );
+        self.wall - Duration::from_nanos(before) + Duration::from_nanos(after)
+    }
+}
+
+/// CLOCK_MONOTONIC, as `bpf_ktime_get_ns` counts it.
+pub fn monotonic_ns() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+        Duration::from(time).as_nanos() as u64
+    })
+}
+
+/// What is needed to put names on numbers.
+pub struct Names<'a> {
+    /// Devices, namespaces and virtual servers.
+    pub facts: &'a Snapshot,
+    /// Drop reasons of this kernel.
+    pub reasons: &'a DropReasons,
+    /// Code addresses of this kernel.
+    pub symbols: &'a Symbols,
+    /// Times.
+    pub clock: Clock,
+}
+
+impl Names<'_> {
+    /// A device's name, or its number where no fact names it.
+    pub fn device(&self, netns: Option<u32>, ifindex: u32) -> String {
+        netns
+            .and_then(|netns| self.facts.namespace(NetnsId(netns)))
+            .and_then(|facts| facts.link(ifindex))
+            .map_or_else(|| format!("if{ifindex}"), |link| link.name.clone())
+    }
+
+    /// A namespace's name, or its inode number.
+    pub fn namespace(&self, netns: u32) -> String {
+        self.facts
+            .namespace(NetnsId(netns))
+            .and_then(|facts| facts.name.clone())
+            .unwrap_or_else(|| format!("netns {netns}"))
+    }
+
+    /// A drop: the kernel's reason, else the function that dropped.
+    pub fn drop(&self, location: u64, reason: Option<u32>) -> String {
+        let named = reason.and_then(|reason| self.reasons.name(reason)).filter(|name| *name != "NOT_SPECIFIED");
+        named.map_or_else(
+            || self.symbols.name(location).map_or_else(|| "unknown place".into(), |name| format!("in {name}")),
+            str::to_owned,
+        )
+    }
+}
+
+/// A finished journey as shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct JourneyView {
+    /// Number.
+    pub id: u64,
+    /// Wall time of first sight, `HH:MM:SS.micros` UTC.
+    pub time: String,
+    /// Protocol and what is special about the packet: `tcp SYN`.
+    pub protocol: String,
+    /// Source as first seen.
+    pub source: String,
+    /// Destination as first seen.
+    pub destination: String,
+    /// Destination after NAT, where it differs.
+    pub real_destination: Option<String>,
+    /// True when it arrived, false when it was lost or refused, unknown otherwise.
+    pub arrived: Option<bool>,
+    /// First to last sight, microseconds.
+    pub duration_us: u64,
+    /// How it ended, in words.
+    pub ending: String,
+    /// Stages of its way.
+    pub path: Vec<Stage>,
+    /// Every event, for `-v`.
+    #[serde(skip)]
+    pub events: Vec<String>,
+}
+
+impl JourneyView {
+    /// Shows a journey; `None` when it has no addresses.
+    pub fn new(journey: &Journey, names: &Names<'_>) -> Option<Self> {
+        let packet = journey.events.iter().find_map(|event| event.packet.as_ref())?;
+        let (first, last) = (journey.first_tuple()?, journey.last_tuple()?);
+        Some(Self {
+            id: journey.id,
+            time: time_of_day(names.clock.wall(journey.start_ns())),
+            protocol: protocol_words(packet),
+            source: first.source.to_string(),
+            destination: first.destination.to_string(),
+            real_destination: (last.destination != first.destination).then(|| last.destination.to_string()),
+            arrived: arrived(journey),
+            duration_us: journey.duration_ns() / 1000,
+            ending: ending(journey, names),
+            path: stage::path(journey, names),
+            events: events(journey, names),
+        })
+    }
+}
+
+fn arrived(journey: &Journey) -> Option<bool> {
+    if journey.failed() {
+        return Some(false);
+    }
+    (journey.ending == Ending::Delivered).then_some(true)
+}
+
+fn ending(journey: &Journey, names: &Names<'_>) -> String {
+    match journey.ending {
+        _ if journey.passed(HookId::TcpReset) => "refused with RST".into(),
+        _ if journey.passed(HookId::IcmpSend) => "refused with an ICMP error".into(),
+        Ending::Delivered => "delivered".into(),
+        Ending::Dropped { location, reason } => format!("dropped: {}", names.drop(location, reason)),
+        Ending::Transmitted => "sent".into(),
+        Ending::OutOfSight => "out of sight".into(),
+    }
+}
+
+fn protocol_words(packet: &Packet) -> String {
+    let name = protocol::name(packet.tuple.protocol);
+    match packet.transport {
+        Transport::Tcp { flags, .. } => {
+            let flags: Vec<_> = [
+                (tcp_flag::SYN, "SYN"),
+                (tcp_flag::FIN, "FIN"),
+                (tcp_flag::RST, "RST"),
+                (tcp_flag::PSH, "PSH"),
+                (tcp_flag::ACK, "ACK"),
+            ]
+            .into_iter()
+            .filter(|(bit, _)| flags & bit != 0)
+            .map(|(_, name)| name)
+            .collect();
+            format!("{name} {}", flags.join("+"))
+        }
+        Transport::Icmp { kind, code } => format!("{name} {kind}/{code}"),
+        Transport::Udp | Transport::Other => name,
+    }
+}
+
+fn events(journey: &Journey, names: &Names<'_>) -> Vec<String> {
+    let start = journey.start_ns();
+    journey
+        .events
+        .iter()
+        .enumerate()
+        .map(|(index, event)| {
+            let netns = journey.namespace_at(index);
+            let mut line = format!(
+                "{:>9.3} ms  {:<22}",
+                event.time_ns.saturating_sub(start) as f64 / 1e6,
+                crate::hook::of(event.hook).place.symbol()
+            );
+            if let Some(netns) = netns {
+                line += &format!("  {:<10}", names.namespace(netns));
+            }
+            if let Some(ifindex) = event.ifindex {
+                line += &format!("  {:<10}", names.device(netns, ifindex));
+            }
+            if let Some(packet) = &event.packet {
+                line += &format!("  {} → {}", packet.tuple.source, packet.tuple.destination);
+            }
+            if event.detail != Detail::None {
+                line += &format!("  {}", detail(&event.detail, netns, names));
+            }
+            line
+        })
+        .collect()
+}
+
+fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> String {
+    match detail {
+        Detail::None => String::new(),
+        Detail::Netfilter(hook) => hook.name().into(),
+        Detail::Service { address, protocol: number } => format!("looks for {} {address}", protocol::name(*number)),
+        Detail::Connection { real, .. } => format!("chose {real}"),
+        Detail::Conntrack { original, reply, .. } => format!(
+            "conntrack {} → {}, reply {} → {}",
+            original.source, original.destination, reply.source, reply.destination
+        ),
+        Detail::Route { kind, error, ifindex } => {
+            let device = ifindex.map_or_else(String::new, |ifindex| format!(" dev {}", names.device(netns, ifindex)));
+            let error = if *error == 0 { String::new() } else { format!(" errno {error}") };
+            format!("route {}{device}{error}", stage::route_kind(*kind))
+        }
+        Detail::Socket { state, port } => format!("socket on port {port}, state {state}"),
+        Detail::Icmp { kind, code } => format!("icmp {kind}/{code}"),
+        Detail::Drop { location, reason } => names.drop(*location, *reason),
+        Detail::Device { ifindex } => format!("to {}", names.device(netns, *ifindex)),
+    }
+}
+
+fn time_of_day(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs() % 86_400;
+    format!(
+        "{:02}:{:02}:{:02}.{:06}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        since.subsec_micros()
+    )
+}
+
+/// A diagnosis as shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiagnosisView {
+    /// Code of the cause.
+    pub cause: &'static str,
+    /// `certain` or `likely`.
+    pub certainty: &'static str,
+    /// Protocol, address and port it is about.
+    pub subject: String,
+    /// Connections stopped.
+    pub failed_connections: usize,
+    /// Connections to the subject in all.
+    pub connections: usize,
+    /// In words.
+    pub summary: String,
+    /// Source and text of each piece of evidence.
+    pub evidence: Vec<(&'static str, String)>,
+    /// What is missing to be certain.
+    pub missing: Vec<String>,
+    /// Ways to fix it.
+    pub fixes: Vec<FixView>,
+    /// Command that shows whether the fix worked.
+    pub check: String,
+}
+
+/// A fix as shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct FixView {
+    /// Lines to paste.
+    pub lines: Vec<String>,
+    /// What it may break.
+    pub risk: &'static str,
+}
+
+impl From<&Diagnosis> for DiagnosisView {
+    fn from(diagnosis: &Diagnosis) -> Self {
+        Self {
+            cause: diagnosis.code,
+            certainty: diagnosis.certainty.name(),
+            subject: diagnosis.subject.clone(),
+            failed_connections: diagnosis.failed,
+            connections: diagnosis.total,
+            summary: diagnosis.summary.clone(),
+            evidence: diagnosis.evidence.iter().map(|proof| (proof.source, proof.text.clone())).collect(),
+            missing: diagnosis.missing.clone(),
+            fixes: diagnosis
+                .fixes
+                .iter()
+                .map(|fix| FixView { lines: fix.lines.clone(), risk: fix.risk })
+                .collect(),
+            check: diagnosis.check.clone(),
+        }
+    }
+}
+
+/// What a trace came to.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SummaryView {
+    /// Seconds traced.
+    pub seconds: f64,
+    /// Events taken.
+    pub events: u64,
+    /// Journeys ended.
+    pub packets: u64,
+    /// Journeys that failed.
+    pub failed: u64,
+    /// Events by hook.
+    pub hooks: Vec<(&'static str, u64)>,
+    /// Packets received and sent per device.
+    pub devices: Vec<DeviceCount>,
+    /// Drops by reason.
+    pub drops: Vec<(String, u64)>,
+    /// Lost events by cause.
+    pub lost: Vec<(&'static str, u64)>,
+    /// Runs of our programs in the kernel.
+    pub kernel_runs: u64,
+    /// Time of our programs in the kernel, milliseconds.
+    pub kernel_ms: f64,
+    /// Processor time of this process, milliseconds.
+    pub process_ms: f64,
+}
+
+/// Packets through one device.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceCount {
+    /// Namespace and device.
+    pub device: String,
+    /// Packets received.
+    pub received: u64,
+    /// Packets sent.
+    pub sent: u64,
+}

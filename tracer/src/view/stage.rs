@@ -1,0 +1,194 @@
+//! The stages of a journey in a person's words: many events, few words.
+
+use serde::Serialize;
+use tracer_ebpf::hook::HookId;
+
+use super::model::Names;
+use crate::event::{Detail, Event, NetfilterHook};
+use crate::journey::Journey;
+use crate::node::NetnsId;
+
+/// One stage.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Stage {
+    /// Namespace, where it is another than the stage before.
+    pub namespace: Option<String>,
+    /// In words.
+    pub text: String,
+    /// The packet was lost here.
+    pub lost: bool,
+}
+
+/// TCP state number of a listening socket.
+const LISTEN: u8 = 10;
+
+/// The stages of a journey.
+pub fn path(journey: &Journey, names: &Names<'_>) -> Vec<Stage> {
+    let mut builder = Builder { names, netns: None, stages: Vec::new() };
+    for (index, event) in journey.events.iter().enumerate() {
+        builder.event(journey, index, event);
+    }
+    builder.stages
+}
+
+struct Builder<'a> {
+    names: &'a Names<'a>,
+    netns: Option<u32>,
+    stages: Vec<Stage>,
+}
+
+impl Builder<'_> {
+    fn event(&mut self, journey: &Journey, index: usize, event: &Event) {
+        let rest = &journey.events[index + 1..];
+        match (&event.detail, event.hook) {
+            (_, HookId::DeviceReceive) => {
+                if let Some(ifindex) = event.ifindex {
+                    self.device(event, ifindex);
+                }
+            }
+            (Detail::Device { ifindex }, HookId::DeviceTransmit) => self.device(event, *ifindex),
+            (Detail::Netfilter(hook), _) if *hook != NetfilterHook::Other => self.step(event, hook.name().into()),
+            (_, HookId::LocalDeliver) => self.step(event, "route local".into()),
+            (_, HookId::Forward) => self.step(event, "route forward".into()),
+            (Detail::Route { kind, .. }, HookId::RouteError) => {
+                self.lose(event, format!("route: {}", error_kind(*kind)));
+            }
+            (_, HookId::RouteError) => self.lose(event, "no usable route".into()),
+            (Detail::Service { address, .. }, _) => {
+                let found = |event: &Event| matches!(event.hook, HookId::IpvsSchedule | HookId::IpvsLeave);
+                if !rest.is_empty() && !rest.iter().any(found) {
+                    self.step(event, format!("ipvs: no virtual server {address}"));
+                }
+            }
+            (Detail::Connection { real, forwarding }, _) => {
+                let scheduler = self.scheduler(journey).map_or_else(String::new, |name| format!("{name} "));
+                self.step(event, format!("ipvs: {scheduler}→ {real} ({})", forwarding_method(*forwarding)));
+            }
+            (_, HookId::IpvsNatTransmit) if !journey.passed(HookId::IpvsConnectionNew) => {
+                self.step(event, "ipvs: known connection".into());
+            }
+            (_, HookId::IpvsReply) => self.step(event, "ipvs: reply".into()),
+            (_, HookId::IpvsLeave) => self.lose(event, "ipvs: no real server".into()),
+            (_, HookId::Nat) => self.nat(event, rest),
+            (Detail::Socket { state, port }, _) => {
+                let kind = if *state == LISTEN { "listening socket" } else { "socket" };
+                self.step(event, format!("{kind} :{port}"));
+            }
+            (_, HookId::TcpReset) => {
+                if !journey.passed(HookId::TcpDeliver) {
+                    self.lose(event, "tcp: no socket".into());
+                }
+                self.step(event, "RST sent".into());
+            }
+            (Detail::Icmp { kind, code }, _) => {
+                if journey.passed(HookId::UdpReceive) && !journey.passed(HookId::UdpDeliver) {
+                    self.lose(event, "udp: no socket".into());
+                }
+                self.step(event, format!("ICMP {} sent", icmp_words(*kind, *code)));
+            }
+            (Detail::Drop { location, reason }, _) if journey.failed() && !journey.rejected() => {
+                self.lose(event, self.names.drop(*location, *reason));
+            }
+            _ => {}
+        }
+    }
+
+    fn device(&mut self, event: &Event, ifindex: u32) {
+        let text = self.names.device(event.netns, ifindex);
+        self.step(event, text);
+    }
+
+    fn nat(&mut self, event: &Event, rest: &[Event]) {
+        let after = rest.iter().find_map(|event| event.packet.as_ref());
+        let (Some(before), Some(after)) = (event.packet.as_ref(), after) else { return };
+        let mut changes = Vec::new();
+        if before.tuple.source != after.tuple.source {
+            changes.push(format!("snat {}", after.tuple.source));
+        }
+        if before.tuple.destination != after.tuple.destination {
+            changes.push(format!("dnat {}", after.tuple.destination));
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let text = changes.join(", ");
+        match self.stages.last_mut() {
+            Some(stage) if !stage.lost => stage.text += &format!(": {text}"),
+            _ => self.step(event, text),
+        }
+    }
+
+    fn step(&mut self, event: &Event, text: String) {
+        self.push(event, text, false);
+    }
+
+    fn lose(&mut self, event: &Event, text: String) {
+        self.push(event, text, true);
+    }
+
+    fn push(&mut self, event: &Event, text: String, lost: bool) {
+        let moved = event.netns.is_some() && event.netns != self.netns;
+        if !moved && self.stages.last().is_some_and(|last| last.text == text) {
+            return;
+        }
+        let namespace = event.netns.filter(|_| moved).map(|netns| self.names.namespace(netns));
+        if moved {
+            self.netns = event.netns;
+        }
+        self.stages.push(Stage { namespace, text, lost });
+    }
+
+    /// The scheduler of the virtual server that the packet came to, by the node's facts.
+    fn scheduler(&self, journey: &Journey) -> Option<String> {
+        let (index, address, protocol) = journey.events.iter().enumerate().find_map(|(index, event)| match event.detail {
+            Detail::Service { address, protocol } => Some((index, address, protocol)),
+            _ => None,
+        })?;
+        let facts = self.names.facts.namespace(NetnsId(journey.namespace_at(index)?))?;
+        Some(facts.virtual_server(protocol, address.ip(), address.port())?.scheduler.clone())
+    }
+}
+
+/// Name of an `RTN_*` route type.
+pub(super) fn route_kind(kind: u16) -> String {
+    match kind {
+        1 => "unicast".into(),
+        2 => "local".into(),
+        3 => "broadcast".into(),
+        5 => "multicast".into(),
+        6 => "blackhole".into(),
+        7 => "unreachable".into(),
+        8 => "prohibit".into(),
+        other => format!("type {other}"),
+    }
+}
+
+fn error_kind(kind: u16) -> String {
+    match kind {
+        1 | 2 => "not usable".into(),
+        _ => route_kind(kind),
+    }
+}
+
+const fn forwarding_method(method: u8) -> &'static str {
+    match method {
+        0 => "masq",
+        1 => "local",
+        2 => "tunnel",
+        3 => "direct route",
+        4 => "bypass",
+        _ => "unknown method",
+    }
+}
+
+fn icmp_words(kind: u8, code: u8) -> String {
+    match (kind, code) {
+        (3, 0) => "network unreachable".into(),
+        (3, 1) => "host unreachable".into(),
+        (3, 3) => "port unreachable".into(),
+        (3, 4) => "fragmentation needed".into(),
+        (3, 9 | 10 | 13) => "administratively prohibited".into(),
+        (11, _) => "time exceeded".into(),
+        _ => format!("{kind}/{code}"),
+    }
+}

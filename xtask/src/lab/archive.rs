@@ -139,6 +139,8 @@ impl PrivateApt {
             "APT::Architectures=amd64".to_owned(),
             "APT::Get::List-Cleanup=true".to_owned(),
             "Acquire::Languages=none".to_owned(),
+            // Without it an unreachable mirror is a warning only.
+            "APT::Update::Error-Mode=any".to_owned(),
             // Indexes for desktops and file searches, which some machines have configured.
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
             "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false".to_owned(),

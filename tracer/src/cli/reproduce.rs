@@ -12,10 +12,9 @@ use super::run::{interrupted, kernel_release};
 use super::{Exit, Failure, Output, nearest, need_root, runtime};
 use crate::cause::Diagnosis;
 use crate::kernel::load::{Abilities, Options as LoadOptions};
-use crate::node::NetnsHandle;
 use crate::printer::{Printer, Show};
-use crate::scenario::traffic::Outcome;
-use crate::scenario::vip_nodeport::{self, Case, Options, Protocol, Target, Variant};
+use crate::scenario::traffic::Attempt;
+use crate::scenario::vip_nodeport::{self, Case, Options, Target, Variant};
 use crate::session::Session;
 
 /// The program that boots a lab kernel and runs a command in it.
@@ -163,19 +162,20 @@ async fn reproduce(arguments: &Arguments, variant: Variant, printer: Printer) ->
     };
     printer.remark(&format!("building {} ({})", CASES[0], variant.name()))?;
     let case = vip_nodeport::build(options, variant, Box::new(announce))?;
-    let held = handles(&case)?;
-    let namespaces = case.namespaces().iter().map(|namespace| namespace.inum).collect();
+    let held = case.namespaces();
+    let namespaces = held.iter().map(|namespace| namespace.id().0).collect();
     let load = LoadOptions { namespaces: Some(namespaces), ..LoadOptions::default() };
     let mut session = Session::start(&load, held, printer)?;
     let attached = session.attached_in().as_secs_f64();
     session.printer().remark(&format!("kernel {} · probes attached in {attached:.1} s", kernel_release()))?;
 
     let work = async {
-        let (case, found) = phase(&mut session, case, "before the fix").await?;
-        let explained = if variant.healthy() { found.is_empty() } else { is_named(&found) };
+        let (case, found, answered) = phase(&mut session, case, "before the fix").await?;
         if variant.healthy() {
-            return Ok((case, found, explained, true));
+            let silent = found.is_empty();
+            return Ok((found, silent, answered));
         }
+        let explained = is_named(&found) && !answered;
         session.forget();
         session.printer().remark("applying the fix")?;
         let fixed_case = tokio::task::spawn_blocking(move || {
@@ -188,11 +188,10 @@ async fn reproduce(arguments: &Arguments, variant: Variant, printer: Printer) ->
         session.settle(Duration::from_millis(500)).await?;
         session.printer().set_show(Show::All);
         session.forget();
-        let (case, after) = phase(&mut session, fixed_case, "after the fix").await?;
-        let fixed = after.is_empty() && case.answered();
-        Ok::<_, Failure>((case, found, explained, fixed))
+        let (_case, after, answered) = phase(&mut session, fixed_case, "after the fix").await?;
+        Ok::<_, Failure>((found, explained, after.is_empty() && answered))
     };
-    let (_case, found, explained, fixed) = tokio::select! {
+    let (found, explained, fixed) = tokio::select! {
         done = work => done?,
         () = interrupted() => return Err(Failure::cannot_trace("interrupted; nothing is left behind")),
     };
@@ -205,7 +204,8 @@ async fn reproduce(arguments: &Arguments, variant: Variant, printer: Printer) ->
     };
     let words = match (variant.healthy(), view.as_expected) {
         (true, true) => "healthy: everything answered, and no cause was named",
-        (true, false) => "healthy traffic was blamed",
+        (true, false) if !explained => "healthy traffic was blamed",
+        (true, false) => "a healthy address did not answer",
         (false, true) => "explained, fixed and proven: everything answers, and no cause is named any more",
         (false, false) if !explained => "the cause was not named",
         (false, false) => "the fix did not help",
@@ -222,10 +222,14 @@ fn is_named(found: &[Diagnosis]) -> bool {
     found.iter().any(|diagnosis| diagnosis.code == CASES[0])
 }
 
-/// Sends to every target while tracing, and waits for what comes of it.
-async fn phase(session: &mut Session, case: Case, name: &'static str) -> Result<(Case, Vec<Diagnosis>), Failure> {
-    let mut case = case;
+/// Sends to every target while tracing, and waits for what comes of it; true when all answered.
+async fn phase(
+    session: &mut Session,
+    mut case: Case,
+    name: &'static str,
+) -> Result<(Case, Vec<Diagnosis>, bool), Failure> {
     let mut found = Vec::new();
+    let mut answered = true;
     for target in case.targets() {
         session.printer().remark(&format!("\n{name}: {} {}", target.label, target.address))?;
         let sending = tokio::task::spawn_blocking(move || {
@@ -237,38 +241,32 @@ async fn phase(session: &mut Session, case: Case, name: &'static str) -> Result<
         let (back, target, attempts) = sent?;
         case = back;
         for attempt in attempts? {
+            answered &= Case::is_good(&attempt);
             show_attempt(session, name, &target, &attempt)?;
         }
         found.extend(session.settle(Duration::from_secs(2)).await?);
     }
-    Ok((case, found))
+    Ok((case, found, answered))
 }
 
 fn show_attempt(
     session: &mut Session,
     phase: &str,
     target: &Target,
-    attempt: &crate::scenario::traffic::Attempt,
+    attempt: &Attempt,
 ) -> Result<(), Failure> {
-    let answered = matches!(attempt.outcome, Outcome::Answered { .. });
+    let answered = Case::is_good(attempt);
     let view = AttemptView {
         phase,
-        target: &target.label,
+        target: target.label,
         address: target.address.to_string(),
         outcome: attempt.outcome.to_string(),
         answered,
         elapsed_ms: attempt.elapsed.as_secs_f64() * 1e3,
     };
-    let line = format!("client: {} → {}: {} in {:.1} ms", attempt.local, view.address, view.outcome, view.elapsed_ms);
+    let line = format!("client → {}: {} in {:.1} ms", view.address, view.outcome, view.elapsed_ms);
     session.printer().object("attempt", &view, &line)?;
     Ok(())
-}
-
-fn handles(case: &Case) -> Result<Vec<NetnsHandle>, Failure> {
-    case.namespaces()
-        .iter()
-        .map(|namespace| Ok(NetnsHandle::from_fd(namespace.fd.try_clone()?)?.named(namespace.name.clone())))
-        .collect()
 }
 
 fn options(arguments: &Arguments) -> Options {

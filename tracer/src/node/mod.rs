@@ -1,9 +1,9 @@
 //! Facts of the node: what its network namespaces were like at one moment, as plain owned values.
 //!
-//! Map: `namespace` finds and enters namespaces, `netlink` asks the kernel for a `table`, and one file per kind
-//! of fact (`link`, `address`, `route`, `neighbour`, `ipvs`, `socket`, `sysctl`) holds its type and
-//! turns the kernel's bytes into it. `facts` puts them together for one namespace and looks things
-//! up; `numbered` makes the enumerations.
+//! Map: `namespace` finds and enters namespaces, `netlink` asks the kernel for a `table`, and one
+//! file per kind of fact (`link`, `address`, `route`, `neighbour`, `ipvs`, `socket`, `sysctl`) holds
+//! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
+//! looks things up; `kube_proxy` reads processes instead; `numbered` makes the enumerations.
 //!
 //! Invariants:
 //! - A cause never does I/O: it is given a [`Snapshot`]. This module never decides: it has no

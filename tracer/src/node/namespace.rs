@@ -83,7 +83,7 @@ impl NetnsHandle {
     }
 
     /// Runs `work` in the namespace, in a thread of its own: the caller's thread never moves.
-    pub(super) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         thread::scope(|scope| {
             let inside = thread::Builder::new()
                 .name("netns".to_owned())

@@ -59,6 +59,7 @@ impl ReadError {
 /// A netlink socket in the calling thread's network namespace.
 pub(super) struct Conversation {
     socket: Socket,
+    protocol: isize,
     sequence: u32,
 }
 
@@ -76,6 +77,7 @@ impl Conversation {
         .map_err(io::Error::from)?;
         Ok(Self {
             socket,
+            protocol,
             sequence: 0,
         })
     }
@@ -145,7 +147,18 @@ impl Conversation {
         Ok(())
     }
 
-    fn receive(&mut self, mut take: impl FnMut(Answer, Option<&[u8]>)) -> Result<(), ReadError> {
+    fn receive(&mut self, take: impl FnMut(Answer, Option<&[u8]>)) -> Result<(), ReadError> {
+        let result = self.receive_all(take);
+        // The dump may still be under way, and the kernel would refuse the next one.
+        if result.is_err()
+            && let Ok(fresh) = Self::open(self.protocol)
+        {
+            *self = fresh;
+        }
+        result
+    }
+
+    fn receive_all(&self, mut take: impl FnMut(Answer, Option<&[u8]>)) -> Result<(), ReadError> {
         let mut buffer = Vec::with_capacity(BUFFER_BYTES);
         loop {
             buffer.clear();

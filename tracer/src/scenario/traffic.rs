@@ -1,0 +1,171 @@
+//! Bounded traffic in a namespace: a client's attempt, and servers that answer it.
+
+use std::fmt;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::world::Namespace;
+
+const QUESTION: &[u8] = b"who answers?\n";
+const ANSWER: &[u8] = b"the pod answers\n";
+/// How often a server looks whether it is to stop.
+const POLL: Duration = Duration::from_millis(20);
+
+/// What came of an attempt.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// An answer came.
+    Answered,
+    /// The connection was accepted, and nothing came.
+    NoAnswer,
+    /// The other side refused.
+    Refused,
+    /// Nobody accepted in time.
+    TimedOut,
+    /// The network said no.
+    Failed(String),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered => f.write_str("answered"),
+            Self::NoAnswer => f.write_str("connected, then no answer"),
+            Self::Refused => f.write_str("refused"),
+            Self::TimedOut => f.write_str("timed out"),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// One attempt of a client.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Connects over TCP, asks, and waits for the answer.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn tcp_attempt(client: &Namespace, to: SocketAddr, patience: Duration) -> anyhow::Result<Attempt> {
+    attempt(client, move || {
+        let mut stream = match TcpStream::connect_timeout(&to, patience) {
+            Ok(stream) => stream,
+            Err(error) => return outcome(&error, Outcome::TimedOut),
+        };
+        let asked = stream.set_read_timeout(Some(patience)).and_then(|()| stream.write_all(QUESTION));
+        let mut answer = [0; 64];
+        match asked.and_then(|()| stream.read(&mut answer)) {
+            Ok(1..) => Outcome::Answered,
+            Ok(0) => Outcome::NoAnswer,
+            Err(error) => outcome(&error, Outcome::NoAnswer),
+        }
+    })
+}
+
+/// Asks over UDP and waits for the answer.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn udp_attempt(client: &Namespace, to: SocketAddr, patience: Duration) -> anyhow::Result<Attempt> {
+    attempt(client, move || {
+        let exchange = || {
+            let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_read_timeout(Some(patience))?;
+            // Connected, so that an ICMP error about the question reaches us.
+            socket.connect(to)?;
+            socket.send(QUESTION)?;
+            socket.recv(&mut [0; 64])
+        };
+        match exchange() {
+            Ok(_) => Outcome::Answered,
+            Err(error) => outcome(&error, Outcome::NoAnswer),
+        }
+    })
+}
+
+fn attempt(client: &Namespace, work: impl FnOnce() -> Outcome + Send) -> anyhow::Result<Attempt> {
+    let begun = Instant::now();
+    let outcome = client.enter(|| Ok(work()))?;
+    Ok(Attempt { outcome, elapsed: begun.elapsed() })
+}
+
+fn outcome(error: &io::Error, silence: Outcome) -> Outcome {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Outcome::Refused,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => silence,
+        _ => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// A server that answers until it is dropped.
+pub struct Server {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Answers TCP connections on a port of the namespace.
+    ///
+    /// # Errors
+    /// When the port cannot be listened on.
+    pub fn tcp(namespace: &Namespace, port: u16) -> anyhow::Result<Self> {
+        let listener = namespace.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self::spawn(move || {
+            if let Ok((mut stream, _)) = listener.accept() {
+                // A client that went away is the client's to report.
+                let _ = stream
+                    .set_nonblocking(false)
+                    .and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(1))))
+                    .and_then(|()| stream.read(&mut [0; 64]))
+                    .and_then(|_| stream.write_all(ANSWER));
+            }
+        }))
+    }
+
+    /// Answers UDP datagrams on a port of the namespace.
+    ///
+    /// # Errors
+    /// When the port cannot be bound.
+    pub fn udp(namespace: &Namespace, port: u16) -> anyhow::Result<Self> {
+        let socket = namespace.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+        socket.set_nonblocking(true)?;
+        Ok(Self::spawn(move || {
+            if let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
+                // As above.
+                let _ = socket.send_to(ANSWER, from);
+            }
+        }))
+    }
+
+    fn spawn(mut serve: impl FnMut() + Send + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                serve();
+                std::thread::sleep(POLL);
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A server thread that failed has nothing to clean up.
+            let _ = thread.join();
+        }
+    }
+}

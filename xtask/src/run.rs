@@ -33,7 +33,7 @@ const SUBCOMMANDS: [&str; 15] = [
 const GLOBAL_FLAGS: [&str; 4] = ["--help", "-h", "--version", "-V"];
 
 /// Tells tracer where the lab is: the path of this program, to be called as
-/// `$TRACER_LAB lab -- COMMAND...`.
+/// `$TRACER_LAB lab --setup -- COMMAND...`.
 const LAB_VARIABLE: &str = "TRACER_LAB";
 
 /// Arguments of `cargo xtask run`.

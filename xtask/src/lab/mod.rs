@@ -55,6 +55,9 @@ pub(crate) struct Arguments {
         allow_hyphen_values = true
     )]
     append: String,
+    /// First install what the lab needs and this machine lacks
+    #[arg(long)]
+    setup: bool,
     /// Give the command this terminal (what a shell gets anyway)
     #[arg(long)]
     tty: bool,
@@ -71,6 +74,9 @@ pub(crate) fn command(arguments: Arguments) -> Result<ExitCode> {
             "a shell needs a terminal; give a command: cargo xtask lab -- COMMAND".into(),
         )
         .into());
+    }
+    if arguments.setup {
+        setup::lab_programs()?;
     }
     let lab = Lab {
         memory_megabytes: arguments.memory,
@@ -116,7 +122,7 @@ impl Lab {
         }
     }
 
-    /// Installs and downloads what is missing, boots, runs the command in the caller's folder
+    /// Downloads the kernel if there is none, boots, runs the command in the caller's folder
     /// and gives its exit status.
     pub(crate) fn run(&self, command: Vec<OsString>) -> Result<u8> {
         if !cfg!(target_arch = "x86_64") {
@@ -124,7 +130,7 @@ impl Lab {
                 "the lab shares this machine's programs with x86-64 kernels, so it needs an x86-64 machine",
             ));
         }
-        setup::lab_programs()?;
+        setup::require_lab_programs()?;
         let kernel = Kernel::obtain(self.kernel)?;
         let out = match &self.out {
             Some(folder) => folder.clone(),

@@ -36,17 +36,31 @@ pub(crate) fn lab_programs() -> Result<()> {
     if packages::debian_like() {
         return packages::install("the lab", &NEEDED.map(|needed| needed.package));
     }
-    let absent: Vec<&str> = NEEDED
-        .iter()
-        .map(|needed| needed.program)
-        .filter(|program| tool::find(program).is_none())
-        .collect();
+    require_lab_programs()
+}
+
+/// Names what the lab lacks, and how to get it.
+pub(crate) fn require_lab_programs() -> Result<()> {
+    let debian = packages::debian_like();
+    let absent: Vec<&str> = if debian {
+        packages::absent(&NEEDED.map(|needed| needed.package))?
+    } else {
+        let programs = NEEDED.iter().map(|needed| needed.program);
+        programs
+            .filter(|program| tool::find(program).is_none())
+            .collect()
+    };
     if absent.is_empty() {
         return Ok(());
     }
+    let remedy = if debian {
+        "install them with `cargo xtask setup --lab`"
+    } else {
+        "install them with its package manager (busybox must be statically linked), \
+         or use a Debian or Ubuntu machine"
+    };
     Err(missing(format!(
-        "the lab needs {}, which this machine lacks; install them with its package manager \
-         (busybox must be statically linked), or use a Debian or Ubuntu machine",
+        "the lab needs {}, which this machine lacks; {remedy}",
         absent.join(", ")
     )))
 }

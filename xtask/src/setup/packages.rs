@@ -57,7 +57,7 @@ pub(crate) fn install(purpose: &str, packages: &[&str]) -> Result<()> {
 }
 
 /// Those of the packages that dpkg does not hold as installed.
-fn absent<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
+pub(crate) fn absent<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
     // Unknown names make dpkg-query exit with 1; what it knows is on stdout all the same.
     let output = tool::run(
         tool::command("dpkg-query")?

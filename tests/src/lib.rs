@@ -20,8 +20,14 @@ pub struct Test {
 
 impl Test {
     /// A test.
-    pub fn new(name: impl Into<String>, run: impl Fn(&Tracer) -> anyhow::Result<()> + 'static) -> Self {
-        Self { name: name.into(), run: Box::new(run) }
+    pub fn new(
+        name: impl Into<String>,
+        run: impl Fn(&Tracer) -> anyhow::Result<()> + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            run: Box::new(run),
+        }
     }
 }
 
@@ -36,13 +42,18 @@ pub fn run(tests: &[Test], tracer: &Tracer, filter: &str, results: &Path) -> any
         let begun = Instant::now();
         let outcome = (test.run)(tracer);
         let seconds = begun.elapsed().as_secs_f64();
-        let detail = outcome.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+        let detail = outcome
+            .as_ref()
+            .err()
+            .map(|error| format!("{error:#}"))
+            .unwrap_or_default();
         let word = if outcome.is_ok() { "passed" } else { "failed" };
         println!("{word} {:<48} {seconds:>6.1} s  {detail}", test.name);
         failed += usize::from(outcome.is_err());
         rows.push(json!({"test": test.name, "outcome": word, "detail": detail}));
     }
-    std::fs::write(results, Value::from(rows.clone()).to_string()).context("the results cannot be written")?;
+    std::fs::write(results, Value::from(rows.clone()).to_string())
+        .context("the results cannot be written")?;
     println!("{} passed, {failed} failed", rows.len() - failed);
     Ok(failed == 0 && !rows.is_empty())
 }
@@ -108,8 +119,16 @@ pub fn finish(command: &mut Command) -> anyhow::Result<Answer> {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    let text = |reader: Option<JoinHandle<String>>| reader.and_then(|reader| reader.join().ok()).unwrap_or_default();
-    Ok(Answer { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) })
+    let text = |reader: Option<JoinHandle<String>>| {
+        reader
+            .and_then(|reader| reader.join().ok())
+            .unwrap_or_default()
+    };
+    Ok(Answer {
+        code: status.code().unwrap_or(-1),
+        stdout: text(stdout),
+        stderr: text(stderr),
+    })
 }
 
 /// Reads a stream to its end, so that a full pipe does not stop the program.
@@ -137,10 +156,13 @@ impl Answer {
     /// # Errors
     /// When there is none.
     pub fn object(&self, kind: &str) -> anyhow::Result<Value> {
-        self.objects(kind)
-            .into_iter()
-            .next()
-            .with_context(|| format!("no {kind} was printed; exit {}, stderr: {}", self.code, self.stderr.trim()))
+        self.objects(kind).into_iter().next().with_context(|| {
+            format!(
+                "no {kind} was printed; exit {}, stderr: {}",
+                self.code,
+                self.stderr.trim()
+            )
+        })
     }
 
     /// Fails unless the exit code is this one.
@@ -152,7 +174,11 @@ impl Answer {
             return Ok(());
         }
         let tail: Vec<_> = self.stdout.lines().rev().take(3).collect();
-        bail!("exit {} instead of {code}; stderr: {}; last lines: {tail:?}", self.code, self.stderr.trim())
+        bail!(
+            "exit {} instead of {code}; stderr: {}; last lines: {tail:?}",
+            self.code,
+            self.stderr.trim()
+        )
     }
 }
 

@@ -16,7 +16,15 @@ use tracer_ebpf::hook::HookId;
 /// The share that the lab hands results out through.
 const RESULTS: &str = "/out/results.json";
 /// Everything that the scenarios need and that a node with kube-proxy in ipvs mode has.
-const MODULES: &[&str] = &["ip_vs", "ip_vs_rr", "veth", "bridge", "nf_conntrack", "nf_nat", "dummy"];
+const MODULES: &[&str] = &[
+    "ip_vs",
+    "ip_vs_rr",
+    "veth",
+    "bridge",
+    "nf_conntrack",
+    "nf_nat",
+    "dummy",
+];
 const CASE: &str = "vip-nodeport-unbound";
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -28,23 +36,35 @@ fn main() -> anyhow::Result<ExitCode> {
     let tracer = Tracer::new(PathBuf::from(arguments.next().context(usage)?));
     let filter = arguments.next().unwrap_or_default();
     let loaded = Command::new("modprobe").arg("-a").args(MODULES).status()?;
-    check(loaded.success(), || format!("this kernel lacks one of the modules {MODULES:?}"))?;
+    check(loaded.success(), || {
+        format!("this kernel lacks one of the modules {MODULES:?}")
+    })?;
     let passed = tests::run(&list(), &tracer, &filter, Path::new(RESULTS))?;
-    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn list() -> Vec<Test> {
     let mut tests = vec![
         Test::new("doctor: every hook attaches", every_hook_attaches),
         Test::new("hooks: each one fires", every_hook_fires),
-        Test::new("use: wrong words get the nearest name and exit 2", wrong_use),
+        Test::new(
+            "use: wrong words get the nearest name and exit 2",
+            wrong_use,
+        ),
         Test::new("use: without root exit 3", without_root),
         Test::new("reproduce: Ctrl-C leaves nothing behind", interrupted),
         Test::new("reproduce: names and addresses make no difference", renamed),
         Test::new("run: lost events are counted", loss_is_counted),
     ];
     for expectation in EXPECTATIONS {
-        tests.push(Test::new(format!("{CASE}: {}", expectation.variant), |tracer| reproduce(tracer, expectation, &[])));
+        tests.push(Test::new(
+            format!("{CASE}: {}", expectation.variant),
+            |tracer| reproduce(tracer, expectation, &[]),
+        ));
     }
     tests
 }
@@ -65,7 +85,13 @@ const EXPECTATIONS: &[Expectation] = &[
         variant: "unbound",
         subject: Some("tcp 192.168.3.187:30000"),
         stage: "tcp: no socket",
-        says: &["secondary", "src 192.168.3.182", "192.168.3.187/32", "10.244.1.15:3000", "the two paths part"],
+        says: &[
+            "secondary",
+            "src 192.168.3.182",
+            "192.168.3.187/32",
+            "10.244.1.15:3000",
+            "the two paths part",
+        ],
     },
     Expectation {
         variant: "udp",
@@ -77,7 +103,10 @@ const EXPECTATIONS: &[Expectation] = &[
         variant: "held-port",
         subject: Some("tcp 192.168.3.187:30000"),
         stage: "listening socket :30000",
-        says: &["accepted and then hang", "kube-proxy listens on tcp port 30000"],
+        says: &[
+            "accepted and then hang",
+            "kube-proxy listens on tcp port 30000",
+        ],
     },
     Expectation {
         variant: "nodeport-addresses",
@@ -91,12 +120,29 @@ const EXPECTATIONS: &[Expectation] = &[
         stage: "tcp: no socket",
         says: &["secondary"],
     },
-    Expectation { variant: "vip-32", subject: None, stage: "ipvs", says: &[] },
-    Expectation { variant: "other-mask", subject: None, stage: "ipvs", says: &[] },
+    Expectation {
+        variant: "vip-32",
+        subject: None,
+        stage: "ipvs",
+        says: &[],
+    },
+    Expectation {
+        variant: "other-mask",
+        subject: None,
+        stage: "ipvs",
+        says: &[],
+    },
 ];
 
 fn reproduce(tracer: &Tracer, expectation: &Expectation, more: &[&str]) -> anyhow::Result<()> {
-    let mut arguments = vec!["reproduce", CASE, "--format", "json", "--variant", expectation.variant];
+    let mut arguments = vec![
+        "reproduce",
+        CASE,
+        "--format",
+        "json",
+        "--variant",
+        expectation.variant,
+    ];
     arguments.extend(more);
     let answer = tracer.run(&arguments)?;
     judge(&answer, expectation)
@@ -104,7 +150,9 @@ fn reproduce(tracer: &Tracer, expectation: &Expectation, more: &[&str]) -> anyho
 
 fn judge(answer: &Answer, expectation: &Expectation) -> anyhow::Result<()> {
     let verdict = answer.object("verdict")?;
-    check(verdict["as_expected"] == true, || format!("verdict {verdict}, stderr {}", answer.stderr.trim()))?;
+    check(verdict["as_expected"] == true, || {
+        format!("verdict {verdict}, stderr {}", answer.stderr.trim())
+    })?;
     let diagnoses = answer.objects("diagnosis");
     let stages: BTreeSet<String> = answer
         .objects("journey")
@@ -112,34 +160,50 @@ fn judge(answer: &Answer, expectation: &Expectation) -> anyhow::Result<()> {
         .flat_map(|journey| journey["path"].as_array().cloned().unwrap_or_default())
         .map(|stage| stage["text"].as_str().unwrap_or_default().to_owned())
         .collect();
-    check(stages.iter().any(|stage| stage.contains(expectation.stage)), || {
-        format!("no journey shows {:?}: {stages:?}", expectation.stage)
-    })?;
+    check(
+        stages.iter().any(|stage| stage.contains(expectation.stage)),
+        || format!("no journey shows {:?}: {stages:?}", expectation.stage),
+    )?;
     let Some(subject) = expectation.subject else {
-        check(diagnoses.is_empty(), || format!("healthy traffic was blamed: {diagnoses:?}"))?;
+        check(diagnoses.is_empty(), || {
+            format!("healthy traffic was blamed: {diagnoses:?}")
+        })?;
         return answer.expect_code(0);
     };
-    check(diagnoses.len() == 1, || format!("one diagnosis is expected: {diagnoses:?}"))?;
-    let diagnosis = &diagnoses[0];
-    check(diagnosis["cause"] == CASE && diagnosis["subject"] == subject && diagnosis["certainty"] == "certain", || {
-        format!("{diagnosis}")
+    check(diagnoses.len() == 1, || {
+        format!("one diagnosis is expected: {diagnoses:?}")
     })?;
+    let diagnosis = &diagnoses[0];
+    check(
+        diagnosis["cause"] == CASE
+            && diagnosis["subject"] == subject
+            && diagnosis["certainty"] == "certain",
+        || format!("{diagnosis}"),
+    )?;
     let text = diagnosis.to_string();
     for word in expectation.says {
-        check(text.contains(word), || format!("{word:?} is not said: {text}"))?;
+        check(text.contains(word), || {
+            format!("{word:?} is not said: {text}")
+        })?;
     }
     let attempts = answer.objects("attempt");
-    let fixed: Vec<_> = attempts.iter().filter(|attempt| attempt["phase"] == "after the fix").collect();
-    check(!fixed.is_empty() && fixed.iter().all(|attempt| attempt["answered"] == true), || {
-        format!("after the fix: {fixed:?}")
-    })?;
+    let fixed: Vec<_> = attempts
+        .iter()
+        .filter(|attempt| attempt["phase"] == "after the fix")
+        .collect();
+    check(
+        !fixed.is_empty() && fixed.iter().all(|attempt| attempt["answered"] == true),
+        || format!("after the fix: {fixed:?}"),
+    )?;
     no_loss(answer)?;
     answer.expect_code(1)
 }
 
 fn no_loss(answer: &Answer) -> anyhow::Result<()> {
     let lost = answer.object("summary")?["lost"].clone();
-    check(lost.as_array().is_some_and(Vec::is_empty), || format!("events were lost: {lost}"))
+    check(lost.as_array().is_some_and(Vec::is_empty), || {
+        format!("events were lost: {lost}")
+    })
 }
 
 fn renamed(tracer: &Tracer) -> anyhow::Result<()> {
@@ -147,12 +211,33 @@ fn renamed(tracer: &Tracer) -> anyhow::Result<()> {
         variant: "unbound",
         subject: Some("tcp 172.29.7.77:31999"),
         stage: "tcp: no socket",
-        says: &["172.29.7.20", "src 172.29.7.20", "dev lan9", "172.29.7.77/32", "10.99.3.8:8443"],
+        says: &[
+            "172.29.7.20",
+            "src 172.29.7.20",
+            "dev lan9",
+            "172.29.7.77/32",
+            "10.99.3.8:8443",
+        ],
     };
     let more = [
-        "--node", "172.29.7.20", "--vip", "172.29.7.77", "--client", "172.29.7.5", "--pod", "10.99.3.8",
-        "--bridge-address", "10.99.3.1", "--pod-port", "8443", "--node-port", "31999", "--interface", "lan9",
-        "--bridge", "br-pods",
+        "--node",
+        "172.29.7.20",
+        "--vip",
+        "172.29.7.77",
+        "--client",
+        "172.29.7.5",
+        "--pod",
+        "10.99.3.8",
+        "--bridge-address",
+        "10.99.3.1",
+        "--pod-port",
+        "8443",
+        "--node-port",
+        "31999",
+        "--interface",
+        "lan9",
+        "--bridge",
+        "br-pods",
     ];
     reproduce(tracer, &expectation, &more)
 }
@@ -161,11 +246,21 @@ fn every_hook_attaches(tracer: &Tracer) -> anyhow::Result<()> {
     let answer = tracer.run(&["doctor", "--format", "json"])?;
     answer.expect_code(0)?;
     let hooks = answer.objects("hook");
-    check(hooks.len() == HookId::ALL.len(), || format!("{} hooks are listed", hooks.len()))?;
-    let missing: Vec<_> = hooks.iter().filter(|hook| hook["attached"].is_null()).collect();
+    check(hooks.len() == HookId::ALL.len(), || {
+        format!("{} hooks are listed", hooks.len())
+    })?;
+    let missing: Vec<_> = hooks
+        .iter()
+        .filter(|hook| hook["attached"].is_null())
+        .collect();
     check(missing.is_empty(), || format!("{missing:?}"))?;
     let kernel = answer.object("kernel")?;
-    check(kernel["missing_fields"].as_array().is_some_and(Vec::is_empty), || format!("{kernel}"))
+    check(
+        kernel["missing_fields"]
+            .as_array()
+            .is_some_and(Vec::is_empty),
+        || format!("{kernel}"),
+    )
 }
 
 /// Every hook of the catalogue is seen in real traffic: the case over TCP and UDP, and a host with a
@@ -190,14 +285,25 @@ fn every_hook_fires(tracer: &Tracer) -> anyhow::Result<()> {
         stderr: String::new(),
     };
     fired.extend(hooks_of(&answer)?);
-    let silent: Vec<_> = HookId::ALL.iter().map(|hook| hook.name()).filter(|name| !fired.contains(*name)).collect();
-    check(silent.is_empty(), || format!("these hooks never fired: {silent:?}"))
+    let silent: Vec<_> = HookId::ALL
+        .iter()
+        .map(|hook| hook.name())
+        .filter(|name| !fired.contains(*name))
+        .collect();
+    check(silent.is_empty(), || {
+        format!("these hooks never fired: {silent:?}")
+    })
 }
 
 fn hooks_of(answer: &Answer) -> anyhow::Result<BTreeSet<String>> {
     let summary = answer.object("summary")?;
-    let hooks = summary["hooks"].as_array().context("the summary has no hooks")?;
-    Ok(hooks.iter().filter_map(|row| row[0].as_str().map(str::to_owned)).collect())
+    let hooks = summary["hooks"]
+        .as_array()
+        .context("the summary has no hooks")?;
+    Ok(hooks
+        .iter()
+        .filter_map(|row| row[0].as_str().map(str::to_owned))
+        .collect())
 }
 
 /// Two namespaces: a client behind a veth, and a host with ways to lose its packets.
@@ -207,10 +313,14 @@ impl Namespaces {
     fn build() -> anyhow::Result<Self> {
         let world = Self;
         let commands = [
-            "ip netns add fire-c", "ip netns add fire-h",
+            "ip netns add fire-c",
+            "ip netns add fire-h",
             "ip -n fire-c link add eth0 type veth peer name eth0 netns fire-h",
-            "ip -n fire-c addr add 192.0.2.2/24 dev eth0", "ip -n fire-h addr add 192.0.2.1/24 dev eth0",
-            "ip -n fire-c link set eth0 up", "ip -n fire-h link set eth0 up", "ip -n fire-h link set lo up",
+            "ip -n fire-c addr add 192.0.2.2/24 dev eth0",
+            "ip -n fire-h addr add 192.0.2.1/24 dev eth0",
+            "ip -n fire-c link set eth0 up",
+            "ip -n fire-h link set eth0 up",
+            "ip -n fire-h link set lo up",
             "ip -n fire-c route add default via 192.0.2.1",
             "ip -n fire-h route add blackhole 198.51.100.0/24",
             "ip netns exec fire-h sysctl -qw net.ipv4.ip_forward=1",
@@ -219,7 +329,9 @@ impl Namespaces {
         for command in commands {
             let mut words = command.split(' ');
             let answer = finish(Command::new(words.next().unwrap_or_default()).args(words))?;
-            check(answer.code == 0, || format!("{command}: {}", answer.stderr.trim()))?;
+            check(answer.code == 0, || {
+                format!("{command}: {}", answer.stderr.trim())
+            })?;
         }
         Ok(world)
     }
@@ -229,7 +341,8 @@ impl Namespaces {
         for address in ["192.0.2.1/5000", "192.0.2.1/5999", "198.51.100.1/53"] {
             let line = format!("for i in 1 2 3; do echo x > /dev/udp/{address}; sleep 0.2; done");
             // A refused send is what this is for.
-            let _ = finish(Command::new("ip").args(["netns", "exec", "fire-c", "bash", "-c", &line]));
+            let _ =
+                finish(Command::new("ip").args(["netns", "exec", "fire-c", "bash", "-c", &line]));
         }
     }
 }
@@ -252,7 +365,9 @@ fn wrong_use(tracer: &Tracer) -> anyhow::Result<()> {
     ] {
         let answer = tracer.run(arguments)?;
         answer.expect_code(2)?;
-        check(answer.stderr.contains(near), || format!("{near} is not named: {}", answer.stderr))?;
+        check(answer.stderr.contains(near), || {
+            format!("{near} is not named: {}", answer.stderr)
+        })?;
     }
     Ok(())
 }
@@ -260,7 +375,10 @@ fn wrong_use(tracer: &Tracer) -> anyhow::Result<()> {
 fn without_root(tracer: &Tracer) -> anyhow::Result<()> {
     for arguments in [&["run"][..], &["reproduce", CASE], &["doctor"]] {
         let answer = finish(
-            Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(tracer.path()).args(arguments),
+            Command::new("setpriv")
+                .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+                .arg(tracer.path())
+                .args(arguments),
         )?;
         answer.expect_code(3)?;
         check(answer.stderr.contains("root"), || answer.stderr.clone())?;
@@ -285,8 +403,15 @@ fn census() -> anyhow::Result<(BTreeSet<String>, usize)> {
 
 fn interrupted(tracer: &Tracer) -> anyhow::Result<()> {
     let (before, _) = census()?;
-    let links_before = finish(Command::new("ip").args(["-o", "link"]))?.stdout.lines().count();
-    for (signal, wait) in [(Signal::SIGINT, 3000), (Signal::SIGKILL, 4000), (Signal::SIGINT, 8000)] {
+    let links_before = finish(Command::new("ip").args(["-o", "link"]))?
+        .stdout
+        .lines()
+        .count();
+    for (signal, wait) in [
+        (Signal::SIGINT, 3000),
+        (Signal::SIGKILL, 4000),
+        (Signal::SIGINT, 8000),
+    ] {
         let mut child = Command::new(tracer.path())
             .args(["reproduce", CASE, "--variant", "held-port"])
             .stdout(Stdio::null())
@@ -296,12 +421,21 @@ fn interrupted(tracer: &Tracer) -> anyhow::Result<()> {
         kill(Pid::from_raw(child.id().cast_signed()), signal)?;
         let begun = Instant::now();
         child.wait()?;
-        check(begun.elapsed() < Duration::from_secs(10), || format!("{signal} took {:?}", begun.elapsed()))?;
+        check(begun.elapsed() < Duration::from_secs(10), || {
+            format!("{signal} took {:?}", begun.elapsed())
+        })?;
         std::thread::sleep(Duration::from_millis(500));
         let (after, tracers) = census()?;
-        check(after == before && tracers == 0, || format!("after {signal}: {after:?}, {tracers} processes"))?;
-        let links = finish(Command::new("ip").args(["-o", "link"]))?.stdout.lines().count();
-        check(links == links_before, || format!("after {signal} there are {links} links, before {links_before}"))?;
+        check(after == before && tracers == 0, || {
+            format!("after {signal}: {after:?}, {tracers} processes")
+        })?;
+        let links = finish(Command::new("ip").args(["-o", "link"]))?
+            .stdout
+            .lines()
+            .count();
+        check(links == links_before, || {
+            format!("after {signal} there are {links} links, before {links_before}")
+        })?;
     }
     Ok(())
 }
@@ -329,12 +463,18 @@ fn loss_is_counted(tracer: &Tracer) -> anyhow::Result<()> {
         stderr: String::new(),
     };
     let summary = answer.object("summary")?;
-    let lost: u64 = summary["lost"].as_array().into_iter().flatten().filter_map(|row| row[1].as_u64()).sum();
+    let lost: u64 = summary["lost"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|row| row[1].as_u64())
+        .sum();
     let events = summary["events"].as_u64().unwrap_or(0);
     let runs = summary["kernel_runs"].as_u64().unwrap_or(0);
     check(lost > 0, || format!("nothing was lost: {summary}"))?;
     let near: Value = summary["kernel_runs"].clone();
-    check(events + lost <= runs + runs / 50 && events + lost >= runs / 2, || {
-        format!("{events} events and {lost} lost of {near} runs")
-    })
+    check(
+        events + lost <= runs + runs / 50 && events + lost >= runs / 2,
+        || format!("{events} events and {lost} lost of {near} runs"),
+    )
 }

@@ -104,10 +104,18 @@ impl Collector {
         }
         match (event.hook, event.netns, event.ifindex) {
             (HookId::DeviceReceive, Some(netns), Some(ifindex)) => {
-                self.counts.devices.entry((netns, ifindex)).or_default().received += 1;
+                self.counts
+                    .devices
+                    .entry((netns, ifindex))
+                    .or_default()
+                    .received += 1;
             }
             (HookId::DeviceTransmit, Some(netns), Some(ifindex)) => {
-                self.counts.devices.entry((netns, ifindex)).or_default().sent += 1;
+                self.counts
+                    .devices
+                    .entry((netns, ifindex))
+                    .or_default()
+                    .sent += 1;
             }
             _ => {}
         }
@@ -129,7 +137,10 @@ impl Collector {
 
     /// Makes sure that facts name the namespaces seen so far.
     pub fn name_namespaces(&mut self, now_ns: u64) {
-        let recently = self.facts.taken_ns.is_some_and(|taken| now_ns.saturating_sub(taken) < NAMES_PAUSE_NS);
+        let recently = self
+            .facts
+            .taken_ns
+            .is_some_and(|taken| now_ns.saturating_sub(taken) < NAMES_PAUSE_NS);
         if !recently && !self.seen.is_subset(&self.asked) {
             self.read_facts();
         }
@@ -151,7 +162,9 @@ impl Collector {
     /// New or surer diagnoses, once the connections behind the first had time to follow; at once
     /// with `hurry`.
     pub fn diagnose(&mut self, now_ns: u64, hurry: bool) -> Vec<Diagnosis> {
-        let due = self.due_ns.is_some_and(|asked| hurry || now_ns.saturating_sub(asked) >= GATHER_NS);
+        let due = self
+            .due_ns
+            .is_some_and(|asked| hurry || now_ns.saturating_sub(asked) >= GATHER_NS);
         if !due {
             return Vec::new();
         }
@@ -160,7 +173,10 @@ impl Collector {
         if hurry || self.facts_are_old(now_ns) {
             self.read_facts();
         }
-        let mut found = cause::diagnose(&Evidence { flows: &self.flows, facts: &self.facts });
+        let mut found = cause::diagnose(&Evidence {
+            flows: &self.flows,
+            facts: &self.facts,
+        });
         found.retain(|diagnosis| {
             let key = (diagnosis.code, diagnosis.subject.clone());
             let before = self.given.insert(key, diagnosis.certainty);
@@ -179,7 +195,9 @@ impl Collector {
     }
 
     fn facts_are_old(&self, now_ns: u64) -> bool {
-        self.facts.taken_ns.is_none_or(|taken| now_ns.saturating_sub(taken) > FACTS_AGE_NS)
+        self.facts
+            .taken_ns
+            .is_none_or(|taken| now_ns.saturating_sub(taken) > FACTS_AGE_NS)
     }
 
     fn read_facts(&mut self) {

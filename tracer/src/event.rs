@@ -280,7 +280,9 @@ impl Packet {
             return false;
         }
         match (self.transport, other.transport) {
-            (Transport::Tcp { sequence: one, .. }, Transport::Tcp { sequence: two, .. }) => one == two,
+            (Transport::Tcp { sequence: one, .. }, Transport::Tcp { sequence: two, .. }) => {
+                one == two
+            }
             (one, two) => std::mem::discriminant(&one) == std::mem::discriminant(&two),
         }
     }
@@ -293,9 +295,18 @@ fn transport(number: u8, header: &[u8]) -> (u16, u16, Transport) {
     let parsed = match number {
         protocol::TCP => (|| {
             let sequence = u32::from(word(4)?) << 16 | u32::from(word(6)?);
-            Some((word(0)?, word(2)?, Transport::Tcp { sequence, flags: *header.get(13)? }))
+            Some((
+                word(0)?,
+                word(2)?,
+                Transport::Tcp {
+                    sequence,
+                    flags: *header.get(13)?,
+                },
+            ))
         })(),
-        protocol::UDP => word(0).zip(word(2)).map(|(source, destination)| (source, destination, Transport::Udp)),
+        protocol::UDP => word(0)
+            .zip(word(2))
+            .map(|(source, destination)| (source, destination, Transport::Udp)),
         protocol::ICMP | protocol::ICMP6 => header
             .first()
             .zip(header.get(1))
@@ -354,7 +365,9 @@ impl Detail {
         // of integers, and the whole region is zeroed before.
         unsafe {
             match hook {
-                HookId::NetfilterHook => Self::Netfilter(NetfilterHook::from_kernel(detail.netfilter)),
+                HookId::NetfilterHook => {
+                    Self::Netfilter(NetfilterHook::from_kernel(detail.netfilter))
+                }
                 HookId::IpvsServiceFind => {
                     let service = detail.service;
                     Self::Service {
@@ -371,7 +384,8 @@ impl Detail {
                 }
                 HookId::ConntrackConfirm | HookId::Nat => {
                     let raw::Conntrack { original, reply } = detail.conntrack;
-                    let (protocol, family) = (original.protocol_or_manipulation, original.family_or_status);
+                    let (protocol, family) =
+                        (original.protocol_or_manipulation, original.family_or_status);
                     let tuple = |tuple: raw::Tuple| Tuple {
                         protocol,
                         source: endpoint(&tuple.source, tuple.source_port, family),
@@ -396,10 +410,14 @@ impl Detail {
                         ifindex: (route.ifindex != 0).then_some(route.ifindex),
                     }
                 }
-                HookId::TcpDeliver | HookId::UdpDeliver => {
-                    Self::Socket { state: detail.socket.state, port: detail.socket.port }
-                }
-                HookId::IcmpSend => Self::Icmp { kind: detail.icmp.kind, code: detail.icmp.code },
+                HookId::TcpDeliver | HookId::UdpDeliver => Self::Socket {
+                    state: detail.socket.state,
+                    port: detail.socket.port,
+                },
+                HookId::IcmpSend => Self::Icmp {
+                    kind: detail.icmp.kind,
+                    code: detail.icmp.code,
+                },
                 HookId::Drop => Self::Drop {
                     location: detail.drop.location,
                     reason: (detail.drop.reason != u32::MAX).then_some(detail.drop.reason),
@@ -407,7 +425,9 @@ impl Detail {
                 HookId::DeviceTransmit
                 | HookId::VethTransmit
                 | HookId::BridgeForward
-                | HookId::BridgeTransmit => Self::Device { ifindex: detail.device.ifindex },
+                | HookId::BridgeTransmit => Self::Device {
+                    ifindex: detail.device.ifindex,
+                },
                 _ => Self::None,
             }
         }
@@ -425,10 +445,21 @@ mod tests {
             0x45, 0, 0, 60, 0x64, 0x5e, 0x40, 0, 64, 6, 0, 0, 192, 168, 3, 10, 192, 168, 3, 187,
         ]);
         // The header's length says 40 bytes; its options are cut.
-        bytes.extend([0x8e, 0x1c, 0x75, 0x30, 0x15, 0x57, 0x8a, 0xf4, 0, 0, 0, 0, 0xa0, 2, 0, 0, 0, 0]);
+        bytes.extend([
+            0x8e, 0x1c, 0x75, 0x30, 0x15, 0x57, 0x8a, 0xf4, 0, 0, 0, 0, 0xa0, 2, 0, 0, 0, 0,
+        ]);
         let packet = Packet::parse(&bytes, 14).expect("a packet");
-        assert_eq!(packet.tuple.destination, "192.168.3.187:30000".parse().expect("an address"));
-        assert_eq!(packet.transport, Transport::Tcp { sequence: 0x1557_8af4, flags: tcp_flag::SYN });
+        assert_eq!(
+            packet.tuple.destination,
+            "192.168.3.187:30000".parse().expect("an address")
+        );
+        assert_eq!(
+            packet.transport,
+            Transport::Tcp {
+                sequence: 0x1557_8af4,
+                flags: tcp_flag::SYN
+            }
+        );
         assert_eq!(packet.ip_id, Some(0x645e));
     }
 

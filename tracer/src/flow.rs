@@ -40,12 +40,17 @@ pub struct Flow {
 impl Flow {
     /// The kept journeys, in order.
     pub fn kept(&self) -> impl Iterator<Item = (Direction, &Journey)> {
-        self.first.iter().chain(&self.last).map(|(direction, journey)| (*direction, journey))
+        self.first
+            .iter()
+            .chain(&self.last)
+            .map(|(direction, journey)| (*direction, journey))
     }
 
     /// The kept journeys of one direction, in order.
     pub fn of(&self, direction: Direction) -> impl Iterator<Item = &Journey> {
-        self.kept().filter(move |&(way, _)| way == direction).map(|(_, journey)| journey)
+        self.kept()
+            .filter(move |&(way, _)| way == direction)
+            .map(|(_, journey)| journey)
     }
 
     fn push(&mut self, direction: Direction, journey: Journey) {
@@ -75,7 +80,9 @@ impl Flows {
     /// Adds a journey; returns its flow's number, or `None` for a journey without addresses.
     pub fn add(&mut self, journey: Journey) -> Option<u64> {
         let first = journey.first_tuple()?;
-        let (id, direction) = self.find(first).unwrap_or_else(|| (self.open(first, &journey), Direction::Request));
+        let (id, direction) = self
+            .find(first)
+            .unwrap_or_else(|| (self.open(first, &journey), Direction::Request));
         for tuple in journey.tuples() {
             let request = match direction {
                 Direction::Request => tuple,
@@ -109,8 +116,15 @@ impl Flows {
 
     /// The flow of a tuple, and which way the tuple goes.
     pub fn find(&self, tuple: Tuple) -> Option<(u64, Direction)> {
-        let forward = self.by_tuple.get(&tuple).map(|&id| (id, Direction::Request));
-        forward.or_else(|| self.by_tuple.get(&tuple.reversed()).map(|&id| (id, Direction::Reply)))
+        let forward = self
+            .by_tuple
+            .get(&tuple)
+            .map(|&id| (id, Direction::Request));
+        forward.or_else(|| {
+            self.by_tuple
+                .get(&tuple.reversed())
+                .map(|&id| (id, Direction::Reply))
+        })
     }
 
     fn open(&mut self, client: Tuple, journey: &Journey) -> u64 {
@@ -132,7 +146,11 @@ impl Flows {
 
     /// Forgets the older half at once, so that the search is paid for rarely.
     fn forget_quietest(&mut self) {
-        let mut ages: Vec<(u64, u64)> = self.flows.values().map(|flow| (flow.last_ns, flow.id)).collect();
+        let mut ages: Vec<(u64, u64)> = self
+            .flows
+            .values()
+            .map(|flow| (flow.last_ns, flow.id))
+            .collect();
         ages.sort_unstable();
         for (_, id) in &ages[..ages.len() / 2] {
             self.flows.remove(id);
@@ -174,20 +192,30 @@ mod tests {
                 not_ip: false,
             })
             .collect();
-        Journey { id, events, ending: Ending::Delivered }
+        Journey {
+            id,
+            events,
+            ending: Ending::Delivered,
+        }
     }
 
     #[test]
     fn a_reply_finds_its_request_through_nat() {
         let mut flows = Flows::default();
-        let request = journey(1, &[
-            ("192.0.2.10:5000", "192.0.2.1:30000"),
-            ("10.0.0.1:5000", "10.0.0.2:3000"),
-        ]);
-        let reply = journey(2, &[
-            ("10.0.0.2:3000", "10.0.0.1:5000"),
-            ("192.0.2.1:30000", "192.0.2.10:5000"),
-        ]);
+        let request = journey(
+            1,
+            &[
+                ("192.0.2.10:5000", "192.0.2.1:30000"),
+                ("10.0.0.1:5000", "10.0.0.2:3000"),
+            ],
+        );
+        let reply = journey(
+            2,
+            &[
+                ("10.0.0.2:3000", "10.0.0.1:5000"),
+                ("192.0.2.1:30000", "192.0.2.10:5000"),
+            ],
+        );
         let id = flows.add(request).expect("a flow");
         assert_eq!(flows.add(reply), Some(id));
         let flow = flows.get(id).expect("the flow");
@@ -199,7 +227,12 @@ mod tests {
     fn the_store_is_bounded() {
         let mut flows = Flows::default();
         for number in 0..(MOST_FLOWS as u64 + 10) {
-            let source = format!("10.{}.{}.1:{}", number >> 8 & 255, number & 255, 1000 + (number >> 16));
+            let source = format!(
+                "10.{}.{}.1:{}",
+                number >> 8 & 255,
+                number & 255,
+                1000 + (number >> 16)
+            );
             flows.add(journey(number, &[(&source, "192.0.2.1:53")]));
         }
         assert!(flows.len() <= MOST_FLOWS);

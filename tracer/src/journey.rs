@@ -30,7 +30,7 @@ pub enum Ending {
     Dropped {
         /// Return address in the function that dropped it.
         location: u64,
-        /// Number in this kernel's `enum skb_drop_reason`.
+        /// Number in this kernel's `enum skb_drop_reason`; `None` where it says nothing.
         reason: Option<u32>,
     },
     /// A device took it, and it was not seen again: it left this machine.
@@ -58,12 +58,19 @@ impl Journey {
 
     /// Addresses at last sight, after all NAT.
     pub fn last_tuple(&self) -> Option<Tuple> {
-        self.events.iter().rev().find_map(|event| event.packet.as_ref()).map(|packet| packet.tuple)
+        self.events
+            .iter()
+            .rev()
+            .find_map(|event| event.packet.as_ref())
+            .map(|packet| packet.tuple)
     }
 
     /// Addresses at every event that shows them.
     pub fn tuples(&self) -> impl Iterator<Item = Tuple> + '_ {
-        self.events.iter().filter_map(|event| event.packet.as_ref()).map(|packet| packet.tuple)
+        self.events
+            .iter()
+            .filter_map(|event| event.packet.as_ref())
+            .map(|packet| packet.tuple)
     }
 
     /// The first event at a hook.
@@ -99,10 +106,11 @@ impl Journey {
 
     /// The packet is for many, who may all ignore it.
     fn is_for_many(&self) -> bool {
-        self.first_tuple().is_some_and(|tuple| match tuple.destination.ip() {
-            IpAddr::V4(address) => address.is_multicast() || address.octets()[3] == 255,
-            IpAddr::V6(address) => address.is_multicast(),
-        })
+        self.first_tuple()
+            .is_some_and(|tuple| match tuple.destination.ip() {
+                IpAddr::V4(address) => address.is_multicast() || address.octets()[3] == 255,
+                IpAddr::V6(address) => address.is_multicast(),
+            })
     }
 
     /// The packet was meant for one receiver and did not arrive.
@@ -110,7 +118,11 @@ impl Journey {
         if self.is_for_many() {
             return false;
         }
-        self.rejected() || matches!(self.ending, Ending::Dropped { .. }) || self.passed(HookId::RouteError)
+        // A lone drop without a reason is how sockets free what they have used up.
+        let lone = self.events.len() == 1;
+        let dropped =
+            matches!(self.ending, Ending::Dropped { reason, .. } if reason.is_some() || !lone);
+        self.rejected() || dropped || self.passed(HookId::RouteError)
     }
 
     /// Namespaces that the packet was seen in, in order, each once in a row.
@@ -147,7 +159,12 @@ pub struct Tracker {
 impl Tracker {
     /// An empty tracker; `unspecified_reason` is this kernel's number of NOT_SPECIFIED.
     pub fn new(unspecified_reason: Option<u32>) -> Self {
-        Self { active: HashMap::new(), next_id: 1, evicted: 0, unspecified_reason }
+        Self {
+            active: HashMap::new(),
+            next_id: 1,
+            evicted: 0,
+            unspecified_reason,
+        }
     }
 
     /// Number of journeys under way.
@@ -182,8 +199,8 @@ impl Tracker {
                 ended.push(out_of_sight(old.journey));
             }
         }
-        // Without headers there is nothing to tell about, except that something was dropped.
-        if event.packet.is_none() && event.hook != HookId::Drop {
+        // Without headers there is nothing to tell about.
+        if event.packet.is_none() {
             return;
         }
         self.start(event, ended);
@@ -194,7 +211,11 @@ impl Tracker {
             self.evict_oldest(ended);
         }
         let (skb, last_ns) = (event.skb, event.time_ns);
-        let mut journey = Journey { id: self.next_id, events: Vec::new(), ending: Ending::OutOfSight };
+        let mut journey = Journey {
+            id: self.next_id,
+            events: Vec::new(),
+            ending: Ending::OutOfSight,
+        };
         self.next_id += 1;
         let over = ends(&journey, &event, self.unspecified_reason);
         journey.events.push(event);
@@ -207,7 +228,11 @@ impl Tracker {
     }
 
     fn evict_oldest(&mut self, ended: &mut Vec<Journey>) {
-        let oldest = self.active.iter().min_by_key(|(_, active)| active.last_ns).map(|(&skb, _)| skb);
+        let oldest = self
+            .active
+            .iter()
+            .min_by_key(|(_, active)| active.last_ns)
+            .map(|(&skb, _)| skb);
         if let Some(active) = oldest.and_then(|skb| self.active.remove(&skb)) {
             self.evicted += 1;
             ended.push(out_of_sight(active.journey));
@@ -259,7 +284,11 @@ fn continues(journey: &Journey, event: &Event) -> bool {
     if journey.was_taken() && !matches!(hook::of(event.hook).area, Area::Socket | Area::Drop) {
         return false;
     }
-    let before = journey.events.iter().rev().find_map(|event| event.packet.as_ref());
+    let before = journey
+        .events
+        .iter()
+        .rev()
+        .find_map(|event| event.packet.as_ref());
     match (before, &event.packet) {
         (Some(before), Some(now)) => before.may_be(now),
         _ => true,
@@ -269,9 +298,9 @@ fn continues(journey: &Journey, event: &Event) -> bool {
 /// Functions that are not given the skb are joined by CPU; their addresses must agree.
 fn belongs(journey: &Journey, event: &Event) -> bool {
     match &event.detail {
-        Detail::Service { address, protocol } => journey.last_tuple().is_some_and(|tuple| {
-            tuple.protocol == *protocol && tuple.destination == *address
-        }),
+        Detail::Service { address, protocol } => journey
+            .last_tuple()
+            .is_some_and(|tuple| tuple.protocol == *protocol && tuple.destination == *address),
         _ => true,
     }
 }
@@ -281,9 +310,9 @@ fn ends(journey: &Journey, event: &Event, unspecified: Option<u32>) -> Option<En
     let Detail::Drop { location, reason } = event.detail else {
         return None;
     };
-    let delivered = journey.was_taken();
+    let reason = reason.filter(|_| reason != unspecified);
     // Sockets free what they have used up; only a named reason makes that a loss.
-    if delivered && (reason.is_none() || reason == unspecified) {
+    if journey.was_taken() && reason.is_none() {
         return Some(Ending::Delivered);
     }
     Some(Ending::Dropped { location, reason })
@@ -321,7 +350,11 @@ mod tests {
             mark: None,
             hook,
             detail: Detail::None,
-            packet: Some(Packet { tuple, ip_id: Some(7), transport: Transport::Tcp { sequence, flags: 2 } }),
+            packet: Some(Packet {
+                tuple,
+                ip_id: Some(7),
+                transport: Transport::Tcp { sequence, flags: 2 },
+            }),
             not_ip: false,
         }
     }
@@ -347,9 +380,16 @@ mod tests {
             let mut ended = Vec::new();
             tracker.push(event(HookId::TcpDeliver, 1, 10, 100), &mut ended);
             let mut drop = event(HookId::Drop, 1, 20, 100);
-            drop.detail = Detail::Drop { location: 0, reason };
+            drop.detail = Detail::Drop {
+                location: 0,
+                reason,
+            };
             tracker.push(drop, &mut ended);
-            assert_eq!(ended[0].ending != Ending::Delivered, expected_loss, "{reason:?}");
+            assert_eq!(
+                ended[0].ending != Ending::Delivered,
+                expected_loss,
+                "{reason:?}"
+            );
         }
     }
 
@@ -360,9 +400,15 @@ mod tests {
         tracker.push(event(HookId::IpvsLookup, 1, 10, 100), &mut ended);
         let mut lookup = event(HookId::IpvsServiceFind, 1, 20, 100);
         lookup.packet = None;
-        lookup.detail = Detail::Service { address: "192.0.2.9:80".parse().expect("an address"), protocol: 6 };
+        lookup.detail = Detail::Service {
+            address: "192.0.2.9:80".parse().expect("an address"),
+            protocol: 6,
+        };
         tracker.push(lookup.clone(), &mut ended);
-        lookup.detail = Detail::Service { address: "192.0.2.2:80".parse().expect("an address"), protocol: 6 };
+        lookup.detail = Detail::Service {
+            address: "192.0.2.2:80".parse().expect("an address"),
+            protocol: 6,
+        };
         tracker.push(lookup, &mut ended);
         tracker.finish(&mut ended);
         assert_eq!(ended[0].events.len(), 2);

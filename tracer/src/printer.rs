@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 
 use crate::cause::Diagnosis;
+use crate::event::{Transport, tcp_flag};
 use crate::journey::Journey;
+use crate::view::json;
 use crate::view::model::{DiagnosisView, JourneyView, SummaryView};
 use crate::view::text::{self, Style};
-use crate::view::json;
 
 /// How views are written.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +30,26 @@ pub enum Show {
     All,
     /// Those that did not arrive.
     Failed,
+    /// Those that open a TCP connection, and every one of other protocols.
+    Openings,
     /// None.
     Nothing,
+}
+
+/// True unless the packet belongs to a TCP connection that another one opened.
+fn opens(journey: &Journey) -> bool {
+    let Some(packet) = journey
+        .events
+        .iter()
+        .find_map(|event| event.packet.as_ref())
+    else {
+        return false;
+    };
+    match packet.transport {
+        Transport::Tcp { flags, .. } => flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN,
+        Transport::Udp => true,
+        Transport::Icmp { .. } | Transport::Other => false,
+    }
 }
 
 /// Writes views to standard output.
@@ -50,6 +69,11 @@ impl Printer {
         self.format
     }
 
+    /// Which journeys it shows.
+    pub const fn show(&self) -> Show {
+        self.show
+    }
+
     /// Changes which journeys are shown.
     pub const fn set_show(&mut self, show: Show) {
         self.show = show;
@@ -60,6 +84,7 @@ impl Printer {
         match self.show {
             Show::All => true,
             Show::Failed => journey.failed(),
+            Show::Openings => opens(journey),
             Show::Nothing => false,
         }
     }
@@ -81,7 +106,9 @@ impl Printer {
     /// When writing fails.
     pub fn journey(&self, view: &JourneyView) -> io::Result<()> {
         match self.format {
-            Format::Text { style, verbose } => text::journey(&mut io::stdout(), view, style, verbose),
+            Format::Text { style, verbose } => {
+                text::journey(&mut io::stdout(), view, style, verbose)
+            }
             Format::Json => json::line(&mut io::stdout(), "journey", view),
         }
     }
@@ -113,7 +140,12 @@ impl Printer {
     ///
     /// # Errors
     /// When writing fails.
-    pub fn object(&self, kind: &'static str, value: &impl serde::Serialize, line: &str) -> io::Result<()> {
+    pub fn object(
+        &self,
+        kind: &'static str,
+        value: &impl serde::Serialize,
+        line: &str,
+    ) -> io::Result<()> {
         match self.format {
             Format::Text { .. } => writeln!(io::stdout(), "{line}"),
             Format::Json => json::line(&mut io::stdout(), kind, value),

@@ -42,7 +42,11 @@ impl Session {
     ///
     /// # Errors
     /// When this kernel cannot be traced at all.
-    pub fn start(options: &Options, held: Vec<NetnsHandle>, printer: Printer) -> anyhow::Result<Self> {
+    pub fn start(
+        options: &Options,
+        held: Vec<NetnsHandle>,
+        printer: Printer,
+    ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let symbols = std::thread::spawn(Symbols::read);
         let btf = Btf::vmlinux()
@@ -84,7 +88,10 @@ impl Session {
     ///
     /// # Errors
     /// When printing fails.
-    pub async fn collect<T>(&mut self, stop: impl Future<Output = T>) -> anyhow::Result<(T, Vec<Diagnosis>)> {
+    pub async fn collect<T>(
+        &mut self,
+        stop: impl Future<Output = T>,
+    ) -> anyhow::Result<(T, Vec<Diagnosis>)> {
         let mut diagnoses = Vec::new();
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -206,7 +213,11 @@ impl Session {
             .devices
             .iter()
             .map(|(&(netns, ifindex), traffic)| DeviceCount {
-                device: format!("{}/{}", names.namespace(netns), names.device(Some(netns), ifindex)),
+                device: format!(
+                    "{}/{}",
+                    names.namespace(netns),
+                    names.device(Some(netns), ifindex)
+                ),
                 received: traffic.received,
                 sent: traffic.sent,
             })
@@ -217,7 +228,11 @@ impl Session {
             events: counts.events,
             packets: counts.packets,
             failed: counts.failed,
-            hooks: counts.hooks.iter().map(|(hook, &count)| (hook.name(), count)).collect(),
+            hooks: counts
+                .hooks
+                .iter()
+                .map(|(hook, &count)| (hook.name(), count))
+                .collect(),
             devices,
             drops,
             lost: self.ring.lost().iter().collect(),

@@ -100,7 +100,10 @@ pub fn find(code: &str) -> Option<&'static Cause> {
 
 /// Asks every cause; the most certain first.
 pub fn diagnose(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    let mut found: Vec<_> = CATALOGUE.iter().flat_map(|cause| (cause.examine)(evidence)).collect();
+    let mut found: Vec<_> = CATALOGUE
+        .iter()
+        .flat_map(|cause| (cause.examine)(evidence))
+        .collect();
     found.sort_by_key(|diagnosis| std::cmp::Reverse(diagnosis.certainty));
     found
 }
@@ -112,7 +115,11 @@ mod tests {
     #[test]
     fn codes_are_unique_and_explained() {
         for (index, cause) in CATALOGUE.iter().enumerate() {
-            assert!(CATALOGUE[..index].iter().all(|other| other.code != cause.code));
+            assert!(
+                CATALOGUE[..index]
+                    .iter()
+                    .all(|other| other.code != cause.code)
+            );
             assert!(!cause.title.is_empty() && cause.explanation.len() > 200);
         }
     }

@@ -90,7 +90,14 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         // One connection counts once, however many packets it tried with.
         let missed = flow.of(Direction::Request).find_map(|journey| {
             let (subject, fate) = missed(journey)?;
-            Some((subject, Missed { flow, journey, fate }))
+            Some((
+                subject,
+                Missed {
+                    flow,
+                    journey,
+                    fate,
+                },
+            ))
         });
         if let Some((subject, missed)) = missed {
             subjects.entry(subject).or_default().push(missed);
@@ -106,7 +113,8 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 fn missed(journey: &Journey) -> Option<(Subject, Fate)> {
     let (index, address, protocol) = journey.ipvs_miss()?;
     let netns = journey.namespace_at(index)?;
-    let taken = |event: &crate::event::Event| matches!(event.hook, HookId::TcpDeliver | HookId::UdpDeliver);
+    let taken =
+        |event: &crate::event::Event| matches!(event.hook, HookId::TcpDeliver | HookId::UdpDeliver);
     let fate = if journey.rejected() {
         Fate::Refused
     } else if journey.events[index..].iter().any(taken) {
@@ -114,7 +122,14 @@ fn missed(journey: &Journey) -> Option<(Subject, Fate)> {
     } else {
         return None;
     };
-    Some((Subject { netns, protocol, address }, fate))
+    Some((
+        Subject {
+            netns,
+            protocol,
+            address,
+        },
+        fate,
+    ))
 }
 
 fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Option<Diagnosis> {
@@ -130,7 +145,8 @@ fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Op
         .find(|proxy| proxy.node_ports_on(vip) == Some(false));
     let reason = reason(facts, vip, excluding);
     let sibling = sibling(facts, subject, &reason)?;
-    if missed.iter().all(|missed| missed.fate == Fate::Held) && !held_by_kube_proxy(facts, subject) {
+    if missed.iter().all(|missed| missed.fate == Fate::Held) && !held_by_kube_proxy(facts, subject)
+    {
         // Another process serves this address on purpose.
         return None;
     }
@@ -142,7 +158,9 @@ fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Op
     let total = evidence
         .flows
         .iter()
-        .filter(|flow| flow.client.destination == subject.address && flow.client.protocol == subject.protocol)
+        .filter(|flow| {
+            flow.client.destination == subject.address && flow.client.protocol == subject.protocol
+        })
         .count();
     Some(Diagnosis {
         code: CAUSE.code,
@@ -152,17 +170,25 @@ fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Op
         evidence: proofs(evidence, facts, subject, sibling, &reason, missed),
         missing: missing(&reason),
         fixes: fixes(facts, vip, &reason),
-        check: format!("tracer probe {}://{}", protocol::name(subject.protocol), subject.address),
+        check: format!(
+            "tracer probe {}://{}",
+            protocol::name(subject.protocol),
+            subject.address
+        ),
         failed: missed.len(),
         total: total.max(missed.len()),
     })
 }
 
 fn reason(facts: &NetnsFacts, vip: IpAddr, excluding: Option<&KubeProxy>) -> Reason {
-    let route_source = facts.local_route(vip).and_then(|route| route.preferred_source);
+    let route_source = facts
+        .local_route(vip)
+        .and_then(|route| route.preferred_source);
     let secondary = facts.address(vip).is_some_and(|address| address.secondary);
     match (route_source, excluding) {
-        (_, Some(proxy)) => Reason::Configured { proxy: proxy.clone() },
+        (_, Some(proxy)) => Reason::Configured {
+            proxy: proxy.clone(),
+        },
         (Some(source), None) if source != vip && secondary => Reason::Secondary { source },
         _ if on_service_device(facts, vip) => Reason::ServiceAddress,
         _ => Reason::Unknown,
@@ -172,7 +198,9 @@ fn reason(facts: &NetnsFacts, vip: IpAddr, excluding: Option<&KubeProxy>) -> Rea
 fn on_service_device(facts: &NetnsFacts, address: IpAddr) -> bool {
     facts.addresses.iter().any(|found| {
         found.address == address
-            && facts.link(found.link).is_some_and(|link| link.name == SERVICE_DEVICE)
+            && facts
+                .link(found.link)
+                .is_some_and(|link| link.name == SERVICE_DEVICE)
     })
 }
 
@@ -182,12 +210,15 @@ fn sibling<'a>(facts: &'a NetnsFacts, subject: Subject, reason: &Reason) -> Opti
     facts
         .virtual_servers_on_port(subject.protocol, subject.address.port())
         .filter_map(|server| match server.key {
-            VirtualServerKey::Endpoint { address, port, .. } => {
-                Some(Sibling { address: SocketAddr::new(address, port), server })
-            }
+            VirtualServerKey::Endpoint { address, port, .. } => Some(Sibling {
+                address: SocketAddr::new(address, port),
+                server,
+            }),
             VirtualServerKey::Mark { .. } => None,
         })
-        .filter(|sibling| sibling.address != subject.address && !sibling.server.destinations.is_empty())
+        .filter(|sibling| {
+            sibling.address != subject.address && !sibling.server.destinations.is_empty()
+        })
         .filter(|sibling| {
             let address = sibling.address.ip();
             facts.is_local_address(address) && !on_service_device(facts, address)
@@ -200,8 +231,17 @@ fn sibling<'a>(facts: &'a NetnsFacts, subject: Subject, reason: &Reason) -> Opti
 
 fn held_by_kube_proxy(facts: &NetnsFacts, subject: Subject) -> bool {
     facts
-        .listeners(subject.protocol, subject.address.ip(), subject.address.port())
-        .any(|socket| socket.owner.as_ref().is_some_and(|owner| owner.command == "kube-proxy"))
+        .listeners(
+            subject.protocol,
+            subject.address.ip(),
+            subject.address.port(),
+        )
+        .any(|socket| {
+            socket
+                .owner
+                .as_ref()
+                .is_some_and(|owner| owner.command == "kube-proxy")
+        })
 }
 
 fn summary(
@@ -234,7 +274,9 @@ fn summary(
             );
         }
         Reason::Unknown => {
-            text += &format!("Either nodePortAddresses leaves {vip} out, or the address is newer than kube-proxy's last sync.");
+            text += &format!(
+                "Either nodePortAddresses leaves {vip} out, or the address is newer than kube-proxy's last sync."
+            );
         }
     }
     if held {
@@ -270,11 +312,20 @@ fn proofs(
         .collect();
     let mut proofs = vec![Proof {
         source: "ipvs",
-        text: format!("{name} {served} → {} exists; {} does not", real.join(", "), subject.address),
+        text: format!(
+            "{name} {served} → {} exists; {} does not",
+            real.join(", "),
+            subject.address
+        ),
     }];
     if let Some(route) = facts.local_route(vip) {
-        let device = route.link.and_then(|index| facts.link(index)).map_or("?", |link| link.name.as_str());
-        let source = route.preferred_source.map_or_else(|| "none".to_owned(), |source| source.to_string());
+        let device = route
+            .link
+            .and_then(|index| facts.link(index))
+            .map_or("?", |link| link.name.as_str());
+        let source = route
+            .preferred_source
+            .map_or_else(|| "none".to_owned(), |source| source.to_string());
         proofs.push(Proof {
             source: "route",
             text: format!("local {vip} dev {device} table local src {source}"),
@@ -283,13 +334,20 @@ fn proofs(
     if let Reason::Configured { proxy } = reason {
         proofs.push(Proof {
             source: "kube-proxy",
-            text: format!("process {} has nodePortAddresses {}", proxy.pid, proxy.node_port_addresses.join(",")),
+            text: format!(
+                "process {} has nodePortAddresses {}",
+                proxy.pid,
+                proxy.node_port_addresses.join(",")
+            ),
         });
     }
     if missed.iter().any(|missed| missed.fate == Fate::Held) {
         proofs.push(Proof {
             source: "socket",
-            text: format!("kube-proxy listens on {name} port {} and accepts nothing", subject.address.port()),
+            text: format!(
+                "kube-proxy listens on {name} port {} and accepts nothing",
+                subject.address.port()
+            ),
         });
     }
     if let Some(first) = missed.first() {
@@ -299,14 +357,18 @@ fn proofs(
                 "#{} delivered locally, no IPVS match, {}",
                 first.journey.id,
                 match first.fate {
-                    Fate::Refused if first.journey.passed(HookId::TcpReset) => "no socket, RST sent",
+                    Fate::Refused if first.journey.passed(HookId::TcpReset) =>
+                        "no socket, RST sent",
                     Fate::Refused => "no socket, ICMP port unreachable sent",
                     Fate::Held => "taken by the node's own socket",
                 }
             ),
         });
         if let Some(text) = healthy_twin(evidence, first.flow, served) {
-            proofs.push(Proof { source: "packet", text });
+            proofs.push(Proof {
+                source: "packet",
+                text,
+            });
         }
     }
     proofs
@@ -317,13 +379,22 @@ fn healthy_twin(evidence: &Evidence<'_>, failed: &Flow, served: SocketAddr) -> O
     evidence
         .flows
         .iter()
-        .filter(|flow| flow.client.destination == served && flow.client.source.ip() == failed.client.source.ip())
+        .filter(|flow| {
+            flow.client.destination == served
+                && flow.client.source.ip() == failed.client.source.ip()
+        })
         .flat_map(|flow| flow.of(Direction::Request))
         .filter(|journey| journey.passed(HookId::IpvsNatTransmit))
         .min_by_key(|journey| journey.id)
         .map(|journey| {
-            let real = journey.last_tuple().map_or_else(String::new, |tuple| tuple.destination.to_string());
-            format!("#{} same client to {} reached {real}; the two paths part at \"ipvs\"", journey.id, served.ip())
+            let real = journey
+                .last_tuple()
+                .map_or_else(String::new, |tuple| tuple.destination.to_string());
+            format!(
+                "#{} same client to {} reached {real}; the two paths part at \"ipvs\"",
+                journey.id,
+                served.ip()
+            )
         })
 }
 
@@ -331,7 +402,9 @@ fn missing(reason: &Reason) -> Vec<String> {
     match reason {
         Reason::Secondary { .. } | Reason::Configured { .. } => Vec::new(),
         Reason::ServiceAddress => vec!["kube-proxy's version (1.23 to 1.26 behave so)".into()],
-        Reason::Unknown => vec!["kube-proxy's nodePortAddresses and the time of its last sync".into()],
+        Reason::Unknown => {
+            vec!["kube-proxy's nodePortAddresses and the time of its last sync".into()]
+        }
     }
 }
 
@@ -339,7 +412,9 @@ fn fixes(facts: &NetnsFacts, vip: IpAddr, reason: &Reason) -> Vec<Fix> {
     let host = if vip.is_ipv4() { 32 } else { 128 };
     let configuration = Fix {
         lines: vec![
-            format!("nodePortAddresses: [{vip}/{host}] beside the prefixes already there, in kube-proxy's configuration"),
+            format!(
+                "nodePortAddresses: [{vip}/{host}] beside the prefixes already there, in kube-proxy's configuration"
+            ),
             "systemctl restart kube-proxy".into(),
         ],
         risk: "NodePorts answer only on the addresses that the list names",
@@ -364,7 +439,10 @@ fn fixes(facts: &NetnsFacts, vip: IpAddr, reason: &Reason) -> Vec<Fix> {
             configuration,
         ],
         (Reason::ServiceAddress, _) => vec![
-            Fix { lines: vec!["upgrade kube-proxy to 1.27 or later".into()], risk: "as any upgrade" },
+            Fix {
+                lines: vec!["upgrade kube-proxy to 1.27 or later".into()],
+                risk: "as any upgrade",
+            },
             configuration,
         ],
         _ => vec![configuration],
@@ -374,12 +452,25 @@ fn fixes(facts: &NetnsFacts, vip: IpAddr, reason: &Reason) -> Vec<Fix> {
 impl Journey {
     /// Index, address and protocol of an IPVS lookup that found no virtual server.
     pub fn ipvs_miss(&self) -> Option<(usize, SocketAddr, u8)> {
-        let (index, address, protocol) = self.events.iter().enumerate().rev().find_map(|(index, event)| {
-            let Detail::Service { address, protocol } = event.detail else { return None };
-            Some((index, address, protocol))
-        })?;
-        let found = |hook| matches!(hook, HookId::IpvsSchedule | HookId::IpvsLeave | HookId::IpvsNatTransmit);
+        let (index, address, protocol) =
+            self.events
+                .iter()
+                .enumerate()
+                .rev()
+                .find_map(|(index, event)| {
+                    let Detail::Service { address, protocol } = event.detail else {
+                        return None;
+                    };
+                    Some((index, address, protocol))
+                })?;
+        let found = |hook| {
+            matches!(
+                hook,
+                HookId::IpvsSchedule | HookId::IpvsLeave | HookId::IpvsNatTransmit
+            )
+        };
         let rest = &self.events[index + 1..];
-        (!rest.is_empty() && !rest.iter().any(|event| found(event.hook))).then_some((index, address, protocol))
+        (!rest.is_empty() && !rest.iter().any(|event| found(event.hook)))
+            .then_some((index, address, protocol))
     }
 }

@@ -40,24 +40,41 @@ pub(super) fn run(output: &Output) -> Result<Exit, Failure> {
             attached: state.outcome.as_ref().ok().map(|tier| tier.name()),
             missing: state.outcome.as_ref().err().map(ToString::to_string),
         };
-        let mark = if view.attached.is_some() { "✓" } else { "✗" };
-        let said = view.attached.map_or_else(|| view.missing.clone().unwrap_or_default(), str::to_owned);
+        let mark = if view.attached.is_some() {
+            "✓"
+        } else {
+            "✗"
+        };
+        let said = view
+            .attached
+            .map_or_else(|| view.missing.clone().unwrap_or_default(), str::to_owned);
         printer.object(
             "hook",
             &view,
-            &format!("{mark} {:<10} {:<24} {:<26} {said}", view.area, view.hook, view.symbol),
+            &format!(
+                "{mark} {:<10} {:<24} {:<26} {said}",
+                view.area, view.hook, view.symbol
+            ),
         )?;
     }
     let view = KernelView {
         release: super::run::kernel_release(),
-        hooks_attached: tracing.hooks.iter().filter(|state| state.outcome.is_ok()).count(),
+        hooks_attached: tracing
+            .hooks
+            .iter()
+            .filter(|state| state.outcome.is_ok())
+            .count(),
         hooks: tracing.hooks.len(),
         drop_reasons: !DropReasons::read(&btf).is_empty(),
         symbols: !Symbols::read().is_empty(),
         missing_fields: tracing.missing_fields.clone(),
     };
     let yes = |there: bool| if there { "yes" } else { "no" };
-    let missing = if view.missing_fields.is_empty() { "none".to_owned() } else { view.missing_fields.join(", ") };
+    let missing = if view.missing_fields.is_empty() {
+        "none".to_owned()
+    } else {
+        view.missing_fields.join(", ")
+    };
     printer.object(
         "kernel",
         &view,

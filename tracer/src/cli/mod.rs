@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::printer::Format;
+use crate::printer::{Format, Show};
 use crate::view::text::Style;
 
 mod doctor;
@@ -75,7 +75,19 @@ impl Output {
     fn printer_format(&self) -> Format {
         match self.format {
             OutputFormat::Json => Format::Json,
-            OutputFormat::Text => Format::Text { style: self.style(), verbose: self.verbose },
+            OutputFormat::Text => Format::Text {
+                style: self.style(),
+                verbose: self.verbose,
+            },
+        }
+    }
+
+    /// Journeys of a reproduction: a person sees what opens connections, unless asked for all.
+    fn shown(&self) -> Show {
+        if self.format == OutputFormat::Json || self.verbose {
+            Show::All
+        } else {
+            Show::Openings
         }
     }
 
@@ -83,7 +95,9 @@ impl Output {
         let colour = match self.color {
             Colour::Always => true,
             Colour::Never => false,
-            Colour::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+            Colour::Auto => {
+                std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+            }
         };
         Style { colour }
     }
@@ -111,17 +125,26 @@ struct Failure {
 
 impl Failure {
     fn usage(message: String) -> Self {
-        Self { exit: Exit::Usage, error: anyhow::Error::msg(message) }
+        Self {
+            exit: Exit::Usage,
+            error: anyhow::Error::msg(message),
+        }
     }
 
     fn cannot_trace(message: impl Into<String>) -> Self {
-        Self { exit: Exit::CannotTrace, error: anyhow::Error::msg(message.into()) }
+        Self {
+            exit: Exit::CannotTrace,
+            error: anyhow::Error::msg(message.into()),
+        }
     }
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { exit: Exit::CannotTrace, error: error.into() }
+        Self {
+            exit: Exit::CannotTrace,
+            error: error.into(),
+        }
     }
 }
 
@@ -155,12 +178,16 @@ fn need_root(what: &str) -> Result<(), Failure> {
 
 /// A runtime on this thread: threads that change their namespace are made by hand.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }
 
 /// The names nearest to a mistyped one, the best first.
 fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut scored: Vec<_> = names.map(|name| (strsim::jaro_winkler(typed, name), name)).collect();
+    let mut scored: Vec<_> = names
+        .map(|name| (strsim::jaro_winkler(typed, name), name))
+        .collect();
     scored.sort_by(|one, two| two.0.total_cmp(&one.0));
     scored.into_iter().take(3).map(|(_, name)| name).collect()
 }
@@ -178,6 +205,12 @@ mod tests {
 
     #[test]
     fn the_nearest_name_comes_first() {
-        assert_eq!(nearest("vip-nodport", ["no-listener", "vip-nodeport-unbound"].into_iter())[0], "vip-nodeport-unbound");
+        assert_eq!(
+            nearest(
+                "vip-nodport",
+                ["no-listener", "vip-nodeport-unbound"].into_iter()
+            )[0],
+            "vip-nodeport-unbound"
+        );
     }
 }

@@ -97,22 +97,43 @@ struct VerdictView {
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
-    let printer = Printer::new(output.printer_format(), Show::All);
+    let printer = Printer::new(output.printer_format(), output.shown());
     let Some(case) = &arguments.case else {
         for variant in Variant::ALL {
-            let view = CaseView { case: CASES[0], variant: variant.name(), healthy: variant.healthy() };
+            let view = CaseView {
+                case: CASES[0],
+                variant: variant.name(),
+                healthy: variant.healthy(),
+            };
             let kind = if view.healthy { "healthy" } else { "fault" };
-            printer.object("case", &view, &format!("{:<24} --variant {:<20} {kind}", view.case, view.variant))?;
+            printer.object(
+                "case",
+                &view,
+                &format!("{:<24} --variant {:<20} {kind}", view.case, view.variant),
+            )?;
         }
         return Ok(Exit::Healthy);
     };
     if !CASES.contains(&case.as_str()) {
         let near = nearest(case, CASES.iter().copied()).join(", ");
-        return Err(Failure::usage(format!("no case is called {case}; the nearest: {near} (all: tracer reproduce --list)")));
+        return Err(Failure::usage(format!(
+            "no case is called {case}; the nearest: {near} (all: tracer reproduce --list)"
+        )));
     }
-    let Some(variant) = Variant::ALL.iter().copied().find(|variant| variant.name() == arguments.variant) else {
-        let near = nearest(&arguments.variant, Variant::ALL.iter().map(|variant| variant.name())).join(", ");
-        return Err(Failure::usage(format!("{case} has no variant {}; the nearest: {near}", arguments.variant)));
+    let Some(variant) = Variant::ALL
+        .iter()
+        .copied()
+        .find(|variant| variant.name() == arguments.variant)
+    else {
+        let near = nearest(
+            &arguments.variant,
+            Variant::ALL.iter().map(|variant| variant.name()),
+        )
+        .join(", ");
+        return Err(Failure::usage(format!(
+            "{case} has no variant {}; the nearest: {near}",
+            arguments.variant
+        )));
     };
     need_root("reproducing a failure in private namespaces")?;
     let missing = missing(arguments.load_modules);
@@ -150,10 +171,16 @@ fn in_lab(missing: &[String], printer: &Printer) -> Result<Exit, Failure> {
         .arg("--load-modules")
         .env_remove(LAB)
         .exec();
-    Err(Failure::cannot_trace(format!("{lack}, and the lab cannot be started: {error}")))
+    Err(Failure::cannot_trace(format!(
+        "{lack}, and the lab cannot be started: {error}"
+    )))
 }
 
-async fn reproduce(arguments: &Arguments, variant: Variant, printer: Printer) -> Result<Exit, Failure> {
+async fn reproduce(
+    arguments: &Arguments,
+    variant: Variant,
+    printer: Printer,
+) -> Result<Exit, Failure> {
     let options = options(arguments);
     let quiet = printer.format();
     let announce = move |line: &str| {
@@ -164,11 +191,18 @@ async fn reproduce(arguments: &Arguments, variant: Variant, printer: Printer) ->
     let case = vip_nodeport::build(options, variant, Box::new(announce))?;
     let held = case.namespaces();
     let namespaces = held.iter().map(|namespace| namespace.id().0).collect();
-    let load = LoadOptions { namespaces: Some(namespaces), ..LoadOptions::default() };
+    let load = LoadOptions {
+        namespaces: Some(namespaces),
+        ..LoadOptions::default()
+    };
     let mut session = Session::start(&load, held, printer)?;
     let attached = session.attached_in().as_secs_f64();
-    session.printer().remark(&format!("kernel {} · probes attached in {attached:.1} s", kernel_release()))?;
+    session.printer().remark(&format!(
+        "kernel {} · probes attached in {attached:.1} s",
+        kernel_release()
+    ))?;
 
+    let show = session.printer().show();
     let work = async {
         let (case, found, answered) = phase(&mut session, case, "before the fix").await?;
         if variant.healthy() {
@@ -186,7 +220,7 @@ async fn reproduce(arguments: &Arguments, variant: Variant, printer: Printer) ->
         // What the fix itself sent is not the proof.
         session.printer().set_show(Show::Nothing);
         session.settle(Duration::from_millis(500)).await?;
-        session.printer().set_show(Show::All);
+        session.printer().set_show(show);
         session.forget();
         let (_case, after, answered) = phase(&mut session, fixed_case, "after the fix").await?;
         Ok::<_, Failure>((found, explained, after.is_empty() && answered))
@@ -206,16 +240,26 @@ async fn reproduce(arguments: &Arguments, variant: Variant, printer: Printer) ->
         (true, true) => "healthy: everything answered, and no cause was named",
         (true, false) if !explained => "healthy traffic was blamed",
         (true, false) => "a healthy address did not answer",
-        (false, true) => "explained, fixed and proven: everything answers, and no cause is named any more",
+        (false, true) => {
+            "explained, fixed and proven: everything answers, and no cause is named any more"
+        }
         (false, false) if !explained => "the cause was not named",
         (false, false) => "the fix did not help",
     };
-    session.printer().object("verdict", &view, &format!("\n{words}"))?;
+    session
+        .printer()
+        .object("verdict", &view, &format!("\n{words}"))?;
     session.finish()?;
     if !view.as_expected {
-        return Err(Failure::cannot_trace(format!("the reproduction did not go as expected: {words}")));
+        return Err(Failure::cannot_trace(format!(
+            "the reproduction did not go as expected: {words}"
+        )));
     }
-    Ok(if found.is_empty() { Exit::Healthy } else { Exit::CauseNamed })
+    Ok(if found.is_empty() {
+        Exit::Healthy
+    } else {
+        Exit::CauseNamed
+    })
 }
 
 fn is_named(found: &[Diagnosis]) -> bool {
@@ -231,7 +275,9 @@ async fn phase(
     let mut found = Vec::new();
     let mut answered = true;
     for target in case.targets() {
-        session.printer().remark(&format!("\n{name}: {} {}", target.label, target.address))?;
+        session
+            .printer()
+            .remark(&format!("\n{name}: {} {}", target.label, target.address))?;
         let sending = tokio::task::spawn_blocking(move || {
             let attempts = case.send(&target);
             (case, target, attempts)
@@ -264,7 +310,10 @@ fn show_attempt(
         answered,
         elapsed_ms: attempt.elapsed.as_secs_f64() * 1e3,
     };
-    let line = format!("client → {}: {} in {:.1} ms", view.address, view.outcome, view.elapsed_ms);
+    let line = format!(
+        "client → {}: {} in {:.1} ms",
+        view.address, view.outcome, view.elapsed_ms
+    );
     session.printer().object("attempt", &view, &line)?;
     Ok(())
 }

@@ -32,9 +32,16 @@ fn buffer(text: &str) -> Result<u32, String> {
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     need_root("tracing")?;
-    let show = if arguments.all { Show::All } else { Show::Failed };
+    let show = if arguments.all {
+        Show::All
+    } else {
+        Show::Failed
+    };
     let printer = Printer::new(output.printer_format(), show);
-    let options = Options { ring_bytes: arguments.buffer << 20, namespaces: None };
+    let options = Options {
+        ring_bytes: arguments.buffer << 20,
+        namespaces: None,
+    };
     let runtime = runtime()?;
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
@@ -44,7 +51,11 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         let limit = arguments.seconds.map(Duration::from_secs);
         let (_, mut diagnoses) = session.collect(stop(limit)).await?;
         diagnoses.extend(session.finish()?);
-        Ok(if diagnoses.is_empty() { Exit::Healthy } else { Exit::CauseNamed })
+        Ok(if diagnoses.is_empty() {
+            Exit::Healthy
+        } else {
+            Exit::CauseNamed
+        })
     })
 }
 
@@ -65,7 +76,10 @@ async fn stop(limit: Option<Duration>) {
 /// Done when the process is asked to end.
 pub(super) async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -77,14 +91,23 @@ pub(super) async fn interrupted() {
 /// The first lines: what is traced and what cannot be seen.
 fn banner(session: &Session) -> Vec<String> {
     let tracing = session.tracing();
-    let count = |tier| tracing.hooks.iter().filter(|state| state.outcome == Ok(tier)).count();
+    let count = |tier| {
+        tracing
+            .hooks
+            .iter()
+            .filter(|state| state.outcome == Ok(tier))
+            .count()
+    };
     let tiers: Vec<_> = [Tier::Fentry, Tier::Kprobe, Tier::Tracepoint]
         .into_iter()
         .map(|tier| (count(tier), tier.name()))
         .filter(|&(count, _)| count > 0)
         .map(|(count, name)| format!("{count} {name}"))
         .collect();
-    let probes: usize = [Tier::Fentry, Tier::Kprobe, Tier::Tracepoint].into_iter().map(count).sum();
+    let probes: usize = [Tier::Fentry, Tier::Kprobe, Tier::Tracepoint]
+        .into_iter()
+        .map(count)
+        .sum();
     let mut lines = vec![format!(
         "tracing {} · kernel {} · {probes} probes ({}) attached in {:.1} s · Ctrl-C stops",
         host_name(),
@@ -117,10 +140,16 @@ fn blind_spots(tracing: &Tracing) -> Vec<String> {
 
 /// The machine's name.
 fn host_name() -> String {
-    nix::sys::utsname::uname().map_or_else(|_| "this machine".into(), |name| name.nodename().to_string_lossy().into_owned())
+    nix::sys::utsname::uname().map_or_else(
+        |_| "this machine".into(),
+        |name| name.nodename().to_string_lossy().into_owned(),
+    )
 }
 
 /// The running kernel's release.
 pub(super) fn kernel_release() -> String {
-    nix::sys::utsname::uname().map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
+    nix::sys::utsname::uname().map_or_else(
+        |_| "unknown".into(),
+        |name| name.release().to_string_lossy().into_owned(),
+    )
 }

@@ -34,14 +34,24 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     };
     let Some(code) = &arguments.code else {
         for cause in CATALOGUE {
-            printer.object("cause", &view(cause), &format!("{:<28} {}", cause.code, cause.title))?;
+            printer.object(
+                "cause",
+                &view(cause),
+                &format!("{:<28} {}", cause.code, cause.title),
+            )?;
         }
         return Ok(Exit::Healthy);
     };
     let Some(cause) = cause::find(code) else {
         let near = nearest(code, CATALOGUE.iter().map(|cause| cause.code)).join(", ");
-        return Err(Failure::usage(format!("no cause is called {code}; the nearest: {near} (all: tracer why --list)")));
+        return Err(Failure::usage(format!(
+            "no cause is called {code}; the nearest: {near} (all: tracer why --list)"
+        )));
     };
-    printer.object("cause", &view(cause), &format!("{}: {}\n\n{}", cause.code, cause.title, cause.explanation))?;
+    printer.object(
+        "cause",
+        &view(cause),
+        &format!("{}: {}\n\n{}", cause.code, cause.title, cause.explanation),
+    )?;
     Ok(Exit::Healthy)
 }

@@ -136,7 +136,10 @@ impl DropReasons {
 
     /// Number of a reason by its name without prefix.
     pub fn number(&self, name: &str) -> Option<u32> {
-        self.0.iter().find(|(_, found)| *found == name).map(|(&number, _)| number)
+        self.0
+            .iter()
+            .find(|(_, found)| *found == name)
+            .map(|(&number, _)| number)
     }
 
     /// Name of a reason, without its prefix.

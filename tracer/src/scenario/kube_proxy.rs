@@ -35,7 +35,12 @@ fn node_addresses(node: &Namespace, only: Option<&[IpAddr]>) -> BTreeSet<IpAddr>
     let facts = facts(node);
     let wanted = |address: &IpAddr| address.is_ipv4() && !address.is_loopback();
     match only {
-        Some(only) => facts.addresses.iter().map(|found| found.address).filter(|address| only.contains(address)).collect(),
+        Some(only) => facts
+            .addresses
+            .iter()
+            .map(|found| found.address)
+            .filter(|address| only.contains(address))
+            .collect(),
         None => facts
             .routes
             .iter()
@@ -62,7 +67,10 @@ pub fn prepare(node: &Namespace, service: &Service) -> anyhow::Result<()> {
         "sysctl -qw net.ipv4.vs.conntrack=1".into(),
         "iptables -t nat -N KUBE-NODE-PORT".into(),
         "iptables -t nat -A KUBE-NODE-PORT -j MARK --set-xmark 0x4000/0x4000".into(),
-        format!("iptables -t nat -A PREROUTING -p {name} --dport {} -j KUBE-NODE-PORT", service.node_port),
+        format!(
+            "iptables -t nat -A PREROUTING -p {name} --dport {} -j KUBE-NODE-PORT",
+            service.node_port
+        ),
         "iptables -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE".into(),
     ])
 }
@@ -80,14 +88,24 @@ pub fn sync(node: &Namespace, service: &Service, only: Option<&[IpAddr]>) -> any
             VirtualServerKey::Mark { .. } => None,
         })
         .collect();
-    let flag = if service.protocol == protocol::UDP { "-u" } else { "-t" };
+    let flag = if service.protocol == protocol::UDP {
+        "-u"
+    } else {
+        "-t"
+    };
     for address in there.difference(&wanted) {
-        node.run(&format!("ipvsadm -D {flag} {}", SocketAddr::new(*address, service.node_port)))?;
+        node.run(&format!(
+            "ipvsadm -D {flag} {}",
+            SocketAddr::new(*address, service.node_port)
+        ))?;
     }
     for address in wanted.difference(&there) {
         let server = SocketAddr::new(*address, service.node_port);
         node.run(&format!("ipvsadm -A {flag} {server} -s rr"))?;
-        node.run(&format!("ipvsadm -a {flag} {server} -r {} -m -w 1", service.endpoint))?;
+        node.run(&format!(
+            "ipvsadm -a {flag} {server} -r {} -m -w 1",
+            service.endpoint
+        ))?;
     }
     Ok(())
 }
@@ -104,9 +122,16 @@ impl StandIn {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(node: &Namespace, held: Option<(u8, u16)>, arguments: &[String]) -> anyhow::Result<Self> {
+    pub fn start(
+        node: &Namespace,
+        held: Option<(u8, u16)>,
+        arguments: &[String],
+    ) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("this program's own file is not known")?;
-        let held = held.map_or_else(|| "none 0".into(), |(number, port)| format!("{} {port}", protocol::name(number)));
+        let held = held.map_or_else(
+            || "none 0".into(),
+            |(number, port)| format!("{} {port}", protocol::name(number)),
+        );
         let mut child = node.enter(|| {
             Command::new(program)
                 .arg0("kube-proxy")
@@ -121,9 +146,14 @@ impl StandIn {
         // It says one byte once it holds what it is to hold.
         let mut ready = [0];
         if let Some(mut stdout) = child.stdout.take() {
-            stdout.read_exact(&mut ready).context("the process that stands in for kube-proxy did not start")?;
+            stdout
+                .read_exact(&mut ready)
+                .context("the process that stands in for kube-proxy did not start")?;
         }
-        Ok(Self { child, _alive: alive })
+        Ok(Self {
+            child,
+            _alive: alive,
+        })
     }
 }
 
@@ -143,11 +173,15 @@ pub fn stand_in() -> Option<ExitCode> {
     let (kind, port) = held.split_once(' ')?;
     let port = port.parse().unwrap_or(0);
     let bound = match kind {
-        "tcp" => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).map(|listener| Some(std::os::fd::OwnedFd::from(listener))),
-        "udp" => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).map(|socket| Some(std::os::fd::OwnedFd::from(socket))),
+        "tcp" => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+            .map(|listener| Some(std::os::fd::OwnedFd::from(listener))),
+        "udp" => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+            .map(|socket| Some(std::os::fd::OwnedFd::from(socket))),
         _ => Ok(None),
     };
-    let Ok(_held) = bound else { return Some(ExitCode::FAILURE) };
+    let Ok(_held) = bound else {
+        return Some(ExitCode::FAILURE);
+    };
     println!();
     let mut rest = Vec::new();
     // Ends when the one who started us does.

@@ -55,13 +55,19 @@ pub struct Attempt {
 ///
 /// # Errors
 /// When the namespace cannot be entered.
-pub fn tcp_attempt(client: &Namespace, to: SocketAddr, patience: Duration) -> anyhow::Result<Attempt> {
+pub fn tcp_attempt(
+    client: &Namespace,
+    to: SocketAddr,
+    patience: Duration,
+) -> anyhow::Result<Attempt> {
     attempt(client, move || {
         let mut stream = match TcpStream::connect_timeout(&to, patience) {
             Ok(stream) => stream,
             Err(error) => return outcome(&error, Outcome::TimedOut),
         };
-        let asked = stream.set_read_timeout(Some(patience)).and_then(|()| stream.write_all(QUESTION));
+        let asked = stream
+            .set_read_timeout(Some(patience))
+            .and_then(|()| stream.write_all(QUESTION));
         let mut answer = [0; 64];
         match asked.and_then(|()| stream.read(&mut answer)) {
             Ok(1..) => Outcome::Answered,
@@ -75,7 +81,11 @@ pub fn tcp_attempt(client: &Namespace, to: SocketAddr, patience: Duration) -> an
 ///
 /// # Errors
 /// When the namespace cannot be entered.
-pub fn udp_attempt(client: &Namespace, to: SocketAddr, patience: Duration) -> anyhow::Result<Attempt> {
+pub fn udp_attempt(
+    client: &Namespace,
+    to: SocketAddr,
+    patience: Duration,
+) -> anyhow::Result<Attempt> {
     attempt(client, move || {
         let exchange = || {
             let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
@@ -95,7 +105,10 @@ pub fn udp_attempt(client: &Namespace, to: SocketAddr, patience: Duration) -> an
 fn attempt(client: &Namespace, work: impl FnOnce() -> Outcome + Send) -> anyhow::Result<Attempt> {
     let begun = Instant::now();
     let outcome = client.enter(|| Ok(work()))?;
-    Ok(Attempt { outcome, elapsed: begun.elapsed() })
+    Ok(Attempt {
+        outcome,
+        elapsed: begun.elapsed(),
+    })
 }
 
 fn outcome(error: &io::Error, silence: Outcome) -> Outcome {
@@ -156,7 +169,10 @@ impl Server {
                 std::thread::sleep(POLL);
             }
         });
-        Self { stop, thread: Some(thread) }
+        Self {
+            stop,
+            thread: Some(thread),
+        }
     }
 }
 

@@ -149,7 +149,9 @@ pub struct Case {
 pub fn missing(load_modules: bool) -> Vec<String> {
     if load_modules {
         // What cannot be loaded is seen to be missing below.
-        let _ = Command::new("modprobe").args(["-a", "ip_vs", "ip_vs_rr", "veth", "bridge"]).output();
+        let _ = Command::new("modprobe")
+            .args(["-a", "ip_vs", "ip_vs_rr", "veth", "bridge"])
+            .output();
     }
     let mut missing = Vec::new();
     if !Path::new("/sys/module/ip_vs").exists() {
@@ -184,7 +186,16 @@ pub fn build(options: Options, variant: Variant, announce: Announce) -> anyhow::
         _ => Server::tcp(&pod, options.pod_port)?,
     };
     kube_proxy::prepare(&node, &service)?;
-    let mut case = Case { options, variant, client, node, pod, service, proxy: None, _server: server };
+    let mut case = Case {
+        options,
+        variant,
+        client,
+        node,
+        pod,
+        service,
+        proxy: None,
+        _server: server,
+    };
     let only = case.configured(&[case.options.node]);
     case.sync(only)?;
     Ok(case)
@@ -197,24 +208,39 @@ fn wire(
     node: &Namespace,
     pod: &Namespace,
 ) -> anyhow::Result<()> {
-    let Options { interface, bridge, .. } = options;
+    let Options {
+        interface, bridge, ..
+    } = options;
     // `ip` moves a device to another namespace by a process in it; this one's thread is not, so the
     // pair is made here and moved by the descriptor of the other end.
-    node.run(&format!("ip link add {interface} type veth peer name eth0 netns {}", path(client)))?;
+    node.run(&format!(
+        "ip link add {interface} type veth peer name eth0 netns {}",
+        path(client)
+    ))?;
     node.run_all(&[
         format!("ip link add {bridge} type bridge"),
-        format!("ip link add vethpod type veth peer name eth0 netns {}", path(pod)),
+        format!(
+            "ip link add vethpod type veth peer name eth0 netns {}",
+            path(pod)
+        ),
         format!("ip link set vethpod master {bridge}"),
         "ip link set lo up".into(),
         format!("ip link set {interface} up"),
         format!("ip link set {bridge} up"),
         "ip link set vethpod up".into(),
         format!("ip addr add {}/24 dev {interface}", options.node),
-        format!("ip addr add {}/{} dev {interface}", options.vip, variant.vip_prefix()),
+        format!(
+            "ip addr add {}/{} dev {interface}",
+            options.vip,
+            variant.vip_prefix()
+        ),
         format!("ip addr add {}/24 dev {bridge}", options.bridge_address),
     ])?;
     if variant == Variant::TwoVips {
-        node.run(&format!("ip addr add {}/32 dev {interface}", second_vip(options.vip)))?;
+        node.run(&format!(
+            "ip addr add {}/32 dev {interface}",
+            second_vip(options.vip)
+        ))?;
     }
     client.run_all(&[
         "ip link set lo up".into(),
@@ -232,7 +258,11 @@ fn wire(
 /// A path to the namespace that a command can open while we live.
 fn path(namespace: &Namespace) -> String {
     use std::os::fd::{AsFd as _, AsRawFd as _};
-    format!("/proc/{}/fd/{}", std::process::id(), namespace.handle().as_fd().as_raw_fd())
+    format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        namespace.handle().as_fd().as_raw_fd()
+    )
 }
 
 fn second_vip(vip: Ipv4Addr) -> Ipv4Addr {
@@ -242,7 +272,9 @@ fn second_vip(vip: Ipv4Addr) -> Ipv4Addr {
 impl Case {
     /// The namespaces, held open.
     pub fn namespaces(&self) -> Vec<NetnsHandle> {
-        [&self.client, &self.node, &self.pod].map(|namespace| namespace.handle().clone()).to_vec()
+        [&self.client, &self.node, &self.pod]
+            .map(|namespace| namespace.handle().clone())
+            .to_vec()
     }
 
     /// What the client tries, in order.
@@ -251,7 +283,10 @@ impl Case {
             label,
             address: SocketAddr::new(address.into(), self.options.node_port),
         };
-        let mut targets = vec![target("the node's address", self.options.node), target("the VIP", self.options.vip)];
+        let mut targets = vec![
+            target("the node's address", self.options.node),
+            target("the VIP", self.options.vip),
+        ];
         if self.variant == Variant::TwoVips {
             targets.push(target("the second VIP", second_vip(self.options.vip)));
         }
@@ -288,7 +323,10 @@ impl Case {
             return self.sync(only);
         }
         self.node.run_all(&[
-            format!("ip addr del {vip}/{} dev {interface}", self.variant.vip_prefix()),
+            format!(
+                "ip addr del {vip}/{} dev {interface}",
+                self.variant.vip_prefix()
+            ),
             format!("ip addr add {vip}/32 dev {interface}"),
         ])?;
         self.sync(None)
@@ -296,8 +334,12 @@ impl Case {
 
     /// nodePortAddresses, where the variant has one.
     fn configured(&self, addresses: &[Ipv4Addr]) -> Option<Vec<IpAddr>> {
-        (self.variant == Variant::NodePortAddresses)
-            .then(|| addresses.iter().map(|&address| IpAddr::V4(address)).collect())
+        (self.variant == Variant::NodePortAddresses).then(|| {
+            addresses
+                .iter()
+                .map(|&address| IpAddr::V4(address))
+                .collect()
+        })
     }
 
     /// kube-proxy, restarted with its configuration, and its sync.
@@ -307,7 +349,8 @@ impl Case {
             let list: Vec<_> = only.iter().map(|address| format!("{address}/32")).collect();
             arguments.push(format!("--nodeport-addresses={}", list.join(",")));
         }
-        let held = (self.variant == Variant::HeldPort).then_some((self.service.protocol, self.service.node_port));
+        let held = (self.variant == Variant::HeldPort)
+            .then_some((self.service.protocol, self.service.node_port));
         // The old one lets go of the port first.
         self.proxy = None;
         self.proxy = Some(StandIn::start(&self.node, held, &arguments)?);

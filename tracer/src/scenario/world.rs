@@ -35,7 +35,11 @@ impl Namespace {
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread that made it failed")))
             .with_context(|| format!("a private network namespace {name} cannot be made"))?;
-        Ok(Self { name: name.to_owned(), handle: handle.named(name), announce: Arc::clone(announce) })
+        Ok(Self {
+            name: name.to_owned(),
+            handle: handle.named(name),
+            announce: Arc::clone(announce),
+        })
     }
 
     /// The namespace as facts are read through.
@@ -48,7 +52,10 @@ impl Namespace {
     /// # Errors
     /// When the namespace cannot be entered, or what the closure says.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> anyhow::Result<T> {
-        let done = self.handle.run(work).with_context(|| format!("namespace {} cannot be entered", self.name))?;
+        let done = self
+            .handle
+            .run(work)
+            .with_context(|| format!("namespace {} cannot be entered", self.name))?;
         Ok(done?)
     }
 
@@ -66,7 +73,11 @@ impl Namespace {
             .enter(|| Command::new(program).args(words).output())
             .with_context(|| format!("{program} cannot be run; is it installed?"))?;
         if !output.status.success() {
-            bail!("{}# {line}: {}", self.name, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "{}# {line}: {}",
+                self.name,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(())
     }

@@ -16,6 +16,12 @@ struct Line<'a, T> {
 /// # Errors
 /// When writing fails.
 pub fn line(out: &mut impl Write, kind: &'static str, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, &Line { r#type: kind, value })?;
+    serde_json::to_writer(
+        &mut *out,
+        &Line {
+            r#type: kind,
+            value,
+        },
+    )?;
     writeln!(out)
 }

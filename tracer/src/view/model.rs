@@ -23,7 +23,10 @@ pub struct Clock {
 impl Clock {
     /// Reads both clocks now.
     pub fn now() -> Self {
-        Self { wall: SystemTime::now(), monotonic_ns: monotonic_ns() }
+        Self {
+            wall: SystemTime::now(),
+            monotonic_ns: monotonic_ns(),
+        }
     }
 
     /// Wall time of a kernel time.
@@ -38,9 +41,8 @@ impl Clock {
 
 /// CLOCK_MONOTONIC, as `bpf_ktime_get_ns` counts it.
 pub fn monotonic_ns() -> u64 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
-        Duration::from(time).as_nanos() as u64
-    })
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }
 
 /// What is needed to put names on numbers.
@@ -74,9 +76,15 @@ impl Names<'_> {
 
     /// A drop: the kernel's reason, else the function that dropped.
     pub fn drop(&self, location: u64, reason: Option<u32>) -> String {
-        let named = reason.and_then(|reason| self.reasons.name(reason)).filter(|name| *name != "NOT_SPECIFIED");
+        let named = reason
+            .and_then(|reason| self.reasons.name(reason))
+            .filter(|name| *name != "NOT_SPECIFIED");
         named.map_or_else(
-            || self.symbols.name(location).map_or_else(|| "unknown place".into(), |name| format!("in {name}")),
+            || {
+                self.symbols
+                    .name(location)
+                    .map_or_else(|| "unknown place".into(), |name| format!("in {name}"))
+            },
             str::to_owned,
         )
     }
@@ -113,7 +121,10 @@ pub struct JourneyView {
 impl JourneyView {
     /// Shows a journey; `None` when it has no addresses.
     pub fn new(journey: &Journey, names: &Names<'_>) -> Option<Self> {
-        let packet = journey.events.iter().find_map(|event| event.packet.as_ref())?;
+        let packet = journey
+            .events
+            .iter()
+            .find_map(|event| event.packet.as_ref())?;
         let (first, last) = (journey.first_tuple()?, journey.last_tuple()?);
         Some(Self {
             id: journey.id,
@@ -121,7 +132,8 @@ impl JourneyView {
             protocol: protocol_words(packet),
             source: first.source.to_string(),
             destination: first.destination.to_string(),
-            real_destination: (last.destination != first.destination).then(|| last.destination.to_string()),
+            real_destination: (last.destination != first.destination)
+                .then(|| last.destination.to_string()),
             arrived: arrived(journey),
             duration_us: journey.duration_ns() / 1000,
             ending: ending(journey, names),
@@ -143,7 +155,9 @@ fn ending(journey: &Journey, names: &Names<'_>) -> String {
         _ if journey.passed(HookId::TcpReset) => "refused with RST".into(),
         _ if journey.passed(HookId::IcmpSend) => "refused with an ICMP error".into(),
         Ending::Delivered => "delivered".into(),
-        Ending::Dropped { location, reason } => format!("dropped: {}", names.drop(location, reason)),
+        Ending::Dropped { location, reason } => {
+            format!("dropped: {}", names.drop(location, reason))
+        }
         Ending::Transmitted => "sent".into(),
         Ending::OutOfSight => "out of sight".into(),
     }
@@ -205,15 +219,30 @@ fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> String {
     match detail {
         Detail::None => String::new(),
         Detail::Netfilter(hook) => hook.name().into(),
-        Detail::Service { address, protocol: number } => format!("looks for {} {address}", protocol::name(*number)),
+        Detail::Service {
+            address,
+            protocol: number,
+        } => format!("looks for {} {address}", protocol::name(*number)),
         Detail::Connection { real, .. } => format!("chose {real}"),
-        Detail::Conntrack { original, reply, .. } => format!(
+        Detail::Conntrack {
+            original, reply, ..
+        } => format!(
             "conntrack {} → {}, reply {} → {}",
             original.source, original.destination, reply.source, reply.destination
         ),
-        Detail::Route { kind, error, ifindex } => {
-            let device = ifindex.map_or_else(String::new, |ifindex| format!(" dev {}", names.device(netns, ifindex)));
-            let error = if *error == 0 { String::new() } else { format!(" errno {error}") };
+        Detail::Route {
+            kind,
+            error,
+            ifindex,
+        } => {
+            let device = ifindex.map_or_else(String::new, |ifindex| {
+                format!(" dev {}", names.device(netns, ifindex))
+            });
+            let error = if *error == 0 {
+                String::new()
+            } else {
+                format!(" errno {error}")
+            };
             format!("route {}{device}{error}", stage::route_kind(*kind))
         }
         Detail::Socket { state, port } => format!("socket on port {port}, state {state}"),
@@ -224,7 +253,9 @@ fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> String {
 }
 
 fn time_of_day(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     let seconds = since.as_secs() % 86_400;
     format!(
         "{:02}:{:02}:{:02}.{:06}",
@@ -278,12 +309,19 @@ impl From<&Diagnosis> for DiagnosisView {
             failed_connections: diagnosis.failed,
             connections: diagnosis.total,
             summary: diagnosis.summary.clone(),
-            evidence: diagnosis.evidence.iter().map(|proof| (proof.source, proof.text.clone())).collect(),
+            evidence: diagnosis
+                .evidence
+                .iter()
+                .map(|proof| (proof.source, proof.text.clone()))
+                .collect(),
             missing: diagnosis.missing.clone(),
             fixes: diagnosis
                 .fixes
                 .iter()
-                .map(|fix| FixView { lines: fix.lines.clone(), risk: fix.risk })
+                .map(|fix| FixView {
+                    lines: fix.lines.clone(),
+                    risk: fix.risk,
+                })
                 .collect(),
             check: diagnosis.check.clone(),
         }

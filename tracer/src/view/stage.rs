@@ -24,7 +24,11 @@ const LISTEN: u8 = 10;
 
 /// The stages of a journey.
 pub fn path(journey: &Journey, names: &Names<'_>) -> Vec<Stage> {
-    let mut builder = Builder { names, netns: None, stages: Vec::new() };
+    let mut builder = Builder {
+        names,
+        netns: None,
+        stages: Vec::new(),
+    };
     for (index, event) in journey.events.iter().enumerate() {
         builder.event(journey, index, event);
     }
@@ -47,7 +51,9 @@ impl Builder<'_> {
                 }
             }
             (Detail::Device { ifindex }, HookId::DeviceTransmit) => self.device(event, *ifindex),
-            (Detail::Netfilter(hook), _) if *hook != NetfilterHook::Other => self.step(event, hook.name().into()),
+            (Detail::Netfilter(hook), _) if *hook != NetfilterHook::Other => {
+                self.step(event, hook.name().into())
+            }
             (_, HookId::LocalDeliver) => self.step(event, "route local".into()),
             (_, HookId::Forward) => self.step(event, "route forward".into()),
             (Detail::Route { kind, .. }, HookId::RouteError) => {
@@ -55,14 +61,23 @@ impl Builder<'_> {
             }
             (_, HookId::RouteError) => self.lose(event, "no usable route".into()),
             (Detail::Service { address, .. }, _) => {
-                let found = |event: &Event| matches!(event.hook, HookId::IpvsSchedule | HookId::IpvsLeave);
+                let found =
+                    |event: &Event| matches!(event.hook, HookId::IpvsSchedule | HookId::IpvsLeave);
                 if !rest.is_empty() && !rest.iter().any(found) {
                     self.step(event, format!("ipvs: no virtual server {address}"));
                 }
             }
             (Detail::Connection { real, forwarding }, _) => {
-                let scheduler = self.scheduler(journey).map_or_else(String::new, |name| format!("{name} "));
-                self.step(event, format!("ipvs: {scheduler}→ {real} ({})", forwarding_method(*forwarding)));
+                let scheduler = self
+                    .scheduler(journey)
+                    .map_or_else(String::new, |name| format!("{name} "));
+                self.step(
+                    event,
+                    format!(
+                        "ipvs: {scheduler}→ {real} ({})",
+                        forwarding_method(*forwarding)
+                    ),
+                );
             }
             (_, HookId::IpvsNatTransmit) if !journey.passed(HookId::IpvsConnectionNew) => {
                 self.step(event, "ipvs: known connection".into());
@@ -71,7 +86,11 @@ impl Builder<'_> {
             (_, HookId::IpvsLeave) => self.lose(event, "ipvs: no real server".into()),
             (_, HookId::Nat) => self.nat(event, rest),
             (Detail::Socket { state, port }, _) => {
-                let kind = if *state == LISTEN { "listening socket" } else { "socket" };
+                let kind = if *state == LISTEN {
+                    "listening socket"
+                } else {
+                    "socket"
+                };
                 self.step(event, format!("{kind} :{port}"));
             }
             (_, HookId::TcpReset) => {
@@ -100,7 +119,9 @@ impl Builder<'_> {
 
     fn nat(&mut self, event: &Event, rest: &[Event]) {
         let after = rest.iter().find_map(|event| event.packet.as_ref());
-        let (Some(before), Some(after)) = (event.packet.as_ref(), after) else { return };
+        let (Some(before), Some(after)) = (event.packet.as_ref(), after) else {
+            return;
+        };
         let mut changes = Vec::new();
         if before.tuple.source != after.tuple.source {
             changes.push(format!("snat {}", after.tuple.source));
@@ -131,21 +152,41 @@ impl Builder<'_> {
         if !moved && self.stages.last().is_some_and(|last| last.text == text) {
             return;
         }
-        let namespace = event.netns.filter(|_| moved).map(|netns| self.names.namespace(netns));
+        let namespace = event
+            .netns
+            .filter(|_| moved)
+            .map(|netns| self.names.namespace(netns));
         if moved {
             self.netns = event.netns;
         }
-        self.stages.push(Stage { namespace, text, lost });
+        self.stages.push(Stage {
+            namespace,
+            text,
+            lost,
+        });
     }
 
     /// The scheduler of the virtual server that the packet came to, by the node's facts.
     fn scheduler(&self, journey: &Journey) -> Option<String> {
-        let (index, address, protocol) = journey.events.iter().enumerate().find_map(|(index, event)| match event.detail {
-            Detail::Service { address, protocol } => Some((index, address, protocol)),
-            _ => None,
-        })?;
-        let facts = self.names.facts.namespace(NetnsId(journey.namespace_at(index)?))?;
-        Some(facts.virtual_server(protocol, address.ip(), address.port())?.scheduler.clone())
+        let (index, address, protocol) =
+            journey
+                .events
+                .iter()
+                .enumerate()
+                .find_map(|(index, event)| match event.detail {
+                    Detail::Service { address, protocol } => Some((index, address, protocol)),
+                    _ => None,
+                })?;
+        let facts = self
+            .names
+            .facts
+            .namespace(NetnsId(journey.namespace_at(index)?))?;
+        Some(
+            facts
+                .virtual_server(protocol, address.ip(), address.port())?
+                .scheduler
+                .clone(),
+        )
     }
 }
 

@@ -21,7 +21,11 @@ const WIDTH: usize = 110;
 
 impl Style {
     fn paint(self, code: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
@@ -29,9 +33,20 @@ impl Style {
 ///
 /// # Errors
 /// When writing fails.
-pub fn journey(out: &mut impl Write, view: &JourneyView, style: Style, verbose: bool) -> io::Result<()> {
-    let real = view.real_destination.as_ref().map_or_else(String::new, |real| format!(" ⇒ {real}"));
-    let head = format!("{} #{} {} {} → {}{real}", view.time, view.id, view.protocol, view.source, view.destination);
+pub fn journey(
+    out: &mut impl Write,
+    view: &JourneyView,
+    style: Style,
+    verbose: bool,
+) -> io::Result<()> {
+    let real = view
+        .real_destination
+        .as_ref()
+        .map_or_else(String::new, |real| format!(" ⇒ {real}"));
+    let head = format!(
+        "{} #{} {} {} → {}{real}",
+        view.time, view.id, view.protocol, view.source, view.destination
+    );
     let mark = match view.arrived {
         Some(true) => style.paint(GREEN, "✓"),
         Some(false) => style.paint(RED, "✗"),
@@ -44,7 +59,11 @@ pub fn journey(out: &mut impl Write, view: &JourneyView, style: Style, verbose: 
         if let Some(namespace) = &stage.namespace {
             text += &style.paint(DIM, &format!("[{namespace}] "));
         }
-        text += &if stage.lost { style.paint(RED, &format!("✗ {}", stage.text)) } else { stage.text.clone() };
+        text += &if stage.lost {
+            style.paint(RED, &format!("✗ {}", stage.text))
+        } else {
+            stage.text.clone()
+        };
         stages.push(text);
     }
     if stages.is_empty() {
@@ -92,10 +111,19 @@ pub fn diagnosis(out: &mut impl Write, view: &DiagnosisView, style: Style) -> io
             let lead = if index > 0 && number == 0 { "or: " } else { "" };
             writeln!(out, "    {lead}{line}")?;
         }
-        writeln!(out, "      {}", style.paint(DIM, &format!("risk: {}", fix.risk)))?;
+        writeln!(
+            out,
+            "      {}",
+            style.paint(DIM, &format!("risk: {}", fix.risk))
+        )?;
     }
     writeln!(out, "  {}  {}", style.paint(BOLD, "Check"), view.check)?;
-    writeln!(out, "  {}   tracer why {}\n", style.paint(BOLD, "More"), view.cause)
+    writeln!(
+        out,
+        "  {}   tracer why {}\n",
+        style.paint(BOLD, "More"),
+        view.cause
+    )
 }
 
 /// What the trace came to.
@@ -113,7 +141,11 @@ pub fn summary(out: &mut impl Write, view: &SummaryView, style: Style) -> io::Re
         view.events
     )?;
     for device in &view.devices {
-        writeln!(out, "  device {:<28} in {:<10} out {}", device.device, device.received, device.sent)?;
+        writeln!(
+            out,
+            "  device {:<28} in {:<10} out {}",
+            device.device, device.received, device.sent
+        )?;
     }
     for (reason, count) in &view.drops {
         writeln!(out, "  drop   {reason:<28} {count}")?;
@@ -122,7 +154,11 @@ pub fn summary(out: &mut impl Write, view: &SummaryView, style: Style) -> io::Re
         writeln!(out, "  lost   no event was lost")?;
     }
     for (cause, count) in &view.lost {
-        writeln!(out, "  {}", style.paint(RED, &format!("lost   {cause:<28} {count}")))?;
+        writeln!(
+            out,
+            "  {}",
+            style.paint(RED, &format!("lost   {cause:<28} {count}"))
+        )?;
     }
     writeln!(
         out,

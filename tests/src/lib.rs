@@ -15,8 +15,11 @@ pub struct Test {
     /// Name in reports and for the filter.
     pub name: String,
     /// Fails with what was wrong.
-    pub run: Box<dyn Fn(&Tracer) -> anyhow::Result<()>>,
+    pub run: Run,
 }
+
+/// What a test does.
+pub type Run = Box<dyn Fn(&Tracer) -> anyhow::Result<()>>;
 
 impl Test {
     /// A test.

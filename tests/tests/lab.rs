@@ -424,7 +424,10 @@ fn interrupted(tracer: &Tracer) -> anyhow::Result<()> {
         check(begun.elapsed() < Duration::from_secs(10), || {
             format!("{signal} took {:?}", begun.elapsed())
         })?;
-        std::thread::sleep(Duration::from_millis(500));
+        // A command that was under way when we were stopped ends by itself.
+        while census()? != (before.clone(), 0) && begun.elapsed() < Duration::from_secs(15) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let (after, tracers) = census()?;
         check(after == before && tracers == 0, || {
             format!("after {signal}: {after:?}, {tracers} processes")

@@ -18,11 +18,10 @@ pub fn receive(ctx: &impl Arguments) -> Option<()> {
 pub fn forward(ctx: &impl Arguments) -> Option<()> {
     let port = ctx.argument(0)?;
     Sight::new(HookId::BridgeForward, ctx.argument(1)?).emit_with(|detail, _| {
-        let ifindex = read::field(port, Field::BridgePortDev)
-            .and_then(|device| read::field(device, Field::NetDeviceIfindex));
-        let Some(ifindex) = ifindex else { return false };
+        let device = read::field(port, Field::BridgePortDev);
+        let ifindex = read::field(device, Field::NetDeviceIfindex);
         detail.device = Device { ifindex };
-        true
+        ifindex != 0
     })
 }
 

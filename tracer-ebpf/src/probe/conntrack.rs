@@ -12,7 +12,7 @@ use crate::read;
 pub fn confirm(ctx: &impl Arguments) -> Option<()> {
     Sight::new(HookId::ConntrackConfirm, ctx.argument(0)?).emit_with(|detail, skb| {
         // The low three bits hold the packet's relation to the entry.
-        let entry = skb.field::<u64>(Field::SkbNfct).unwrap_or(0) & !7;
+        let entry = skb.field::<u64>(Field::SkbNfct) & !7;
         fill(detail, entry, 0, 0)
     })
 }
@@ -27,14 +27,12 @@ pub fn nat(ctx: &impl Arguments) -> Option<()> {
         .emit_with(|detail, _| fill(detail, entry, manipulation, direction))
 }
 
-/// Copies both tuples of the entry; false when something cannot be read. Plain conditions, since
-/// 5.10's verifier refuses what the compiler makes of chained options here.
+/// Copies both tuples of the entry; false when something cannot be read.
 #[inline(always)]
 fn fill(detail: &mut Detail, entry: u64, manipulation: u8, direction: u8) -> bool {
-    let (Some(hash), Some(tuple), Some(status)) = (
+    let (Some(hash), Some(tuple)) = (
         read::offset(Field::ConnTuplehash),
         read::offset(Field::TupleHashTuple),
-        read::offset(Field::ConnStatus),
     ) else {
         return false;
     };
@@ -48,11 +46,7 @@ fn fill(detail: &mut Detail, entry: u64, manipulation: u8, direction: u8) -> boo
     if !read::into(&mut conntrack.original, first) || !read::into(&mut conntrack.reply, second) {
         return false;
     }
-    let mut bits: u32 = 0;
-    if !read::into(&mut bits, entry + status as u64) {
-        return false;
-    }
-    conntrack.reply.family_or_status = bits as u16;
+    conntrack.reply.family_or_status = read::field::<u32>(entry, Field::ConnStatus) as u16;
     conntrack.reply.protocol_or_manipulation = manipulation;
     conntrack.reply.direction = direction;
     true

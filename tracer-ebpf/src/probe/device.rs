@@ -30,10 +30,8 @@ pub fn veth_transmit(ctx: &impl Arguments) -> Option<()> {
 pub fn to_device(hook: HookId, ctx: &impl Arguments) -> Option<()> {
     let device = ctx.argument(1)?;
     Sight::new(hook, ctx.argument(0)?).emit_with(|detail, _| {
-        let Some(ifindex) = read::field(device, Field::NetDeviceIfindex) else {
-            return false;
-        };
+        let ifindex = read::field(device, Field::NetDeviceIfindex);
         detail.device = Device { ifindex };
-        true
+        ifindex != 0
     })
 }

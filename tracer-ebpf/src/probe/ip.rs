@@ -70,23 +70,15 @@ pub fn output_finish(ctx: &impl Arguments) -> Option<()> {
 #[inline(always)]
 fn route(detail: &mut Detail, skb: &Skb) -> bool {
     // The low bit says whether the reference is counted.
-    let Some(dst) = skb
-        .field::<u64>(Field::SkbRefdst)
-        .map(|raw| raw & !1)
-        .filter(|&dst| dst != 0)
-    else {
-        return false;
-    };
-    let Some(kind) = read::field::<u16>(dst, Field::RtableType) else {
-        return false;
-    };
-    let error = read::field::<i16>(dst, Field::DstError).unwrap_or(0);
-    let ifindex = read::field::<u64>(dst, Field::DstDev)
-        .and_then(|device| read::field::<u32>(device, Field::NetDeviceIfindex));
+    let dst = skb.field::<u64>(Field::SkbRefdst) & !1;
+    // RTN_UNSPEC, the zero, is no type of a route in use.
+    let kind: u16 = read::field(dst, Field::RtableType);
+    let error: i16 = read::field(dst, Field::DstError);
+    let device = read::field(dst, Field::DstDev);
     detail.route = Route {
         kind,
         error: error.unsigned_abs(),
-        ifindex: ifindex.unwrap_or(0),
+        ifindex: read::field(device, Field::NetDeviceIfindex),
     };
-    true
+    kind != 0
 }

@@ -125,17 +125,16 @@ impl Sight {
             return None;
         }
         let skb = &skb;
-        let device = skb
-            .field::<u64>(Field::SkbDev)
-            .filter(|&device| device != 0);
-        let net = if self.net != 0 {
-            Some(self.net)
-        } else {
-            device
-                .and_then(|device| read::field(device, Field::NetDeviceNet))
-                .or_else(|| read::field(skb.field::<u64>(Field::SkbSk)?, Field::SockNet))
-        };
-        let netns = net.and_then(read::namespace);
+        let device: u64 = skb.field(Field::SkbDev);
+        let mut net = self.net;
+        if net == 0 {
+            net = read::field(device, Field::NetDeviceNet);
+        }
+        if net == 0 {
+            net = read::field(skb.field(Field::SkbSk), Field::SockNet);
+        }
+        let netns: u32 = read::field(net, Field::NetInum);
+        let ifindex: u32 = read::field(device, Field::NetDeviceIfindex);
         if !wanted(netns) {
             return None;
         }
@@ -148,19 +147,16 @@ impl Sight {
         event.time_ns = unsafe { bpf_ktime_get_ns() };
         event.skb = self.skb;
         event.hook = self.hook as u16;
-        event.length = skb.field(Field::SkbLen).unwrap_or(0);
-        event.mark = skb.field(Field::SkbMark).unwrap_or(0);
-        event.protocol = skb.field(Field::SkbProtocol).unwrap_or(0);
+        event.length = skb.field(Field::SkbLen);
+        event.mark = skb.field(Field::SkbMark);
+        event.protocol = skb.field(Field::SkbProtocol);
+        event.netns = netns;
+        event.ifindex = ifindex;
         let mut bits = valid::SKB;
-        event.netns = netns.unwrap_or(0);
-        if netns.is_some() {
+        if netns != 0 {
             bits |= valid::NETNS;
         }
-        event.ifindex = 0;
-        if let Some(ifindex) =
-            device.and_then(|device| read::field(device, Field::NetDeviceIfindex))
-        {
-            event.ifindex = ifindex;
+        if ifindex != 0 {
             bits |= valid::IFINDEX;
         }
         event.detail.bytes = [0; DETAIL_BYTES];
@@ -169,7 +165,7 @@ impl Sight {
         }
         event.packet_len = 0;
         event.network_offset = 0;
-        if headers(event, skb, self.hook).is_some() {
+        if headers(event, skb, self.hook) {
             bits |= valid::PACKET;
         }
         event.valid = bits;
@@ -179,15 +175,9 @@ impl Sight {
 }
 
 #[inline(always)]
-fn wanted(netns: Option<u32>) -> bool {
-    if !read::only_namespaces() {
-        return true;
-    }
-    match netns {
-        // SAFETY: the value is only tested for presence.
-        Some(netns) => unsafe { NAMESPACES.get(&netns) }.is_some(),
-        None => false,
-    }
+fn wanted(netns: u32) -> bool {
+    // SAFETY: the value is only tested for presence.
+    !read::only_namespaces() || unsafe { NAMESPACES.get(&netns) }.is_some()
 }
 
 /// Emits an event of a function that works on the remembered skb; it carries no packet bytes.
@@ -220,39 +210,37 @@ fn emit_current(hook: HookId, fill: impl FnOnce(&mut Detail) -> Option<()>) -> O
     Some(())
 }
 
-/// Copies the packet's headers, from the link header where there is one.
+/// Copies the packet's headers, from the link header where there is one; false when they cannot be
+/// read.
 #[inline(always)]
-fn headers(event: &mut Event, skb: &Skb, hook: HookId) -> Option<()> {
-    let head: u64 = skb.field(Field::SkbHead)?;
-    let tail = skb.field::<u32>(Field::SkbTail)?;
+fn headers(event: &mut Event, skb: &Skb, hook: HookId) -> bool {
+    let head: u64 = skb.field(Field::SkbHead);
+    let tail: u32 = skb.field(Field::SkbTail);
     // The tracepoint of device receive fires before the network header is set.
     let network = if matches!(hook, HookId::DeviceReceive) {
-        skb.field::<u64>(Field::SkbData)?.wrapping_sub(head) as u32
+        skb.field::<u64>(Field::SkbData).wrapping_sub(head) as u32
     } else {
-        u32::from(skb.field::<u16>(Field::SkbNetworkHeader)?)
+        u32::from(skb.field::<u16>(Field::SkbNetworkHeader))
     };
-    let mac = u32::from(skb.field::<u16>(Field::SkbMacHeader)?);
+    let mac = u32::from(skb.field::<u16>(Field::SkbMacHeader));
     let link = network.wrapping_sub(mac);
     // Link and IPv6 headers together would push TCP's out of the event.
     let with_link = link == EthHdr::LEN as u32 && event.protocol != EtherType::Ipv6 as u16;
     let (start, link) = if with_link { (mac, link) } else { (network, 0) };
     let available = tail.wrapping_sub(start);
-    if available > 1 << 20 {
-        return None;
+    if head == 0 || available > 1 << 20 {
+        return false;
     }
     let count = if available > PACKET_BYTES as u32 {
         PACKET_BYTES as u32
     } else {
         available
     };
-    if !read::bytes(
-        &mut event.packet,
-        count as usize,
-        head.wrapping_add(u64::from(start)),
-    ) {
-        return None;
+    let from = head.wrapping_add(u64::from(start));
+    if !read::bytes(&mut event.packet, count as usize, from) {
+        return false;
     }
     event.packet_len = count as u8;
     event.network_offset = link as u8;
-    Some(())
+    true
 }

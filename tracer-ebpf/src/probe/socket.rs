@@ -34,19 +34,16 @@ pub fn udp_deliver(ctx: &impl Arguments) -> Option<()> {
 #[inline(always)]
 fn deliver(hook: HookId, ctx: &impl Arguments) -> Option<()> {
     let sock = ctx.argument(0)?;
-    let net = read::field(sock, Field::SockNet).unwrap_or(0);
+    let net = read::field(sock, Field::SockNet);
     Sight::in_namespace(hook, ctx.argument(1)?, net).emit_with(|detail, _| {
         let state = read::field(sock, Field::SockState);
         let port = read::field(sock, Field::SockNum);
-        let (Some(state), Some(port)) = (state, port) else {
-            return false;
-        };
         detail.socket = Socket {
             state,
             reserved: 0,
             port,
         };
-        true
+        state != 0
     })
 }
 

@@ -324,7 +324,7 @@ impl Attacher<'_> {
             Place::Tracepoint(name) => self.tracepoint(hook, name).map(|()| Tier::Tracepoint),
             Place::Function(name) | Place::ModuleFunction { name, .. } => self.function(hook, name),
         };
-        attached.map_err(|error| Gap::Refused(format!("{error:#}")))
+        attached.map_err(|error| Gap::Refused(in_one_line(&error)))
     }
 
     fn function(&mut self, hook: &Hook, name: &str) -> anyhow::Result<Tier> {
@@ -381,6 +381,17 @@ impl Attacher<'_> {
             .program_mut(&name)
             .with_context(|| format!("program {name} is not in the object"))
     }
+}
+
+/// An error without the verifier's log, which is for the developers of the programs.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let text = text.split("Verifier output").next().unwrap_or_default();
+    text.lines()
+        .next()
+        .unwrap_or_default()
+        .trim_end_matches(['.', ' ', ':'])
+        .to_owned()
 }
 
 /// True for a refusal that does not depend on the function (lockdown, missing capability).

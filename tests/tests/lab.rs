@@ -59,6 +59,7 @@ fn list() -> Vec<Test> {
         Test::new("reproduce: Ctrl-C leaves nothing behind", interrupted),
         Test::new("reproduce: names and addresses make no difference", renamed),
         Test::new("run: lost events are counted", loss_is_counted),
+        Test::new("run: capabilities are given up", capabilities_are_dropped),
     ];
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
@@ -480,4 +481,25 @@ fn loss_is_counted(tracer: &Tracer) -> anyhow::Result<()> {
         events + lost <= runs + runs / 50 && events + lost >= runs / 2,
         || format!("{events} events and {lost} lost of {near} runs"),
     )
+}
+
+/// After attaching, what tracing does not need is gone (CAP_NET_RAW, CAP_SYS_MODULE and the rest).
+fn capabilities_are_dropped(tracer: &Tracer) -> anyhow::Result<()> {
+    /// CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF.
+    const KEPT: u64 = 1 << 2 | 1 << 12 | 1 << 19 | 1 << 21 | 1 << 38 | 1 << 39;
+    let mut child = Command::new(tracer.path())
+        .args(["run", "--for", "8"])
+        .stdout(Stdio::null())
+        .spawn()?;
+    std::thread::sleep(Duration::from_secs(6));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+    let bits = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .context("the kernel shows no capabilities")?;
+    child.wait()?;
+    check(bits & !KEPT == 0, || {
+        format!("capabilities {bits:x} are still held")
+    })
 }

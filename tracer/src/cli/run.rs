@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{Exit, Failure, Output, need_root, runtime};
 use crate::kernel::load::{Options, Tier, Tracing};
+use crate::kernel::privilege;
 use crate::printer::{Printer, Show};
 use crate::session::Session;
 
@@ -45,6 +46,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let runtime = runtime()?;
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
+        privilege::drop_unneeded()?;
         for line in banner(&session) {
             session.printer().remark(&line)?;
         }

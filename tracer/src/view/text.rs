@@ -162,7 +162,7 @@ pub fn summary(out: &mut impl Write, view: &SummaryView, style: Style) -> io::Re
     }
     writeln!(
         out,
-        "  cost   kernel {:.1} ms in {} runs, this process {:.1} ms",
+        "  cost   kernel {:.3} ms in {} runs, this process {:.1} ms",
         view.kernel_ms, view.kernel_runs, view.process_ms
     )
 }

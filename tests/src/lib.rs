@@ -1,9 +1,9 @@
 //! What the end-to-end tests share: running the tracer and reading its JSON, and the list of tests
 //! with its report.
 
-use std::io::Read;
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -94,6 +94,57 @@ impl Tracer {
     /// When it cannot be started or does not end.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Answer> {
         finish(Command::new(&self.path).args(arguments))
+    }
+}
+
+/// A `tracer run` at work.
+pub struct Running {
+    child: Child,
+    stdout: JoinHandle<String>,
+}
+
+impl Tracer {
+    /// Starts `tracer run` with more arguments and waits until it traces.
+    ///
+    /// # Errors
+    /// When it cannot be started or ends before it traces.
+    pub fn start(&self, arguments: &[&str]) -> anyhow::Result<Running> {
+        let mut child = Command::new(&self.path)
+            .args(["run", "--format", "json"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("the tracer cannot be started")?;
+        let mut stdout = BufReader::new(child.stdout.take().context("the tracer has no output")?);
+        let mut first = String::new();
+        stdout.read_line(&mut first)?;
+        check(first.contains("\"ready\""), || {
+            format!("the tracer does not trace: {first:?}")
+        })?;
+        Ok(Running {
+            child,
+            stdout: gather(stdout),
+        })
+    }
+}
+
+impl Running {
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn finish(mut self) -> anyhow::Result<Answer> {
+        let status = self.child.wait()?;
+        Ok(Answer {
+            code: status.code().unwrap_or(-1),
+            stdout: self.stdout.join().unwrap_or_default(),
+            stderr: String::new(),
+        })
     }
 }
 

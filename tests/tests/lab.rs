@@ -273,18 +273,9 @@ fn every_hook_fires(tracer: &Tracer) -> anyhow::Result<()> {
         fired.extend(hooks_of(&answer)?);
     }
     let world = Namespaces::build()?;
-    let tracing = Command::new(tracer.path())
-        .args(["run", "--for", "12", "--format", "json"])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    std::thread::sleep(Duration::from_secs(7));
+    let tracing = tracer.start(&["--for", "6"])?;
     world.knock();
-    let output = tracing.wait_with_output()?;
-    let answer = Answer {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::new(),
-    };
+    let answer = tracing.finish()?;
     fired.extend(hooks_of(&answer)?);
     let silent: Vec<_> = HookId::ALL
         .iter()
@@ -446,12 +437,8 @@ fn interrupted(tracer: &Tracer) -> anyhow::Result<()> {
 
 /// A ring buffer that is too small for a burst: what is missing is exactly what is counted.
 fn loss_is_counted(tracer: &Tracer) -> anyhow::Result<()> {
-    let child = Command::new(tracer.path())
-        .args(["run", "--for", "14", "--buffer", "1", "--format", "json"])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let pid = Pid::from_raw(child.id().cast_signed());
-    std::thread::sleep(Duration::from_secs(7));
+    let tracing = tracer.start(&["--for", "8", "--buffer", "1"])?;
+    let pid = Pid::from_raw(tracing.id().cast_signed());
     // While the tracer stands still nothing empties the buffer.
     kill(pid, Signal::SIGSTOP)?;
     let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
@@ -460,12 +447,7 @@ fn loss_is_counted(tracer: &Tracer) -> anyhow::Result<()> {
         let _ = socket.send_to(b"x", "127.0.0.1:9");
     }
     kill(pid, Signal::SIGCONT)?;
-    let output = child.wait_with_output()?;
-    let answer = Answer {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::new(),
-    };
+    let answer = tracing.finish()?;
     let summary = answer.object("summary")?;
     let lost: u64 = summary["lost"]
         .as_array()
@@ -487,18 +469,14 @@ fn loss_is_counted(tracer: &Tracer) -> anyhow::Result<()> {
 fn capabilities_are_dropped(tracer: &Tracer) -> anyhow::Result<()> {
     /// CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF.
     const KEPT: u64 = 1 << 2 | 1 << 12 | 1 << 19 | 1 << 21 | 1 << 38 | 1 << 39;
-    let mut child = Command::new(tracer.path())
-        .args(["run", "--for", "8"])
-        .stdout(Stdio::null())
-        .spawn()?;
-    std::thread::sleep(Duration::from_secs(6));
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+    let tracing = tracer.start(&["--for", "3"])?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", tracing.id()))?;
     let bits = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
         .context("the kernel shows no capabilities")?;
-    child.wait()?;
+    tracing.finish()?;
     check(bits & !KEPT == 0, || {
         format!("capabilities {bits:x} are still held")
     })

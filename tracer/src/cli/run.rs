@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::{Exit, Failure, Output, need_root, runtime};
 use crate::kernel::load::{Options, Tier, Tracing};
@@ -47,9 +48,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
         privilege::drop_unneeded()?;
-        for line in banner(&session) {
-            session.printer().remark(&line)?;
-        }
+        let ready = ready(&session);
+        let words = ready.words();
+        session.printer().object("ready", &ready, &words)?;
         let limit = arguments.seconds.map(Duration::from_secs);
         let (_, mut diagnoses) = session.collect(stop(limit)).await?;
         diagnoses.extend(session.finish()?);
@@ -90,8 +91,17 @@ pub(super) async fn interrupted() {
     }
 }
 
-/// The first lines: what is traced and what cannot be seen.
-fn banner(session: &Session) -> Vec<String> {
+/// What is traced from now on.
+#[derive(Serialize)]
+struct ReadyView {
+    host: String,
+    kernel: String,
+    probes: Vec<(&'static str, usize)>,
+    attached_seconds: f64,
+    not_seen: Vec<String>,
+}
+
+fn ready(session: &Session) -> ReadyView {
     let tracing = session.tracing();
     let count = |tier| {
         tracing
@@ -100,25 +110,40 @@ fn banner(session: &Session) -> Vec<String> {
             .filter(|state| state.outcome == Ok(tier))
             .count()
     };
-    let tiers: Vec<_> = [Tier::Fentry, Tier::Kprobe, Tier::Tracepoint]
-        .into_iter()
-        .map(|tier| (count(tier), tier.name()))
-        .filter(|&(count, _)| count > 0)
-        .map(|(count, name)| format!("{count} {name}"))
-        .collect();
-    let probes: usize = [Tier::Fentry, Tier::Kprobe, Tier::Tracepoint]
-        .into_iter()
-        .map(count)
-        .sum();
-    let mut lines = vec![format!(
-        "tracing {} · kernel {} · {probes} probes ({}) attached in {:.1} s · Ctrl-C stops",
-        host_name(),
-        kernel_release(),
-        tiers.join(", "),
-        session.attached_in().as_secs_f64()
-    )];
-    lines.extend(blind_spots(tracing));
-    lines
+    ReadyView {
+        host: host_name(),
+        kernel: kernel_release(),
+        probes: [Tier::Fentry, Tier::Kprobe, Tier::Tracepoint]
+            .into_iter()
+            .map(|tier| (tier.name(), count(tier)))
+            .filter(|&(_, count)| count > 0)
+            .collect(),
+        attached_seconds: session.attached_in().as_secs_f64(),
+        not_seen: blind_spots(tracing),
+    }
+}
+
+impl ReadyView {
+    /// The first lines that a person sees.
+    fn words(&self) -> String {
+        let probes: usize = self.probes.iter().map(|(_, count)| count).sum();
+        let tiers: Vec<_> = self
+            .probes
+            .iter()
+            .map(|(tier, count)| format!("{count} {tier}"))
+            .collect();
+        let mut text = format!(
+            "tracing {} · kernel {} · {probes} probes ({}) attached in {:.1} s · Ctrl-C stops",
+            self.host,
+            self.kernel,
+            tiers.join(", "),
+            self.attached_seconds
+        );
+        for blind in &self.not_seen {
+            text += &format!("\nnot seen: {blind}");
+        }
+        text
+    }
 }
 
 /// What cannot be seen, one line per reason.
@@ -136,7 +161,7 @@ fn blind_spots(tracing: &Tracing) -> Vec<String> {
     }
     reasons
         .into_iter()
-        .map(|(reason, areas)| format!("not seen: {} ({reason})", areas.join(", ")))
+        .map(|(reason, areas)| format!("{} ({reason})", areas.join(", ")))
         .collect()
 }
 

@@ -59,6 +59,7 @@ fn list() -> Vec<Test> {
         Test::new("reproduce: Ctrl-C leaves nothing behind", interrupted),
         Test::new("reproduce: names and addresses make no difference", renamed),
         Test::new("run: lost events are counted", loss_is_counted),
+        Test::new("run: programs load with their log on", program_log),
         Test::new("run: capabilities are given up", capabilities_are_dropped),
     ];
     for expectation in EXPECTATIONS {
@@ -480,4 +481,14 @@ fn capabilities_are_dropped(tracer: &Tracer) -> anyhow::Result<()> {
     check(bits & !KEPT == 0, || {
         format!("capabilities {bits:x} are still held")
     })
+}
+
+/// With their log on the verifier sees more code than usual; every hook attaches all the same.
+fn program_log(tracer: &Tracer) -> anyhow::Result<()> {
+    let answer = tracer.start(&["--for", "1", "--program-log"])?.finish()?;
+    let ready = answer.object("ready")?;
+    check(
+        ready["not_seen"].as_array().is_some_and(Vec::is_empty),
+        || format!("{ready}"),
+    )
 }

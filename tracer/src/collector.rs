@@ -95,6 +95,11 @@ impl Collector {
         self.tracker.active()
     }
 
+    /// Journeys that ended early because too many were under way.
+    pub const fn evicted(&self) -> u64 {
+        self.tracker.evicted
+    }
+
     /// Takes an event; journeys that it ends go to `ended`.
     pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
         self.counts.events += 1;

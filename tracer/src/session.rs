@@ -131,6 +131,7 @@ impl Session {
     }
 
     fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        self.tracing.flush_program_log();
         let mut ended = Vec::new();
         let collector = &mut self.collector;
         self.ring.drain(BATCH, |raw| {
@@ -193,6 +194,20 @@ impl Session {
         Ok(diagnoses)
     }
 
+    /// Everything that was lost, per cause.
+    fn lost(&self) -> Vec<(&'static str, u64)> {
+        let missed = self
+            .tracing
+            .missed()
+            .map(|missed| ("program skipped by the kernel", missed));
+        let evicted = ("too many packets at once", self.collector.evicted());
+        let here = missed
+            .into_iter()
+            .chain([evicted])
+            .filter(|&(_, count)| count > 0);
+        self.ring.lost().iter().chain(here).collect()
+    }
+
     fn summary(&mut self) -> SummaryView {
         self.collector.name_namespaces(monotonic_ns());
         self.load_symbols();
@@ -235,7 +250,7 @@ impl Session {
                 .collect(),
             devices,
             drops,
-            lost: self.ring.lost().iter().collect(),
+            lost: self.lost(),
             kernel_runs: cost.runs,
             kernel_ms: cost.time.as_secs_f64() * 1e3,
             process_ms: process_ms(),

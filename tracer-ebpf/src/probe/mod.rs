@@ -8,6 +8,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, ProbeContext};
+use aya_log_ebpf::debug;
 use network_types::eth::{EthHdr, EtherType};
 use tracer_ebpf::event::{DETAIL_BYTES, Detail, Event, Lost, PACKET_BYTES, valid};
 use tracer_ebpf::hook::HookId;
@@ -121,6 +122,10 @@ impl Sight {
     fn emit_with(self, fill: impl FnOnce(&mut Detail, &Skb) -> bool) -> Option<()> {
         let mut skb = Skb::room();
         if !skb.fill(self.skb) {
+            debug!(
+                (),
+                "hook {}: no packet buffer at {:x}", self.hook as u16, self.skb
+            );
             lost(Lost::UnreadableSkb);
             return None;
         }

@@ -23,6 +23,9 @@ pub(super) struct Arguments {
     /// Ring buffer size, MiB, a power of two.
     #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = buffer)]
     buffer: u32,
+    /// Print what the kernel programs themselves say about trouble.
+    #[arg(long)]
+    program_log: bool,
 }
 
 fn buffer(text: &str) -> Result<u32, String> {
@@ -42,7 +45,8 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let printer = Printer::new(output.printer_format(), show);
     let options = Options {
         ring_bytes: arguments.buffer << 20,
-        namespaces: None,
+        program_log: arguments.program_log,
+        ..Options::default()
     };
     let runtime = runtime()?;
     runtime.block_on(async {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, FEntry, KProbe};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use aya_log::EbpfLogger;
 use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::{ABSENT, FIELDS};
 
@@ -77,6 +79,8 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Inode numbers of the only namespaces to trace; `None` for all.
     pub namespaces: Option<Vec<u32>>,
+    /// Print what the programs themselves say about trouble.
+    pub program_log: bool,
 }
 
 impl Default for Options {
@@ -84,6 +88,7 @@ impl Default for Options {
         Self {
             ring_bytes: 8 << 20,
             namespaces: None,
+            program_log: false,
         }
     }
 }
@@ -95,6 +100,7 @@ pub struct Tracing {
     pub hooks: Vec<HookState>,
     /// Kernel fields that this kernel's BTF does not describe, as `structure.member`.
     pub missing_fields: Vec<String>,
+    program_log: Option<EbpfLogger<StandardError>>,
     /// Keeps the kernel's run-time statistics on while we trace.
     _statistics: Option<std::os::fd::OwnedFd>,
 }
@@ -197,6 +203,7 @@ impl Tracing {
             .btf(Some(&kernel_btf))
             .override_global("LAYOUT", layout.as_slice(), true)
             .override_global("SETTINGS", settings.as_slice(), true)
+            .override_global(aya_log::LEVEL, log_level(options), true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .load(OBJECT)
             .context("the kernel refuses the programs' maps; is this root, with CAP_BPF?")?;
@@ -214,7 +221,7 @@ impl Tracing {
             btf,
             kernel_btf: &kernel_btf,
             abilities: Abilities::read(),
-            fentry_refused: None,
+            fentry_refused: false,
         };
         let hooks: Vec<_> = hook::CATALOGUE
             .iter()
@@ -230,11 +237,16 @@ impl Tracing {
                 why.map(ToString::to_string).unwrap_or_default()
             );
         }
+        let program_log = options
+            .program_log
+            .then(|| EbpfLogger::init_with_logger(&mut ebpf, StandardError))
+            .transpose()?;
         let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok();
         Ok(Self {
             ebpf,
             hooks,
             missing_fields,
+            program_log,
             _statistics,
         })
     }
@@ -258,6 +270,27 @@ impl Tracing {
         ))
     }
 
+    /// Prints what the programs said since the last call.
+    pub fn flush_program_log(&mut self) {
+        if let Some(log) = &mut self.program_log {
+            log.flush();
+        }
+    }
+
+    /// Runs of our programs that the kernel skipped, because another was running on the same CPU;
+    /// `None` where the kernel does not count them (before 5.12).
+    pub fn missed(&self) -> Option<u64> {
+        let counts = self.ebpf.programs().filter_map(|(_, program)| {
+            let fd = program.fd().ok()?.as_fd().as_raw_fd();
+            let information = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+            let line = information
+                .lines()
+                .find_map(|line| line.strip_prefix("recursion_misses:"))?;
+            line.trim().parse::<u64>().ok()
+        });
+        counts.fold(None, |sum, count| Some(sum.unwrap_or(0) + count))
+    }
+
     /// What the programs cost the kernel since they were loaded.
     pub fn cost(&self) -> KernelCost {
         self.ebpf
@@ -274,6 +307,30 @@ impl Tracing {
         self.hooks
             .iter()
             .any(|state| state.hook.id == id && state.outcome.is_ok())
+    }
+}
+
+/// Where the programs' own messages go.
+struct StandardError;
+
+impl log::Log for StandardError {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        eprintln!("program: {}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Level of the programs' messages; with 0 the verifier removes them.
+fn log_level(options: &Options) -> &'static u8 {
+    if options.program_log {
+        &(log::Level::Debug as u8)
+    } else {
+        &0
     }
 }
 
@@ -309,7 +366,7 @@ struct Attacher<'a> {
     kernel_btf: &'a aya::Btf,
     abilities: Abilities,
     /// Set by the first refusal that will hold for every other function too.
-    fentry_refused: Option<String>,
+    fentry_refused: bool,
 }
 
 impl Attacher<'_> {
@@ -332,21 +389,18 @@ impl Attacher<'_> {
             .btf
             .arguments(name)
             .is_some_and(|count| count <= FENTRY_ARGUMENTS);
-        if fits && self.fentry_refused.is_none() {
+        if fits && !self.fentry_refused {
             match self.fentry(hook, name) {
                 Ok(()) => return Ok(Tier::Fentry),
-                Err(error) if is_not_permitted(&error) => {
-                    self.fentry_refused = Some(format!("{error:#}"))
-                }
+                Err(error) if is_not_permitted(&error) => self.fentry_refused = true,
                 Err(_) => {}
             }
         }
         if !self.abilities.kprobe {
-            return Err(match &self.fentry_refused {
-                Some(why) => anyhow!("this kernel has no kprobes and refuses fentry ({why})"),
-                None => {
-                    anyhow!("this kernel has no kprobes, and fentry does not reach this function")
-                }
+            return Err(if self.fentry_refused {
+                anyhow!("no kprobes in this kernel, and fentry is not permitted: lockdown?")
+            } else {
+                anyhow!("no kprobes in this kernel, and fentry does not reach this function")
             });
         }
         self.kprobe(hook, name).map(|()| Tier::Kprobe)

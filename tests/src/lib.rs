@@ -123,7 +123,7 @@ impl Tracer {
         })?;
         Ok(Running {
             child,
-            stdout: gather(stdout),
+            stdout: gather(std::io::Cursor::new(first).chain(stdout)),
         })
     }
 }

@@ -122,9 +122,10 @@ impl Sight {
     fn emit_with(self, fill: impl FnOnce(&mut Detail, &Skb) -> bool) -> Option<()> {
         let mut skb = Skb::room();
         if !skb.fill(self.skb) {
+            // Without the address: BTF programs may not take a kernel pointer apart.
             debug!(
                 (),
-                "hook {}: no packet buffer at {:x}", self.hook as u16, self.skb
+                "hook {}: the packet buffer cannot be read", self.hook as u16
             );
             lost(Lost::UnreadableSkb);
             return None;

@@ -79,7 +79,7 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Inode numbers of the only namespaces to trace; `None` for all.
     pub namespaces: Option<Vec<u32>>,
-    /// Print what the programs themselves say about trouble.
+    /// Print what the programs themselves say about trouble, and why the verifier refuses one.
     pub program_log: bool,
 }
 
@@ -222,6 +222,7 @@ impl Tracing {
             kernel_btf: &kernel_btf,
             abilities: Abilities::read(),
             fentry_refused: false,
+            verbose: options.program_log,
         };
         let hooks: Vec<_> = hook::CATALOGUE
             .iter()
@@ -367,6 +368,8 @@ struct Attacher<'a> {
     abilities: Abilities,
     /// Set by the first refusal that will hold for every other function too.
     fentry_refused: bool,
+    /// Print the verifier's log of a refusal.
+    verbose: bool,
 }
 
 impl Attacher<'_> {
@@ -381,7 +384,12 @@ impl Attacher<'_> {
             Place::Tracepoint(name) => self.tracepoint(hook, name).map(|()| Tier::Tracepoint),
             Place::Function(name) | Place::ModuleFunction { name, .. } => self.function(hook, name),
         };
-        attached.map_err(|error| Gap::Refused(in_one_line(&error)))
+        attached.map_err(|error| {
+            if self.verbose {
+                eprintln!("{}: {error:#}", hook.id.name());
+            }
+            Gap::Refused(in_one_line(&error))
+        })
     }
 
     fn function(&mut self, hook: &Hook, name: &str) -> anyhow::Result<Tier> {

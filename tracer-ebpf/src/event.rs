@@ -80,6 +80,8 @@ pub union Detail {
     pub drop: Drop,
     /// Device that the packet goes to.
     pub device: Device,
+    /// Neighbour that the packet goes to.
+    pub neighbour: Neighbour,
 }
 
 /// Netfilter hook entered (`nf_hook_state`).
@@ -142,7 +144,8 @@ pub struct Tuple {
     pub destination_port: u16,
     /// IP protocol in the original tuple; in the reply tuple what NAT changes: 0 source, 1 destination.
     pub protocol_or_manipulation: u8,
-    /// In the reply tuple the packet's direction: 0 original, 1 reply.
+    /// In the reply tuple the packet's direction: for NAT 0 original, 1 reply; where conntrack knows
+    /// the entry its `enum ip_conntrack_info` (0 established, 1 related, 2 new, 3 and 4 the replies).
     pub direction: u8,
 }
 
@@ -212,6 +215,20 @@ pub struct Drop {
 pub struct Device {
     /// Interface index.
     pub ifindex: u32,
+}
+
+/// A neighbour (`struct neighbour`).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Neighbour {
+    /// Its address, IPv4 in the first four bytes; the packet's family tells which.
+    pub address: [u8; 16],
+    /// Device that it is behind.
+    pub ifindex: u32,
+    /// `NUD_*` bits.
+    pub state: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
 }
 
 /// Ways in which the kernel side can lose an event, as indices of the `LOST` map.

@@ -40,6 +40,10 @@ hooks! {
     BridgeTransmit = 6, "bridge_transmit";
     /// A bridge hands the packet up to its own device.
     BridgeLocal = 7, "bridge_local";
+    /// A VXLAN device wraps the packet.
+    VxlanTransmit = 34, "vxlan_transmit";
+    /// A VXLAN socket unwraps the packet.
+    VxlanReceive = 35, "vxlan_receive";
     /// IPv4 begins with a received packet.
     Ip4Receive = 8, "ip4_receive";
     /// The route of a received packet is looked up.
@@ -58,8 +62,38 @@ hooks! {
     Output = 15, "output";
     /// IPv4 output, after POSTROUTING, on its way to the neighbour.
     OutputFinish = 16, "output_finish";
+    /// The packet is cut into fragments.
+    Fragment = 61, "fragment";
+    /// The source address cannot be right on this device.
+    Martian = 53, "martian";
+    /// IPv6 begins with a received packet.
+    Ip6Receive = 36, "ip6_receive";
+    /// The IPv6 route ends here: local delivery.
+    Local6Deliver = 37, "local6_deliver";
+    /// The IPv6 route leads on: forwarding.
+    Forward6 = 38, "forward6";
+    /// A packet made on this host enters IPv6 output.
+    Local6Out = 39, "local6_out";
+    /// IPv6 output, before POSTROUTING.
+    Output6 = 41, "output6";
+    /// IPv6 output, after POSTROUTING, on its way to the neighbour.
+    Output6Finish = 42, "output6_finish";
+    /// The packet waits until its neighbour's address is known.
+    NeighbourQueue = 50, "neighbour_queue";
+    /// The neighbour did not answer; packets that waited for it are lost.
+    NeighbourFailed = 51, "neighbour_failed";
+    /// The same for IPv6.
+    Neighbour6Failed = 52, "neighbour6_failed";
     /// A netfilter hook with rules is entered.
     NetfilterHook = 17, "netfilter_hook";
+    /// Conntrack knows the TCP packet's entry.
+    ConntrackTcp = 43, "conntrack_tcp";
+    /// Conntrack knows the UDP packet's entry.
+    ConntrackUdp = 44, "conntrack_udp";
+    /// Conntrack knows the ICMP packet's entry.
+    ConntrackIcmp = 45, "conntrack_icmp";
+    /// A new entry clashes with one that another packet made meanwhile.
+    ConntrackClash = 46, "conntrack_clash";
     /// A new conntrack entry becomes valid.
     ConntrackConfirm = 18, "conntrack_confirm";
     /// Netfilter NAT rewrites the packet.
@@ -74,6 +108,12 @@ hooks! {
     IpvsConnectionNew = 23, "ipvs_connection_new";
     /// IPVS sends the packet to the real server by NAT.
     IpvsNatTransmit = 24, "ipvs_nat_transmit";
+    /// The same for IPv6.
+    IpvsNat6Transmit = 49, "ipvs_nat6_transmit";
+    /// IPVS sends the packet to the real server by direct routing.
+    IpvsDirectTransmit = 47, "ipvs_direct_transmit";
+    /// IPVS sends the packet to the real server through a tunnel.
+    IpvsTunnelTransmit = 48, "ipvs_tunnel_transmit";
     /// IPVS takes a real server's reply back.
     IpvsReply = 25, "ipvs_reply";
     /// IPVS found a virtual server without a usable real server.
@@ -90,6 +130,20 @@ hooks! {
     TcpReset = 31, "tcp_reset";
     /// An ICMP error is sent about the packet.
     IcmpSend = 32, "icmp_send";
+    /// TCP over IPv6 looks for a socket.
+    Tcp6Receive = 54, "tcp6_receive";
+    /// UDP over IPv6 looks for a socket.
+    Udp6Receive = 55, "udp6_receive";
+    /// A TCP socket takes an IPv6 packet.
+    Tcp6Deliver = 56, "tcp6_deliver";
+    /// A UDP socket takes an IPv6 packet.
+    Udp6Deliver = 57, "udp6_deliver";
+    /// TCP answers an IPv6 packet with RST.
+    Tcp6Reset = 58, "tcp6_reset";
+    /// An ICMPv6 error is sent about the packet.
+    Icmp6Send = 59, "icmp6_send";
+    /// ICMP takes the packet.
+    IcmpReceive = 60, "icmp_receive";
     /// The packet is freed as dropped.
     Drop = 33, "drop";
 }

@@ -85,6 +85,12 @@ fields! {
     SockNum = "sock_common", "skc_num";
     /// Namespace of a socket.
     SockNet = "sock_common", "skc_net.net";
+    /// Address of a neighbour, the table's family's length.
+    NeighbourKey = "neighbour", "primary_key";
+    /// `NUD_*` bits.
+    NeighbourState = "neighbour", "nud_state";
+    /// Device of a neighbour.
+    NeighbourDev = "neighbour", "dev";
     /// Device of a bridge port.
     BridgePortDev = "net_bridge_port", "dev";
 }

@@ -73,6 +73,33 @@ functions! {
     kprobe_tcp_deliver, fentry_tcp_deliver => probe::socket::tcp_deliver;
     kprobe_udp_deliver, fentry_udp_deliver => probe::socket::udp_deliver;
     kprobe_tcp_reset, fentry_tcp_reset => probe::socket::tcp_reset;
+    kprobe_vxlan_transmit, fentry_vxlan_transmit => probe::device::vxlan_transmit;
+    kprobe_vxlan_receive, fentry_vxlan_receive => probe::device::vxlan_receive;
+    kprobe_fragment, fentry_fragment => probe::ip::fragment;
+    kprobe_martian, fentry_martian => probe::ip::martian;
+    kprobe_ip6_receive, fentry_ip6_receive => probe::ip::receive6;
+    kprobe_local6_deliver, fentry_local6_deliver => probe::ip::local_deliver6;
+    kprobe_forward6, fentry_forward6 => probe::ip::forward6;
+    kprobe_local6_out, fentry_local6_out => probe::ip::local_out6;
+    kprobe_output6, fentry_output6 => probe::ip::output6;
+    kprobe_output6_finish, fentry_output6_finish => probe::ip::output_finish6;
+    kprobe_neighbour_queue, fentry_neighbour_queue => probe::neighbour::queue;
+    kprobe_neighbour_failed, fentry_neighbour_failed => probe::neighbour::failed;
+    kprobe_neighbour6_failed, fentry_neighbour6_failed => probe::neighbour::failed6;
+    kprobe_conntrack_tcp, fentry_conntrack_tcp => probe::conntrack::tcp;
+    kprobe_conntrack_udp, fentry_conntrack_udp => probe::conntrack::udp;
+    kprobe_conntrack_icmp, fentry_conntrack_icmp => probe::conntrack::icmp;
+    kprobe_conntrack_clash, fentry_conntrack_clash => probe::conntrack::clash;
+    kprobe_ipvs_nat6_transmit, fentry_ipvs_nat6_transmit => probe::ipvs::nat6_transmit;
+    kprobe_ipvs_direct_transmit, fentry_ipvs_direct_transmit => probe::ipvs::direct_transmit;
+    kprobe_ipvs_tunnel_transmit, fentry_ipvs_tunnel_transmit => probe::ipvs::tunnel_transmit;
+    kprobe_tcp6_receive, fentry_tcp6_receive => probe::socket::tcp_receive6;
+    kprobe_udp6_receive, fentry_udp6_receive => probe::socket::udp_receive6;
+    kprobe_tcp6_deliver, fentry_tcp6_deliver => probe::socket::tcp_deliver6;
+    kprobe_udp6_deliver, fentry_udp6_deliver => probe::socket::udp_deliver6;
+    kprobe_tcp6_reset, fentry_tcp6_reset => probe::socket::tcp_reset6;
+    kprobe_icmp6_send, fentry_icmp6_send => probe::socket::icmp6_send;
+    kprobe_icmp_receive, fentry_icmp_receive => probe::socket::icmp_receive;
     kprobe_icmp_send, fentry_icmp_send => probe::socket::icmp_send;
 }
 

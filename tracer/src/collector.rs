@@ -10,6 +10,7 @@ use tracer_ebpf::hook::HookId;
 use crate::cause::{self, Certainty, Diagnosis, Evidence};
 use crate::event::{Detail, Event};
 use crate::flow::Flows;
+use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::node::{Directory, NetnsHandle, NetnsId, Snapshot};
 
@@ -107,15 +108,15 @@ impl Collector {
         if let Some(netns) = event.netns {
             self.seen.insert(netns);
         }
-        match (event.hook, event.netns, event.ifindex) {
-            (HookId::DeviceReceive, Some(netns), Some(ifindex)) => {
+        match (event.role(), event.netns, event.ifindex) {
+            (Role::Receive, Some(netns), Some(ifindex)) => {
                 self.counts
                     .devices
                     .entry((netns, ifindex))
                     .or_default()
                     .received += 1;
             }
-            (HookId::DeviceTransmit, Some(netns), Some(ifindex)) => {
+            (Role::Transmit, Some(netns), Some(ifindex)) => {
                 self.counts
                     .devices
                     .entry((netns, ifindex))

@@ -9,6 +9,8 @@ use etherparse::LaxIpSlice;
 use tracer_ebpf::event as raw;
 use tracer_ebpf::hook::HookId;
 
+use crate::hook::{self, Role};
+
 /// Something that happened to a packet at a hook.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -93,6 +95,13 @@ pub enum Detail {
         location: u64,
         /// Number in this kernel's `enum skb_drop_reason`.
         reason: Option<u32>,
+    },
+    /// The neighbour that the packet goes to.
+    Neighbour {
+        /// Its address.
+        address: IpAddr,
+        /// Device that it is behind.
+        ifindex: u32,
     },
     /// The device that the packet is handed to.
     Device {
@@ -317,6 +326,11 @@ fn transport(number: u8, header: &[u8]) -> (u16, u16, Transport) {
 }
 
 impl Event {
+    /// What it means to be seen at this hook.
+    pub const fn role(&self) -> Role {
+        hook::of(self.hook).role
+    }
+
     /// Decodes what the programs wrote; `None` when the hook number is unknown.
     pub fn decode(event: &raw::Event) -> Option<Self> {
         let has = |bit| event.valid & bit != 0;
@@ -326,7 +340,7 @@ impl Event {
             .then(|| Packet::parse(&event.packet[..length], usize::from(event.network_offset)))
             .flatten();
         let detail = if has(raw::valid::DETAIL) {
-            Detail::decode(hook, &event.detail)
+            Detail::decode(hook, event)
         } else {
             Detail::None
         };
@@ -345,6 +359,7 @@ impl Event {
     }
 }
 
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 const AF_INET: u16 = libc::AF_INET as u16;
 
 fn address(bytes: &[u8; 16], family: u16) -> IpAddr {
@@ -360,7 +375,8 @@ fn endpoint(bytes: &[u8; 16], port: u16, family: u16) -> SocketAddr {
 }
 
 impl Detail {
-    fn decode(hook: HookId, detail: &raw::Detail) -> Self {
+    fn decode(hook: HookId, event: &raw::Event) -> Self {
+        let detail = &event.detail;
         // SAFETY: the programs write the member that belongs to the hook, every member is plain data
         // of integers, and the whole region is zeroed before.
         unsafe {
@@ -382,7 +398,11 @@ impl Detail {
                         forwarding: (connection.flags & 7) as u8,
                     }
                 }
-                HookId::ConntrackConfirm | HookId::Nat => {
+                HookId::ConntrackConfirm
+                | HookId::ConntrackTcp
+                | HookId::ConntrackUdp
+                | HookId::ConntrackIcmp
+                | HookId::Nat => {
                     let raw::Conntrack { original, reply } = detail.conntrack;
                     let (protocol, family) =
                         (original.protocol_or_manipulation, original.family_or_status);
@@ -402,7 +422,8 @@ impl Detail {
                 | HookId::RouteError
                 | HookId::LocalOut
                 | HookId::Output
-                | HookId::OutputFinish => {
+                | HookId::OutputFinish
+                | HookId::Fragment => {
                     let route = detail.route;
                     Self::Route {
                         kind: route.kind,
@@ -410,11 +431,22 @@ impl Detail {
                         ifindex: (route.ifindex != 0).then_some(route.ifindex),
                     }
                 }
-                HookId::TcpDeliver | HookId::UdpDeliver => Self::Socket {
+                HookId::TcpDeliver
+                | HookId::UdpDeliver
+                | HookId::Tcp6Deliver
+                | HookId::Udp6Deliver => Self::Socket {
                     state: detail.socket.state,
                     port: detail.socket.port,
                 },
-                HookId::IcmpSend => Self::Icmp {
+                HookId::NeighbourQueue | HookId::NeighbourFailed | HookId::Neighbour6Failed => {
+                    let ipv6 = event.protocol == ETHERTYPE_IPV6.to_be();
+                    let family = if ipv6 { libc::AF_INET6 as u16 } else { AF_INET };
+                    Self::Neighbour {
+                        address: address(&detail.neighbour.address, family),
+                        ifindex: detail.neighbour.ifindex,
+                    }
+                }
+                HookId::IcmpSend | HookId::Icmp6Send => Self::Icmp {
                     kind: detail.icmp.kind,
                     code: detail.icmp.code,
                 },
@@ -423,6 +455,7 @@ impl Detail {
                     reason: (detail.drop.reason != u32::MAX).then_some(detail.drop.reason),
                 },
                 HookId::DeviceTransmit
+                | HookId::VxlanTransmit
                 | HookId::VethTransmit
                 | HookId::BridgeForward
                 | HookId::BridgeTransmit => Self::Device {

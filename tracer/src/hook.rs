@@ -2,6 +2,84 @@
 
 use tracer_ebpf::hook::HookId;
 
+/// What it means for a packet to be seen at a hook. Several hooks share a meaning: IPv4's and IPv6's,
+/// TCP's and UDP's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// A device handed the packet to the stack.
+    Receive,
+    /// A device takes the packet.
+    Transmit,
+    /// The packet crosses a veth pair.
+    Veth,
+    /// The packet is inside a bridge.
+    Bridge,
+    /// The packet is wrapped into a tunnel's.
+    Encapsulate,
+    /// The packet is taken out of a tunnel's.
+    Decapsulate,
+    /// IP begins with a received packet.
+    Ip,
+    /// The route is looked up.
+    RouteLookup,
+    /// The route ends here.
+    LocalIn,
+    /// Local delivery, after INPUT.
+    LocalInFinish,
+    /// The route leads on.
+    Forward,
+    /// The route is an error.
+    RouteError,
+    /// The source address cannot be right.
+    Martian,
+    /// A packet made here enters output.
+    LocalOut,
+    /// Output before POSTROUTING.
+    Output,
+    /// Output after POSTROUTING.
+    ToNeighbour,
+    /// The packet is cut into fragments.
+    Fragment,
+    /// The packet waits for its neighbour.
+    NeighbourQueue,
+    /// The neighbour did not answer.
+    NeighbourFailed,
+    /// A netfilter hook is entered.
+    Netfilter,
+    /// Conntrack knows the entry.
+    Conntrack,
+    /// A conntrack entry becomes valid.
+    ConntrackConfirm,
+    /// A conntrack entry clashes with another.
+    ConntrackClash,
+    /// NAT rewrites the packet.
+    Nat,
+    /// IPVS looks for a connection.
+    IpvsLookup,
+    /// IPVS looks for a virtual server.
+    IpvsService,
+    /// IPVS found a virtual server.
+    IpvsSchedule,
+    /// IPVS made a connection.
+    IpvsConnection,
+    /// IPVS sends to the real server.
+    IpvsTransmit,
+    /// IPVS takes a reply back.
+    IpvsReply,
+    /// IPVS found no usable real server.
+    IpvsNoDestination,
+    /// A transport looks for a socket.
+    Transport,
+    /// A socket takes the packet.
+    Deliver,
+    /// The packet is answered with RST.
+    Reset,
+    /// An ICMP error is sent about the packet.
+    IcmpError,
+    /// The packet is freed as dropped.
+    Drop,
+}
+
 /// Part of the network stack that a hook belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Area {
@@ -9,8 +87,12 @@ pub enum Area {
     Device,
     /// Bridges.
     Bridge,
-    /// IPv4 and routing.
+    /// Tunnels.
+    Tunnel,
+    /// IP and routing.
     Ip,
+    /// Neighbours.
+    Neighbour,
     /// Netfilter hooks.
     Netfilter,
     /// Connection tracking and NAT.
@@ -29,12 +111,50 @@ impl Area {
         match self {
             Self::Device => "device",
             Self::Bridge => "bridge",
+            Self::Tunnel => "tunnel",
             Self::Ip => "ip",
+            Self::Neighbour => "neighbour",
             Self::Netfilter => "netfilter",
             Self::Conntrack => "conntrack",
             Self::Ipvs => "ipvs",
             Self::Socket => "socket",
             Self::Drop => "drop",
+        }
+    }
+}
+
+impl Role {
+    /// Where in the stack this happens.
+    pub const fn area(self) -> Area {
+        match self {
+            Self::Receive | Self::Transmit | Self::Veth => Area::Device,
+            Self::Bridge => Area::Bridge,
+            Self::Encapsulate | Self::Decapsulate => Area::Tunnel,
+            Self::Ip
+            | Self::RouteLookup
+            | Self::LocalIn
+            | Self::LocalInFinish
+            | Self::Forward
+            | Self::RouteError
+            | Self::Martian
+            | Self::LocalOut
+            | Self::Output
+            | Self::ToNeighbour
+            | Self::Fragment => Area::Ip,
+            Self::NeighbourQueue | Self::NeighbourFailed => Area::Neighbour,
+            Self::Netfilter => Area::Netfilter,
+            Self::Conntrack | Self::ConntrackConfirm | Self::ConntrackClash | Self::Nat => {
+                Area::Conntrack
+            }
+            Self::IpvsLookup
+            | Self::IpvsService
+            | Self::IpvsSchedule
+            | Self::IpvsConnection
+            | Self::IpvsTransmit
+            | Self::IpvsReply
+            | Self::IpvsNoDestination => Area::Ipvs,
+            Self::Transport | Self::Deliver | Self::Reset | Self::IcmpError => Area::Socket,
+            Self::Drop => Area::Drop,
         }
     }
 }
@@ -79,224 +199,243 @@ impl Place {
 pub struct Hook {
     /// Number that the programs stamp.
     pub id: HookId,
-    /// Part of the network stack.
-    pub area: Area,
+    /// What it means to be seen here.
+    pub role: Role,
     /// Where it sits; the same on every kernel measured (5.10, 6.1, 6.12, 7.3).
     pub place: Place,
-    /// The stage in a person's words.
-    pub stage: &'static str,
 }
 
-const fn row(id: HookId, area: Area, place: Place, stage: &'static str) -> Hook {
+const fn tracepoint(id: HookId, role: Role, name: &'static str) -> Hook {
     Hook {
         id,
-        area,
-        place,
-        stage,
+        role,
+        place: Place::Tracepoint(name),
     }
 }
 
-const fn function(name: &'static str) -> Place {
-    Place::Function(name)
+const fn function(id: HookId, role: Role, name: &'static str) -> Hook {
+    Hook {
+        id,
+        role,
+        place: Place::Function(name),
+    }
 }
 
-const fn in_module(module: &'static str, name: &'static str) -> Place {
-    Place::ModuleFunction { module, name }
+const fn module(id: HookId, role: Role, module: &'static str, name: &'static str) -> Hook {
+    Hook {
+        id,
+        role,
+        place: Place::ModuleFunction { module, name },
+    }
 }
 
 /// Every hook, in the order of a packet's way.
 pub const CATALOGUE: &[Hook] = &[
-    row(
-        HookId::DeviceReceive,
-        Area::Device,
-        Place::Tracepoint("netif_receive_skb"),
-        "received",
-    ),
-    row(
-        HookId::DeviceTransmit,
-        Area::Device,
-        Place::Tracepoint("net_dev_start_xmit"),
-        "sent",
-    ),
-    row(
-        HookId::VethTransmit,
-        Area::Device,
-        in_module("veth", "veth_xmit"),
-        "veth",
-    ),
-    row(
+    tracepoint(HookId::DeviceReceive, Role::Receive, "netif_receive_skb"),
+    tracepoint(HookId::DeviceTransmit, Role::Transmit, "net_dev_start_xmit"),
+    module(HookId::VethTransmit, Role::Veth, "veth", "veth_xmit"),
+    module(
         HookId::BridgeReceive,
-        Area::Bridge,
-        in_module("bridge", "br_handle_frame"),
-        "bridge port",
-    ),
-    row(
-        HookId::BridgeForward,
-        Area::Bridge,
-        in_module("bridge", "__br_forward"),
-        "bridge forward",
-    ),
-    row(
-        HookId::BridgeTransmit,
-        Area::Bridge,
-        in_module("bridge", "br_dev_xmit"),
+        Role::Bridge,
         "bridge",
+        "br_handle_frame",
     ),
-    row(
+    module(
+        HookId::BridgeForward,
+        Role::Bridge,
+        "bridge",
+        "__br_forward",
+    ),
+    module(
+        HookId::BridgeTransmit,
+        Role::Bridge,
+        "bridge",
+        "br_dev_xmit",
+    ),
+    module(
         HookId::BridgeLocal,
-        Area::Bridge,
-        in_module("bridge", "br_pass_frame_up"),
-        "bridge to host",
+        Role::Bridge,
+        "bridge",
+        "br_pass_frame_up",
     ),
-    row(HookId::Ip4Receive, Area::Ip, function("ip_rcv_core"), "ip"),
-    row(
-        HookId::RouteInput,
-        Area::Ip,
-        function("ip_route_input_slow"),
-        "route lookup",
+    module(
+        HookId::VxlanTransmit,
+        Role::Encapsulate,
+        "vxlan",
+        "vxlan_xmit_one",
     ),
-    row(
-        HookId::LocalDeliver,
-        Area::Ip,
-        function("ip_local_deliver"),
-        "route local",
+    module(
+        HookId::VxlanReceive,
+        Role::Decapsulate,
+        "vxlan",
+        "vxlan_rcv",
     ),
-    row(
+    function(HookId::Ip4Receive, Role::Ip, "ip_rcv_core"),
+    function(HookId::RouteInput, Role::RouteLookup, "ip_route_input_slow"),
+    function(HookId::LocalDeliver, Role::LocalIn, "ip_local_deliver"),
+    function(
         HookId::LocalDeliverFinish,
-        Area::Ip,
-        function("ip_local_deliver_finish"),
-        "to transport",
+        Role::LocalInFinish,
+        "ip_local_deliver_finish",
     ),
-    row(
-        HookId::Forward,
-        Area::Ip,
-        function("ip_forward"),
-        "route forward",
+    function(HookId::Forward, Role::Forward, "ip_forward"),
+    function(HookId::RouteError, Role::RouteError, "ip_error"),
+    function(HookId::LocalOut, Role::LocalOut, "__ip_local_out"),
+    function(HookId::Output, Role::Output, "ip_output"),
+    function(HookId::OutputFinish, Role::ToNeighbour, "ip_finish_output2"),
+    function(HookId::Fragment, Role::Fragment, "ip_do_fragment"),
+    function(HookId::Martian, Role::Martian, "ip_handle_martian_source"),
+    function(HookId::Ip6Receive, Role::Ip, "ip6_rcv_core"),
+    function(HookId::Local6Deliver, Role::LocalIn, "ip6_input"),
+    function(HookId::Forward6, Role::Forward, "ip6_forward"),
+    function(HookId::Local6Out, Role::LocalOut, "__ip6_local_out"),
+    function(HookId::Output6, Role::Output, "ip6_output"),
+    function(
+        HookId::Output6Finish,
+        Role::ToNeighbour,
+        "ip6_finish_output2",
     ),
-    row(
-        HookId::RouteError,
-        Area::Ip,
-        function("ip_error"),
-        "no usable route",
+    function(
+        HookId::NeighbourQueue,
+        Role::NeighbourQueue,
+        "__neigh_event_send",
     ),
-    row(
-        HookId::LocalOut,
-        Area::Ip,
-        function("__ip_local_out"),
-        "local output",
+    function(
+        HookId::NeighbourFailed,
+        Role::NeighbourFailed,
+        "arp_error_report",
     ),
-    row(HookId::Output, Area::Ip, function("ip_output"), "ip output"),
-    row(
-        HookId::OutputFinish,
-        Area::Ip,
-        function("ip_finish_output2"),
-        "to neighbour",
+    function(
+        HookId::Neighbour6Failed,
+        Role::NeighbourFailed,
+        "ndisc_error_report",
     ),
-    row(
-        HookId::NetfilterHook,
-        Area::Netfilter,
-        function("nf_hook_slow"),
-        "netfilter",
+    function(HookId::NetfilterHook, Role::Netfilter, "nf_hook_slow"),
+    module(
+        HookId::ConntrackTcp,
+        Role::Conntrack,
+        "nf_conntrack",
+        "nf_conntrack_tcp_packet",
     ),
-    row(
+    module(
+        HookId::ConntrackUdp,
+        Role::Conntrack,
+        "nf_conntrack",
+        "nf_conntrack_udp_packet",
+    ),
+    module(
+        HookId::ConntrackIcmp,
+        Role::Conntrack,
+        "nf_conntrack",
+        "nf_conntrack_icmp_packet",
+    ),
+    module(
+        HookId::ConntrackClash,
+        Role::ConntrackClash,
+        "nf_conntrack",
+        "nf_ct_resolve_clash",
+    ),
+    module(
         HookId::ConntrackConfirm,
-        Area::Conntrack,
-        in_module("nf_conntrack", "__nf_conntrack_confirm"),
-        "conntrack new",
+        Role::ConntrackConfirm,
+        "nf_conntrack",
+        "__nf_conntrack_confirm",
     ),
-    row(
-        HookId::Nat,
-        Area::Conntrack,
-        in_module("nf_nat", "nf_nat_manip_pkt"),
-        "nat",
-    ),
-    row(
+    module(HookId::Nat, Role::Nat, "nf_nat", "nf_nat_manip_pkt"),
+    module(
         HookId::IpvsLookup,
-        Area::Ipvs,
-        in_module("ip_vs", "ip_vs_conn_in_get_proto"),
-        "ipvs lookup",
+        Role::IpvsLookup,
+        "ip_vs",
+        "ip_vs_conn_in_get_proto",
     ),
-    row(
+    module(
         HookId::IpvsServiceFind,
-        Area::Ipvs,
-        in_module("ip_vs", "ip_vs_service_find"),
-        "ipvs service lookup",
+        Role::IpvsService,
+        "ip_vs",
+        "ip_vs_service_find",
     ),
-    row(
+    module(
         HookId::IpvsSchedule,
-        Area::Ipvs,
-        in_module("ip_vs", "ip_vs_schedule"),
-        "ipvs virtual server",
+        Role::IpvsSchedule,
+        "ip_vs",
+        "ip_vs_schedule",
     ),
-    row(
+    module(
         HookId::IpvsConnectionNew,
-        Area::Ipvs,
-        in_module("ip_vs", "ip_vs_conn_new"),
-        "ipvs connection",
+        Role::IpvsConnection,
+        "ip_vs",
+        "ip_vs_conn_new",
     ),
-    row(
+    module(
         HookId::IpvsNatTransmit,
-        Area::Ipvs,
-        in_module("ip_vs", "ip_vs_nat_xmit"),
-        "ipvs masq",
+        Role::IpvsTransmit,
+        "ip_vs",
+        "ip_vs_nat_xmit",
     ),
-    row(
+    module(
+        HookId::IpvsNat6Transmit,
+        Role::IpvsTransmit,
+        "ip_vs",
+        "ip_vs_nat_xmit_v6",
+    ),
+    module(
+        HookId::IpvsDirectTransmit,
+        Role::IpvsTransmit,
+        "ip_vs",
+        "ip_vs_dr_xmit",
+    ),
+    module(
+        HookId::IpvsTunnelTransmit,
+        Role::IpvsTransmit,
+        "ip_vs",
+        "ip_vs_tunnel_xmit",
+    ),
+    module(
         HookId::IpvsReply,
-        Area::Ipvs,
-        in_module("ip_vs", "handle_response"),
-        "ipvs reply",
+        Role::IpvsReply,
+        "ip_vs",
+        "handle_response",
     ),
-    row(
+    module(
         HookId::IpvsLeave,
-        Area::Ipvs,
-        in_module("ip_vs", "ip_vs_leave"),
-        "ipvs: no real server",
+        Role::IpvsNoDestination,
+        "ip_vs",
+        "ip_vs_leave",
     ),
-    row(
-        HookId::TcpReceive,
-        Area::Socket,
-        function("tcp_v4_rcv"),
-        "tcp",
+    function(HookId::TcpReceive, Role::Transport, "tcp_v4_rcv"),
+    function(HookId::UdpReceive, Role::Transport, "udp_rcv"),
+    function(HookId::TcpDeliver, Role::Deliver, "tcp_v4_do_rcv"),
+    function(HookId::UdpDeliver, Role::Deliver, "udp_queue_rcv_one_skb"),
+    function(HookId::TcpReset, Role::Reset, "tcp_v4_send_reset"),
+    function(HookId::IcmpSend, Role::IcmpError, "__icmp_send"),
+    function(HookId::Tcp6Receive, Role::Transport, "tcp_v6_rcv"),
+    function(HookId::Udp6Receive, Role::Transport, "udpv6_rcv"),
+    function(HookId::Tcp6Deliver, Role::Deliver, "tcp_v6_do_rcv"),
+    function(
+        HookId::Udp6Deliver,
+        Role::Deliver,
+        "udpv6_queue_rcv_one_skb",
     ),
-    row(HookId::UdpReceive, Area::Socket, function("udp_rcv"), "udp"),
-    row(
-        HookId::TcpDeliver,
-        Area::Socket,
-        function("tcp_v4_do_rcv"),
-        "tcp socket",
-    ),
-    row(
-        HookId::UdpDeliver,
-        Area::Socket,
-        function("udp_queue_rcv_one_skb"),
-        "udp socket",
-    ),
-    row(
-        HookId::TcpReset,
-        Area::Socket,
-        function("tcp_v4_send_reset"),
-        "RST sent",
-    ),
-    row(
-        HookId::IcmpSend,
-        Area::Socket,
-        function("__icmp_send"),
-        "ICMP error sent",
-    ),
-    row(
-        HookId::Drop,
-        Area::Drop,
-        Place::Tracepoint("kfree_skb"),
-        "dropped",
-    ),
+    function(HookId::Tcp6Reset, Role::Reset, "tcp_v6_send_reset"),
+    function(HookId::Icmp6Send, Role::IcmpError, "icmp6_send"),
+    function(HookId::IcmpReceive, Role::Deliver, "icmp_rcv"),
+    tracepoint(HookId::Drop, Role::Drop, "kfree_skb"),
 ];
 
+/// Row of each hook number; asked for every event.
+const ROWS: [usize; 64] = {
+    let mut rows = [0; 64];
+    let mut row = 0;
+    while row < CATALOGUE.len() {
+        rows[CATALOGUE[row].id as usize] = row;
+        row += 1;
+    }
+    rows
+};
+
 /// The row of a hook.
-pub fn of(id: HookId) -> &'static Hook {
-    CATALOGUE
-        .iter()
-        .find(|hook| hook.id == id)
-        .unwrap_or(&CATALOGUE[0])
+pub const fn of(id: HookId) -> &'static Hook {
+    &CATALOGUE[ROWS[id as usize]]
 }
 
 #[cfg(test)]

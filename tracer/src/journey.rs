@@ -6,10 +6,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use tracer_ebpf::hook::HookId;
-
 use crate::event::{Detail, Event, Tuple};
-use crate::hook::{self, Area};
+use crate::hook::{Area, Role};
 
 /// A packet that nothing happened to for this long has ended, or is out of sight. Longer than a
 /// queue on the way holds a packet; a neighbour that has to be resolved first takes longer.
@@ -73,14 +71,9 @@ impl Journey {
             .map(|packet| packet.tuple)
     }
 
-    /// The first event at a hook.
-    pub fn event(&self, hook: HookId) -> Option<&Event> {
-        self.events.iter().find(|event| event.hook == hook)
-    }
-
-    /// True when the packet passed a hook.
-    pub fn passed(&self, hook: HookId) -> bool {
-        self.event(hook).is_some()
+    /// True when the packet was seen in a role.
+    pub fn passed(&self, role: Role) -> bool {
+        self.events.iter().any(|event| event.role() == role)
     }
 
     /// Start, CLOCK_MONOTONIC nanoseconds.
@@ -96,12 +89,12 @@ impl Journey {
 
     /// A socket took the packet.
     pub fn was_taken(&self) -> bool {
-        self.passed(HookId::TcpDeliver) || self.passed(HookId::UdpDeliver)
+        self.passed(Role::Deliver)
     }
 
     /// The packet was refused: answered with RST or an ICMP error.
     pub fn rejected(&self) -> bool {
-        self.passed(HookId::TcpReset) || self.passed(HookId::IcmpSend)
+        self.passed(Role::Reset) || self.passed(Role::IcmpError)
     }
 
     /// The packet is for many, who may all ignore it.
@@ -122,7 +115,7 @@ impl Journey {
         let lone = self.events.len() == 1;
         let dropped =
             matches!(self.ending, Ending::Dropped { reason, .. } if reason.is_some() || !lone);
-        self.rejected() || dropped || self.passed(HookId::RouteError)
+        self.rejected() || dropped || self.passed(Role::RouteError)
     }
 
     /// Namespaces that the packet was seen in, in order, each once in a row.
@@ -268,8 +261,8 @@ impl Tracker {
 }
 
 fn patience(journey: &Journey) -> u64 {
-    match journey.events.last().map(|event| event.hook) {
-        Some(HookId::OutputFinish) => NEIGHBOUR_IDLE_NS,
+    match journey.events.last().map(Event::role) {
+        Some(Role::ToNeighbour | Role::NeighbourQueue) => NEIGHBOUR_IDLE_NS,
         _ => IDLE_NS,
     }
 }
@@ -277,11 +270,11 @@ fn patience(journey: &Journey) -> u64 {
 /// True when the event is about the same packet as the journey at this skb address.
 fn continues(journey: &Journey, event: &Event) -> bool {
     // A packet enters local output only once.
-    if event.hook == HookId::LocalOut || event.not_ip {
+    if event.role() == Role::LocalOut || event.not_ip {
         return false;
     }
     // A socket does not send on what it took: the skb was freed and is used again.
-    if journey.was_taken() && !matches!(hook::of(event.hook).area, Area::Socket | Area::Drop) {
+    if journey.was_taken() && !matches!(event.role().area(), Area::Socket | Area::Drop) {
         return false;
     }
     let before = journey
@@ -322,8 +315,8 @@ fn out_of_sight(mut journey: Journey) -> Journey {
     journey.ending = if journey.was_taken() {
         Ending::Delivered
     } else {
-        match journey.events.last().map(|event| event.hook) {
-            Some(HookId::DeviceTransmit) => Ending::Transmitted,
+        match journey.events.last().map(Event::role) {
+            Some(Role::Transmit) => Ending::Transmitted,
             _ => Ending::OutOfSight,
         }
     };
@@ -332,6 +325,8 @@ fn out_of_sight(mut journey: Journey) -> Journey {
 
 #[cfg(test)]
 mod tests {
+    use tracer_ebpf::hook::HookId;
+
     use super::*;
     use crate::event::{Packet, Transport};
 

@@ -17,6 +17,37 @@ pub fn confirm(ctx: &impl Arguments) -> Option<()> {
     })
 }
 
+/// `nf_conntrack_tcp_packet(ct, skb, dataoff, ctinfo, state)`.
+#[inline(always)]
+pub fn tcp(ctx: &impl Arguments) -> Option<()> {
+    known(HookId::ConntrackTcp, ctx, 3)
+}
+
+/// `nf_conntrack_udp_packet(ct, skb, dataoff, ctinfo, state)`.
+#[inline(always)]
+pub fn udp(ctx: &impl Arguments) -> Option<()> {
+    known(HookId::ConntrackUdp, ctx, 3)
+}
+
+/// `nf_conntrack_icmp_packet(ct, skb, ctinfo, state)`.
+#[inline(always)]
+pub fn icmp(ctx: &impl Arguments) -> Option<()> {
+    known(HookId::ConntrackIcmp, ctx, 2)
+}
+
+#[inline(always)]
+fn known(hook: HookId, ctx: &impl Arguments, relation: usize) -> Option<()> {
+    let entry = ctx.argument(0)?;
+    let relation = ctx.argument(relation)? as u8;
+    Sight::new(hook, ctx.argument(1)?).emit_with(|detail, _| fill(detail, entry, 0, relation))
+}
+
+/// `nf_ct_resolve_clash(skb, h, reply_hash)`.
+#[inline(always)]
+pub fn clash(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::ConntrackClash, ctx.argument(0)?).emit()
+}
+
 /// `nf_nat_manip_pkt(skb, ct, manip, direction)`.
 #[inline(always)]
 pub fn nat(ctx: &impl Arguments) -> Option<()> {

@@ -25,6 +25,18 @@ pub fn veth_transmit(ctx: &impl Arguments) -> Option<()> {
     to_device(HookId::VethTransmit, ctx)
 }
 
+/// `vxlan_xmit_one(skb, dev, ...)`.
+#[inline(always)]
+pub fn vxlan_transmit(ctx: &impl Arguments) -> Option<()> {
+    to_device(HookId::VxlanTransmit, ctx)
+}
+
+/// `vxlan_rcv(sk, skb)`.
+#[inline(always)]
+pub fn vxlan_receive(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::VxlanReceive, ctx.argument(1)?).emit()
+}
+
 /// A transmit function `(skb, dev)`.
 #[inline(always)]
 pub fn to_device(hook: HookId, ctx: &impl Arguments) -> Option<()> {

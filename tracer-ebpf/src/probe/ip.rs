@@ -1,4 +1,4 @@
-//! IPv4: receive, routing decision, forwarding, output.
+//! IPv4 and IPv6: receive, routing decision, forwarding, output.
 
 use tracer_ebpf::event::{Detail, Route};
 use tracer_ebpf::hook::HookId;
@@ -64,6 +64,54 @@ pub fn output(ctx: &impl Arguments) -> Option<()> {
 #[inline(always)]
 pub fn output_finish(ctx: &impl Arguments) -> Option<()> {
     Sight::in_namespace(HookId::OutputFinish, ctx.argument(2)?, ctx.argument(0)?).emit_with(route)
+}
+
+/// `ip_do_fragment(net, sk, skb, ...)`.
+#[inline(always)]
+pub fn fragment(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(HookId::Fragment, ctx.argument(2)?, ctx.argument(0)?).emit_with(route)
+}
+
+/// `ip_handle_martian_source(dev, in_dev, skb, ...)`.
+#[inline(always)]
+pub fn martian(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::Martian, ctx.argument(2)?).emit()
+}
+
+/// `ip6_rcv_core(skb, dev, net)`.
+#[inline(always)]
+pub fn receive6(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(HookId::Ip6Receive, ctx.argument(0)?, ctx.argument(2)?).emit()
+}
+
+/// `ip6_input(skb)`.
+#[inline(always)]
+pub fn local_deliver6(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::Local6Deliver, ctx.argument(0)?).emit()
+}
+
+/// `ip6_forward(skb)`.
+#[inline(always)]
+pub fn forward6(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::Forward6, ctx.argument(0)?).emit()
+}
+
+/// `__ip6_local_out(net, sk, skb)`.
+#[inline(always)]
+pub fn local_out6(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(HookId::Local6Out, ctx.argument(2)?, ctx.argument(0)?).emit()
+}
+
+/// `ip6_output(net, sk, skb)`.
+#[inline(always)]
+pub fn output6(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(HookId::Output6, ctx.argument(2)?, ctx.argument(0)?).emit()
+}
+
+/// `ip6_finish_output2(net, sk, skb)`.
+#[inline(always)]
+pub fn output_finish6(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(HookId::Output6Finish, ctx.argument(2)?, ctx.argument(0)?).emit()
 }
 
 /// The route that the skb carries.

@@ -63,6 +63,24 @@ pub fn nat_transmit(ctx: &impl Arguments) -> Option<()> {
     Sight::new(HookId::IpvsNatTransmit, ctx.argument(0)?).emit()
 }
 
+/// `ip_vs_nat_xmit_v6(skb, cp, pp, iph)`.
+#[inline(always)]
+pub fn nat6_transmit(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::IpvsNat6Transmit, ctx.argument(0)?).emit()
+}
+
+/// `ip_vs_dr_xmit(skb, cp, pp, iph)`.
+#[inline(always)]
+pub fn direct_transmit(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::IpvsDirectTransmit, ctx.argument(0)?).emit()
+}
+
+/// `ip_vs_tunnel_xmit(skb, cp, pp, iph)`.
+#[inline(always)]
+pub fn tunnel_transmit(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::IpvsTunnelTransmit, ctx.argument(0)?).emit()
+}
+
 /// `handle_response(af, skb, pd, cp, iph, hook)`.
 #[inline(always)]
 pub fn reply(ctx: &impl Arguments) -> Option<()> {

@@ -22,6 +22,7 @@ pub mod device;
 pub mod drop;
 pub mod ip;
 pub mod ipvs;
+pub mod neighbour;
 pub mod netfilter;
 pub mod socket;
 

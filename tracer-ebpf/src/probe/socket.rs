@@ -31,6 +31,36 @@ pub fn udp_deliver(ctx: &impl Arguments) -> Option<()> {
     deliver(HookId::UdpDeliver, ctx)
 }
 
+/// `tcp_v6_rcv(skb)`.
+#[inline(always)]
+pub fn tcp_receive6(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::Tcp6Receive, ctx.argument(0)?).emit()
+}
+
+/// `udpv6_rcv(skb)`.
+#[inline(always)]
+pub fn udp_receive6(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::Udp6Receive, ctx.argument(0)?).emit()
+}
+
+/// `tcp_v6_do_rcv(sk, skb)`.
+#[inline(always)]
+pub fn tcp_deliver6(ctx: &impl Arguments) -> Option<()> {
+    deliver(HookId::Tcp6Deliver, ctx)
+}
+
+/// `udpv6_queue_rcv_one_skb(sk, skb)`.
+#[inline(always)]
+pub fn udp_deliver6(ctx: &impl Arguments) -> Option<()> {
+    deliver(HookId::Udp6Deliver, ctx)
+}
+
+/// `icmp_rcv(skb)`.
+#[inline(always)]
+pub fn icmp_receive(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::IcmpReceive, ctx.argument(0)?).emit()
+}
+
 #[inline(always)]
 fn deliver(hook: HookId, ctx: &impl Arguments) -> Option<()> {
     let sock = ctx.argument(0)?;
@@ -53,11 +83,28 @@ pub fn tcp_reset(ctx: &impl Arguments) -> Option<()> {
     Sight::new(HookId::TcpReset, ctx.argument(1)?).emit()
 }
 
+/// `tcp_v6_send_reset(sk, skb, ...)`.
+#[inline(always)]
+pub fn tcp_reset6(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::Tcp6Reset, ctx.argument(1)?).emit()
+}
+
 /// `__icmp_send(skb, type, code, info, ...)`.
 #[inline(always)]
 pub fn icmp_send(ctx: &impl Arguments) -> Option<()> {
+    icmp_error(HookId::IcmpSend, ctx)
+}
+
+/// `icmp6_send(skb, type, code, info, ...)`.
+#[inline(always)]
+pub fn icmp6_send(ctx: &impl Arguments) -> Option<()> {
+    icmp_error(HookId::Icmp6Send, ctx)
+}
+
+#[inline(always)]
+fn icmp_error(hook: HookId, ctx: &impl Arguments) -> Option<()> {
     let (kind, code, info) = (ctx.argument(1)?, ctx.argument(2)?, ctx.argument(3)?);
-    Sight::new(HookId::IcmpSend, ctx.argument(0)?).emit_with(|detail, _| {
+    Sight::new(hook, ctx.argument(0)?).emit_with(|detail, _| {
         detail.icmp = Icmp {
             kind: kind as u8,
             code: code as u8,

@@ -7,11 +7,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use tracer_ebpf::hook::HookId;
-
 use super::{Cause, Certainty, Diagnosis, Evidence, Fix, Proof};
-use crate::event::{Detail, protocol};
+use crate::event::{Detail, Event, protocol};
 use crate::flow::{Direction, Flow};
+use crate::hook::Role;
 use crate::journey::Journey;
 use crate::node::{KubeProxy, NetnsFacts, NetnsId, VirtualServer, VirtualServerKey};
 
@@ -113,8 +112,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 fn missed(journey: &Journey) -> Option<(Subject, Fate)> {
     let (index, address, protocol) = journey.ipvs_miss()?;
     let netns = journey.namespace_at(index)?;
-    let taken =
-        |event: &crate::event::Event| matches!(event.hook, HookId::TcpDeliver | HookId::UdpDeliver);
+    let taken = |event: &Event| event.role() == Role::Deliver;
     let fate = if journey.rejected() {
         Fate::Refused
     } else if journey.events[index..].iter().any(taken) {
@@ -357,8 +355,7 @@ fn proofs(
                 "#{} delivered locally, no IPVS match, {}",
                 first.journey.id,
                 match first.fate {
-                    Fate::Refused if first.journey.passed(HookId::TcpReset) =>
-                        "no socket, RST sent",
+                    Fate::Refused if first.journey.passed(Role::Reset) => "no socket, RST sent",
                     Fate::Refused => "no socket, ICMP port unreachable sent",
                     Fate::Held => "taken by the node's own socket",
                 }
@@ -384,7 +381,7 @@ fn healthy_twin(evidence: &Evidence<'_>, failed: &Flow, served: SocketAddr) -> O
                 && flow.client.source.ip() == failed.client.source.ip()
         })
         .flat_map(|flow| flow.of(Direction::Request))
-        .filter(|journey| journey.passed(HookId::IpvsNatTransmit))
+        .filter(|journey| journey.passed(Role::IpvsTransmit))
         .min_by_key(|journey| journey.id)
         .map(|journey| {
             let real = journey
@@ -463,14 +460,14 @@ impl Journey {
                     };
                     Some((index, address, protocol))
                 })?;
-        let found = |hook| {
+        let found = |role| {
             matches!(
-                hook,
-                HookId::IpvsSchedule | HookId::IpvsLeave | HookId::IpvsNatTransmit
+                role,
+                Role::IpvsSchedule | Role::IpvsNoDestination | Role::IpvsTransmit
             )
         };
         let rest = &self.events[index + 1..];
-        (!rest.is_empty() && !rest.iter().any(|event| found(event.hook)))
+        (!rest.is_empty() && !rest.iter().any(|event| found(event.role())))
             .then_some((index, address, protocol))
     }
 }

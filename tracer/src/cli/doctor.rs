@@ -35,7 +35,7 @@ pub(super) fn run(output: &Output) -> Result<Exit, Failure> {
     for state in &tracing.hooks {
         let view = HookView {
             hook: state.hook.id.name(),
-            area: state.hook.area.name(),
+            area: state.hook.role.area().name(),
             symbol: state.hook.place.symbol(),
             attached: state.outcome.as_ref().ok().map(|tier| tier.name()),
             missing: state.outcome.as_ref().err().map(ToString::to_string),

@@ -156,7 +156,7 @@ fn blind_spots(tracing: &Tracing) -> Vec<String> {
     for state in &tracing.hooks {
         let Err(gap) = &state.outcome else { continue };
         let reason = gap.to_string();
-        let area = state.hook.area.name();
+        let area = state.hook.role.area().name();
         match reasons.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, areas)) if areas.contains(&area) => {}
             Some((_, areas)) => areas.push(area),

@@ -3,11 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use tracer_ebpf::hook::HookId;
 
 use super::stage::{self, Stage};
 use crate::cause::Diagnosis;
 use crate::event::{Detail, Packet, Transport, protocol, tcp_flag};
+use crate::hook::Role;
 use crate::journey::{Ending, Journey};
 use crate::kernel::load::DropReasons;
 use crate::kernel::symbols::Symbols;
@@ -152,8 +152,8 @@ fn arrived(journey: &Journey) -> Option<bool> {
 
 fn ending(journey: &Journey, names: &Names<'_>) -> String {
     match journey.ending {
-        _ if journey.passed(HookId::TcpReset) => "refused with RST".into(),
-        _ if journey.passed(HookId::IcmpSend) => "refused with an ICMP error".into(),
+        _ if journey.passed(Role::Reset) => "refused with RST".into(),
+        _ if journey.passed(Role::IcmpError) => "refused with an ICMP error".into(),
         Ending::Delivered => "delivered".into(),
         Ending::Dropped { location, reason } => {
             format!("dropped: {}", names.drop(location, reason))
@@ -248,6 +248,7 @@ fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> String {
         Detail::Socket { state, port } => format!("socket on port {port}, state {state}"),
         Detail::Icmp { kind, code } => format!("icmp {kind}/{code}"),
         Detail::Drop { location, reason } => names.drop(*location, *reason),
+        Detail::Neighbour { address, .. } => format!("neighbour {address}"),
         Detail::Device { ifindex } => format!("to {}", names.device(netns, *ifindex)),
     }
 }

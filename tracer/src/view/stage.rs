@@ -1,10 +1,10 @@
 //! The stages of a journey in a person's words: many events, few words.
 
 use serde::Serialize;
-use tracer_ebpf::hook::HookId;
 
 use super::model::Names;
-use crate::event::{Detail, Event, NetfilterHook};
+use crate::event::{Detail, Event, NetfilterHook, protocol};
+use crate::hook::Role;
 use crate::journey::Journey;
 use crate::node::NetnsId;
 
@@ -44,25 +44,26 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn event(&mut self, journey: &Journey, index: usize, event: &Event) {
         let rest = &journey.events[index + 1..];
-        match (&event.detail, event.hook) {
-            (_, HookId::DeviceReceive) => {
+        match (&event.detail, event.role()) {
+            (_, Role::Receive) => {
                 if let Some(ifindex) = event.ifindex {
                     self.device(event, ifindex);
                 }
             }
-            (Detail::Device { ifindex }, HookId::DeviceTransmit) => self.device(event, *ifindex),
+            (Detail::Device { ifindex }, Role::Transmit) => self.device(event, *ifindex),
             (Detail::Netfilter(hook), _) if *hook != NetfilterHook::Other => {
                 self.step(event, hook.name().into())
             }
-            (_, HookId::LocalDeliver) => self.step(event, "route local".into()),
-            (_, HookId::Forward) => self.step(event, "route forward".into()),
-            (Detail::Route { kind, .. }, HookId::RouteError) => {
+            (_, Role::LocalIn) => self.step(event, "route local".into()),
+            (_, Role::Forward) => self.step(event, "route forward".into()),
+            (Detail::Route { kind, .. }, Role::RouteError) => {
                 self.lose(event, format!("route: {}", error_kind(*kind)));
             }
-            (_, HookId::RouteError) => self.lose(event, "no usable route".into()),
+            (_, Role::RouteError) => self.lose(event, "no usable route".into()),
             (Detail::Service { address, .. }, _) => {
-                let found =
-                    |event: &Event| matches!(event.hook, HookId::IpvsSchedule | HookId::IpvsLeave);
+                let found = |event: &Event| {
+                    matches!(event.role(), Role::IpvsSchedule | Role::IpvsNoDestination)
+                };
                 if !rest.is_empty() && !rest.iter().any(found) {
                     self.step(event, format!("ipvs: no virtual server {address}"));
                 }
@@ -79,12 +80,30 @@ impl Builder<'_> {
                     ),
                 );
             }
-            (_, HookId::IpvsNatTransmit) if !journey.passed(HookId::IpvsConnectionNew) => {
+            (_, Role::IpvsTransmit) if !journey.passed(Role::IpvsConnection) => {
                 self.step(event, "ipvs: known connection".into());
             }
-            (_, HookId::IpvsReply) => self.step(event, "ipvs: reply".into()),
-            (_, HookId::IpvsLeave) => self.lose(event, "ipvs: no real server".into()),
-            (_, HookId::Nat) => self.nat(event, rest),
+            (_, Role::IpvsReply) => self.step(event, "ipvs: reply".into()),
+            (_, Role::IpvsNoDestination) => self.lose(event, "ipvs: no real server".into()),
+            (_, Role::Nat) => self.nat(event, rest),
+            (Detail::Device { ifindex }, Role::Encapsulate) => {
+                let device = self.names.device(event.netns, *ifindex);
+                self.step(event, format!("vxlan {device}"));
+            }
+            (_, Role::Decapsulate) => self.step(event, "vxlan unwrapped".into()),
+            (_, Role::Fragment) => self.step(event, "fragmented".into()),
+            (_, Role::Martian) => self.lose(event, "impossible source address".into()),
+            (_, Role::ConntrackClash) => self.step(event, "conntrack clash".into()),
+            (Detail::Neighbour { address, .. }, Role::NeighbourQueue) => {
+                self.step(event, format!("waits for neighbour {address}"));
+            }
+            (Detail::Neighbour { address, ifindex }, Role::NeighbourFailed) => {
+                let device = self.names.device(event.netns, *ifindex);
+                self.lose(
+                    event,
+                    format!("neighbour {address} on {device} does not answer"),
+                );
+            }
             (Detail::Socket { state, port }, _) => {
                 let kind = if *state == LISTEN {
                     "listening socket"
@@ -93,14 +112,18 @@ impl Builder<'_> {
                 };
                 self.step(event, format!("{kind} :{port}"));
             }
-            (_, HookId::TcpReset) => {
-                if !journey.passed(HookId::TcpDeliver) {
+            (_, Role::Reset) => {
+                if !journey.was_taken() {
                     self.lose(event, "tcp: no socket".into());
                 }
                 self.step(event, "RST sent".into());
             }
             (Detail::Icmp { kind, code }, _) => {
-                if journey.passed(HookId::UdpReceive) && !journey.passed(HookId::UdpDeliver) {
+                let udp = event
+                    .packet
+                    .as_ref()
+                    .is_some_and(|packet| packet.tuple.protocol == protocol::UDP);
+                if udp && journey.passed(Role::Transport) && !journey.was_taken() {
                     self.lose(event, "udp: no socket".into());
                 }
                 self.step(event, format!("ICMP {} sent", icmp_words(*kind, *code)));

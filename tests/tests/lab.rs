@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tests::tour::Tour;
 use tests::{Answer, Test, Tracer, check, finish};
 use tracer_ebpf::hook::HookId;
 
@@ -21,6 +22,7 @@ const MODULES: &[&str] = &[
     "ip_vs_rr",
     "veth",
     "bridge",
+    "vxlan",
     "nf_conntrack",
     "nf_nat",
     "dummy",
@@ -265,17 +267,19 @@ fn every_hook_attaches(tracer: &Tracer) -> anyhow::Result<()> {
     )
 }
 
-/// Every hook of the catalogue is seen in real traffic: the case over TCP and UDP, and a host with a
-/// virtual server without real servers and a blackhole route.
+/// Every hook of the catalogue is seen in real traffic: the case over TCP and UDP, and a tour past all
+/// the others.
 fn every_hook_fires(tracer: &Tracer) -> anyhow::Result<()> {
     let mut fired = BTreeSet::new();
     for variant in ["unbound", "udp"] {
         let answer = tracer.run(&["reproduce", CASE, "--format", "json", "--variant", variant])?;
         fired.extend(hooks_of(&answer)?);
     }
-    let world = Namespaces::build()?;
-    let tracing = tracer.start(&["--for", "6"])?;
-    world.knock();
+    let tour = Tour::build()?;
+    let tracing = tracer.start(&["--buffer", "32"])?;
+    tour.travel()?;
+    std::thread::sleep(Duration::from_secs(1));
+    kill(Pid::from_raw(tracing.id().cast_signed()), Signal::SIGINT)?;
     let answer = tracing.finish()?;
     fired.extend(hooks_of(&answer)?);
     let silent: Vec<_> = HookId::ALL
@@ -297,56 +301,6 @@ fn hooks_of(answer: &Answer) -> anyhow::Result<BTreeSet<String>> {
         .iter()
         .filter_map(|row| row[0].as_str().map(str::to_owned))
         .collect())
-}
-
-/// Two namespaces: a client behind a veth, and a host with ways to lose its packets.
-struct Namespaces;
-
-impl Namespaces {
-    fn build() -> anyhow::Result<Self> {
-        let world = Self;
-        let commands = [
-            "ip netns add fire-c",
-            "ip netns add fire-h",
-            "ip -n fire-c link add eth0 type veth peer name eth0 netns fire-h",
-            "ip -n fire-c addr add 192.0.2.2/24 dev eth0",
-            "ip -n fire-h addr add 192.0.2.1/24 dev eth0",
-            "ip -n fire-c link set eth0 up",
-            "ip -n fire-h link set eth0 up",
-            "ip -n fire-h link set lo up",
-            "ip -n fire-c route add default via 192.0.2.1",
-            "ip -n fire-h route add blackhole 198.51.100.0/24",
-            "ip netns exec fire-h sysctl -qw net.ipv4.ip_forward=1",
-            "ip netns exec fire-h ipvsadm -A -u 192.0.2.1:5000 -s rr",
-        ];
-        for command in commands {
-            let mut words = command.split(' ');
-            let answer = finish(Command::new(words.next().unwrap_or_default()).args(words))?;
-            check(answer.code == 0, || {
-                format!("{command}: {}", answer.stderr.trim())
-            })?;
-        }
-        Ok(world)
-    }
-
-    /// Sends to the virtual server without real servers, to a closed port and into the blackhole.
-    fn knock(&self) {
-        for address in ["192.0.2.1/5000", "192.0.2.1/5999", "198.51.100.1/53"] {
-            let line = format!("for i in 1 2 3; do echo x > /dev/udp/{address}; sleep 0.2; done");
-            // A refused send is what this is for.
-            let _ =
-                finish(Command::new("ip").args(["netns", "exec", "fire-c", "bash", "-c", &line]));
-        }
-    }
-}
-
-impl Drop for Namespaces {
-    fn drop(&mut self) {
-        for name in ["fire-c", "fire-h"] {
-            // Nothing more can be done when this fails; the kernel goes with the lab.
-            let _ = finish(Command::new("ip").args(["netns", "del", name]));
-        }
-    }
 }
 
 fn wrong_use(tracer: &Tracer) -> anyhow::Result<()> {

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tracer_ebpf::hook::HookId;
 
-use crate::cause::{self, Certainty, Diagnosis, Evidence};
+use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
 use crate::event::{Detail, Event};
-use crate::flow::Flows;
+use crate::flow::{Flow, Flows};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::node::{Directory, NetnsHandle, NetnsId, Snapshot};
@@ -156,22 +156,26 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            let asks = journey.failed() || journey.ipvs_miss().is_some();
+            let mut asks = journey.failed() || journey.ipvs_miss().is_some();
             self.counts.failed += u64::from(journey.failed());
+            let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));
+            asks |= flow.is_some_and(Flow::is_stalled);
             if asks {
                 self.due_ns.get_or_insert(now_ns);
             }
-            self.flows.add(journey);
         }
     }
 
-    /// New or surer diagnoses, once the connections behind the first had time to follow; at once
-    /// with `hurry`.
-    pub fn diagnose(&mut self, now_ns: u64, hurry: bool) -> Vec<Diagnosis> {
-        let due = self
-            .due_ns
-            .is_some_and(|asked| hurry || now_ns.saturating_sub(asked) >= GATHER_NS);
-        if !due {
+    /// True once something asks for a diagnosis and the connections behind it had time to follow; at
+    /// once with `hurry`.
+    pub fn is_due(&self, now_ns: u64, hurry: bool) -> bool {
+        self.due_ns
+            .is_some_and(|asked| hurry || now_ns.saturating_sub(asked) >= GATHER_NS)
+    }
+
+    /// New or surer diagnoses, when they are due.
+    pub fn diagnose(&mut self, now_ns: u64, hurry: bool, names: DropNames<'_>) -> Vec<Diagnosis> {
+        if !self.is_due(now_ns, hurry) {
             return Vec::new();
         }
         self.due_ns = None;
@@ -179,10 +183,7 @@ impl Collector {
         if hurry || self.facts_are_old(now_ns) {
             self.read_facts();
         }
-        let mut found = cause::diagnose(&Evidence {
-            flows: &self.flows,
-            facts: &self.facts,
-        });
+        let mut found = cause::diagnose(&Evidence::new(&self.flows, &self.facts, names));
         found.retain(|diagnosis| {
             let key = (diagnosis.code, diagnosis.subject.clone());
             let before = self.given.insert(key, diagnosis.certainty);

@@ -1,39 +1,28 @@
 //! The catalogue of causes and how they are ranked.
 //!
+//! Map: `evidence` is what causes see, with indices over flows and (`site`) one namespace's facts;
+//! `diagnosis` is what they say; `rank` puts the root before its consequences. Then one file per
+//! cause, named by its code.
 //! Invariants: a cause never does I/O; it sees [`Evidence`] and nothing else, so that replay equals
-//! live. It says *certain* only with all its decisive evidence. One file per cause, named by its code.
+//! live. It says *certain* only with all its decisive evidence. Judging is linear in flows: a cause
+//! goes over the failures once and looks facts up.
 
-use crate::flow::Flows;
-use crate::node::Snapshot;
+use std::collections::HashMap;
+
+mod diagnosis;
+mod evidence;
+mod rank;
+mod site;
+
+#[cfg(test)]
+mod constructed;
+
 
 mod vip_nodeport_unbound;
 
-/// Everything that a cause may look at.
-pub struct Evidence<'a> {
-    /// What was seen on the wire.
-    pub flows: &'a Flows,
-    /// What the node was like, and when.
-    pub facts: &'a Snapshot,
-}
-
-/// How sure a diagnosis is.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Certainty {
-    /// Part of the decisive evidence is missing.
-    Likely,
-    /// All decisive evidence is there.
-    Certain,
-}
-
-impl Certainty {
-    /// In words.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Likely => "likely",
-            Self::Certain => "certain",
-        }
-    }
-}
+pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
+pub use evidence::{DropNames, DropSite, Evidence, Failure};
+pub use site::Site;
 
 /// A cause of the catalogue.
 pub struct Cause {
@@ -43,69 +32,41 @@ pub struct Cause {
     pub title: &'static str,
     /// What it is, how it is proven, how it is fixed.
     pub explanation: &'static str,
+    /// Codes of the causes that it brings about: with shared flows they are its consequences.
+    pub explains: &'static [&'static str],
+    /// A scenario builds it in the lab; else it is written from the kernel's source and tested on
+    /// constructed evidence.
+    pub built: bool,
     /// Looks for it.
     pub examine: fn(&Evidence<'_>) -> Vec<Diagnosis>,
 }
 
-/// The catalogue; the order is the order of ranking among equals.
-pub const CATALOGUE: &[Cause] = &[vip_nodeport_unbound::CAUSE];
-
-/// One piece of evidence in words.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Proof {
-    /// Where it comes from: ipvs, route, address, socket, packet, kube-proxy.
-    pub source: &'static str,
-    /// What was seen.
-    pub text: String,
-}
-
-/// One way to fix it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Fix {
-    /// Commands or configuration to paste, a line each.
-    pub lines: Vec<String>,
-    /// What it may break.
-    pub risk: &'static str,
-}
-
-/// A cause found at work.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Diagnosis {
-    /// Code of the cause.
-    pub code: &'static str,
-    /// What it is about; the same cause with the same subject is one diagnosis.
-    pub subject: String,
-    /// How sure.
-    pub certainty: Certainty,
-    /// The cause in words, for this node.
-    pub summary: String,
-    /// What proves it.
-    pub evidence: Vec<Proof>,
-    /// What is missing to be certain.
-    pub missing: Vec<String>,
-    /// Ways to fix it, the best first.
-    pub fixes: Vec<Fix>,
-    /// A command that shows whether the fix worked.
-    pub check: String,
-    /// Connections that it stopped.
-    pub failed: usize,
-    /// Connections to the same address and port in all.
-    pub total: usize,
-}
+/// The catalogue, the more special causes first; the order is the order of ranking among equals.
+pub const CATALOGUE: &[Cause] = &[
+    vip_nodeport_unbound::CAUSE,
+];
 
 /// The cause with this code.
 pub fn find(code: &str) -> Option<&'static Cause> {
     CATALOGUE.iter().find(|cause| cause.code == code)
 }
 
-/// Asks every cause; the most certain first.
+/// Asks every cause; roots before what they bring about, the most certain first.
 pub fn diagnose(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    let mut found: Vec<_> = CATALOGUE
+    let found = CATALOGUE
         .iter()
         .flat_map(|cause| (cause.examine)(evidence))
         .collect();
-    found.sort_by_key(|diagnosis| std::cmp::Reverse(diagnosis.certainty));
-    found
+    let places: HashMap<&str, usize> = CATALOGUE
+        .iter()
+        .enumerate()
+        .map(|(place, cause)| (cause.code, place))
+        .collect();
+    rank::rank(
+        found,
+        |code| find(code).map_or(&[], |cause| cause.explains),
+        |code| places.get(code).copied().unwrap_or(usize::MAX),
+    )
 }
 
 #[cfg(test)]
@@ -120,7 +81,45 @@ mod tests {
                     .iter()
                     .all(|other| other.code != cause.code)
             );
-            assert!(!cause.title.is_empty() && cause.explanation.len() > 200);
+            assert!(
+                !cause.title.is_empty() && cause.explanation.len() > 200,
+                "{}",
+                cause.code
+            );
+        }
+    }
+
+    /// One situation for each cause that has one: the node and the packets that it stops.
+    const SITUATIONS: &[(&str, fn() -> constructed::Bench)] = &[
+    ];
+
+    #[test]
+    fn no_cause_speaks_in_another_ones_situation() {
+        for (code, situation) in SITUATIONS {
+            let found = situation().diagnose();
+            assert_eq!(found.len(), 1, "{code}: {found:#?}");
+            assert_eq!(found[0].code, *code);
+            assert_eq!(found[0].certainty, Certainty::Certain, "{found:#?}");
+            assert!(
+                found[0].failed > 0 && !found[0].evidence.is_empty(),
+                "{code}"
+            );
+            assert!(
+                !found[0].fixes.is_empty() && !found[0].check.is_empty(),
+                "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn explained_causes_exist_and_never_explain_each_other() {
+        for cause in CATALOGUE {
+            for code in cause.explains {
+                let other = find(code);
+                assert!(other.is_some(), "{} explains {code}", cause.code);
+                let back = other.is_some_and(|other| other.explains.contains(&cause.code));
+                assert!(!back && *code != cause.code, "{} and {code}", cause.code);
+            }
         }
     }
 }

@@ -290,6 +290,19 @@ pub struct DiagnosisView {
     pub fixes: Vec<FixView>,
     /// Command that shows whether the fix worked.
     pub check: String,
+    /// What it brings about.
+    pub consequences: Vec<ConsequenceView>,
+}
+
+/// What a cause brings about, as shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConsequenceView {
+    /// Code of the cause.
+    pub cause: &'static str,
+    /// What it is about.
+    pub subject: String,
+    /// In words.
+    pub summary: String,
 }
 
 /// A fix as shown.
@@ -325,6 +338,15 @@ impl From<&Diagnosis> for DiagnosisView {
                 })
                 .collect(),
             check: diagnosis.check.clone(),
+            consequences: diagnosis
+                .consequences
+                .iter()
+                .map(|consequence| ConsequenceView {
+                    cause: consequence.code,
+                    subject: consequence.subject.clone(),
+                    summary: consequence.summary.clone(),
+                })
+                .collect(),
         }
     }
 }

@@ -105,6 +105,15 @@ pub fn diagnosis(out: &mut impl Write, view: &DiagnosisView, style: Style) -> io
     for missing in &view.missing {
         writeln!(out, "    {:<10} {missing}", "missing")?;
     }
+    if !view.consequences.is_empty() {
+        writeln!(out, "  {}", style.paint(BOLD, "Brings about"))?;
+    }
+    for consequence in &view.consequences {
+        let text = format!("{}: {}", consequence.cause, consequence.summary);
+        for line in wrap(&text, WIDTH - 2) {
+            writeln!(out, "    {line}")?;
+        }
+    }
     writeln!(out, "  {}", style.paint(BOLD, "Fix"))?;
     for (index, fix) in view.fixes.iter().enumerate() {
         for (number, line) in fix.lines.iter().enumerate() {

@@ -18,6 +18,7 @@ mod site;
 mod constructed;
 
 
+mod ipvs_no_destination;
 mod vip_nodeport_unbound;
 
 pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
@@ -44,6 +45,7 @@ pub struct Cause {
 /// The catalogue, the more special causes first; the order is the order of ranking among equals.
 pub const CATALOGUE: &[Cause] = &[
     vip_nodeport_unbound::CAUSE,
+    ipvs_no_destination::CAUSE,
 ];
 
 /// The cause with this code.
@@ -91,6 +93,7 @@ mod tests {
 
     /// One situation for each cause that has one: the node and the packets that it stops.
     const SITUATIONS: &[(&str, fn() -> constructed::Bench)] = &[
+        ("ipvs-no-destination", ipvs_no_destination::tests::situation),
     ];
 
     #[test]

@@ -18,6 +18,7 @@ mod site;
 mod constructed;
 
 
+mod ip_forward_off;
 mod ipvs_no_destination;
 mod vip_nodeport_unbound;
 
@@ -46,6 +47,7 @@ pub struct Cause {
 pub const CATALOGUE: &[Cause] = &[
     vip_nodeport_unbound::CAUSE,
     ipvs_no_destination::CAUSE,
+    ip_forward_off::CAUSE,
 ];
 
 /// The cause with this code.
@@ -94,6 +96,7 @@ mod tests {
     /// One situation for each cause that has one: the node and the packets that it stops.
     const SITUATIONS: &[(&str, fn() -> constructed::Bench)] = &[
         ("ipvs-no-destination", ipvs_no_destination::tests::situation),
+        ("ip-forward-off", ip_forward_off::tests::situation),
     ];
 
     #[test]

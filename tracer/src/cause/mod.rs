@@ -19,6 +19,7 @@ mod constructed;
 
 
 mod ip_forward_off;
+mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod vip_nodeport_unbound;
 
@@ -48,6 +49,7 @@ pub const CATALOGUE: &[Cause] = &[
     vip_nodeport_unbound::CAUSE,
     ipvs_no_destination::CAUSE,
     ip_forward_off::CAUSE,
+    ipv6_forward_off::CAUSE,
 ];
 
 /// The cause with this code.
@@ -97,6 +99,7 @@ mod tests {
     const SITUATIONS: &[(&str, fn() -> constructed::Bench)] = &[
         ("ipvs-no-destination", ipvs_no_destination::tests::situation),
         ("ip-forward-off", ip_forward_off::tests::situation),
+        ("ipv6-forward-off", ipv6_forward_off::tests::situation),
     ];
 
     #[test]

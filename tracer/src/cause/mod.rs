@@ -17,10 +17,13 @@ mod site;
 #[cfg(test)]
 mod constructed;
 
+mod source_check;
 
 mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
+mod martian_source;
+mod rp_filter;
 mod vip_nodeport_unbound;
 
 pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
@@ -50,6 +53,8 @@ pub const CATALOGUE: &[Cause] = &[
     ipvs_no_destination::CAUSE,
     ip_forward_off::CAUSE,
     ipv6_forward_off::CAUSE,
+    rp_filter::CAUSE,
+    martian_source::CAUSE,
 ];
 
 /// The cause with this code.
@@ -100,6 +105,8 @@ mod tests {
         ("ipvs-no-destination", ipvs_no_destination::tests::situation),
         ("ip-forward-off", ip_forward_off::tests::situation),
         ("ipv6-forward-off", ipv6_forward_off::tests::situation),
+        ("rp-filter", rp_filter::tests::situation),
+        ("martian-source", martian_source::tests::situation),
     ];
 
     #[test]

@@ -23,6 +23,8 @@ mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod martian_source;
+mod no_route;
+mod route_blackhole;
 mod rp_filter;
 mod vip_nodeport_unbound;
 
@@ -55,6 +57,8 @@ pub const CATALOGUE: &[Cause] = &[
     ipv6_forward_off::CAUSE,
     rp_filter::CAUSE,
     martian_source::CAUSE,
+    route_blackhole::CAUSE,
+    no_route::CAUSE,
 ];
 
 /// The cause with this code.
@@ -107,6 +111,8 @@ mod tests {
         ("ipv6-forward-off", ipv6_forward_off::tests::situation),
         ("rp-filter", rp_filter::tests::situation),
         ("martian-source", martian_source::tests::situation),
+        ("route-blackhole", route_blackhole::tests::situation),
+        ("no-route", no_route::tests::situation),
     ];
 
     #[test]

@@ -23,6 +23,7 @@ mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod martian_source;
+mod neighbour_failed;
 mod no_route;
 mod route_blackhole;
 mod rp_filter;
@@ -59,6 +60,7 @@ pub const CATALOGUE: &[Cause] = &[
     martian_source::CAUSE,
     route_blackhole::CAUSE,
     no_route::CAUSE,
+    neighbour_failed::CAUSE,
 ];
 
 /// The cause with this code.
@@ -113,6 +115,7 @@ mod tests {
         ("martian-source", martian_source::tests::situation),
         ("route-blackhole", route_blackhole::tests::situation),
         ("no-route", no_route::tests::situation),
+        ("neighbour-failed", neighbour_failed::tests::situation),
     ];
 
     #[test]

@@ -24,6 +24,7 @@ mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod martian_source;
 mod neighbour_failed;
+mod no_listener;
 mod no_route;
 mod route_blackhole;
 mod rp_filter;
@@ -61,6 +62,7 @@ pub const CATALOGUE: &[Cause] = &[
     route_blackhole::CAUSE,
     no_route::CAUSE,
     neighbour_failed::CAUSE,
+    no_listener::CAUSE,
 ];
 
 /// The cause with this code.
@@ -116,6 +118,7 @@ mod tests {
         ("route-blackhole", route_blackhole::tests::situation),
         ("no-route", no_route::tests::situation),
         ("neighbour-failed", neighbour_failed::tests::situation),
+        ("no-listener", no_listener::tests::situation),
     ];
 
     #[test]

@@ -61,12 +61,6 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         .into_iter()
         .map(|((netns, ifindex), failures)| {
             let first = failures.first().map(|failure| failure.words());
-            let to = failures
-                .first()
-                .and_then(|failure| failure.journey.last_tuple())
-                .map_or_else(String::new, |tuple| {
-                    format!(" to {}", tuple.destination.ip())
-                });
             let place = evidence
                 .site(netns)
                 .map_or_else(|| format!("netns {netns}"), Site::name);
@@ -75,7 +69,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                 .prove_if(
                     "packet",
                     first.map(|words| {
-                        format!("{words} was refused by routing: not for this host{to}")
+                        format!("{words} was refused by routing: it is for another host")
                     }),
                 )
                 .check("sysctl net.ipv4.ip_forward")

@@ -1,7 +1,8 @@
 //! Facts of the node: what its network namespaces were like at one moment, as plain owned values.
 //!
 //! Map: `namespace` finds and enters namespaces, `netlink` asks the kernel for a `table`, and one
-//! file per kind of fact (`link`, `address`, `route`, `neighbour`, `ipvs`, `socket`, `sysctl`) holds
+//! file per kind of fact (`link`, `address`, `route`, `policy_rule`, `neighbour`, `fdb`, `ipvs`,
+//! `ipvs_connection`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
 //! looks things up; `kube_proxy` reads processes instead; `numbered` makes the enumerations.
 //!
@@ -14,14 +15,18 @@
 //! - Reading changes nothing: no module is loaded, and the caller's thread never changes its namespace.
 
 mod address;
+mod counter;
 mod facts;
+mod fdb;
 mod ipvs;
+mod ipvs_connection;
 mod kube_proxy;
 mod link;
 mod namespace;
 mod neighbour;
 mod netlink;
 mod numbered;
+mod policy_rule;
 mod route;
 mod socket;
 mod sysctl;
@@ -32,12 +37,16 @@ use std::time::SystemTime;
 use nix::time::{ClockId, clock_gettime};
 
 pub use address::{Address, Scope};
+pub use counter::Counters;
 pub use facts::NetnsFacts;
+pub use fdb::FdbEntry;
 pub use ipvs::{ForwardingMethod, Persistence, RealServer, VirtualServer, VirtualServerKey};
+pub use ipvs_connection::IpvsConnection;
 pub use kube_proxy::KubeProxy;
 pub use link::{BridgePort, BridgePortState, Link, Mac, OperState};
 pub use namespace::{Directory, NetnsHandle, NetnsId};
 pub use neighbour::{Neighbour, NeighbourState};
+pub use policy_rule::{PolicyRule, RuleAction};
 pub use route::{NextHop, Prefix, Route, RouteKind, RouteProtocol};
 pub use socket::{ListeningSocket, Process, find_owners};
 pub use sysctl::Sysctls;

@@ -23,6 +23,7 @@ mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod martian_source;
+mod mtu_exceeded;
 mod neighbour_failed;
 mod no_listener;
 mod no_route;
@@ -62,6 +63,7 @@ pub const CATALOGUE: &[Cause] = &[
     route_blackhole::CAUSE,
     no_route::CAUSE,
     neighbour_failed::CAUSE,
+    mtu_exceeded::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -108,8 +110,10 @@ mod tests {
         }
     }
 
+    type Situation = (&'static str, fn() -> constructed::Bench);
+
     /// One situation for each cause that has one: the node and the packets that it stops.
-    const SITUATIONS: &[(&str, fn() -> constructed::Bench)] = &[
+    const SITUATIONS: &[Situation] = &[
         ("ipvs-no-destination", ipvs_no_destination::tests::situation),
         ("ip-forward-off", ip_forward_off::tests::situation),
         ("ipv6-forward-off", ipv6_forward_off::tests::situation),
@@ -118,6 +122,7 @@ mod tests {
         ("route-blackhole", route_blackhole::tests::situation),
         ("no-route", no_route::tests::situation),
         ("neighbour-failed", neighbour_failed::tests::situation),
+        ("mtu-exceeded", mtu_exceeded::tests::situation),
         ("no-listener", no_listener::tests::situation),
     ];
 

@@ -29,6 +29,7 @@ mod no_listener;
 mod no_route;
 mod route_blackhole;
 mod rp_filter;
+mod ttl_expired;
 mod vip_nodeport_unbound;
 
 pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
@@ -64,6 +65,7 @@ pub const CATALOGUE: &[Cause] = &[
     no_route::CAUSE,
     neighbour_failed::CAUSE,
     mtu_exceeded::CAUSE,
+    ttl_expired::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -123,6 +125,7 @@ mod tests {
         ("no-route", no_route::tests::situation),
         ("neighbour-failed", neighbour_failed::tests::situation),
         ("mtu-exceeded", mtu_exceeded::tests::situation),
+        ("ttl-expired", ttl_expired::tests::situation),
         ("no-listener", no_listener::tests::situation),
     ];
 

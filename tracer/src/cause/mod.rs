@@ -19,6 +19,7 @@ mod constructed;
 
 mod source_check;
 
+mod conntrack_full;
 mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
@@ -66,6 +67,7 @@ pub const CATALOGUE: &[Cause] = &[
     neighbour_failed::CAUSE,
     mtu_exceeded::CAUSE,
     ttl_expired::CAUSE,
+    conntrack_full::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -126,6 +128,7 @@ mod tests {
         ("neighbour-failed", neighbour_failed::tests::situation),
         ("mtu-exceeded", mtu_exceeded::tests::situation),
         ("ttl-expired", ttl_expired::tests::situation),
+        ("conntrack-full", conntrack_full::tests::situation),
         ("no-listener", no_listener::tests::situation),
     ];
 

@@ -19,6 +19,7 @@ mod constructed;
 
 mod source_check;
 
+mod accept_queue_full;
 mod conntrack_full;
 mod ip_forward_off;
 mod ipv6_forward_off;
@@ -68,6 +69,7 @@ pub const CATALOGUE: &[Cause] = &[
     mtu_exceeded::CAUSE,
     ttl_expired::CAUSE,
     conntrack_full::CAUSE,
+    accept_queue_full::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -129,6 +131,7 @@ mod tests {
         ("mtu-exceeded", mtu_exceeded::tests::situation),
         ("ttl-expired", ttl_expired::tests::situation),
         ("conntrack-full", conntrack_full::tests::situation),
+        ("accept-queue-full", accept_queue_full::tests::situation),
         ("no-listener", no_listener::tests::situation),
     ];
 

@@ -29,6 +29,7 @@ mod mtu_exceeded;
 mod neighbour_failed;
 mod no_listener;
 mod no_route;
+mod receive_buffer_full;
 mod route_blackhole;
 mod rp_filter;
 mod ttl_expired;
@@ -70,6 +71,7 @@ pub const CATALOGUE: &[Cause] = &[
     ttl_expired::CAUSE,
     conntrack_full::CAUSE,
     accept_queue_full::CAUSE,
+    receive_buffer_full::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -132,6 +134,7 @@ mod tests {
         ("ttl-expired", ttl_expired::tests::situation),
         ("conntrack-full", conntrack_full::tests::situation),
         ("accept-queue-full", accept_queue_full::tests::situation),
+        ("receive-buffer-full", receive_buffer_full::tests::situation),
         ("no-listener", no_listener::tests::situation),
     ];
 

@@ -4,6 +4,7 @@
 //! capture can feed it as well as the kernel.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 
 use tracer_ebpf::hook::HookId;
 
@@ -20,6 +21,9 @@ const GATHER_NS: u64 = 700_000_000;
 const NAMES_PAUSE_NS: u64 = 100_000_000;
 /// Facts older than this are read anew before a diagnosis.
 const FACTS_AGE_NS: u64 = 1_000_000_000;
+
+/// Most clients of one namespace whose IPVS connections are looked up.
+const MOST_IPVS_CLIENTS: usize = 1024;
 
 /// Packets through one device.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -58,6 +62,8 @@ pub struct Collector {
     seen: BTreeSet<u32>,
     /// Those that the facts were read of.
     asked: BTreeSet<u32>,
+    /// Clients whose packets met an IPVS connection and were lost; the table is large and read only then.
+    ipvs_clients: BTreeMap<NetnsId, BTreeSet<SocketAddr>>,
     /// When the first packet that asks for a diagnosis ended.
     due_ns: Option<u64>,
     /// Diagnoses given, with the certainty they had.
@@ -75,6 +81,7 @@ impl Collector {
             facts: Snapshot::empty(),
             seen: BTreeSet::new(),
             asked: BTreeSet::new(),
+            ipvs_clients: BTreeMap::new(),
             due_ns: None,
             given: HashMap::new(),
             counts: Counts::default(),
@@ -158,10 +165,32 @@ impl Collector {
             self.counts.packets += 1;
             let mut asks = journey.failed() || journey.ipvs_miss().is_some();
             self.counts.failed += u64::from(journey.failed());
+            self.remember_ipvs_client(&journey);
             let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));
             asks |= flow.is_some_and(Flow::is_stalled);
             if asks {
                 self.due_ns.get_or_insert(now_ns);
+            }
+        }
+    }
+
+    /// Remembers whose connection has to be looked up in the table of IPVS.
+    fn remember_ipvs_client(&mut self, journey: &Journey) {
+        let met = journey.failed()
+            && journey.passed(Role::IpvsLookup)
+            && !journey.passed(Role::IpvsService);
+        if !met {
+            return;
+        }
+        let netns = journey
+            .events
+            .iter()
+            .find(|event| event.role() == Role::IpvsLookup)
+            .and_then(|event| event.netns);
+        if let (Some(netns), Some(tuple)) = (netns, journey.first_tuple()) {
+            let clients = self.ipvs_clients.entry(NetnsId(netns)).or_default();
+            if clients.len() < MOST_IPVS_CLIENTS {
+                clients.insert(tuple.source);
             }
         }
     }
@@ -197,6 +226,7 @@ impl Collector {
         self.flows = Flows::default();
         self.facts = Snapshot::empty();
         self.asked.clear();
+        self.ipvs_clients.clear();
         self.given.clear();
         self.due_ns = None;
     }
@@ -215,6 +245,7 @@ impl Collector {
         let ids: Vec<NetnsId> = self.seen.iter().map(|&netns| NetnsId(netns)).collect();
         self.asked.clone_from(&self.seen);
         self.facts = Snapshot::take(&directory, &ids);
+        self.facts.read_connections(&directory, &self.ipvs_clients);
         self.facts.find_owners();
     }
 }

@@ -17,10 +17,14 @@ mod site;
 #[cfg(test)]
 mod constructed;
 
+mod bridging;
+mod confirm;
 mod source_check;
+mod unnatted;
 
 mod accept_queue_full;
 mod conntrack_full;
+mod dns_stale_conntrack;
 mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
@@ -72,6 +76,7 @@ pub const CATALOGUE: &[Cause] = &[
     conntrack_full::CAUSE,
     accept_queue_full::CAUSE,
     receive_buffer_full::CAUSE,
+    dns_stale_conntrack::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -135,6 +140,15 @@ mod tests {
         ("conntrack-full", conntrack_full::tests::situation),
         ("accept-queue-full", accept_queue_full::tests::situation),
         ("receive-buffer-full", receive_buffer_full::tests::situation),
+        ("dns-stale-conntrack", dns_stale_conntrack::tests::situation),
+        (
+            "ipvs-stale-connection",
+            ipvs_stale_connection::tests::situation,
+        ),
+        (
+            "conntrack-insert-clash",
+            conntrack_insert_clash::tests::situation,
+        ),
         ("no-listener", no_listener::tests::situation),
     ];
 

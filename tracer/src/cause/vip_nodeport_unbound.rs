@@ -137,7 +137,11 @@ fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Op
     let facts = evidence.site(NetnsId(subject.netns))?;
     let vip = subject.address.ip();
     let port = subject.address.port();
-    if !facts.is_local(vip) || facts.virtual_server(subject.protocol, vip, port).is_some() {
+    // Loopback addresses are never served: nodeport-localhost.
+    if vip.is_loopback()
+        || !facts.is_local(vip)
+        || facts.virtual_server(subject.protocol, vip, port).is_some()
+    {
         return None;
     }
     let excluding = evidence

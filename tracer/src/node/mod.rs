@@ -32,6 +32,8 @@ mod socket;
 mod sysctl;
 mod table;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use nix::time::{ClockId, clock_gettime};
@@ -123,6 +125,20 @@ impl Snapshot {
         self.kube_proxies
             .iter()
             .filter(move |proxy| proxy.netns == Some(id))
+    }
+
+    /// Reads the IPVS connections of these clients: see [`NetnsFacts::read_connections`].
+    pub fn read_connections(
+        &mut self,
+        directory: &Directory,
+        clients: &BTreeMap<NetnsId, BTreeSet<SocketAddr>>,
+    ) {
+        for facts in &mut self.namespaces {
+            let wanted = clients.get(&facts.id);
+            if let Some((clients, handle)) = wanted.zip(directory.open(facts.id)) {
+                facts.read_connections(&handle, clients);
+            }
+        }
     }
 
     /// Fills in the owners of all listening sockets: see [`find_owners`].

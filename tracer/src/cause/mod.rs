@@ -28,6 +28,7 @@ mod dns_stale_conntrack;
 mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
+mod ipvs_stale_connection;
 mod martian_source;
 mod mtu_exceeded;
 mod neighbour_failed;
@@ -77,6 +78,7 @@ pub const CATALOGUE: &[Cause] = &[
     accept_queue_full::CAUSE,
     receive_buffer_full::CAUSE,
     dns_stale_conntrack::CAUSE,
+    ipvs_stale_connection::CAUSE,
     no_listener::CAUSE,
 ];
 

@@ -39,6 +39,7 @@ mod route_blackhole;
 mod rp_filter;
 mod ttl_expired;
 mod vip_nodeport_unbound;
+mod vxlan_no_fdb;
 
 pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
 pub use evidence::{DropNames, DropSite, Evidence, Failure};
@@ -79,6 +80,7 @@ pub const CATALOGUE: &[Cause] = &[
     receive_buffer_full::CAUSE,
     dns_stale_conntrack::CAUSE,
     ipvs_stale_connection::CAUSE,
+    vxlan_no_fdb::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -147,6 +149,7 @@ mod tests {
             "ipvs-stale-connection",
             ipvs_stale_connection::tests::situation,
         ),
+        ("vxlan-no-fdb", vxlan_no_fdb::tests::situation),
         (
             "conntrack-insert-clash",
             conntrack_insert_clash::tests::situation,

@@ -23,6 +23,7 @@ mod source_check;
 mod unnatted;
 
 mod accept_queue_full;
+mod bridge_port_blocked;
 mod conntrack_full;
 mod dns_stale_conntrack;
 mod ip_forward_off;
@@ -81,6 +82,7 @@ pub const CATALOGUE: &[Cause] = &[
     dns_stale_conntrack::CAUSE,
     ipvs_stale_connection::CAUSE,
     vxlan_no_fdb::CAUSE,
+    bridge_port_blocked::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -150,6 +152,7 @@ mod tests {
             ipvs_stale_connection::tests::situation,
         ),
         ("vxlan-no-fdb", vxlan_no_fdb::tests::situation),
+        ("bridge-port-blocked", bridge_port_blocked::tests::situation),
         (
             "conntrack-insert-clash",
             conntrack_insert_clash::tests::situation,

@@ -39,6 +39,7 @@ mod receive_buffer_full;
 mod route_blackhole;
 mod rp_filter;
 mod ttl_expired;
+mod veth_peer_down;
 mod vip_nodeport_unbound;
 mod vxlan_no_fdb;
 
@@ -83,6 +84,7 @@ pub const CATALOGUE: &[Cause] = &[
     ipvs_stale_connection::CAUSE,
     vxlan_no_fdb::CAUSE,
     bridge_port_blocked::CAUSE,
+    veth_peer_down::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -153,6 +155,7 @@ mod tests {
         ),
         ("vxlan-no-fdb", vxlan_no_fdb::tests::situation),
         ("bridge-port-blocked", bridge_port_blocked::tests::situation),
+        ("veth-peer-down", veth_peer_down::tests::situation),
         (
             "conntrack-insert-clash",
             conntrack_insert_clash::tests::situation,

@@ -26,6 +26,7 @@ mod accept_queue_full;
 mod bridge_port_blocked;
 mod conntrack_full;
 mod dns_stale_conntrack;
+mod hairpin_off;
 mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
@@ -85,6 +86,7 @@ pub const CATALOGUE: &[Cause] = &[
     vxlan_no_fdb::CAUSE,
     bridge_port_blocked::CAUSE,
     veth_peer_down::CAUSE,
+    hairpin_off::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -156,6 +158,7 @@ mod tests {
         ("vxlan-no-fdb", vxlan_no_fdb::tests::situation),
         ("bridge-port-blocked", bridge_port_blocked::tests::situation),
         ("veth-peer-down", veth_peer_down::tests::situation),
+        ("hairpin-off", hairpin_off::tests::situation),
         (
             "conntrack-insert-clash",
             conntrack_insert_clash::tests::situation,

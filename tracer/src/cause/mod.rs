@@ -25,6 +25,7 @@ mod unnatted;
 mod accept_queue_full;
 mod bridge_port_blocked;
 mod conntrack_full;
+mod conntrack_insert_clash;
 mod dns_stale_conntrack;
 mod hairpin_off;
 mod ip_forward_off;
@@ -39,6 +40,7 @@ mod no_route;
 mod receive_buffer_full;
 mod route_blackhole;
 mod rp_filter;
+mod snat_exhausted;
 mod ttl_expired;
 mod veth_peer_down;
 mod vip_nodeport_unbound;
@@ -87,6 +89,8 @@ pub const CATALOGUE: &[Cause] = &[
     bridge_port_blocked::CAUSE,
     veth_peer_down::CAUSE,
     hairpin_off::CAUSE,
+    conntrack_insert_clash::CAUSE,
+    snat_exhausted::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -163,6 +167,7 @@ mod tests {
             "conntrack-insert-clash",
             conntrack_insert_clash::tests::situation,
         ),
+        ("snat-exhausted", snat_exhausted::tests::situation),
         ("no-listener", no_listener::tests::situation),
     ];
 

@@ -23,6 +23,7 @@ mod source_check;
 mod unnatted;
 
 mod accept_queue_full;
+mod bad_checksum;
 mod bridge_port_blocked;
 mod conntrack_full;
 mod conntrack_insert_clash;
@@ -44,6 +45,7 @@ mod snat_exhausted;
 mod ttl_expired;
 mod veth_peer_down;
 mod vip_nodeport_unbound;
+mod vxlan_checksum;
 mod vxlan_no_fdb;
 
 pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
@@ -91,6 +93,8 @@ pub const CATALOGUE: &[Cause] = &[
     hairpin_off::CAUSE,
     conntrack_insert_clash::CAUSE,
     snat_exhausted::CAUSE,
+    vxlan_checksum::CAUSE,
+    bad_checksum::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -168,6 +172,8 @@ mod tests {
             conntrack_insert_clash::tests::situation,
         ),
         ("snat-exhausted", snat_exhausted::tests::situation),
+        ("vxlan-checksum", vxlan_checksum::tests::situation),
+        ("bad-checksum", bad_checksum::tests::situation),
         ("no-listener", no_listener::tests::situation),
     ];
 

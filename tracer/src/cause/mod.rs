@@ -38,6 +38,7 @@ mod mtu_exceeded;
 mod neighbour_failed;
 mod no_listener;
 mod no_route;
+mod nodeport_localhost;
 mod receive_buffer_full;
 mod route_blackhole;
 mod rp_filter;
@@ -95,6 +96,7 @@ pub const CATALOGUE: &[Cause] = &[
     snat_exhausted::CAUSE,
     vxlan_checksum::CAUSE,
     bad_checksum::CAUSE,
+    nodeport_localhost::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -174,6 +176,7 @@ mod tests {
         ("snat-exhausted", snat_exhausted::tests::situation),
         ("vxlan-checksum", vxlan_checksum::tests::situation),
         ("bad-checksum", bad_checksum::tests::situation),
+        ("nodeport-localhost", nodeport_localhost::tests::situation),
         ("no-listener", no_listener::tests::situation),
     ];
 

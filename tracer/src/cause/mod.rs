@@ -24,6 +24,7 @@ mod unnatted;
 
 mod accept_queue_full;
 mod bad_checksum;
+mod bridge_nf_off;
 mod bridge_port_blocked;
 mod conntrack_full;
 mod conntrack_insert_clash;
@@ -34,6 +35,7 @@ mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod ipvs_stale_connection;
 mod martian_source;
+mod masquerade_missing;
 mod mtu_exceeded;
 mod neighbour_failed;
 mod no_listener;
@@ -97,6 +99,8 @@ pub const CATALOGUE: &[Cause] = &[
     vxlan_checksum::CAUSE,
     bad_checksum::CAUSE,
     nodeport_localhost::CAUSE,
+    bridge_nf_off::CAUSE,
+    masquerade_missing::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -177,6 +181,8 @@ mod tests {
         ("vxlan-checksum", vxlan_checksum::tests::situation),
         ("bad-checksum", bad_checksum::tests::situation),
         ("nodeport-localhost", nodeport_localhost::tests::situation),
+        ("bridge-nf-off", bridge_nf_off::tests::situation),
+        ("masquerade-missing", masquerade_missing::tests::situation),
         ("no-listener", no_listener::tests::situation),
     ];
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use super::audit::Finding;
 use super::evidence::Evidence;
 use super::{Cause, Diagnosis, Site};
 use crate::event::Detail;
@@ -30,6 +31,7 @@ Fix: repair or restart the program; a larger backlog only helps against bursts."
     explains: &[],
     built: true,
     examine,
+    audit,
 };
 
 /// TCP state number of a listening socket.
@@ -101,15 +103,7 @@ fn judge(
     let tries = flows
         .first()
         .map_or(0, |flow| flow.of(Direction::Request).count());
-    let who = full
-        .or_else(|| sockets().next())
-        .and_then(|socket| socket.owner.as_ref())
-        .map_or_else(
-            || "the program".to_owned(),
-            |owner| format!("{} (process {})", owner.command, owner.pid),
-        );
-    let restart =
-        format!("find out why {who} does not accept (stuck, overloaded, stopped), and restart it");
+    let who = owner(full.or_else(|| sockets().next()));
     let diagnosis = say(site, target, full, &who)
         .stopped_flows(evidence, flows.iter().map(|flow| flow.id))
         .prove_if(
@@ -129,7 +123,7 @@ fn judge(
             full.is_none() && refused.is_none(),
             "a full queue: it has room now, or its length is not known",
         )
-        .fix([restart], "connections in its queue are lost")
+        .fix([restart(&who)], "connections in its queue are lost")
         .fix(
             ["a larger backlog in the program's listen(), and sysctl -w net.core.somaxconn=4096"],
             "clients wait longer before they learn that the program is stuck",
@@ -167,6 +161,43 @@ pub(super) fn say(
             )
         }),
     )
+}
+
+/// Sockets whose queue is full now.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    evidence
+        .sites()
+        .flat_map(|site| {
+            let full = site
+                .facts
+                .sockets
+                .iter()
+                .filter(|socket| socket.protocol == 6 && is_full(socket));
+            full.map(move |socket| {
+                let target = SocketAddr::new(socket.address, socket.port);
+                let who = owner(Some(socket));
+                Finding::error(
+                    say(site, target, Some(socket), &who)
+                        .fix([restart(&who)], "connections in its queue are lost")
+                        .check(format!(
+                            "ss -lnt 'sport = :{}'   # Recv-Q below Send-Q",
+                            target.port()
+                        )),
+                )
+            })
+        })
+        .collect()
+}
+
+fn owner(socket: Option<&ListeningSocket>) -> String {
+    socket.and_then(|socket| socket.owner.as_ref()).map_or_else(
+        || "the program".to_owned(),
+        |owner| format!("{} (process {})", owner.command, owner.pid),
+    )
+}
+
+fn restart(who: &str) -> String {
+    format!("find out why {who} does not accept (stuck, overloaded, stopped), and restart it")
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `bad-checksum`: a packet's checksum is wrong.
 
+use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::hook::Role;
@@ -22,6 +23,7 @@ Fix: turn transmit checksum offload off on the sender's device, or update its dr
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 const REASONS: &[&str] = &["IP_CSUM", "TCP_CSUM", "UDP_CSUM", "ICMP_CSUM", "SKB_CSUM"];

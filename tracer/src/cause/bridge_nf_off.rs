@@ -3,6 +3,7 @@
 //! Source: without br_netfilter's bridge-nf-call-iptables the bridge passes frames between two of its
 //! ports without asking conntrack, which would put the service's address back (net/bridge/br_netfilter_hooks.c).
 
+use super::audit::{Finding, pod_links};
 use super::evidence::{Evidence, Failure};
 use super::unnatted::{Stray, stray};
 use super::{Cause, Diagnosis, Site};
@@ -26,6 +27,7 @@ Fix: modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1.",
     explains: &[],
     built: true,
     examine,
+    audit,
 };
 
 /// The setting of an IP version, and its value; `None` without the module.
@@ -68,13 +70,6 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 fn say(site: &Site<'_>, first: &Stray<'_>) -> Diagnosis {
     let (name, value) = setting(site, first.answer.source.is_ipv6());
     let place = site.name();
-    let mut commands = vec![format!("sysctl -w {name}=1")];
-    if value.is_none() {
-        commands.insert(0, "modprobe br_netfilter".into());
-    }
-    commands.push(format!(
-        "echo br_netfilter > /etc/modules-load.d/br_netfilter.conf; echo '{name} = 1' > /etc/sysctl.d/99-bridge.conf"
-    ));
     Diagnosis::new(
         &CAUSE,
         format!("service answers on bridges of {place}"),
@@ -95,10 +90,60 @@ fn say(site: &Site<'_>, first: &Stray<'_>) -> Diagnosis {
         },
     )
     .fix(
-        commands,
+        commands(name, value.is_none()),
         "all rules see traffic between pods of one bridge too; a FORWARD policy DROP then holds for it",
     )
     .check(format!("sysctl {name}"))
+}
+
+/// Nodes with services and bridged pods where netfilter does not look into bridges.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    evidence
+        .sites()
+        .filter(|site| {
+            let serves = site.facts.ipvs.as_ref().is_some_and(|table| !table.is_empty())
+                || evidence.facts.kube_proxies_in(site.facts.id).next().is_some();
+            let bridged = pod_links(site).filter(|link| link.master.is_some()).count();
+            serves && bridged > 1
+        })
+        .filter_map(|site| {
+            let (name, value) = setting(site, false);
+            let proof = match value {
+                Some(0) => format!("{name} = 0"),
+                Some(_) => return None,
+                None => "br_netfilter is not loaded".into(),
+            };
+            let place = site.name();
+            Some(Finding::error(
+                Diagnosis::new(
+                    &CAUSE,
+                    format!("bridges of {place}"),
+                    format!(
+                        "Netfilter does not see what passes between two pods of one bridge of {place}: a pod that calls a \
+                         service and gets a pod beside itself is answered from the wrong address."
+                    ),
+                )
+                .prove("sysctl", proof)
+                .fix(
+                    commands(name, value.is_none()),
+                    "all rules see traffic between pods of one bridge too; a FORWARD policy DROP then holds for it",
+                )
+                .check(format!("sysctl {name}")),
+            ))
+        })
+        .collect()
+}
+
+/// What turns it on, now and after a reboot.
+fn commands(name: &str, unloaded: bool) -> Vec<String> {
+    let mut commands = vec![format!("sysctl -w {name}=1")];
+    if unloaded {
+        commands.insert(0, "modprobe br_netfilter".into());
+    }
+    commands.push(format!(
+        "echo br_netfilter > /etc/modules-load.d/br_netfilter.conf; echo '{name} = 1' > /etc/sysctl.d/99-bridge.conf"
+    ));
+    commands
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Source: `br_handle_frame` drops on a port that is not forwarding or learning, `should_deliver`
 //! passes over it on the way out (net/bridge/br_input.c, br_forward.c); BRIDGE_INGRESS_STP_STATE from 6.18.
 
+use super::audit::Finding;
 use super::bridging::{BRIDGE_DROPS, is_blocked, out_device, port_of_neighbour, port_to};
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
@@ -27,6 +28,7 @@ Fix: take the loop away or turn STP off on bridges of pods; set the port to forw
     explains: &["neighbour-failed"],
     built: true,
     examine,
+    audit,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
@@ -104,6 +106,21 @@ pub(super) fn say(site: &Site<'_>, port: &Link) -> Diagnosis {
         "with a real loop behind the port a broadcast storm begins",
     )
     .check(format!("bridge link show dev {}   # state forwarding", port.name))
+}
+
+/// Ports that pass nothing although their link is up.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    evidence
+        .sites()
+        .flat_map(|site| {
+            let blocked = site
+                .facts
+                .links
+                .iter()
+                .filter(|port| is_blocked(port) && port.up && port.carrier == Some(true));
+            blocked.map(|port| Finding::error(say(site, port)))
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Source: `__nf_conntrack_alloc` fails at `nf_conntrack_max` and `nf_conntrack_in` drops the packet
 //! (net/netfilter/nf_conntrack_core.c); the log says "nf_conntrack: table full, dropping packet".
 
+use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, NetfilterHook};
@@ -26,6 +27,7 @@ Fix: raise nf_conntrack_max (each entry takes about 320 bytes), and find out who
     explains: &[],
     built: true,
     examine,
+    audit,
 };
 
 /// Entries and limit of a namespace.
@@ -115,6 +117,25 @@ fn untracked(failure: &Failure<'_>) -> Option<NetnsId> {
     (early && !known && dropped)
         .then(|| failure.netns_at(index))
         .flatten()
+}
+
+/// Tables that are full, or nearly.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    evidence
+        .sites()
+        .filter_map(|site| {
+            let (count, most) = fill(site)?;
+            if is_full((count, most)) {
+                return Some(Finding::error(say(site, (count, most))));
+            }
+            (count >= most / 5 * 4).then(|| {
+                Finding::warning(
+                    say(site, (count, most))
+                        .lacking("it is not full yet: more than 80 % are taken"),
+                )
+            })
+        })
+        .collect()
 }
 
 #[cfg(test)]

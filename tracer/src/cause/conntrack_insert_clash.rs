@@ -2,6 +2,7 @@
 //!
 //! Source: kubernetes/kubernetes #56903, #62628.
 
+use super::audit::nothing;
 use super::confirm::{Clash, clash, refused};
 use super::evidence::Evidence;
 use super::{Cause, Diagnosis, Site};
@@ -24,6 +25,7 @@ DNAT), or give the service one proxy path that keeps a client on one endpoint.",
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 /// The entry lost a race; a changed source whose port was taken is another cause.

@@ -4,14 +4,16 @@
 //! Source: kube-proxy's pkg/proxy/conntrack; kubernetes/kubernetes #126130, #126847, #139628, #48370.
 //! NAT is decided once for each entry, by the first packet, and every further packet renews it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, Tuple, protocol};
 use crate::flow::Direction;
 use crate::hook::Role;
-use crate::node::NetnsId;
+use crate::node::{ConntrackEntry, NetnsId};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "dns-stale-conntrack",
@@ -34,6 +36,7 @@ Fix: delete the entry; then find out why kube-proxy did not.",
     explains: &["neighbour-failed", "no-route", "route-blackhole", "no-listener"],
     built: true,
     examine,
+    audit,
 };
 
 /// A service address, and where a conntrack entry leads instead of to an endpoint of it.
@@ -208,6 +211,60 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
         service.ip(),
         service.port()
     ))
+}
+
+/// Entries that lead to no endpoint of their service, and a kube-proxy that cannot delete them.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for site in evidence.sites() {
+        let mut stale: BTreeMap<Stale, Vec<&ConntrackEntry>> = BTreeMap::new();
+        for entry in site.facts.udp_entries.iter().flatten() {
+            let key = Stale {
+                netns: site.facts.id,
+                service: entry.original.destination,
+                target: entry.reply.source,
+            };
+            if serving(evidence, key).is_some_and(|list| !list.contains(&key.target)) {
+                stale.entry(key).or_default().push(entry);
+            }
+        }
+        found.extend(stale.into_iter().map(|(stale, entries)| {
+            let diagnosis = judge(evidence, stale, &[]).prove(
+                "conntrack",
+                format!(
+                    "{} such entries, one of client {}",
+                    entries.len(),
+                    entries[0].original.source
+                ),
+            );
+            Finding::error(diagnosis)
+        }));
+    }
+    for proxy in &evidence.facts.kube_proxies {
+        if proxy.conntrack_tool == Some(false) {
+            found.push(Finding::warning(no_tool(proxy.pid)));
+        }
+    }
+    found
+}
+
+/// The program that kube-proxy up to 1.31 runs is not there for it.
+fn no_tool(pid: u32) -> Diagnosis {
+    Diagnosis::new(
+        &CAUSE,
+        format!("kube-proxy {pid}"),
+        format!(
+            "kube-proxy (process {pid}) finds no program `conntrack` in its own file system: up to 1.31 it then cannot \
+             delete stale UDP entries, and DNS clients hang after an endpoint goes away."
+        ),
+    )
+    .prove("kube-proxy", format!("no conntrack in the PATH of process {pid}, below /proc/{pid}/root"))
+    .lacking("kube-proxy's version: from 1.32 it does not need the program")
+    .fix(
+        ["apt-get install conntrack   # or an image of kube-proxy that holds it; then restart kube-proxy"],
+        "none for existing connections",
+    )
+    .check(format!("nsenter -t {pid} -m conntrack --version"))
 }
 
 #[cfg(test)]

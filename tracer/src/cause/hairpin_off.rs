@@ -3,6 +3,7 @@
 //! Source: `should_deliver` passes over the port that a frame came from unless it has hairpin mode
 //! (net/bridge/br_forward.c); with br_netfilter the service's DNAT happens inside the bridge.
 
+use super::audit::nothing;
 use super::bridging::{BRIDGE_DROPS, is_blocked, port_to, port_with};
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
@@ -26,6 +27,7 @@ Fix: hairpinMode in the CNI configuration, and at once on the port itself.",
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {

@@ -3,6 +3,7 @@
 //! Source: `ip_route_input_slow` gives EHOSTUNREACH when the input device's `forwarding` is off
 //! (net/ipv4/route.c); `ip_error` counts IpInAddrErrors and answers nothing.
 
+use super::audit::{Finding, is_node, pod_links};
 use super::evidence::Evidence;
 use super::{Cause, Diagnosis, Site};
 use crate::hook::Role;
@@ -25,6 +26,7 @@ Fix: sysctl -w net.ipv4.ip_forward=1, and the same in /etc/sysctl.d so that it l
     explains: &[],
     built: true,
     examine,
+    audit,
 };
 
 /// The setting that decides for a device.
@@ -105,6 +107,24 @@ fn say(evidence: &Evidence<'_>, netns: NetnsId, ifindex: u32, place: &str) -> Di
         ],
         "the host becomes a router between its networks; its FORWARD rules decide what passes",
     )
+}
+
+/// Nodes that do not forward.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    evidence
+        .sites()
+        .filter(|site| is_node(evidence, site))
+        .filter_map(|site| {
+            // One device with the host's route is enough to say it; the setting is named.
+            let link = pod_links(site)
+                .map(|link| link.master.unwrap_or(link.index))
+                .find(|&index| forwards(site, index) == Some(false))?;
+            Some(Finding::error(
+                say(evidence, site.facts.id, link, &site.name())
+                    .check("sysctl net.ipv4.ip_forward"),
+            ))
+        })
+        .collect()
 }
 
 #[cfg(test)]

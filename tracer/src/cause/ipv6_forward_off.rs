@@ -3,6 +3,7 @@
 //! Source: `ip6_forward` drops first of all when `net.ipv6.conf.all.forwarding` is 0
 //! (net/ipv6/ip6_output.c) and counts Ip6InAddrErrors.
 
+use super::audit::nothing;
 use super::evidence::Evidence;
 use super::{Cause, Diagnosis, Site};
 use crate::hook::Role;
@@ -24,6 +25,7 @@ Fix: sysctl -w net.ipv6.conf.all.forwarding=1, and the same in /etc/sysctl.d so 
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 const SETTING: &str = "net/ipv6/conf/all/forwarding";

@@ -5,11 +5,12 @@
 
 use std::net::SocketAddr;
 
+use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::event::protocol;
 use crate::hook::Role;
-use crate::node::{NetnsId, RealServer, VirtualServer};
+use crate::node::{NetnsId, RealServer, VirtualServer, VirtualServerKey};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "ipvs-no-destination",
@@ -30,6 +31,7 @@ Kubernetes add a real server or raise a weight with ipvsadm.",
     explains: &[],
     built: true,
     examine,
+    audit,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
@@ -150,6 +152,29 @@ fn words(server: &VirtualServer) -> String {
         })
         .collect();
     format!("the virtual server exists with {}", real.join(", "))
+}
+
+/// Virtual servers that serve nobody.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    evidence
+        .sites()
+        .flat_map(|site| {
+            let table = site.facts.ipvs.iter().flatten();
+            table
+                .filter(|server| serves_nobody(server))
+                .filter_map(move |server| match server.key {
+                    VirtualServerKey::Endpoint {
+                        protocol,
+                        address,
+                        port,
+                    } => Some((site.facts.id, protocol, SocketAddr::new(address, port))),
+                    VirtualServerKey::Mark { .. } => None,
+                })
+        })
+        .map(|(netns, number, address)| {
+            Finding::warning(judge(evidence, netns, number, address, &[]))
+        })
+        .collect()
 }
 
 #[cfg(test)]

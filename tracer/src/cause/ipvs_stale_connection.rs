@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 
+use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis};
 use crate::event::{Detail, NetfilterHook, protocol};
@@ -29,6 +30,7 @@ a new connection.",
     explains: &[],
     built: true,
     examine,
+    audit,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
@@ -128,7 +130,7 @@ fn judge(
     } else {
         now.join(", ")
     };
-    Diagnosis::new(
+    let diagnosis = Diagnosis::new(
         &CAUSE,
         format!("{name} {address}"),
         format!(
@@ -159,15 +161,44 @@ fn judge(
     .lacking_if(
         found.is_none(),
         "the connection's entry (/proc/net/ip_vs_conn): it has expired, or could not be read",
-    )
-    .fix(
+    );
+    heal(diagnosis).check(format!(
+        "ipvsadm -Lnc | grep {address}   # every destination is in ipvsadm -Ln"
+    ))
+}
+
+/// Settings with which connections to a real server that is taken away are dropped.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    evidence
+        .sites()
+        .filter(|site| site.facts.ipvs.as_ref().is_some_and(|table| !table.is_empty()))
+        .filter(|site| site.sysctl("net/ipv4/vs/expire_nodest_conn") == Some(0))
+        .map(|site| {
+            let place = site.name();
+            let diagnosis = heal(
+                Diagnosis::new(
+                    &CAUSE,
+                    place.clone(),
+                    format!(
+                        "When a real server is taken away, {place} goes on dropping the packets of its clients until their \
+                         connections expire."
+                    ),
+                )
+                .prove("sysctl", "net.ipv4.vs.expire_nodest_conn = 0"),
+            );
+            Finding::warning(diagnosis.check("sysctl net.ipv4.vs.expire_nodest_conn"))
+        })
+        .collect()
+}
+
+fn heal(diagnosis: Diagnosis) -> Diagnosis {
+    diagnosis.fix(
         [
             "sysctl -w net.ipv4.vs.expire_nodest_conn=1",
             "echo 'net.ipv4.vs.expire_nodest_conn = 1' > /etc/sysctl.d/99-ipvs.conf   # after a reboot too",
         ],
         "connections to a real server that is only gone for a moment are cut",
     )
-    .check(format!("ipvsadm -Lnc | grep {address}   # every destination is in ipvsadm -Ln"))
 }
 
 #[cfg(test)]

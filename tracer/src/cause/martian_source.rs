@@ -1,5 +1,6 @@
 //! `martian-source`: the packet's source address cannot come from another host.
 
+use super::audit::nothing;
 use super::evidence::Evidence;
 use super::source_check::{Refusal, is_impossible, refused};
 use super::{Cause, Diagnosis, Site};
@@ -23,6 +24,7 @@ lets a host take packets from its own addresses, where that is wanted.",
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {

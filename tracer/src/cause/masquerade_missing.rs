@@ -3,6 +3,7 @@
 //! Source: a reply is only translated back where the conntrack or IPVS entry is; kube-proxy masquerades
 //! where the reply would take another way (--masquerade-all, --cluster-cidr).
 
+use super::audit::nothing;
 use super::bridge_nf_off::below_netfilter;
 use super::evidence::Evidence;
 use super::unnatted::stray;
@@ -27,6 +28,7 @@ Fix: masquerade (source NAT) for these clients, or give the answer the way over 
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {

@@ -1,7 +1,7 @@
 //! The catalogue of causes and how they are ranked.
 //!
 //! Map: `evidence` is what causes see, with indices over flows and (`site`) one namespace's facts;
-//! `diagnosis` is what they say; `rank` puts the root before its consequences. Then one file per
+//! `diagnosis` is what they say; `audit` asks them about the facts alone; `rank` puts the root before its consequences. Then one file per
 //! cause, named by its code.
 //! Invariants: a cause never does I/O; it sees [`Evidence`] and nothing else, so that replay equals
 //! live. It says *certain* only with all its decisive evidence. Judging is linear in flows: a cause
@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 
+mod audit;
 mod diagnosis;
 mod evidence;
 mod rank;
@@ -21,6 +22,7 @@ mod bridging;
 mod confirm;
 mod source_check;
 mod unnatted;
+mod vip_nodeport_audit;
 
 mod accept_queue_full;
 mod bad_checksum;
@@ -41,6 +43,7 @@ mod neighbour_failed;
 mod no_listener;
 mod no_route;
 mod nodeport_localhost;
+mod pod_on_docker0;
 mod receive_buffer_full;
 mod route_blackhole;
 mod rp_filter;
@@ -51,6 +54,7 @@ mod vip_nodeport_unbound;
 mod vxlan_checksum;
 mod vxlan_no_fdb;
 
+pub use audit::{Finding, Severity, audit};
 pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
 pub use evidence::{DropNames, DropSite, Evidence, Failure};
 pub use site::Site;
@@ -68,13 +72,16 @@ pub struct Cause {
     /// A scenario builds it in the lab; else it is written from the kernel's source and tested on
     /// constructed evidence.
     pub built: bool,
-    /// Looks for it.
+    /// Looks for it among the packets that were lost.
     pub examine: fn(&Evidence<'_>) -> Vec<Diagnosis>,
+    /// Looks for it in the facts alone.
+    pub audit: fn(&Evidence<'_>) -> Vec<Finding>,
 }
 
 /// The catalogue, the more special causes first; the order is the order of ranking among equals.
 pub const CATALOGUE: &[Cause] = &[
     vip_nodeport_unbound::CAUSE,
+    pod_on_docker0::CAUSE,
     ipvs_no_destination::CAUSE,
     ip_forward_off::CAUSE,
     ipv6_forward_off::CAUSE,

@@ -4,6 +4,7 @@
 //! drop it with PKT_TOO_BIG; bridges and veth drop silently (`is_skb_forwardable`,
 //! include/linux/netdevice.h: MTU + header + 4 bytes).
 
+use super::audit::{Finding, pod_links};
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, Transport};
@@ -30,6 +31,7 @@ Fix: give the pods' interfaces (the CNI's mtu) the smallest MTU of the way, or l
     explains: &[],
     built: true,
     examine,
+    audit,
 };
 
 /// Ethernet header and a VLAN tag, which devices take beyond their MTU.
@@ -228,6 +230,63 @@ fn judge(evidence: &Evidence<'_>, narrow: Narrow, failures: &[&Failure<'_>]) -> 
                 mtu.unwrap_or(1280).saturating_sub(28)
             )),
     )
+}
+
+/// The chain pod, bridge, tunnel, network card: a pod whose MTU is above that of a tunnel of its node.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for site in evidence.sites() {
+        let narrow = site
+            .facts
+            .links
+            .iter()
+            .filter(|link| link.kind.as_deref() == Some("vxlan") && link.up)
+            .min_by_key(|link| link.mtu);
+        for pod in pod_links(site) {
+            let peer = pod
+                .peer_netns
+                .zip(pod.peer_index)
+                .and_then(|(netns, index)| {
+                    let place = evidence.site(netns)?;
+                    Some((place, place.link(index)?))
+                });
+            let Some((place, peer)) = peer else { continue };
+            let bridge = pod.master.and_then(|index| site.link(index));
+            let limits = narrow.into_iter().chain(bridge).chain([pod]);
+            let least = limits.min_by_key(|link| link.mtu);
+            if let Some((own, limit, link)) = least
+                .and_then(|link| Some((peer.mtu?, link.mtu?, link)))
+                .filter(|(own, limit, _)| own > limit)
+            {
+                let at = (place.name(), peer.name.as_str(), own);
+                found.push(Finding::warning(wider(site, at, link, limit)));
+            }
+        }
+    }
+    found
+}
+
+fn wider(site: &Site<'_>, at: (String, &str, u32), link: &Link, limit: u32) -> Diagnosis {
+    let (place, device, own) = at;
+    Diagnosis::new(
+        &CAUSE,
+        format!("{device} of {place}"),
+        format!(
+            "{device} of {place} may send packets of {own} bytes, and {} of {} takes {limit}: large packets that go by \
+             it are cut or lost.",
+            link.name,
+            site.name()
+        ),
+    )
+    .prove("link", format!("{device} has MTU {own}, {} has MTU {limit}", link.name))
+    .fix(
+        [
+            format!("set mtu: {limit} in the CNI's configuration and recreate the pods"),
+            format!("ip link set dev {device} mtu {limit}   # at once, in {place}"),
+        ],
+        "none beyond a little more overhead for each byte",
+    )
+    .check(format!("ip link show dev {device}   # in {place}"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::event::Detail;
@@ -28,6 +29,7 @@ Fix: bring the host up or correct the address or route; with a full table raise 
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 /// Where the kernel frees packets that wait for a neighbour.

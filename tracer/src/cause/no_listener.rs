@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::event::protocol;
@@ -29,6 +30,7 @@ Fix: start the program, make it listen on the address (0.0.0.0 or ::), or correc
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 /// More closed ports than this on one address are told of together: somebody scans.

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::ip_forward_off::forwards;
 use super::{Cause, Diagnosis, Site};
@@ -29,6 +30,7 @@ Fix: bring back what made the route (CNI daemon, link, DHCP), or add it.",
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 /// errno values that routes carry.

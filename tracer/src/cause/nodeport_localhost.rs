@@ -3,6 +3,7 @@
 //! Source: kubernetes/kubernetes #96879: in ipvs mode kube-proxy makes no virtual server for loopback
 //! addresses; in iptables mode it needs route_localnet and --iptables-localhost-nodeports.
 
+use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::event::protocol;
@@ -25,6 +26,7 @@ Fix: use one of the node's own addresses.",
     explains: &["no-listener"],
     built: true,
     examine,
+    audit: nothing,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {

@@ -3,6 +3,7 @@
 //! Source: `__udp_enqueue_schedule_skb` (net/ipv4/udp.c): reason SOCKET_RCVBUFF above `sk_rcvbuf`,
 //! PROTO_MEM when all of UDP's memory is used (net.ipv4.udp_mem); counts RcvbufErrors.
 
+use super::audit::nothing;
 use super::evidence::Evidence;
 use super::{Cause, Diagnosis, Site};
 use crate::event::protocol;
@@ -25,6 +26,7 @@ Fix: make the program read faster or run more of it; a larger buffer helps again
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 const REASONS: &[&str] = &["SOCKET_RCVBUFF", "PROTO_MEM"];

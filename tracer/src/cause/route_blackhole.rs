@@ -3,6 +3,7 @@
 //! Source: `fib_props` (net/ipv4/fib_semantics.c): EINVAL for blackhole, EHOSTUNREACH for
 //! unreachable, EACCES for prohibit; policy rules carry the same actions.
 
+use super::audit::nothing;
 use super::evidence::Evidence;
 use super::no_route::{errno, refused};
 use super::{Cause, Diagnosis, Site};
@@ -27,6 +28,7 @@ Fix: delete the route, or bring back the more special route that should be above
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 /// The kind of route that an errno tells of.

@@ -1,5 +1,6 @@
 //! `rp-filter`: the reverse path filter dropped the packet.
 
+use super::audit::nothing;
 use super::evidence::Evidence;
 use super::source_check::{Refusal, Refused, mode, refused};
 use super::{Cause, Diagnosis, Failure, Site};
@@ -20,6 +21,7 @@ Fix: rp_filter=2 on the device, or make the routes symmetric.",
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {

@@ -3,6 +3,7 @@
 //! Source: `nf_nat_l4proto_unique_tuple` tries ports of the range and keeps a taken one in the end
 //! (net/netfilter/nf_nat_core.c); then the entry is refused on confirmation.
 
+use super::audit::nothing;
 use super::confirm::{clash, refused};
 use super::conntrack_insert_clash::is_race;
 use super::evidence::Evidence;
@@ -27,6 +28,7 @@ Fix: a larger range or more addresses, --random-fully, connections that are kept
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {

@@ -3,6 +3,7 @@
 //! Source: `ip_forward` drops what has a TTL of 1 (reason IP_INHDR) and answers ICMP time exceeded;
 //! `ip6_forward` the same (net/ipv4/ip_forward.c, net/ipv6/ip6_output.c).
 
+use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, Transport};
@@ -27,6 +28,7 @@ Fix: the missing special route on one of the two, or a blackhole route over the 
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {

@@ -3,6 +3,7 @@
 //! Source: a veth device has carrier only while its peer is up (drivers/net/veth.c); without carrier
 //! its queue is `noop`, which drops (QDISC_DROP), and no ARP passes.
 
+use super::audit::Finding;
 use super::bridging::{out_device, port_of_neighbour};
 use super::evidence::{Evidence, Failure};
 use super::neighbour_failed::lost_for;
@@ -27,6 +28,7 @@ Fix: set the pod's interface up, or recreate the pod.",
     explains: &["neighbour-failed"],
     built: true,
     examine,
+    audit,
 };
 
 const REASONS: &[&str] = &["QDISC_DROP", "DEV_READY"];
@@ -131,6 +133,17 @@ pub(super) fn say(evidence: &Evidence<'_>, site: &Site<'_>, link: &Link) -> Diag
         "the pod's connections break",
     )
     .check(format!("ip link show {}   # LOWER_UP, no NO-CARRIER", link.name))
+}
+
+/// Devices to pods that lead nowhere.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    evidence
+        .sites()
+        .flat_map(|site| {
+            let dead = site.facts.links.iter().filter(|link| is_dead_end(link));
+            dead.map(|link| Finding::error(say(evidence, site, link)))
+        })
+        .collect()
 }
 
 #[cfg(test)]

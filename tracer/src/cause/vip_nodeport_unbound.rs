@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use super::vip_nodeport_audit::audit;
 use super::{Cause, Certainty, Diagnosis, Evidence, Fix, Proof, Site};
 use crate::event::{Detail, Event, protocol};
 use crate::flow::{Direction, Flow};
@@ -38,6 +39,7 @@ nodePortAddresses; or upgrade kube-proxy to 1.27 or later.",
     explains: &["no-listener", "accept-queue-full"],
     built: true,
     examine,
+    audit,
 };
 
 /// The interface that kube-proxy puts service addresses on.
@@ -45,10 +47,10 @@ const SERVICE_DEVICE: &str = "kube-ipvs0";
 
 /// One address and port that IPVS does not serve, in one namespace.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Subject {
-    netns: u32,
-    protocol: u8,
-    address: SocketAddr,
+pub(super) struct Subject {
+    pub(super) netns: u32,
+    pub(super) protocol: u8,
+    pub(super) address: SocketAddr,
 }
 
 /// What became of a packet that IPVS did not serve.
@@ -60,7 +62,7 @@ enum Fate {
     Held,
 }
 
-struct Missed<'a> {
+pub(super) struct Missed<'a> {
     flow: &'a Flow,
     journey: &'a Journey,
     fate: Fate,
@@ -133,7 +135,11 @@ fn missed(journey: &Journey) -> Option<(Subject, Fate)> {
     ))
 }
 
-fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Option<Diagnosis> {
+pub(super) fn judge(
+    evidence: &Evidence<'_>,
+    subject: Subject,
+    missed: &[Missed<'_>],
+) -> Option<Diagnosis> {
     let facts = evidence.site(NetnsId(subject.netns))?;
     let vip = subject.address.ip();
     let port = subject.address.port();
@@ -150,7 +156,9 @@ fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Op
         .find(|proxy| proxy.node_ports_on(vip) == Some(false));
     let reason = reason(facts, vip, excluding);
     let sibling = sibling(facts, subject, &reason)?;
-    if missed.iter().all(|missed| missed.fate == Fate::Held) && !held_by_kube_proxy(facts, subject)
+    if !missed.is_empty()
+        && missed.iter().all(|missed| missed.fate == Fate::Held)
+        && !held_by_kube_proxy(facts, subject)
     {
         // Another process serves this address on purpose.
         return None;
@@ -197,7 +205,7 @@ fn reason(facts: &Site<'_>, vip: IpAddr, excluding: Option<&KubeProxy>) -> Reaso
     }
 }
 
-fn on_service_device(facts: &Site<'_>, address: IpAddr) -> bool {
+pub(super) fn on_service_device(facts: &Site<'_>, address: IpAddr) -> bool {
     facts.addresses(address).any(|found| {
         facts
             .link(found.link)

@@ -3,6 +3,7 @@
 //! Source: kubernetes/kubernetes #88986: checksum offload of the tunnel device on some drivers and
 //! kernels computes the outer checksum wrongly when the inner packet was source-NATed.
 
+use super::audit::nothing;
 use super::bad_checksum::{counted, wrong_outside};
 use super::evidence::Evidence;
 use super::{Cause, Diagnosis};
@@ -22,6 +23,7 @@ Fix: turn the tunnel device's transmit checksum offload off on the sending node.
     explains: &[],
     built: true,
     examine,
+    audit: nothing,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use super::audit::nothing;
 use super::bridging::out_device;
 use super::evidence::{Evidence, Failure};
 use super::neighbour_failed::lost_for;
@@ -30,6 +31,7 @@ Fix: restart the overlay's daemon on both nodes; by hand: bridge fdb append, ip 
     explains: &["neighbour-failed"],
     built: true,
     examine,
+    audit: nothing,
 };
 
 /// The hardware address whose entry says where unknown ones go.

@@ -13,10 +13,10 @@ use super::link::{LinkRow, PeerPlace};
 use super::netlink::{Conversation, ReadError, attributes};
 use super::table::rows_or_missing;
 use super::{
-    Address, Counters, Directory, FdbEntry, IpvsConnection, Link, ListeningSocket, Missing,
-    Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind, Sysctls, VirtualServer,
-    VirtualServerKey, address, counter, fdb, ipvs, ipvs_connection, link, neighbour, policy_rule,
-    route, socket, sysctl,
+    Address, ConntrackEntry, Counters, Directory, FdbEntry, IpvsConnection, Link, ListeningSocket,
+    Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind, Sysctls, VirtualServer,
+    VirtualServerKey, address, conntrack, counter, fdb, ipvs, ipvs_connection, link, neighbour,
+    policy_rule, route, socket, sysctl,
 };
 
 /// What one network namespace was like.
@@ -48,6 +48,9 @@ pub struct NetnsFacts {
     pub rules: Vec<PolicyRule>,
     /// IPVS connections that were asked for; see [`NetnsFacts::read_connections`].
     pub ipvs_connections: Vec<IpvsConnection>,
+    /// UDP conntrack entries with another destination or without a reply; `None` before
+    /// [`NetnsFacts::read_udp_entries`], or when `missing` says why they could not be read.
+    pub udp_entries: Option<Vec<ConntrackEntry>>,
     /// What could not be read.
     pub missing: Vec<Missing>,
 }
@@ -85,6 +88,7 @@ impl NetnsFacts {
             fdb: Vec::new(),
             rules: Vec::new(),
             ipvs_connections: Vec::new(),
+            udp_entries: None,
             missing: Vec::new(),
         }
     }
@@ -125,6 +129,12 @@ impl NetnsFacts {
         if let Ok(found) = handle.run(read) {
             self.ipvs_connections = found;
         }
+    }
+
+    /// Reads the UDP conntrack entries.
+    pub fn read_udp_entries(&mut self, handle: &NetnsHandle) {
+        let missing = &mut self.missing;
+        self.udp_entries = handle.run(|| conntrack::read_udp(missing)).ok().flatten();
     }
 
     /// The most specific local route for an address: what makes the address the node's own. Its

@@ -2,9 +2,9 @@
 //!
 //! Map: `namespace` finds and enters namespaces, `netlink` asks the kernel for a `table`, and one
 //! file per kind of fact (`link`, `address`, `route`, `policy_rule`, `neighbour`, `fdb`, `ipvs`,
-//! `ipvs_connection`, `socket`, `sysctl`, `counter`) holds
+//! `ipvs_connection`, `conntrack`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
-//! looks things up; `kube_proxy` reads processes instead; `numbered` makes the enumerations.
+//! looks things up; `kube_proxy` and `component` read processes instead, `cni` files; `numbered` makes the enumerations.
 //!
 //! Invariants:
 //! - A cause never does I/O: it is given a [`Snapshot`]. This module never decides: it has no
@@ -15,6 +15,9 @@
 //! - Reading changes nothing: no module is loaded, and the caller's thread never changes its namespace.
 
 mod address;
+mod cni;
+mod component;
+mod conntrack;
 mod counter;
 mod facts;
 mod fdb;
@@ -34,11 +37,15 @@ mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::SystemTime;
 
 use nix::time::{ClockId, clock_gettime};
 
 pub use address::{Address, Scope};
+pub use cni::Cni;
+pub use component::{COMPONENTS, Component};
+pub use conntrack::ConntrackEntry;
 pub use counter::Counters;
 pub use facts::NetnsFacts;
 pub use fdb::FdbEntry;
@@ -64,6 +71,10 @@ pub struct Snapshot {
     pub namespaces: Vec<NetnsFacts>,
     /// kube-proxy processes, in whatever namespace.
     pub kube_proxies: Vec<KubeProxy>,
+    /// kubelet, container runtimes and overlay daemons, once [`Snapshot::read_node`] has looked.
+    pub components: Vec<Component>,
+    /// The container network's configuration, once [`Snapshot::read_node`] has looked.
+    pub cni: Option<Cni>,
     /// What could not be read at all; what is missing of one namespace is in its facts.
     pub missing: Vec<Missing>,
 }
@@ -87,6 +98,8 @@ impl Snapshot {
             taken_ns: None,
             namespaces: Vec::new(),
             kube_proxies: Vec::new(),
+            components: Vec::new(),
+            cni: None,
             missing: Vec::new(),
         }
     }
@@ -98,6 +111,8 @@ impl Snapshot {
             taken_ns: monotonic_ns(),
             namespaces: Vec::with_capacity(ids.len()),
             kube_proxies: KubeProxy::running(),
+            components: Vec::new(),
+            cni: None,
             missing: Vec::new(),
         };
         for id in ids {
@@ -113,6 +128,21 @@ impl Snapshot {
             }
         }
         snapshot
+    }
+
+    /// Reads what a node has once: its programs and the container network's configuration.
+    pub fn read_node(&mut self) {
+        self.components = Component::running();
+        self.cni = cni::read(Path::new("/"), &mut self.missing);
+    }
+
+    /// Reads the UDP conntrack entries of every namespace: a large table, for an audit.
+    pub fn read_udp_entries(&mut self, directory: &Directory) {
+        for facts in &mut self.namespaces {
+            if let Some(handle) = directory.open(facts.id) {
+                facts.read_udp_entries(&handle);
+            }
+        }
     }
 
     /// The facts of a namespace.

@@ -64,6 +64,8 @@ pub struct Collector {
     asked: BTreeSet<u32>,
     /// Clients whose packets met an IPVS connection and were lost; the table is large and read only then.
     ipvs_clients: BTreeMap<NetnsId, BTreeSet<SocketAddr>>,
+    /// Clients came since the facts were read.
+    unread_clients: bool,
     /// When the first packet that asks for a diagnosis ended.
     due_ns: Option<u64>,
     /// Diagnoses given, with the certainty they had.
@@ -82,6 +84,7 @@ impl Collector {
             seen: BTreeSet::new(),
             asked: BTreeSet::new(),
             ipvs_clients: BTreeMap::new(),
+            unread_clients: false,
             due_ns: None,
             given: HashMap::new(),
             counts: Counts::default(),
@@ -190,7 +193,7 @@ impl Collector {
         if let (Some(netns), Some(tuple)) = (netns, journey.first_tuple()) {
             let clients = self.ipvs_clients.entry(NetnsId(netns)).or_default();
             if clients.len() < MOST_IPVS_CLIENTS {
-                clients.insert(tuple.source);
+                self.unread_clients |= clients.insert(tuple.source);
             }
         }
     }
@@ -209,7 +212,7 @@ impl Collector {
         }
         self.due_ns = None;
         // What the packets met may be younger than the facts.
-        if hurry || self.facts_are_old(now_ns) {
+        if hurry || self.unread_clients || self.facts_are_old(now_ns) {
             self.read_facts();
         }
         let mut found = cause::diagnose(&Evidence::new(&self.flows, &self.facts, names));

@@ -73,7 +73,7 @@ pub(super) fn node() -> Bench {
         ..route("0.0.0.0", 0, ETH0)
     });
     let mut bench = Bench {
-        flows: Flows::default(),
+        flows: Flows::bounded(1 << 20),
         facts: Snapshot::empty(),
         reasons: vec!["NOT_SPECIFIED".into()],
         functions: Vec::new(),

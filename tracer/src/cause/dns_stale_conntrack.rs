@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
+use super::ipvs_stale_connection::swallowed;
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, Tuple, protocol};
 use crate::flow::Direction;
@@ -68,7 +69,9 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 
 /// The entry of a UDP request that was lost after netfilter's NAT, seen on its way.
 fn led_astray(failure: &Failure<'_>) -> Option<Stale> {
-    if failure.direction != Direction::Request || failure.journey.passed(Role::IpvsTransmit) {
+    // Where IPVS keeps the decision its own entry is the stale one.
+    let by_ipvs = failure.journey.passed(Role::IpvsTransmit) || swallowed(failure).is_some();
+    if failure.direction != Direction::Request || by_ipvs {
         return None;
     }
     let (index, original, reply) = entry(failure)?;
@@ -80,7 +83,7 @@ fn led_astray(failure: &Failure<'_>) -> Option<Stale> {
     })
 }
 
-/// The first conntrack entry that the packet met.
+/// The first conntrack entry that the packet met: one that has its NAT already was there before it.
 fn entry(failure: &Failure<'_>) -> Option<(usize, Tuple, Tuple)> {
     failure
         .journey

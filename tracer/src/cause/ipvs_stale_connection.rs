@@ -56,7 +56,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 }
 
 /// IPVS had a connection for the packet and did not send it on.
-fn swallowed(failure: &Failure<'_>) -> Option<(NetnsId, usize)> {
+pub(super) fn swallowed(failure: &Failure<'_>) -> Option<(NetnsId, usize)> {
     let (index, _) = failure.last(Role::IpvsLookup)?;
     let rest = &failure.journey.events[index + 1..];
     let went_on = rest.iter().any(|event| {

@@ -16,6 +16,8 @@ mod rank;
 mod site;
 
 #[cfg(test)]
+mod benchmark;
+#[cfg(test)]
 mod constructed;
 
 mod bridging;

@@ -151,12 +151,7 @@ fn judge(
 fn fullness(site: &Site<'_>, address: IpAddr) -> Option<(usize, i64)> {
     let version = if address.is_ipv6() { "ipv6" } else { "ipv4" };
     let most = site.sysctl(&format!("net/{version}/neigh/default/gc_thresh3"))?;
-    let count = site
-        .facts
-        .neighbours
-        .iter()
-        .filter(|entry| entry.address.is_ipv6() == address.is_ipv6())
-        .count();
+    let count = site.neighbour_count(address.is_ipv6());
     (i64::try_from(count).ok()? >= most).then_some((count, most))
 }
 

@@ -99,14 +99,6 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let unread = site.is_none_or(|site| site.misses("routes"));
             let now = site.and_then(|site| Some((site, site.main_route(destination)?)));
             let now = now.filter(|(_, route)| route.kind == RouteKind::Unicast);
-            let routes = site.map_or(0, |site| {
-                site.facts
-                    .routes
-                    .iter()
-                    .filter(|route| route.table == crate::node::Route::MAIN_TABLE)
-                    .filter(|route| route.destination.address.is_ipv4() == destination.is_ipv4())
-                    .count()
-            });
             let flag = if destination.is_ipv6() { "-6 " } else { "" };
             Diagnosis::new(
                 &CAUSE,
@@ -123,7 +115,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             .prove_if(
                 "route",
                 (!unread && now.is_none())
-                    .then(|| format!("none of the {routes} routes of the main table holds {destination}")),
+                    .then(|| format!("no route of the main table holds {destination}")),
             )
             .lacking_if(unread, format!("the routes of {place}"))
             .prove_if(

@@ -52,14 +52,8 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let kind = kind(error)?;
             let site = evidence.site(netns);
             let place = site.map_or_else(|| format!("netns {netns}"), Site::name);
-            let route = site.and_then(|site| {
-                let matching = site.facts.routes.iter().filter(|route| {
-                    route.kind == kind && route.destination.contains(destination)
-                });
-                matching
-                    .max_by_key(|route| route.destination.length)
-                    .map(|route| site.route_words(route))
-            });
+            let route = site
+                .and_then(|site| Some(site.route_words(site.refusing_route(kind, destination)?)));
             let flag = if destination.is_ipv6() { "-6 " } else { "" };
             let summary = match &route {
                 Some(route) => format!("{place} throws packets for {destination} away by its route \"{route}\"."),

@@ -19,6 +19,11 @@ pub struct Site<'a> {
     servers: HashMap<VirtualServerKey, &'a VirtualServer>,
     servers_by_port: HashMap<(u8, u16), Vec<&'a VirtualServer>>,
     sockets: HashMap<(u8, u16), Vec<&'a ListeningSocket>>,
+    neighbours: HashMap<(u32, IpAddr), &'a Neighbour>,
+    /// Entries of IPv4 and IPv6.
+    neighbour_counts: [usize; 2],
+    /// Routes that throw packets away.
+    refusing: Vec<&'a Route>,
 }
 
 /// Routes by prefix, the longest prefixes first.
@@ -112,6 +117,25 @@ impl<'a> Site<'a> {
             servers,
             servers_by_port,
             sockets,
+            neighbours: facts
+                .neighbours
+                .iter()
+                .map(|entry| ((entry.link, entry.address), entry))
+                .collect(),
+            neighbour_counts: [false, true].map(|ipv6| {
+                let same = |entry: &&Neighbour| entry.address.is_ipv6() == ipv6;
+                facts.neighbours.iter().filter(same).count()
+            }),
+            refusing: facts
+                .routes
+                .iter()
+                .filter(|route| {
+                    matches!(
+                        route.kind,
+                        RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit
+                    )
+                })
+                .collect(),
         }
     }
 
@@ -209,6 +233,22 @@ impl<'a> Site<'a> {
             .filter(move |socket| socket.takes(protocol, address, port))
     }
 
+    /// How many neighbours of a family the node knows.
+    pub fn neighbour_count(&self, ipv6: bool) -> usize {
+        self.neighbour_counts[usize::from(ipv6)]
+    }
+
+    /// The most special route that throws packets to an address away, in any table.
+    pub fn refusing_route(&self, kind: RouteKind, address: IpAddr) -> Option<&'a Route> {
+        let matching = self
+            .refusing
+            .iter()
+            .filter(|route| route.kind == kind && route.destination.contains(address));
+        matching
+            .max_by_key(|route| route.destination.length)
+            .copied()
+    }
+
     /// A route as `ip route` prints it.
     pub fn route_words(&self, route: &Route) -> String {
         let mut text = match route.kind {
@@ -234,10 +274,7 @@ impl<'a> Site<'a> {
 
     /// What the node knows about a neighbour.
     pub fn neighbour(&self, link: u32, address: IpAddr) -> Option<&'a Neighbour> {
-        self.facts
-            .neighbours
-            .iter()
-            .find(|entry| entry.link == link && entry.address == address)
+        self.neighbours.get(&(link, address)).copied()
     }
 
     /// A setting as a number.

@@ -100,6 +100,9 @@ fn judge(
         flows.iter().any(|flow| flow.id == failure.flow.id)
             && failure.dropped_for(&["TCP_LISTEN_OVERFLOW"], &[])
     });
+    // Without its length (the kernel tells it only where tcp_diag is loaded) connections that wait and
+    // overflows that the kernel counted have to do.
+    let unknown = sockets().any(|socket| socket.backlog.is_none() && socket.receive_queue > 0);
     let tries = flows
         .first()
         .map_or(0, |flow| flow.of(Direction::Request).count());
@@ -120,7 +123,7 @@ fn judge(
             (overflows > 0).then(|| format!("ListenOverflows of {} is {overflows}", site.name())),
         )
         .lacking_if(
-            full.is_none() && refused.is_none(),
+            full.is_none() && refused.is_none() && !(overflows > 0 && unknown),
             "a full queue: it has room now, or its length is not known",
         )
         .fix([restart(&who)], "connections in its queue are lost")
@@ -253,6 +256,18 @@ pub(super) mod tests {
         bench.site().counters = [("TcpExt ListenOverflows".to_owned(), 3)]
             .into_iter()
             .collect();
+        assert_eq!(bench.only().certainty, Certainty::Likely);
+    }
+
+    #[test]
+    fn a_queue_of_unknown_length_is_judged_by_what_waits_and_what_was_counted() {
+        let mut bench = situation();
+        bench.site().counters = [("TcpExt ListenOverflows".to_owned(), 3)]
+            .into_iter()
+            .collect();
+        bench.site().sockets[0].backlog = None;
+        assert_eq!(bench.only().certainty, Certainty::Certain);
+        bench.site().sockets[0].receive_queue = 0;
         assert_eq!(bench.only().certainty, Certainty::Likely);
     }
 

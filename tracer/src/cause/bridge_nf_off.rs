@@ -48,7 +48,7 @@ fn setting(site: &Site<'_>, ipv6: bool) -> (&'static str, Option<i64>) {
 
 /// An answer that passed a bridge where netfilter does not look.
 pub(super) fn below_netfilter(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<NetnsId> {
-    let stray = stray(failure)?;
+    let stray = stray(evidence, failure)?;
     let (index, _) = failure.last(Role::Bridge)?;
     let netns = failure.netns_at(index)?;
     let (_, value) = setting(evidence.site(netns)?, stray.answer.source.is_ipv6());
@@ -61,8 +61,17 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         .into_iter()
         .filter_map(|(netns, failures)| {
             let site = evidence.site(netns)?;
-            let first = failures.iter().find_map(|failure| stray(failure))?;
-            Some(say(site, &first).stopped(evidence, &failures))
+            let first = failures
+                .iter()
+                .find_map(|failure| stray(evidence, failure))?;
+            Some(
+                say(site, &first).stopped_flows(
+                    evidence,
+                    failures
+                        .iter()
+                        .filter_map(|failure| Some(stray(evidence, failure)?.flow)),
+                ),
+            )
         })
         .collect()
 }

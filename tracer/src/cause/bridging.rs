@@ -85,6 +85,15 @@ pub(super) fn port_of_neighbour<'a>(
 ) -> Option<(NetnsId, &'a Link)> {
     let (netns, ifindex, address) = lost_for(failure)?;
     let site = evidence.site(netns)?;
+    // A pod asks through its own pair's other end, which is a port of the node's bridge.
+    let beyond = site.link(ifindex).and_then(|link| {
+        let place = link.peer_netns?;
+        let port = evidence.site(place)?.link(link.peer_index?)?;
+        port.bridge_port.map(|_| (place, port))
+    });
+    if beyond.is_some() {
+        return beyond;
+    }
     let port =
         port_to(site, ifindex, address).or_else(|| port_with(evidence, site, ifindex, address))?;
     Some((netns, port))

@@ -6,7 +6,7 @@
 use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
-use crate::event::{Detail, NetfilterHook};
+use crate::event::{Detail, NetfilterHook, Transport};
 use crate::hook::Role;
 use crate::node::NetnsId;
 
@@ -114,7 +114,11 @@ fn untracked(failure: &Failure<'_>) -> Option<NetnsId> {
         .iter()
         .any(|event| event.role() == Role::Conntrack);
     let dropped = failure.dropped_for(&["NETFILTER_DROP"], &["nf_hook_slow"]);
-    (early && !known && dropped)
+    // NAT drops ICMP errors and redirects that it cannot translate; they never need an entry.
+    let icmp = failure.packet_at(index).is_some_and(
+        |packet| matches!(packet.transport, Transport::Icmp { kind, .. } if kind != 8),
+    );
+    (!icmp && early && !known && dropped)
         .then(|| failure.netns_at(index))
         .flatten()
 }

@@ -195,11 +195,7 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
         "the service's present endpoints (its rules or EndpointSlices)",
     )
     .fix(
-        [format!(
-            "conntrack -D -p udp --orig-dst {} --orig-port-dst {}",
-            service.ip(),
-            service.port()
-        )],
+        delete(service, serving.is_some()),
         "the service's UDP clients get a new endpoint; answers under way to the old entries are lost",
     )
     .fix(
@@ -214,6 +210,22 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
         service.ip(),
         service.port()
     ))
+}
+
+/// Commands that make clients choose anew; IPVS keeps entries of its own beside conntrack's.
+fn delete(service: SocketAddr, by_ipvs: bool) -> Vec<String> {
+    let mut commands = vec![format!(
+        "conntrack -D -p udp --orig-dst {} --orig-port-dst {}",
+        service.ip(),
+        service.port()
+    )];
+    if by_ipvs {
+        commands.push(
+            "sysctl -w net.ipv4.vs.expire_nodest_conn=1   # IPVS forgets such connections too"
+                .into(),
+        );
+    }
+    commands
 }
 
 /// Entries that lead to no endpoint of their service, and a kube-proxy that cannot delete them.

@@ -37,12 +37,12 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             if below_netfilter(evidence, failure).is_some() {
                 return None;
             }
-            let stray = stray(failure)?;
+            let stray = stray(evidence, failure)?;
             Some((stray.client_netns, stray.asked.destination, stray.answer.source))
         })
         .into_iter()
         .filter_map(|((netns, asked, answers), failures)| {
-            let first = failures.iter().find_map(|failure| stray(failure))?;
+            let first = failures.iter().find_map(|failure| stray(evidence, failure))?;
             let client = first.asked.source.ip();
             let place = evidence
                 .site(netns)
@@ -59,7 +59,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                      translated the address, and {client} ({place}) refuses it."
                 ),
             )
-            .stopped(evidence, &failures)
+            .stopped_flows(evidence, failures.iter().filter_map(|failure| Some(stray(evidence, failure)?.flow)))
             .prove("packet", first.words())
             .prove_if(
                 "sysctl",

@@ -4,6 +4,8 @@
 //! drop it with PKT_TOO_BIG; bridges and veth drop silently (`is_skb_forwardable`,
 //! include/linux/netdevice.h: MTU + header + 4 bytes).
 
+use std::collections::BTreeMap;
+
 use super::audit::{Finding, pod_links};
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
@@ -232,16 +234,17 @@ fn judge(evidence: &Evidence<'_>, narrow: Narrow, failures: &[&Failure<'_>]) -> 
     )
 }
 
-/// The chain pod, bridge, tunnel, network card: a pod whose MTU is above that of a tunnel of its node.
+/// The chain pod, bridge, tunnel: pods whose MTU is above that of what their packets go by.
 fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     for site in evidence.sites() {
-        let narrow = site
+        let tunnel = site
             .facts
             .links
             .iter()
             .filter(|link| link.kind.as_deref() == Some("vxlan") && link.up)
             .min_by_key(|link| link.mtu);
+        let mut wide: BTreeMap<u32, Vec<String>> = BTreeMap::new();
         for pod in pod_links(site) {
             let peer = pod
                 .peer_netns
@@ -252,41 +255,52 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
                 });
             let Some((place, peer)) = peer else { continue };
             let bridge = pod.master.and_then(|index| site.link(index));
-            let limits = narrow.into_iter().chain(bridge).chain([pod]);
-            let least = limits.min_by_key(|link| link.mtu);
-            if let Some((own, limit, link)) = least
-                .and_then(|link| Some((peer.mtu?, link.mtu?, link)))
-                .filter(|(own, limit, _)| own > limit)
-            {
-                let at = (place.name(), peer.name.as_str(), own);
-                found.push(Finding::warning(wider(site, at, link, limit)));
+            let way = tunnel.into_iter().chain(bridge).chain([pod]);
+            let least = way
+                .filter(|link| link.mtu.is_some())
+                .min_by_key(|link| link.mtu);
+            if let Some(least) = least.filter(|least| peer.mtu > least.mtu) {
+                let own = peer.mtu.unwrap_or_default();
+                wide.entry(least.index).or_default().push(format!(
+                    "{} of {} has MTU {own}",
+                    peer.name,
+                    place.name()
+                ));
             }
         }
+        found.extend(wide.into_iter().filter_map(|(index, pods)| {
+            Some(Finding::warning(wider(site, site.link(index)?, &pods)))
+        }));
     }
     found
 }
 
-fn wider(site: &Site<'_>, at: (String, &str, u32), link: &Link, limit: u32) -> Diagnosis {
-    let (place, device, own) = at;
+fn wider(site: &Site<'_>, link: &Link, pods: &[String]) -> Diagnosis {
+    let limit = link.mtu.unwrap_or_default();
+    let mut shown = pods.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
+    if pods.len() > 4 {
+        shown += &format!(" and {} more", pods.len() - 4);
+    }
     Diagnosis::new(
         &CAUSE,
-        format!("{device} of {place}"),
+        format!("{} of {}", link.name, site.name()),
         format!(
-            "{device} of {place} may send packets of {own} bytes, and {} of {} takes {limit}: large packets that go by \
-             it are cut or lost.",
+            "{} of {} takes packets of {limit} bytes, and {} pods may send larger ones: large packets that go by it are \
+             cut or lost.",
             link.name,
-            site.name()
+            site.name(),
+            pods.len()
         ),
     )
-    .prove("link", format!("{device} has MTU {own}, {} has MTU {limit}", link.name))
+    .prove("link", format!("{} has MTU {limit}; {shown}", link.name))
     .fix(
         [
             format!("set mtu: {limit} in the CNI's configuration and recreate the pods"),
-            format!("ip link set dev {device} mtu {limit}   # at once, in {place}"),
+            format!("ip link set dev DEVICE mtu {limit}   # at once, in the pod"),
         ],
         "none beyond a little more overhead for each byte",
     )
-    .check(format!("ip link show dev {device}   # in {place}"))
+    .check(format!("ip link show dev {}", link.name))
 }
 
 #[cfg(test)]
@@ -295,8 +309,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::{Bench, CNI0, ETH0, node};
+    use crate::cause::constructed::{Bench, CNI0, ETH0, link, node};
     use crate::event::tcp_flag;
+    use crate::node::NetnsFacts;
 
     fn data(bench: &mut Bench, length: u32, passes: bool) {
         let transport = Transport::Tcp {
@@ -361,6 +376,29 @@ pub(super) mod tests {
         let mut bench = situation();
         bench.site().links[2].mtu = Some(1500);
         assert_eq!(bench.only().certainty, Certainty::Likely);
+    }
+
+    #[test]
+    fn the_audit_tells_of_all_wide_pods_at_once() {
+        let mut bench = node();
+        bench.site().links[2].mtu = Some(1450);
+        for number in 0..3 {
+            bench.site().links.push(Link {
+                kind: Some("veth".into()),
+                master: Some(CNI0),
+                peer_netns: Some(NetnsId(300)),
+                peer_index: Some(ETH0),
+                ..link(30 + number, &format!("veth{number}"))
+            });
+        }
+        let mut pod = NetnsFacts::unread(NetnsId(300), Some("pod"));
+        pod.links = vec![link(ETH0, "eth0")];
+        bench.facts.namespaces.push(pod);
+        let found = bench.with_evidence(audit);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].diagnosis.summary.contains("3 pods"), "{found:#?}");
+        bench.site().links[2].mtu = Some(1500);
+        assert_eq!(bench.with_evidence(audit), []);
     }
 
     #[test]

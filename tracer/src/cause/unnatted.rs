@@ -1,7 +1,7 @@
 //! What the causes about replies that were not translated back share: the client gets an answer from
 //! an address that it never asked.
 
-use super::evidence::Failure;
+use super::evidence::{Evidence, Failure};
 use crate::event::{Transport, Tuple, protocol, tcp_flag};
 use crate::flow::Direction;
 use crate::hook::Role;
@@ -9,6 +9,8 @@ use crate::node::NetnsId;
 
 /// An answer that its own client refused, because it carries the real server's address.
 pub(super) struct Stray<'a> {
+    /// The flow of the request.
+    pub(super) flow: u64,
     /// Namespace of the client.
     pub(super) client_netns: NetnsId,
     /// The answer's addresses.
@@ -19,8 +21,8 @@ pub(super) struct Stray<'a> {
 }
 
 /// Whether a lost packet is such an answer.
-pub(super) fn stray<'a>(failure: &'a Failure<'a>) -> Option<Stray<'a>> {
-    if failure.direction != Direction::Reply || failure.journey.was_taken() {
+pub(super) fn stray<'a>(evidence: &Evidence<'_>, failure: &'a Failure<'a>) -> Option<Stray<'a>> {
+    if failure.journey.was_taken() {
         return None;
     }
     let (index, _) = failure.last(Role::Transport)?;
@@ -33,11 +35,19 @@ pub(super) fn stray<'a>(failure: &'a Failure<'a>) -> Option<Stray<'a>> {
         Transport::Udp => failure.journey.passed(Role::IcmpError),
         Transport::Icmp { .. } | Transport::Other => false,
     };
-    let asked = failure.flow.client;
     let back = packet.tuple;
+    // An answer may end before its request does, and then begins a flow of its own.
+    let (flow, asked) = match failure.direction {
+        Direction::Reply => (failure.flow.id, failure.flow.client),
+        Direction::Request => {
+            let (id, _) = evidence.flows.find(back.reversed())?;
+            (id, evidence.flows.get(id)?.client)
+        }
+    };
     let to_client = back.destination == asked.source && back.protocol == asked.protocol;
     (refused && to_client && back.source != asked.destination).then_some(())?;
     Some(Stray {
+        flow,
         client_netns: failure.netns_at(index)?,
         answer: back,
         asked,

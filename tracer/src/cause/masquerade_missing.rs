@@ -26,7 +26,7 @@ Proof: the answer came to its client with the endpoint's own address and was ref
 
 Fix: masquerade (source NAT) for these clients, or give the answer the way over the node that translated.",
     explains: &[],
-    built: true,
+    built: false,
     examine,
     audit: nothing,
 };

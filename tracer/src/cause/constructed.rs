@@ -75,7 +75,7 @@ pub(super) fn node() -> Bench {
     let mut bench = Bench {
         flows: Flows::bounded(1 << 20),
         facts: Snapshot::empty(),
-        reasons: vec!["NOT_SPECIFIED".into()],
+        reasons: Vec::new(),
         functions: Vec::new(),
         next: 1,
         number: 1,

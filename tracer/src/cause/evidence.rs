@@ -52,6 +52,8 @@ pub struct Evidence<'a> {
     failures: Vec<Failure<'a>>,
     /// Flows whose opening was repeated and never answered, in order.
     stalled: Vec<&'a Flow>,
+    /// The kernel gives drop reasons (from 5.17 on).
+    pub gives_reasons: bool,
     sites: HashMap<NetnsId, Site<'a>>,
     /// Flows by the address and port that they went to.
     flows_to: HashMap<(u8, SocketAddr), Vec<&'a Flow>>,
@@ -84,6 +86,7 @@ impl<'a> Evidence<'a> {
             flows,
             facts,
             failures,
+            gives_reasons: !names.reasons.is_empty(),
             stalled: ordered
                 .into_iter()
                 .filter(|flow| flow.is_stalled())

@@ -54,6 +54,11 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let place = site.map_or_else(|| format!("netns {netns}"), Site::name);
             let route = site
                 .and_then(|site| Some(site.route_words(site.refusing_route(kind, destination)?)));
+            // Forwarding that was off meanwhile says the same; then there is no such route or rule.
+            let ruled = site.is_some_and(|site| site.throws_away());
+            if kind == RouteKind::Unreachable && route.is_none() && !ruled {
+                return None;
+            }
             let flag = if destination.is_ipv6() { "-6 " } else { "" };
             let summary = match &route {
                 Some(route) => format!("{place} throws packets for {destination} away by its route \"{route}\"."),
@@ -146,6 +151,16 @@ pub(super) mod tests {
                 "{found:#?}"
             );
         }
+    }
+
+    #[test]
+    fn unreachable_without_a_route_or_rule_is_forwarding_that_was_off() {
+        let mut bench = with(RouteKind::Unreachable, errno::HOSTUNREACH);
+        bench
+            .site()
+            .routes
+            .retain(|route| route.kind != RouteKind::Unreachable);
+        assert_eq!(bench.codes(), [] as [&str; 0]);
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use crate::node::{
-    Address, Link, ListeningSocket, Neighbour, NetnsFacts, Prefix, Route, RouteKind, VirtualServer,
-    VirtualServerKey,
+    Address, Link, ListeningSocket, Neighbour, NetnsFacts, Prefix, Route, RouteKind, RuleAction,
+    VirtualServer, VirtualServerKey,
 };
 
 /// One namespace's facts and where to find what in them.
@@ -247,6 +247,16 @@ impl<'a> Site<'a> {
         matching
             .max_by_key(|route| route.destination.length)
             .copied()
+    }
+
+    /// Whether a policy rule throws packets away.
+    pub fn throws_away(&self) -> bool {
+        self.facts.rules.iter().any(|rule| {
+            matches!(
+                rule.action,
+                RuleAction::Blackhole | RuleAction::Unreachable | RuleAction::Prohibit
+            )
+        })
     }
 
     /// A route as `ip route` prints it.

@@ -43,10 +43,9 @@ pub(super) fn refused(
         Some("IP_RPFILTER") => Refusal::ReversePath,
         Some(_) => Refusal::Source,
         None if is_impossible(site, refused.source) => Refusal::Source,
-        None => match site.and_then(|site| mode(site, refused.ifindex)) {
-            Some(0) => Refusal::Source,
-            Some(_) | None => Refusal::ReversePath,
-        },
+        // A kernel with reasons names the reverse path; without them nothing else is left.
+        None if evidence.gives_reasons => Refusal::Source,
+        None => Refusal::ReversePath,
     };
     Some((refused, refusal))
 }

@@ -19,6 +19,9 @@ const MOST_ACTIVE: usize = 65_536;
 /// Most events kept of one journey: a loop of a broken network ends here.
 const MOST_EVENTS: usize = 512;
 
+/// "There is a better router": the packet goes on all the same.
+const ICMP_REDIRECT: u8 = 5;
+
 /// How a journey ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ending {
@@ -94,7 +97,17 @@ impl Journey {
 
     /// The packet was refused: answered with RST or an ICMP error.
     pub fn rejected(&self) -> bool {
-        self.passed(Role::Reset) || self.passed(Role::IcmpError)
+        self.passed(Role::Reset)
+            || self.events.iter().any(|event| {
+                event.role() == Role::IcmpError
+                    && !matches!(
+                        event.detail,
+                        Detail::Icmp {
+                            kind: ICMP_REDIRECT,
+                            ..
+                        }
+                    )
+            })
     }
 
     /// The packet is for many, who may all ignore it.
@@ -385,6 +398,20 @@ mod tests {
                 expected_loss,
                 "{reason:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_redirect_is_no_refusal() {
+        for (kind, failed) in [(3, true), (5, false)] {
+            let mut tracker = Tracker::new(None);
+            let mut ended = Vec::new();
+            tracker.push(event(HookId::Forward, 1, 10, 100), &mut ended);
+            let mut error = event(HookId::IcmpSend, 1, 20, 100);
+            error.detail = Detail::Icmp { kind, code: 1 };
+            tracker.push(error, &mut ended);
+            tracker.finish(&mut ended);
+            assert_eq!(ended[0].failed(), failed, "ICMP type {kind}");
         }
     }
 

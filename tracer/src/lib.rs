@@ -12,6 +12,7 @@ pub mod flow;
 pub mod hook;
 pub mod journey;
 pub mod kernel;
+pub mod kube;
 pub mod node;
 pub mod printer;
 pub mod scenario;

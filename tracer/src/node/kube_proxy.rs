@@ -4,7 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 
-use super::NetnsId;
+use super::{NetnsId, Prefix};
 
 /// A kube-proxy process.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,29 +86,10 @@ impl KubeProxy {
         }
         let mut inside = false;
         for prefix in &self.node_port_addresses {
-            inside |= contains(prefix, address)?;
+            inside |= prefix.parse::<Prefix>().ok()?.contains(address);
         }
         Some(inside)
     }
-}
-
-/// Whether `prefix` (address/length) holds an address; `None` when it is not a prefix.
-fn contains(prefix: &str, address: IpAddr) -> Option<bool> {
-    let (network, length) = prefix.split_once('/')?;
-    let (network, length): (IpAddr, u32) = (network.parse().ok()?, length.parse().ok()?);
-    let bits = |address: IpAddr| match address {
-        IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
-        IpAddr::V6(address) => (address.to_bits(), 128),
-    };
-    let ((network_bits, width), (address_bits, address_width)) = (bits(network), bits(address));
-    if length > width {
-        return None;
-    }
-    if width != address_width {
-        return Some(false);
-    }
-    let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-    Some(network_bits & mask == address_bits & mask)
 }
 
 #[cfg(test)]
@@ -155,6 +136,7 @@ mod tests {
                 "{line}"
             );
         }
-        assert_eq!(contains("0.0.0.0/0", address), Some(true));
+        let every = proxy("kube-proxy --nodeport-addresses=0.0.0.0/0").expect("kube-proxy");
+        assert_eq!(every.node_ports_on(address), Some(true));
     }
 }

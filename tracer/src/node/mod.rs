@@ -38,7 +38,7 @@ pub use kube_proxy::KubeProxy;
 pub use link::{BridgePort, BridgePortState, Link, Mac, OperState};
 pub use namespace::{Directory, NetnsHandle, NetnsId};
 pub use neighbour::{Neighbour, NeighbourState};
-pub use route::{NextHop, Prefix, Route, RouteKind, RouteProtocol};
+pub use route::{NextHop, NotAPrefix, Prefix, Route, RouteKind, RouteProtocol};
 pub use socket::{ListeningSocket, Process, find_owners};
 pub use sysctl::Sysctls;
 

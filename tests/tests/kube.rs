@@ -8,8 +8,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::api_server::rbac::Rules;
 use tests::api_server::{ApiServer, Fault, Options as ServerOptions, Slices};
-use tracer::event::protocol;
+use tracer::event::{Detail, Event, Packet, Transport, Tuple, protocol};
+use tracer::hook::Role;
+use tracer::journey::{Ending, Journey};
+use tracer::kernel::load::DropReasons;
+use tracer::kernel::symbols::Symbols;
 use tracer::kube::{Cluster, ClusterFacts, Freshness, ObjectName, Options, Place, Resource, State};
+use tracer::node::Snapshot;
+use tracer::view::cluster::ClusterView;
+use tracer::view::model::{Clock, JourneyView, Names};
+use tracer::view::text::Style;
 
 /// Long enough for a slow machine; what is waited for comes much sooner.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -593,6 +601,122 @@ fn unusable_configurations_are_said() {
         };
         assert!(why.contains(words), "{why}");
     }
+}
+
+/// A packet of a pod of this node to a service, as IPVS sends it on.
+fn journey() -> Journey {
+    let event = |hook, source: &str, destination: &str, detail| Event {
+        time_ns: 1,
+        skb: 1,
+        netns: Some(1),
+        ifindex: None,
+        length: None,
+        mark: None,
+        hook,
+        detail,
+        packet: Some(Packet {
+            tuple: Tuple {
+                protocol: protocol::TCP,
+                source: source.parse().expect("an address"),
+                destination: destination.parse().expect("an address"),
+            },
+            ip_id: None,
+            transport: Transport::Other,
+        }),
+        not_ip: false,
+    };
+    let chosen = Detail::Connection {
+        real: "10.244.1.5:8080".parse().expect("an address"),
+        forwarding: 0,
+    };
+    let hooks = &tracer::hook::CATALOGUE;
+    let of = |role| {
+        hooks
+            .iter()
+            .find(|hook| hook.role == role)
+            .expect("a hook")
+            .id
+    };
+    Journey {
+        id: 1,
+        events: vec![
+            event(
+                of(Role::LocalIn),
+                "10.244.0.5:40000",
+                "10.96.0.10:80",
+                Detail::None,
+            ),
+            event(
+                of(Role::IpvsConnection),
+                "10.244.0.5:40000",
+                "10.96.0.10:80",
+                chosen,
+            ),
+            event(
+                of(Role::Transmit),
+                "192.0.2.1:40000",
+                "10.244.1.5:8080",
+                Detail::None,
+            ),
+        ],
+        ending: Ending::Transmitted,
+    }
+}
+
+#[test]
+fn journeys_carry_the_names_of_every_leg() {
+    let server = ordinary();
+    let cluster = watching(&server);
+    let facts = until(&cluster, "everything is fresh", all_fresh);
+    let shown = |cluster| {
+        let names = Names {
+            facts: &Snapshot::empty(),
+            reasons: &DropReasons::default(),
+            symbols: &Symbols::default(),
+            clock: Clock::now(),
+            cluster,
+        };
+        let view = JourneyView::new(&journey(), &names).expect("a view");
+        let mut text = Vec::new();
+        tracer::view::text::journey(&mut text, &view, Style { colour: false }, false)
+            .expect("text");
+        String::from_utf8(text).expect("text")
+    };
+    let text = shown(Some(&*facts));
+    for part in [
+        "p/default/web-0 10.244.0.5:40000 → s/default/web:http 10.96.0.10:80 ⇒ p/default/web-1 10.244.1.5:8080",
+        "ipvs: → p/default/web-1 10.244.1.5:8080 (masq)",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    let text = shown(None);
+    assert!(
+        text.contains("10.244.0.5:40000 → 10.96.0.10:80 ⇒ 10.244.1.5:8080"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_state_of_the_facts_is_said_in_words() {
+    let mut server = ordinary();
+    let cluster = watching(&server);
+    until(&cluster, "everything is fresh", all_fresh);
+    let fresh = ClusterView::from(&cluster.state());
+    assert_eq!(fresh.state, "fresh");
+    let words = fresh.words();
+    let part = "v1.31.0 · node node-a · 1 services, 1 endpoints, 1 pods of this node, 2 nodes";
+    assert!(words.contains(part), "{words}");
+    server.stop();
+    until(&cluster, "the trouble shows", |facts| {
+        facts.trouble().is_some()
+    });
+    let stale = ClusterView::from(&cluster.state());
+    assert!(stale.settled() && !stale.says_the_same(&fresh));
+    let words = stale.words();
+    assert!(
+        words.contains("stale since ") && words.contains("refused"),
+        "{words}"
+    );
 }
 
 /// The server answers kubectl as a real one would; skipped where there is no kubectl.

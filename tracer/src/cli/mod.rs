@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::printer::{Format, Show};
 use crate::view::text::Style;
 
+mod cluster;
 mod doctor;
 mod reproduce;
 mod run;
@@ -112,6 +113,9 @@ enum Command {
     Reproduce(reproduce::Arguments),
     /// Explain a cause. Example: tracer why vip-nodeport-unbound
     Why(why::Arguments),
+    /// Facts of the Kubernetes cluster: what is known, and the rights that it needs.
+    /// Example: tracer cluster facts
+    Cluster(cluster::Arguments),
     /// Say what this kernel lets the tracer see, hook by hook, and what is missing.
     Doctor,
 }
@@ -155,6 +159,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),
+        Command::Cluster(arguments) => cluster::run(&arguments, &cli.output),
         Command::Doctor => doctor::run(&cli.output),
     };
     match done {

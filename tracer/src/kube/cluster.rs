@@ -349,7 +349,7 @@ impl Watcher {
     async fn ask(&mut self, address: IpAddr) {
         let now = Instant::now();
         let lately = |asked: &Instant| now.duration_since(*asked) < ASKED_AGAIN;
-        if self.asked.get(&address).is_some_and(lately) || !self.may_be_pod(address) {
+        if self.asked.get(&address).is_some_and(lately) || !self.facts.may_be_unread_pod(address) {
             return;
         }
         if self.asked.len() >= MOST_ASKED {
@@ -365,22 +365,6 @@ impl Watcher {
             self.facts.put_seen(address, pods);
             self.changed();
         }
-    }
-
-    fn may_be_pod(&self, address: IpAddr) -> bool {
-        let mut prefixes = self
-            .facts
-            .nodes()
-            .flat_map(|node| &node.pod_prefixes)
-            .peekable();
-        if prefixes.peek().is_none() {
-            // Some network plug-ins give out addresses without telling the nodes.
-            return match address {
-                IpAddr::V4(address) => address.is_private(),
-                IpAddr::V6(address) => address.is_unique_local(),
-            };
-        }
-        prefixes.any(|prefix| prefix.contains(address))
     }
 
     /// Something is new: it is handed over soon.

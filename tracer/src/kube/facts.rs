@@ -220,6 +220,27 @@ impl ClusterFacts {
         })
     }
 
+    /// Whether a pod may have an address and its object is not known: pods of other nodes are read
+    /// only when they are asked for.
+    pub fn may_be_unread_pod(&self, address: IpAddr) -> bool {
+        let mut known = self.claims(address).peekable();
+        if known.peek().is_some() {
+            return known.any(|claim| match claim {
+                Claim::Pod(pod) => !self.pods.contains_key(pod),
+                Claim::Node(_) | Claim::Service(_) => false,
+            });
+        }
+        let mut prefixes = self.nodes().flat_map(|node| &node.pod_prefixes).peekable();
+        if prefixes.peek().is_none() {
+            // Some network plug-ins give out addresses without telling the nodes.
+            return match address {
+                IpAddr::V4(address) => address.is_private(),
+                IpAddr::V6(address) => address.is_unique_local(),
+            };
+        }
+        prefixes.any(|prefix| prefix.contains(address))
+    }
+
     /// The service of a NodePort.
     pub fn node_port(&self, protocol: u8, port: u16) -> Option<&Service> {
         self.service(self.node_ports.get(&(protocol, port))?)

@@ -3,7 +3,7 @@
 //! Map: `namespace` finds and enters namespaces, `netlink` asks the kernel for a `table`, and one
 //! file per kind of fact (`link`, `address`, `route`, `neighbour`, `ipvs`, `socket`, `sysctl`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
-//! looks things up; `kube_proxy` reads processes instead; `numbered` makes the enumerations.
+//! looks things up; `kube_proxy` and `pod` read processes instead; `numbered` makes the enumerations.
 //!
 //! Invariants:
 //! - A cause never does I/O: it is given a [`Snapshot`]. This module never decides: it has no
@@ -22,6 +22,7 @@ mod namespace;
 mod neighbour;
 mod netlink;
 mod numbered;
+mod pod;
 mod route;
 mod socket;
 mod sysctl;

@@ -1,0 +1,130 @@
+//! The cluster on the command line: options that other commands share, and `tracer cluster`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+
+use super::run::host_name;
+use super::{Exit, Failure, Output};
+use crate::kube::{Cluster, Options, Place, RBAC, State};
+use crate::printer::{Printer, Show};
+use crate::view::cluster::ClusterView;
+
+/// How to find the cluster.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Connection {
+    /// Use no facts of Kubernetes.
+    #[arg(long, conflicts_with_all = ["kubeconfig", "context"])]
+    no_kube: bool,
+    /// Kubeconfig; else KUBECONFIG, ~/.kube/config, or the service account of this pod.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context in it; else its current one.
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// Name of this node; else the node with this machine's host name or one of its addresses.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node: Option<String>,
+}
+
+impl Connection {
+    /// Begins to watch the cluster; `None` when no facts are wanted.
+    pub(super) fn start(&self) -> std::io::Result<Option<Cluster>> {
+        if self.no_kube {
+            return Ok(None);
+        }
+        Cluster::start(Options {
+            place: Place {
+                kubeconfig: self.kubeconfig.clone(),
+                context: self.context.clone(),
+            },
+            node: self.node.clone(),
+            host_name: host_name(),
+            addresses: own_addresses(),
+            ..Options::default()
+        })
+        .map(Some)
+    }
+}
+
+/// Addresses of this namespace; none when they cannot be read.
+fn own_addresses() -> Vec<IpAddr> {
+    let Ok(found) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    found
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let four = address.as_sockaddr_in().map(|found| IpAddr::V4(found.ip()));
+            four.or_else(|| {
+                address
+                    .as_sockaddr_in6()
+                    .map(|found| IpAddr::V6(found.ip()))
+            })
+        })
+        .collect()
+}
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Say what is known of the cluster and how fresh it is. Example: tracer cluster facts --wait 10
+    Facts(Facts),
+    /// Print the least rights that reading the facts needs. Example: tracer cluster rbac | kubectl apply -f -
+    Rbac,
+}
+
+#[derive(Args, Debug)]
+struct Facts {
+    #[command(flatten)]
+    connection: Connection,
+    /// Wait at most this many seconds for everything to be read.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    wait: u64,
+}
+
+pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
+    match &arguments.command {
+        Command::Rbac => {
+            print!("{RBAC}");
+            Ok(Exit::Healthy)
+        }
+        Command::Facts(facts) => show_facts(facts, output),
+    }
+}
+
+fn show_facts(arguments: &Facts, output: &Output) -> Result<Exit, Failure> {
+    let printer = Printer::new(output.printer_format(), Show::Nothing);
+    let Some(cluster) = arguments.connection.start()? else {
+        return Err(Failure::usage("--no-kube leaves nothing to show".into()));
+    };
+    let view = settled(&cluster, Duration::from_secs(arguments.wait));
+    printer.object("kubernetes", &view, &view.words())?;
+    Ok(match view.state {
+        "fresh" => Exit::Healthy,
+        _ => Exit::CannotTrace,
+    })
+}
+
+/// The cluster once everything was read, or after `most`.
+fn settled(cluster: &Cluster, most: Duration) -> ClusterView {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let begun = Instant::now();
+    loop {
+        let state = cluster.state();
+        let view = ClusterView::from(&state);
+        let last_word = matches!(state, State::NotConfigured | State::Unusable(_));
+        if last_word || view.state == "fresh" || begun.elapsed() >= most {
+            return view;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}

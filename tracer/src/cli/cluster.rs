@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::run::host_name;
-use super::{Exit, Failure, Output};
-use crate::kube::{Cluster, Options, Place, RBAC, State};
+use super::{Exit, Failure, Output, need_root};
+use crate::expectation::{Proxy, compare, expected};
+use crate::kube::{Cluster, Options, Place, RBAC, Resource, State};
+use crate::node::{Directory, NetnsFacts, NetnsHandle};
 use crate::printer::{Printer, Show};
 use crate::view::cluster::ClusterView;
 
@@ -78,6 +81,9 @@ pub(super) struct Arguments {
 enum Command {
     /// Say what is known of the cluster and how fresh it is. Example: tracer cluster facts --wait 10
     Facts(Facts),
+    /// Compare what kube-proxy should have made on this node with what IPVS holds.
+    /// Example: tracer cluster differences
+    Differences(Facts),
     /// Print the least rights that reading the facts needs. Example: tracer cluster rbac | kubectl apply -f -
     Rbac,
 }
@@ -98,6 +104,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             Ok(Exit::Healthy)
         }
         Command::Facts(facts) => show_facts(facts, output),
+        Command::Differences(facts) => show_differences(facts, output),
     }
 }
 
@@ -112,6 +119,50 @@ fn show_facts(arguments: &Facts, output: &Output) -> Result<Exit, Failure> {
         "fresh" => Exit::Healthy,
         _ => Exit::CannotTrace,
     })
+}
+
+#[derive(Serialize)]
+struct DifferenceView {
+    difference: String,
+}
+
+fn show_differences(arguments: &Facts, output: &Output) -> Result<Exit, Failure> {
+    need_root("reading IPVS")?;
+    let printer = Printer::new(output.printer_format(), Show::Nothing);
+    let Some(cluster) = arguments.connection.start()? else {
+        return Err(Failure::usage("--no-kube leaves nothing to compare".into()));
+    };
+    let view = settled(&cluster, Duration::from_secs(arguments.wait));
+    let state = cluster.state();
+    let needed = [Resource::Services, Resource::Endpoints, Resource::Nodes];
+    let Some(facts) = state.facts().filter(|facts| facts.fresh(&needed)) else {
+        return Err(Failure::cannot_trace(view.words()));
+    };
+    let Some(proxy) = Proxy::of_cluster(facts) else {
+        return Err(Failure::cannot_trace(
+            "kube-proxy's ConfigMap does not say that it is in ipvs mode on a known node",
+        ));
+    };
+    let node = NetnsFacts::read(&NetnsHandle::current()?, &Directory::default());
+    let Some(ipvs) = &node.ipvs else {
+        return Err(Failure::cannot_trace("this kernel has no IPVS loaded"));
+    };
+    let expected = expected(facts, &node, &proxy);
+    let differences = compare(&expected, ipvs, facts, &proxy);
+    for difference in &differences {
+        let view = DifferenceView {
+            difference: difference.words(),
+        };
+        printer.object("difference", &view, &format!("✗ {}", view.difference))?;
+    }
+    if differences.is_empty() {
+        printer.remark(&format!(
+            "✓ IPVS holds what kube-proxy should have made: {} virtual servers",
+            expected.len()
+        ))?;
+        return Ok(Exit::Healthy);
+    }
+    Ok(Exit::CauseNamed)
 }
 
 /// The cluster once everything was read, or after `most`.

@@ -13,6 +13,8 @@
 
 mod cluster;
 mod connect;
+#[cfg(test)]
+pub(crate) mod constructed;
 mod endpoint;
 mod facts;
 mod name;

@@ -62,7 +62,8 @@ impl NetnsFacts {
         facts
     }
 
-    fn unread(id: NetnsId, name: Option<&str>) -> Self {
+    /// A namespace of which nothing was read.
+    pub fn unread(id: NetnsId, name: Option<&str>) -> Self {
         Self {
             id,
             name: name.map(str::to_owned),

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::printer::{Format, Show};
 use crate::view::text::Style;
 
+mod check;
 mod cluster;
 mod doctor;
 mod reproduce;
@@ -111,6 +112,9 @@ enum Command {
     /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
     /// Example: tracer reproduce vip-nodeport-unbound
     Reproduce(reproduce::Arguments),
+    /// Look over this node without traffic; exit code 1 when something is wrong.
+    /// Example: tracer check --format json
+    Check(check::Arguments),
     /// Explain a cause. Example: tracer why vip-nodeport-unbound
     Why(why::Arguments),
     /// Facts of the Kubernetes cluster: what is known, and the rights that it needs.
@@ -158,6 +162,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
+        Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),
         Command::Cluster(arguments) => cluster::run(&arguments, &cli.output),
         Command::Doctor => doctor::run(&cli.output),

@@ -45,7 +45,7 @@ impl Proxy {
             excluded: configuration
                 .excluded_prefixes
                 .iter()
-                .filter_map(|text| text.parse().ok())
+                .filter_map(|text| Prefix::parse(text))
                 .collect(),
         }
     }
@@ -77,10 +77,10 @@ impl NodePortAddresses {
         {
             return Self::Primary;
         }
-        let Ok(prefixes) = list
+        let Some(prefixes) = list
             .iter()
-            .map(|text| text.parse())
-            .collect::<Result<Vec<Prefix>, _>>()
+            .map(|text| Prefix::parse(text))
+            .collect::<Option<Vec<_>>>()
         else {
             return Self::Unknown;
         };

@@ -69,7 +69,7 @@ impl Node {
             external_ips: of_type("ExternalIP"),
             pod_prefixes: prefixes
                 .iter()
-                .filter_map(|text| text.parse().ok())
+                .filter_map(|text| Prefix::parse(text))
                 .collect(),
             ready: status
                 .conditions

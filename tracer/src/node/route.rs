@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
 
 use netlink_packet_core::{DecodeError, Emitable as _, ParseableParametrized as _};
 use netlink_packet_route::route::{
@@ -74,6 +73,14 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// From `address/length`; `None` when it is not a prefix.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, length) = text.trim().split_once('/')?;
+        let (address, length): (IpAddr, u8) = (address.parse().ok()?, length.parse().ok()?);
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        (length <= width).then_some(Self { address, length })
+    }
+
     /// Whether an address lies in the range; never across address families.
     pub fn contains(&self, address: IpAddr) -> bool {
         let same_leading_bits = |difference: u128, width: u32| {
@@ -94,26 +101,6 @@ impl Prefix {
         }
     }
 }
-
-impl FromStr for Prefix {
-    type Err = NotAPrefix;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (address, length) = text.trim().split_once('/').ok_or(NotAPrefix)?;
-        let address: IpAddr = address.parse().map_err(|_| NotAPrefix)?;
-        let length: u8 = length.parse().map_err(|_| NotAPrefix)?;
-        let width = if address.is_ipv4() { 32 } else { 128 };
-        if length > width {
-            return Err(NotAPrefix);
-        }
-        Ok(Self { address, length })
-    }
-}
-
-/// A text that is not `address/length`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("not an address prefix (address/length)")]
-pub struct NotAPrefix;
 
 impl fmt::Display for Prefix {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

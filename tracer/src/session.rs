@@ -85,6 +85,7 @@ impl Session {
     /// Names addresses by the cluster's facts from now on. Nothing waits for them.
     pub fn watch(&mut self, cluster: Cluster) {
         let state = cluster.state();
+        self.collector.set_cluster(state.facts().cloned());
         self.cluster = Some(Watched {
             facts: state.facts().cloned(),
             said: ClusterView::from(&state),
@@ -106,6 +107,7 @@ impl Session {
             return Ok(());
         };
         watched.facts = state.facts().cloned();
+        self.collector.set_cluster(watched.facts.clone());
         let view = ClusterView::from(&state);
         if view.settled() && !view.says_the_same(&watched.said) {
             self.printer.object("kubernetes", &view, &view.words())?;

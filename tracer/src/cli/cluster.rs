@@ -166,7 +166,7 @@ fn show_differences(arguments: &Facts, output: &Output) -> Result<Exit, Failure>
 }
 
 /// The cluster once everything was read, or after `most`.
-fn settled(cluster: &Cluster, most: Duration) -> ClusterView {
+pub(super) fn settled(cluster: &Cluster, most: Duration) -> ClusterView {
     const PAUSE: Duration = Duration::from_millis(10);
     let begun = Instant::now();
     loop {

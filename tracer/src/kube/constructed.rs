@@ -19,11 +19,25 @@ pub(crate) fn cluster(this_node: &str, objects: &[Value]) -> ClusterFacts {
     facts
 }
 
+/// The same facts with one more object.
+pub(crate) fn add(mut facts: ClusterFacts, object: &Value) -> ClusterFacts {
+    facts.put(read(object));
+    facts
+}
+
 /// Facts with kube-proxy's configuration.
 pub(crate) fn configured(mut facts: ClusterFacts, yaml: &str) -> ClusterFacts {
     let configuration = ProxyConfiguration::parse(yaml).expect("a configuration");
     facts.proxy_configuration = Some(configuration.into());
     facts
+}
+
+impl ClusterFacts {
+    /// The same facts of a server that is away.
+    pub(crate) fn with_trouble(mut self, why: &str) -> Self {
+        self.set_server(Err(why.to_owned()));
+        self
+    }
 }
 
 fn read(object: &Value) -> Object {

@@ -245,16 +245,7 @@ impl Failure<'_> {
     /// The packet asks for something: it opens a TCP connection, or belongs to a protocol without
     /// connections and goes the way that its flow began.
     pub fn is_opening(&self) -> bool {
-        self.direction == Direction::Request
-            && self
-                .packet_at(0)
-                .is_some_and(|packet| match packet.transport {
-                    Transport::Tcp { flags, .. } => {
-                        flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
-                    }
-                    Transport::Udp => true,
-                    Transport::Icmp { .. } | Transport::Other => false,
-                })
+        self.direction == Direction::Request && self.packet_at(0).is_some_and(Packet::opens)
     }
 
     /// The kernel's words for the drop.

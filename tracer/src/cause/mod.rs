@@ -41,6 +41,7 @@ mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod ipvs_stale_connection;
+mod kube_proxy_stale;
 mod martian_source;
 mod masquerade_missing;
 mod mtu_exceeded;
@@ -54,6 +55,7 @@ mod route_blackhole;
 mod rp_filter;
 mod service_no_endpoints;
 mod snat_exhausted;
+mod terminating_endpoint;
 mod ttl_expired;
 mod veth_peer_down;
 mod vip_nodeport_unbound;
@@ -88,9 +90,11 @@ pub struct Cause {
 pub const CATALOGUE: &[Cause] = &[
     vip_nodeport_unbound::CAUSE,
     pod_on_docker0::CAUSE,
+    terminating_endpoint::CAUSE,
     service_no_endpoints::CAUSE,
     endpoint_not_ready::CAUSE,
     etp_local_no_endpoint::CAUSE,
+    kube_proxy_stale::CAUSE,
     ipvs_no_destination::CAUSE,
     ip_forward_off::CAUSE,
     ipv6_forward_off::CAUSE,
@@ -167,6 +171,10 @@ mod tests {
 
     /// One situation for each cause that has one: the node and the packets that it stops.
     const SITUATIONS: &[Situation] = &[
+        (
+            "terminating-endpoint",
+            terminating_endpoint::tests::situation,
+        ),
         (
             "service-no-endpoints",
             service_no_endpoints::tests::situation,

@@ -38,7 +38,12 @@ pub(super) fn refused<'e, 'a>(
         .filter_map(|((protocol, address), failures)| {
             let target = Target {
                 cluster,
-                service: cluster.service_at(protocol, address)?,
+                service: cluster.service_at(protocol, address).or_else(|| {
+                    // A virtual address of the node that the cluster does not know.
+                    let by_ipvs = failures.iter().any(|failure| by_ipvs(failure));
+                    let known = cluster.node_port(protocol, address.port());
+                    known.filter(|_| by_ipvs)
+                })?,
                 protocol,
                 address,
             };
@@ -49,9 +54,14 @@ pub(super) fn refused<'e, 'a>(
 
 /// IPVS had nobody to give the packet to, or a rule refused it.
 fn gave_back(failure: &Failure<'_>) -> bool {
-    failure.journey.passed(Role::IpvsNoDestination)
+    by_ipvs(failure)
         || failure.journey.rejected()
         || failure.dropped_for(&["NETFILTER_DROP"], &["nf_hook_slow"])
+}
+
+/// IPVS had a virtual server for the packet.
+fn by_ipvs(failure: &Failure<'_>) -> bool {
+    failure.journey.passed(Role::IpvsNoDestination)
 }
 
 impl<'a> Target<'a> {
@@ -92,9 +102,7 @@ impl<'a> Target<'a> {
 
 /// What the packet itself proves, and what is missing without it.
 pub(super) fn prove_refusal(diagnosis: Diagnosis, failures: &[&Failure<'_>]) -> Diagnosis {
-    let by_ipvs = failures
-        .iter()
-        .find(|failure| failure.journey.passed(Role::IpvsNoDestination));
+    let by_ipvs = failures.iter().find(|failure| by_ipvs(failure));
     match (by_ipvs, failures.first()) {
         (Some(failure), _) => diagnosis.prove(
             "packet",

@@ -259,11 +259,11 @@ pub(super) mod tests {
     #[test]
     fn a_synced_table_is_no_finding() {
         let healthy = bench(&[("10.244.0.9:8080", 1)]);
-        assert_eq!(healthy.with_evidence(|evidence| audit(evidence)), []);
+        assert_eq!(healthy.with_evidence(audit), []);
         let stale = bench(&[]);
-        assert_eq!(stale.with_evidence(|evidence| audit(evidence)).len(), 1);
+        assert_eq!(stale.with_evidence(audit).len(), 1);
         let mut stale = stale;
         stale.cluster = stale.cluster.map(|facts| facts.with_trouble("away"));
-        assert_eq!(stale.with_evidence(|evidence| audit(evidence)), []);
+        assert_eq!(stale.with_evidence(audit), []);
     }
 }

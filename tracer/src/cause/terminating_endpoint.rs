@@ -440,7 +440,7 @@ pub(super) mod tests {
     #[test]
     fn the_audit_finds_it_without_packets() {
         let bench = situation();
-        let found = bench.with_evidence(|evidence| audit(evidence));
+        let found = bench.with_evidence(audit);
         assert_eq!(found.len(), 1);
         assert!(found[0].diagnosis.summary.contains("192.0.2.77:8080"));
     }

@@ -11,7 +11,7 @@ use super::run::host_name;
 use super::{Exit, Failure, Output, need_root};
 use crate::expectation::{Proxy, compare, expected};
 use crate::kube::{Cluster, Options, Place, RBAC, Resource, State};
-use crate::node::{Directory, NetnsFacts, NetnsHandle};
+use crate::node::{Directory, KubeProxy, NetnsFacts, NetnsHandle, ProxyReport};
 use crate::printer::{Printer, Show};
 use crate::view::cluster::ClusterView;
 
@@ -126,6 +126,50 @@ struct DifferenceView {
     difference: String,
 }
 
+/// A running kube-proxy as shown.
+#[derive(Serialize)]
+struct ReportView {
+    pid: u32,
+    mode: Option<String>,
+    version: Option<String>,
+    healthy: Option<bool>,
+    last_sync: Option<String>,
+    not_said: Vec<String>,
+}
+
+impl ReportView {
+    fn new(proxy: &KubeProxy, report: &ProxyReport) -> Self {
+        Self {
+            pid: proxy.pid,
+            mode: report.mode.clone(),
+            version: report.version.clone(),
+            healthy: report.healthy,
+            last_sync: report.last_sync.clone(),
+            not_said: report
+                .missing
+                .iter()
+                .map(|missing| format!("{}: {}", missing.what, missing.why))
+                .collect(),
+        }
+    }
+}
+
+fn said(proxy: &KubeProxy, report: &ProxyReport) -> String {
+    let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
+    let health = match report.healthy {
+        Some(true) => "healthy",
+        Some(false) => "not healthy",
+        None => "health unknown",
+    };
+    format!(
+        "kube-proxy: process {}, mode {}, version {}, {health}, last sync {}",
+        proxy.pid,
+        known(&report.mode),
+        known(&report.version),
+        known(&report.last_sync)
+    )
+}
+
 fn show_differences(arguments: &Facts, output: &Output) -> Result<Exit, Failure> {
     need_root("reading IPVS")?;
     let printer = Printer::new(output.printer_format(), Show::Nothing);
@@ -138,12 +182,28 @@ fn show_differences(arguments: &Facts, output: &Output) -> Result<Exit, Failure>
     let Some(facts) = state.facts().filter(|facts| facts.fresh(&needed)) else {
         return Err(Failure::cannot_trace(view.words()));
     };
-    let Some(proxy) = Proxy::of_cluster(facts) else {
+    let handle = NetnsHandle::current()?;
+    let running = KubeProxy::running()
+        .into_iter()
+        .find(|proxy| proxy.netns == Some(handle.id()));
+    let proxy = match &running {
+        Some(running) => {
+            let report = ProxyReport::read(running);
+            printer.object(
+                "kube-proxy",
+                &ReportView::new(running, &report),
+                &said(running, &report),
+            )?;
+            Proxy::running(running, &report, facts)
+        }
+        None => Proxy::of_cluster(facts),
+    };
+    let Some(proxy) = proxy else {
         return Err(Failure::cannot_trace(
-            "kube-proxy's ConfigMap does not say that it is in ipvs mode on a known node",
+            "kube-proxy is not known to be in ipvs mode on this node: neither it nor its ConfigMap says so",
         ));
     };
-    let node = NetnsFacts::read(&NetnsHandle::current()?, &Directory::default());
+    let node = NetnsFacts::read(&handle, &Directory::default());
     let Some(ipvs) = &node.ipvs else {
         return Err(Failure::cannot_trace("this kernel has no IPVS loaded"));
     };

@@ -1,7 +1,7 @@
 //! kube-proxy's version and what it was told.
 
-use crate::kube::{ClusterFacts, ProxyConfiguration};
-use crate::node::Prefix;
+use crate::kube::ClusterFacts;
+use crate::node::{KubeProxy, Prefix, ProxyConfiguration, ProxyReport};
 
 /// What decides what kube-proxy makes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,6 +62,38 @@ impl Proxy {
             configuration,
             node.kubelet_version.as_deref(),
         ))
+    }
+
+    /// From a running kube-proxy: its own word first, then its file, its flags, and what the cluster
+    /// knows. `None` when it is not known to be in ipvs mode.
+    pub fn running(
+        proxy: &KubeProxy,
+        report: &ProxyReport,
+        cluster: &ClusterFacts,
+    ) -> Option<Self> {
+        let in_map = cluster.proxy_configuration.as_deref();
+        let configuration = report
+            .configuration
+            .as_ref()
+            // Without a file its flags count, not the ConfigMap.
+            .or_else(|| in_map.filter(|_| proxy.config.is_some()));
+        let mode = report
+            .mode
+            .as_deref()
+            .or_else(|| configuration?.mode.as_deref())
+            .or(proxy.mode.as_deref());
+        if mode != Some("ipvs") {
+            return None;
+        }
+        let of_node = || {
+            let node = cluster.node(cluster.this_node.as_deref()?)?;
+            node.kubelet_version.as_deref()
+        };
+        let version = report.version.as_deref().or_else(of_node);
+        Some(match configuration {
+            Some(configuration) => Self::configured(configuration, version),
+            None => Self::new(version.and_then(minor), &proxy.node_port_addresses),
+        })
     }
 
     /// Whether the version is at least 1.`wanted`; `None` when it is not known.

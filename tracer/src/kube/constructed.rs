@@ -4,7 +4,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::facts::Object;
-use super::{ClusterFacts, NetworkPolicy, Node, Pod, ProxyConfiguration, Resource, Service, Slice};
+use super::{ClusterFacts, NetworkPolicy, Node, Pod, Resource, Service, Slice};
+use crate::node::ProxyConfiguration;
 
 /// Facts of the objects, each with its kind, as this node knows them; every kind is complete.
 pub(crate) fn cluster(this_node: &str, objects: &[Value]) -> ClusterFacts {

@@ -9,9 +9,10 @@ use rpds::{HashTrieMapSync, RedBlackTreeSetSync};
 
 use super::source::{Source, fail};
 use super::{
-    Endpoint, EndpointPort, Freshness, NetworkPolicy, Node, ObjectName, Pod, ProxyConfiguration,
-    Resource, Service, Slice, Trouble,
+    Endpoint, EndpointPort, Freshness, NetworkPolicy, Node, ObjectName, Pod, Resource, Service,
+    Slice, Trouble,
 };
+use crate::node::ProxyConfiguration;
 
 type Table<T> = HashTrieMapSync<ObjectName, Arc<T>>;
 

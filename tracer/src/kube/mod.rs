@@ -21,7 +21,6 @@ mod name;
 mod node;
 mod pod;
 mod policy;
-mod proxy_configuration;
 mod service;
 mod source;
 mod watch;
@@ -34,7 +33,6 @@ pub use name::ObjectName;
 pub use node::Node;
 pub use pod::{Deletion, Pod};
 pub use policy::{NetworkPolicy, Selector};
-pub use proxy_configuration::ProxyConfiguration;
 pub use service::{Service, ServiceKind, ServicePort, TrafficPolicy};
 pub use source::{Freshness, Resource, Trouble};
 

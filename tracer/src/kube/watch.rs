@@ -17,7 +17,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::connect::{EndpointApi, noting, with_causes, words};
 use super::facts::Object;
-use super::{NetworkPolicy, Node, ObjectName, Pod, ProxyConfiguration, Resource, Service, Slice};
+use super::{NetworkPolicy, Node, ObjectName, Pod, Resource, Service, Slice};
+use crate::node::ProxyConfiguration;
 
 /// Where kubeadm puts kube-proxy's configuration, and under which key.
 const PROXY_NAMESPACE: &str = "kube-system";

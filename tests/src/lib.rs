@@ -2,6 +2,7 @@
 //! with its report.
 
 pub mod api_server;
+pub mod cluster;
 pub mod tour;
 
 use std::io::{BufRead as _, BufReader, Read};

@@ -63,6 +63,14 @@ fn list() -> Vec<Test> {
         Test::new("run: lost events are counted", loss_is_counted),
         Test::new("run: programs load with their log on", program_log),
         Test::new("run: capabilities are given up", capabilities_are_dropped),
+        Test::new(
+            "kubernetes: names, and a service without ready endpoints",
+            tests::cluster::endpoint_not_ready,
+        ),
+        Test::new(
+            "kubernetes: IPVS against the cluster's objects",
+            tests::cluster::differences,
+        ),
     ];
     for expectation in EXPECTATIONS {
         tests.push(Test::new(

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tracer_ebpf::hook::HookId;
 
@@ -13,6 +14,7 @@ use crate::event::{Detail, Event};
 use crate::flow::{Flow, Flows};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
+use crate::kube::ClusterFacts;
 use crate::node::{Directory, NetnsHandle, NetnsId, Snapshot};
 
 /// A diagnosis waits this long for the connections that come right behind the first.
@@ -58,6 +60,7 @@ pub struct Collector {
     /// Namespaces that no process and no name leads to.
     held: Vec<NetnsHandle>,
     facts: Snapshot,
+    cluster: Option<Arc<ClusterFacts>>,
     /// Namespaces seen in events.
     seen: BTreeSet<u32>,
     /// Those that the facts were read of.
@@ -81,6 +84,7 @@ impl Collector {
             flows: Flows::default(),
             held,
             facts: Snapshot::empty(),
+            cluster: None,
             seen: BTreeSet::new(),
             asked: BTreeSet::new(),
             ipvs_clients: BTreeMap::new(),
@@ -99,6 +103,11 @@ impl Collector {
     /// The facts last read.
     pub const fn facts(&self) -> &Snapshot {
         &self.facts
+    }
+
+    /// What the cluster is like from now on.
+    pub fn set_cluster(&mut self, cluster: Option<Arc<ClusterFacts>>) {
+        self.cluster = cluster;
     }
 
     /// Journeys under way.
@@ -215,7 +224,8 @@ impl Collector {
         if hurry || self.unread_clients || self.facts_are_old(now_ns) {
             self.read_facts();
         }
-        let mut found = cause::diagnose(&Evidence::new(&self.flows, &self.facts, names));
+        let evidence = Evidence::new(&self.flows, &self.facts, names);
+        let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));
         found.retain(|diagnosis| {
             let key = (diagnosis.code, diagnosis.subject.clone());
             let before = self.given.insert(key, diagnosis.certainty);

@@ -250,6 +250,17 @@ pub mod tcp_flag {
 }
 
 impl Packet {
+    /// It asks for something: it opens a TCP connection, or belongs to UDP, which has none.
+    pub fn opens(&self) -> bool {
+        match self.transport {
+            Transport::Tcp { flags, .. } => {
+                flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
+            }
+            Transport::Udp => true,
+            Transport::Icmp { .. } | Transport::Other => false,
+        }
+    }
+
     /// Parses headers; `network` is where the network header begins.
     fn parse(bytes: &[u8], network: usize) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes.get(network..)?).ok()?;

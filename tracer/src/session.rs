@@ -1,5 +1,6 @@
 //! A live trace: programs, ring buffer, collector and printer put together.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,8 +14,10 @@ use crate::kernel::btf::Btf;
 use crate::kernel::load::{DropReasons, Options, Tracing};
 use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Symbols;
+use crate::kube::{Cluster, ClusterFacts};
 use crate::node::NetnsHandle;
 use crate::printer::Printer;
+use crate::view::cluster::ClusterView;
 use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView, monotonic_ns};
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
@@ -35,6 +38,15 @@ pub struct Session {
     started: Instant,
     attached: Duration,
     printer: Printer,
+    cluster: Option<Watched>,
+}
+
+/// A cluster that is watched beside the trace.
+struct Watched {
+    cluster: Cluster,
+    facts: Option<Arc<ClusterFacts>>,
+    /// What was last said of it.
+    said: ClusterView,
 }
 
 impl Session {
@@ -66,7 +78,64 @@ impl Session {
             attached: started.elapsed(),
             started: Instant::now(),
             printer,
+            cluster: None,
         })
+    }
+
+    /// Names addresses by the cluster's facts from now on. Nothing waits for them.
+    pub fn watch(&mut self, cluster: Cluster) {
+        let state = cluster.state();
+        self.collector.set_cluster(state.facts().cloned());
+        self.cluster = Some(Watched {
+            facts: state.facts().cloned(),
+            said: ClusterView::from(&state),
+            cluster,
+        });
+    }
+
+    /// What is known of the cluster; `None` when none is watched.
+    pub fn cluster(&self) -> Option<&ClusterView> {
+        self.cluster.as_ref().map(|watched| &watched.said)
+    }
+
+    /// Takes news of the cluster; what changes its state is said.
+    fn hear_of_cluster(&mut self) -> anyhow::Result<()> {
+        let Some(watched) = &mut self.cluster else {
+            return Ok(());
+        };
+        let Some(state) = watched.cluster.news() else {
+            return Ok(());
+        };
+        watched.facts = state.facts().cloned();
+        self.collector.set_cluster(watched.facts.clone());
+        let view = ClusterView::from(&state);
+        if view.settled() && !view.says_the_same(&watched.said) {
+            self.printer.object("kubernetes", &view, &view.words())?;
+            watched.said = view;
+        }
+        Ok(())
+    }
+
+    /// Has the pods read that a journey met and that are on other nodes.
+    fn want_pods(&self, journey: &Journey) {
+        let Some(Watched {
+            cluster,
+            facts: Some(facts),
+            ..
+        }) = &self.cluster
+        else {
+            return;
+        };
+        for tuple in [journey.first_tuple(), journey.last_tuple()]
+            .into_iter()
+            .flatten()
+        {
+            for address in [tuple.source.ip(), tuple.destination.ip()] {
+                if facts.may_be_unread_pod(address) {
+                    cluster.want(address);
+                }
+            }
+        }
     }
 
     /// The programs at work.
@@ -132,6 +201,7 @@ impl Session {
 
     fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
         self.tracing.flush_program_log();
+        self.hear_of_cluster()?;
         let mut ended = Vec::new();
         let collector = &mut self.collector;
         self.ring.drain(BATCH, |raw| {
@@ -170,8 +240,13 @@ impl Session {
                 reasons: &self.reasons,
                 symbols: &self.read_symbols,
                 clock: self.clock,
+                cluster: self
+                    .cluster
+                    .as_ref()
+                    .and_then(|watched| watched.facts.as_deref()),
             };
             for journey in ended.iter().filter(|journey| self.printer.wants(journey)) {
+                self.want_pods(journey);
                 if let Some(view) = JourneyView::new(journey, &names) {
                     self.printer.journey(&view)?;
                 }
@@ -227,6 +302,10 @@ impl Session {
             reasons: &self.reasons,
             symbols: &self.read_symbols,
             clock: self.clock,
+            cluster: self
+                .cluster
+                .as_ref()
+                .and_then(|watched| watched.facts.as_deref()),
         };
         let mut drops = std::collections::BTreeMap::<String, u64>::new();
         for (&(reason, location), &count) in &counts.drops {

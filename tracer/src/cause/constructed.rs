@@ -11,6 +11,7 @@ use crate::flow::Flows;
 use crate::journey::{Ending, Journey, Tracker};
 use crate::kernel::load::DropReasons;
 use crate::kernel::symbols::Symbols;
+use crate::kube::ClusterFacts;
 use crate::node::{
     Address, ForwardingMethod, Link, ListeningSocket, Neighbour, NeighbourState, NetnsFacts,
     NetnsId, Prefix, RealServer, Route, RouteKind, RouteProtocol, Scope, Snapshot, Sysctls,
@@ -36,6 +37,7 @@ pub(super) fn at(text: &str) -> SocketAddr {
 pub(super) struct Bench {
     flows: Flows,
     pub(super) facts: Snapshot,
+    pub(super) cluster: Option<ClusterFacts>,
     reasons: Vec<String>,
     functions: Vec<String>,
     next: u64,
@@ -75,6 +77,7 @@ pub(super) fn node() -> Bench {
     let mut bench = Bench {
         flows: Flows::bounded(1 << 20),
         facts: Snapshot::empty(),
+        cluster: None,
         reasons: Vec::new(),
         functions: Vec::new(),
         next: 1,
@@ -302,14 +305,12 @@ impl Bench {
         for (index, name) in self.functions.iter().enumerate() {
             symbols.insert(0x1000 * (index as u64 + 1), name);
         }
-        ask(&Evidence::new(
-            &self.flows,
-            &self.facts,
-            DropNames {
-                reasons: &reasons,
-                symbols: &symbols,
-            },
-        ))
+        let names = DropNames {
+            reasons: &reasons,
+            symbols: &symbols,
+        };
+        let evidence = Evidence::new(&self.flows, &self.facts, names);
+        ask(&evidence.with_cluster(self.cluster.as_ref()))
     }
 }
 

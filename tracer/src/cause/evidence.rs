@@ -10,6 +10,7 @@ use crate::hook::Role;
 use crate::journey::{Ending, Journey};
 use crate::kernel::load::DropReasons;
 use crate::kernel::symbols::Symbols;
+use crate::kube::ClusterFacts;
 use crate::node::{NetnsId, Snapshot};
 
 /// Names for what the kernel gives as numbers.
@@ -48,6 +49,8 @@ pub struct Evidence<'a> {
     pub flows: &'a Flows,
     /// What the node was like, and when.
     pub facts: &'a Snapshot,
+    /// What the cluster was like, and how fresh that is.
+    pub cluster: Option<&'a ClusterFacts>,
     /// Journeys that did not arrive, by the order of their flows.
     failures: Vec<Failure<'a>>,
     /// Flows whose opening was repeated and never answered, in order.
@@ -85,6 +88,7 @@ impl<'a> Evidence<'a> {
         Self {
             flows,
             facts,
+            cluster: None,
             failures,
             gives_reasons: !names.reasons.is_empty(),
             stalled: ordered
@@ -98,6 +102,13 @@ impl<'a> Evidence<'a> {
                 .collect(),
             flows_to,
         }
+    }
+
+    /// The same with what is known of the cluster.
+    #[must_use]
+    pub const fn with_cluster(mut self, cluster: Option<&'a ClusterFacts>) -> Self {
+        self.cluster = cluster;
+        self
     }
 
     /// Journeys that did not arrive.
@@ -237,16 +248,7 @@ impl Failure<'_> {
     /// The packet asks for something: it opens a TCP connection, or belongs to a protocol without
     /// connections and goes the way that its flow began.
     pub fn is_opening(&self) -> bool {
-        self.direction == Direction::Request
-            && self
-                .packet_at(0)
-                .is_some_and(|packet| match packet.transport {
-                    Transport::Tcp { flags, .. } => {
-                        flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
-                    }
-                    Transport::Udp => true,
-                    Transport::Icmp { .. } | Transport::Other => false,
-                })
+        self.direction == Direction::Request && self.packet_at(0).is_some_and(Packet::opens)
     }
 
     /// The kernel's words for the drop.

@@ -22,6 +22,7 @@ mod constructed;
 
 mod bridging;
 mod confirm;
+mod service;
 mod source_check;
 mod unnatted;
 mod vip_nodeport_audit;
@@ -33,11 +34,14 @@ mod bridge_port_blocked;
 mod conntrack_full;
 mod conntrack_insert_clash;
 mod dns_stale_conntrack;
+mod endpoint_not_ready;
+mod etp_local_no_endpoint;
 mod hairpin_off;
 mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod ipvs_stale_connection;
+mod kube_proxy_stale;
 mod martian_source;
 mod masquerade_missing;
 mod mtu_exceeded;
@@ -49,7 +53,9 @@ mod pod_on_docker0;
 mod receive_buffer_full;
 mod route_blackhole;
 mod rp_filter;
+mod service_no_endpoints;
 mod snat_exhausted;
+mod terminating_endpoint;
 mod ttl_expired;
 mod veth_peer_down;
 mod vip_nodeport_unbound;
@@ -84,6 +90,11 @@ pub struct Cause {
 pub const CATALOGUE: &[Cause] = &[
     vip_nodeport_unbound::CAUSE,
     pod_on_docker0::CAUSE,
+    terminating_endpoint::CAUSE,
+    service_no_endpoints::CAUSE,
+    endpoint_not_ready::CAUSE,
+    etp_local_no_endpoint::CAUSE,
+    kube_proxy_stale::CAUSE,
     ipvs_no_destination::CAUSE,
     ip_forward_off::CAUSE,
     ipv6_forward_off::CAUSE,
@@ -160,6 +171,19 @@ mod tests {
 
     /// One situation for each cause that has one: the node and the packets that it stops.
     const SITUATIONS: &[Situation] = &[
+        (
+            "terminating-endpoint",
+            terminating_endpoint::tests::situation,
+        ),
+        (
+            "service-no-endpoints",
+            service_no_endpoints::tests::situation,
+        ),
+        ("endpoint-not-ready", endpoint_not_ready::tests::situation),
+        (
+            "etp-local-no-endpoint",
+            etp_local_no_endpoint::tests::situation,
+        ),
         ("ipvs-no-destination", ipvs_no_destination::tests::situation),
         ("ip-forward-off", ip_forward_off::tests::situation),
         ("ipv6-forward-off", ipv6_forward_off::tests::situation),

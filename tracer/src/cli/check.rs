@@ -1,13 +1,18 @@
 //! `tracer check`: looks over this node without traffic.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use clap::Args;
 use serde::Serialize;
 
+use super::cluster::{Connection, settled};
 use super::{Exit, Failure, Output};
 use crate::cause::{self, DropNames, Evidence, Severity};
 use crate::flow::Flows;
 use crate::kernel::load::DropReasons;
 use crate::kernel::symbols::Symbols;
+use crate::kube::{Cluster, State};
 use crate::node::{Directory, Missing, Snapshot};
 use crate::printer::{Printer, Show};
 
@@ -17,7 +22,12 @@ pub(super) struct Arguments {
     /// Look only over these network namespaces, by name or inode number; without it over all.
     #[arg(long = "netns", value_name = "NAME")]
     netns: Vec<String>,
+    #[command(flatten)]
+    connection: Connection,
 }
+
+/// How long the cluster is waited for.
+const CLUSTER: Duration = Duration::from_secs(5);
 
 /// Namespaces that are looked over at most; a node has one for each pod.
 const MOST_NAMESPACES: usize = 1024;
@@ -32,6 +42,7 @@ struct CheckView {
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     let printer = Printer::new(output.printer_format(), Show::Nothing);
+    let cluster = arguments.connection.start()?;
     let directory = Directory::find();
     let wanted = |name: Option<&str>, number: u32| {
         arguments.netns.is_empty()
@@ -59,7 +70,11 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         reasons: &reasons,
         symbols: &symbols,
     };
-    let findings = cause::audit(&Evidence::new(&flows, &facts, names));
+    let cluster_view = cluster.as_ref().map(|cluster| settled(cluster, CLUSTER));
+    let state = cluster.as_ref().map(Cluster::state);
+    let known = state.as_ref().and_then(State::facts);
+    let evidence = Evidence::new(&flows, &facts, names);
+    let findings = cause::audit(&evidence.with_cluster(known.map(Arc::as_ref)));
     for finding in &findings {
         printer.finding(finding)?;
     }
@@ -72,6 +87,12 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let mut unread = unread(&facts);
     if left_out > 0 {
         unread.push(format!("{left_out} more network namespaces"));
+    }
+    if let Some(view) = cluster_view
+        && view.settled()
+        && !matches!(view.state, "none" | "fresh")
+    {
+        unread.push(view.words());
     }
     let view = CheckView {
         namespaces: facts.namespaces.len(),

@@ -10,6 +10,7 @@ use crate::printer::{Format, Show};
 use crate::view::text::Style;
 
 mod check;
+mod cluster;
 mod doctor;
 mod reproduce;
 mod run;
@@ -116,6 +117,9 @@ enum Command {
     Check(check::Arguments),
     /// Explain a cause. Example: tracer why vip-nodeport-unbound
     Why(why::Arguments),
+    /// Facts of the Kubernetes cluster: what is known, and the rights that it needs.
+    /// Example: tracer cluster facts
+    Cluster(cluster::Arguments),
     /// Say what this kernel lets the tracer see, hook by hook, and what is missing.
     Doctor,
 }
@@ -160,6 +164,7 @@ pub fn main() -> ExitCode {
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),
+        Command::Cluster(arguments) => cluster::run(&arguments, &cli.output),
         Command::Doctor => doctor::run(&cli.output),
     };
     match done {

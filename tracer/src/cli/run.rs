@@ -5,11 +5,13 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
+use super::cluster::Connection;
 use super::{Exit, Failure, Output, need_root, runtime};
 use crate::kernel::load::{Options, Tier, Tracing};
 use crate::kernel::privilege;
 use crate::printer::{Printer, Show};
 use crate::session::Session;
+use crate::view::cluster::ClusterView;
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -26,6 +28,8 @@ pub(super) struct Arguments {
     /// Print what the kernel programs themselves say about trouble.
     #[arg(long)]
     program_log: bool,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 fn buffer(text: &str) -> Result<u32, String> {
@@ -52,6 +56,10 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
         privilege::drop_unneeded()?;
+        // Its thread begins with the few capabilities that are left.
+        if let Some(cluster) = arguments.connection.start()? {
+            session.watch(cluster);
+        }
         let ready = ready(&session);
         let words = ready.words();
         session.printer().object("ready", &ready, &words)?;
@@ -103,6 +111,7 @@ struct ReadyView {
     probes: Vec<(&'static str, usize)>,
     attached_seconds: f64,
     not_seen: Vec<String>,
+    kubernetes: Option<ClusterView>,
 }
 
 fn ready(session: &Session) -> ReadyView {
@@ -124,6 +133,7 @@ fn ready(session: &Session) -> ReadyView {
             .collect(),
         attached_seconds: session.attached_in().as_secs_f64(),
         not_seen: blind_spots(tracing),
+        kubernetes: session.cluster().cloned(),
     }
 }
 
@@ -137,11 +147,14 @@ impl ReadyView {
             .map(|(tier, count)| format!("{count} {tier}"))
             .collect();
         let mut text = format!(
-            "tracing {} · kernel {} · {probes} probes ({}) attached in {:.1} s · Ctrl-C stops",
+            "tracing {} · kernel {} · {probes} probes ({}) attached in {:.1} s · {} · Ctrl-C stops",
             self.host,
             self.kernel,
             tiers.join(", "),
-            self.attached_seconds
+            self.attached_seconds,
+            self.kubernetes
+                .as_ref()
+                .map_or_else(|| "Kubernetes: no".to_owned(), ClusterView::words)
         );
         for blind in &self.not_seen {
             text += &format!("\nnot seen: {blind}");
@@ -170,7 +183,7 @@ fn blind_spots(tracing: &Tracing) -> Vec<String> {
 }
 
 /// The machine's name.
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     nix::sys::utsname::uname().map_or_else(
         |_| "this machine".into(),
         |name| name.nodename().to_string_lossy().into_owned(),

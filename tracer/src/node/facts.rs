@@ -59,7 +59,9 @@ impl NetnsFacts {
     /// Reads everything about a namespace; what cannot be read is in `missing`. The directory
     /// tells in which namespaces the peers of its links are.
     pub fn read(handle: &NetnsHandle, directory: &Directory) -> Self {
-        let mut facts = Self::unread(handle.id(), handle.name());
+        // What a container runtime calls a namespace says nothing to a person.
+        let pod = directory.pod(handle.id());
+        let mut facts = Self::unread(handle.id(), pod.as_deref().or(handle.name()));
         if let Err(error) = handle.run(|| facts.fill(directory)) {
             let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
             facts.missing.push(Missing {

@@ -4,7 +4,9 @@
 //! file per kind of fact (`link`, `address`, `route`, `policy_rule`, `neighbour`, `fdb`, `ipvs`,
 //! `ipvs_connection`, `conntrack`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
-//! looks things up; `kube_proxy` and `component` read processes instead, `cni` files; `numbered` makes the enumerations.
+//! looks things up; `kube_proxy`, `proxy_report`,
+//! `component` and `pod` read processes instead, `cni` files; `numbered` makes
+//! the enumerations.
 //!
 //! Invariants:
 //! - A cause never does I/O: it is given a [`Snapshot`]. This module never decides: it has no
@@ -29,7 +31,10 @@ mod namespace;
 mod neighbour;
 mod netlink;
 mod numbered;
+mod pod;
 mod policy_rule;
+mod proxy_configuration;
+mod proxy_report;
 mod route;
 mod socket;
 mod sysctl;
@@ -56,6 +61,8 @@ pub use link::{BridgePort, BridgePortState, Link, Mac, OperState};
 pub use namespace::{Directory, NetnsHandle, NetnsId};
 pub use neighbour::{Neighbour, NeighbourState};
 pub use policy_rule::{PolicyRule, RuleAction};
+pub use proxy_configuration::ProxyConfiguration;
+pub use proxy_report::ProxyReport;
 pub use route::{NextHop, Prefix, Route, RouteKind, RouteProtocol};
 pub use socket::{ListeningSocket, Process, find_owners};
 pub use sysctl::Sysctls;

@@ -13,6 +13,8 @@ use std::thread;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs, statfs};
 
+use super::pod::pod_of;
+
 /// A network namespace: the inode number of its file, the same number that the kernel side reads.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NetnsId(pub u32);
@@ -118,6 +120,8 @@ fn namespace_id(metadata: &fs::Metadata) -> io::Result<NetnsId> {
 pub struct Directory {
     found: BTreeMap<NetnsId, Found>,
     held: BTreeMap<NetnsId, NetnsHandle>,
+    /// The namespace of process 1, the node's.
+    own: Option<NetnsId>,
 }
 
 #[derive(Clone, Default, Debug)]
@@ -160,6 +164,9 @@ impl Directory {
             }
         }
         let proc = root.join("proc");
+        directory.own = fs::metadata(proc.join("1/ns/net"))
+            .and_then(|metadata| namespace_id(&metadata))
+            .ok();
         for pid in process_ids(&proc) {
             if let Some(found) = directory.found_at(&proc.join(format!("{pid}/ns/net")))
                 && found.processes.len() < PROCESSES_PER_NAMESPACE
@@ -197,6 +204,16 @@ impl Directory {
     /// Some of the processes in a namespace, lowest pid first.
     pub fn processes(&self, id: NetnsId) -> &[u32] {
         self.found.get(&id).map_or(&[], |found| &found.processes)
+    }
+
+    /// The pod that a namespace belongs to, by its processes; pods that share the node's do not own it.
+    pub(super) fn pod(&self, id: NetnsId) -> Option<String> {
+        if self.own == Some(id) {
+            return None;
+        }
+        self.processes(id)
+            .iter()
+            .find_map(|pid| pod_of(Path::new("/"), *pid))
     }
 
     /// Opens a namespace; `None` when it is not known or no longer there.

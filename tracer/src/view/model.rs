@@ -1,5 +1,6 @@
 //! The view model: one journey, one diagnosis, one summary, as they are shown.
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -11,7 +12,8 @@ use crate::hook::Role;
 use crate::journey::{Ending, Journey};
 use crate::kernel::load::DropReasons;
 use crate::kernel::symbols::Symbols;
-use crate::node::{NetnsId, Snapshot};
+use crate::kube::{Claim, ClusterFacts};
+use crate::node::{NetnsFacts, NetnsId, Snapshot};
 
 /// Turns the kernel's clock into the wall clock.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +57,12 @@ pub struct Names<'a> {
     pub symbols: &'a Symbols,
     /// Times.
     pub clock: Clock,
+    /// Services, pods and nodes, where a cluster is known.
+    pub cluster: Option<&'a ClusterFacts>,
 }
+
+/// Addresses of a namespace that are looked up to name it: service addresses come last, in thousands.
+const LOOKED_UP: usize = 64;
 
 impl Names<'_> {
     /// A device's name, or its number where no fact names it.
@@ -66,12 +73,38 @@ impl Names<'_> {
             .map_or_else(|| format!("if{ifindex}"), |link| link.name.clone())
     }
 
-    /// A namespace's name, or its inode number.
+    /// A namespace's name: its pod or node, else what its file is called, else its inode number.
     pub fn namespace(&self, netns: u32) -> String {
-        self.facts
-            .namespace(NetnsId(netns))
-            .and_then(|facts| facts.name.clone())
+        let facts = self.facts.namespace(NetnsId(netns));
+        facts
+            .and_then(|facts| self.owner(facts))
+            .or_else(|| facts?.name.clone())
             .unwrap_or_else(|| format!("netns {netns}"))
+    }
+
+    /// The pod or node whose addresses a namespace carries.
+    fn owner(&self, facts: &NetnsFacts) -> Option<String> {
+        let cluster = self.cluster?;
+        facts.addresses.iter().take(LOOKED_UP).find_map(|found| {
+            match cluster.claims(found.address).next()? {
+                Claim::Node(name) => Some(format!("n/{name}")),
+                Claim::Pod(name) => Some(format!("p/{name}")),
+                Claim::Service(_) => None,
+            }
+        })
+    }
+
+    /// What people call an address and port: `s/namespace/service:port`, `p/namespace/pod`, `n/node`.
+    pub fn endpoint(&self, protocol: u8, address: SocketAddr) -> Option<String> {
+        self.cluster?.name(protocol, address)
+    }
+
+    /// An address and port, its name before it where it has one.
+    pub fn named(&self, protocol: u8, address: SocketAddr) -> String {
+        named(
+            self.endpoint(protocol, address).as_deref(),
+            &address.to_string(),
+        )
     }
 
     /// A drop: the kernel's reason, else the function that dropped.
@@ -90,6 +123,11 @@ impl Names<'_> {
     }
 }
 
+/// An address with its name before it.
+pub(super) fn named(name: Option<&str>, address: &str) -> String {
+    name.map_or_else(|| address.to_owned(), |name| format!("{name} {address}"))
+}
+
 /// A finished journey as shown.
 #[derive(Clone, Debug, Serialize)]
 pub struct JourneyView {
@@ -101,10 +139,16 @@ pub struct JourneyView {
     pub protocol: String,
     /// Source as first seen.
     pub source: String,
+    /// The source's name in the cluster.
+    pub source_name: Option<String>,
     /// Destination as first seen.
     pub destination: String,
+    /// The destination's name in the cluster.
+    pub destination_name: Option<String>,
     /// Destination after NAT, where it differs.
     pub real_destination: Option<String>,
+    /// Its name in the cluster.
+    pub real_destination_name: Option<String>,
     /// True when it arrived, false when it was lost or refused, unknown otherwise.
     pub arrived: Option<bool>,
     /// First to last sight, microseconds.
@@ -126,14 +170,17 @@ impl JourneyView {
             .iter()
             .find_map(|event| event.packet.as_ref())?;
         let (first, last) = (journey.first_tuple()?, journey.last_tuple()?);
+        let changed = (last.destination != first.destination).then_some(last.destination);
         Some(Self {
             id: journey.id,
             time: time_of_day(names.clock.wall(journey.start_ns())),
             protocol: protocol_words(packet),
             source: first.source.to_string(),
+            source_name: names.endpoint(first.protocol, first.source),
             destination: first.destination.to_string(),
-            real_destination: (last.destination != first.destination)
-                .then(|| last.destination.to_string()),
+            destination_name: names.endpoint(first.protocol, first.destination),
+            real_destination: changed.map(|real| real.to_string()),
+            real_destination_name: changed.and_then(|real| names.endpoint(last.protocol, real)),
             arrived: arrived(journey),
             duration_us: journey.duration_ns() / 1000,
             ending: ending(journey, names),
@@ -253,7 +300,7 @@ fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> String {
     }
 }
 
-fn time_of_day(time: SystemTime) -> String {
+pub(super) fn time_of_day(time: SystemTime) -> String {
     let since = time
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();

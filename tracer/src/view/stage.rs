@@ -72,13 +72,13 @@ impl Builder<'_> {
                 let scheduler = self
                     .scheduler(journey)
                     .map_or_else(String::new, |name| format!("{name} "));
-                self.step(
-                    event,
-                    format!(
-                        "ipvs: {scheduler}→ {real} ({})",
-                        forwarding_method(*forwarding)
-                    ),
+                let protocol = event.packet.as_ref().map(|packet| packet.tuple.protocol);
+                let real = protocol.map_or_else(
+                    || real.to_string(),
+                    |protocol| self.names.named(protocol, *real),
                 );
+                let method = forwarding_method(*forwarding);
+                self.step(event, format!("ipvs: {scheduler}→ {real} ({method})"));
             }
             (_, Role::IpvsTransmit) if !journey.passed(Role::IpvsConnection) => {
                 self.step(event, "ipvs: known connection".into());
@@ -147,10 +147,14 @@ impl Builder<'_> {
         };
         let mut changes = Vec::new();
         if before.tuple.source != after.tuple.source {
-            changes.push(format!("snat {}", after.tuple.source));
+            let source = self.names.named(after.tuple.protocol, after.tuple.source);
+            changes.push(format!("snat {source}"));
         }
         if before.tuple.destination != after.tuple.destination {
-            changes.push(format!("dnat {}", after.tuple.destination));
+            let destination = self
+                .names
+                .named(after.tuple.protocol, after.tuple.destination);
+            changes.push(format!("dnat {destination}"));
         }
         if changes.is_empty() {
             return;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::model::{DiagnosisView, JourneyView, SummaryView};
+use super::model::{DiagnosisView, JourneyView, SummaryView, named};
 
 /// Colours, or none.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +42,16 @@ pub fn journey(
     let real = view
         .real_destination
         .as_ref()
-        .map_or_else(String::new, |real| format!(" ⇒ {real}"));
+        .map_or_else(String::new, |real| {
+            format!(" ⇒ {}", named(view.real_destination_name.as_deref(), real))
+        });
     let head = format!(
         "{} #{} {} {} → {}{real}",
-        view.time, view.id, view.protocol, view.source, view.destination
+        view.time,
+        view.id,
+        view.protocol,
+        named(view.source_name.as_deref(), &view.source),
+        named(view.destination_name.as_deref(), &view.destination)
     );
     let mark = match view.arrived {
         Some(true) => style.paint(GREEN, "✓"),

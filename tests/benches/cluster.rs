@@ -1,0 +1,194 @@
+//! Facts of a large cluster: how long the first list takes, what it costs in memory, and how soon a
+//! change is seen. `cargo bench -p tests --bench cluster`; fails when a limit is broken.
+//!
+//! The API server runs in a process of its own, so that its memory does not count.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use tests::api_server::{ApiServer, Options as ServerOptions};
+use tracer::kube::{Cluster, ClusterFacts, ObjectName, Options, Place, Resource};
+
+const SERVICES: usize = 5_000;
+const ENDPOINTS: usize = 50_000;
+const PODS: usize = 500;
+const NODE: &str = "node-0";
+/// Set in the process that is the server.
+const SERVER: &str = "CLUSTER_BENCH_SERVER";
+
+const MOST_LIST: Duration = Duration::from_secs(3);
+const MOST_MEMORY_MIB: f64 = 300.0;
+const MOST_CHANGE: Duration = Duration::from_millis(100);
+/// How often a change is timed.
+const CHANGES: usize = 20;
+
+fn main() -> ExitCode {
+    let done = if std::env::var_os(SERVER).is_some() {
+        serve()
+    } else {
+        measure()
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The server: says where its kubeconfig is, then makes a change for every line it is given.
+fn serve() -> anyhow::Result<()> {
+    let server = ApiServer::start(ServerOptions::default())?;
+    fill(&server);
+    println!("{}", server.kubeconfig().display());
+    std::io::stdout().flush()?;
+    for line in std::io::stdin().lines() {
+        server.put("endpointslices", slice(0, line? == "ready"));
+    }
+    Ok(())
+}
+
+fn fill(server: &ApiServer) {
+    for number in 0..100 {
+        server.put(
+            "nodes",
+            json!({"metadata": {"name": format!("node-{number}")},
+                "spec": {"podCIDRs": [format!("10.{}.0.0/16", 100 + number)]},
+                "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{number}")}]}}),
+        );
+    }
+    for number in 0..SERVICES {
+        let address = format!("10.96.{}.{}", number / 250, number % 250);
+        server.put(
+            "services",
+            json!({"metadata": metadata(&format!("service-{number}"), json!({})),
+                "spec": {"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "selector": {"app": "x"},
+                    "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}]}}),
+        );
+        server.put("endpointslices", slice(number, true));
+    }
+    for number in 0..PODS {
+        let address = format!("10.100.{}.{}", number / 250, number % 250);
+        server.put(
+            "pods",
+            json!({"metadata": metadata(&format!("pod-{number}"), json!({"app": "x"})),
+                "spec": {"nodeName": NODE, "containers": [{"name": "main", "image": "registry.example/app:1", "env": [
+                    {"name": "A", "value": "1"}, {"name": "B", "value": "2"}]}]},
+                "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+                    "conditions": [{"type": "Ready", "status": "True"}]}}),
+        );
+    }
+}
+
+/// Metadata with what real objects carry and nobody here needs.
+fn metadata(name: &str, labels: Value) -> Value {
+    json!({"namespace": "default", "name": name, "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z",
+        "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "x".repeat(600)},
+        "managedFields": [{"manager": "kube-controller-manager", "operation": "Update", "apiVersion": "v1",
+            "time": "2026-01-01T00:00:00Z", "fieldsType": "FieldsV1",
+            "fieldsV1": {"f:spec": {"f:ports": {"f:name": {}, "f:port": {}}}}}]})
+}
+
+fn slice(service: usize, ready: bool) -> Value {
+    let each = ENDPOINTS / SERVICES;
+    let endpoints: Vec<Value> = (0..each)
+        .map(|number| {
+            let number = service * each + number;
+            let address = format!("10.{}.{}.{}", 100 + number / 62_500, number / 250 % 250, number % 250);
+            json!({"addresses": [address], "nodeName": format!("node-{}", number % 100),
+                "conditions": {"ready": ready, "serving": ready, "terminating": false},
+                "targetRef": {"kind": "Pod", "namespace": "default", "name": format!("app-{number}-abcde"), "uid": "u"}})
+        })
+        .collect();
+    let name = format!("service-{service}");
+    json!({"metadata": metadata(&format!("{name}-x7k2p"), json!({"kubernetes.io/service-name": name})),
+        "addressType": "IPv4", "ports": [{"name": "http", "protocol": "TCP", "port": 8080}], "endpoints": endpoints})
+}
+
+fn measure() -> anyhow::Result<()> {
+    let mut server = Command::new(std::env::current_exe()?)
+        .env(SERVER, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut commands = server.stdin.take().context("no way to the server")?;
+    let mut place = String::new();
+    BufReader::new(server.stdout.take().context("no way from the server")?)
+        .read_line(&mut place)?;
+    let before = memory_mib("VmRSS")?;
+    let begun = Instant::now();
+    let cluster = Cluster::start(Options {
+        place: Place {
+            kubeconfig: Some(PathBuf::from(place.trim())),
+            context: None,
+        },
+        host_name: NODE.into(),
+        ..Options::default()
+    })?;
+    until(&cluster, |facts| facts.fresh(&Resource::ALL))?;
+    let listed = begun.elapsed();
+    let service = ObjectName::new("default", "service-0");
+    let mut changes = Vec::new();
+    for number in 0..CHANGES {
+        let ready = number % 2 == 1;
+        let begun = Instant::now();
+        writeln!(commands, "{}", if ready { "ready" } else { "not" })?;
+        until(&cluster, |facts| {
+            facts
+                .endpoints_of(&service)
+                .all(|(endpoint, _)| endpoint.ready == ready)
+        })?;
+        changes.push(begun.elapsed());
+    }
+    changes.sort_unstable();
+    let slowest = changes.last().copied().unwrap_or_default();
+    let (peak, settled) = (memory_mib("VmHWM")?, memory_mib("VmRSS")?);
+    // The server ends with the pipe.
+    drop(commands);
+    server.wait()?;
+    println!(
+        "{SERVICES} services, {ENDPOINTS} endpoints, {PODS} pods: listed in {:.2} s; memory {settled:.0} MiB (peak {peak:.0}, before {before:.0}); change seen in {:.0} ms (median), {:.0} ms (slowest of {CHANGES})",
+        listed.as_secs_f64(),
+        changes[CHANGES / 2].as_secs_f64() * 1e3,
+        slowest.as_secs_f64() * 1e3
+    );
+    ensure!(listed < MOST_LIST, "listing took longer than {MOST_LIST:?}");
+    ensure!(peak < MOST_MEMORY_MIB, "more than {MOST_MEMORY_MIB} MiB");
+    ensure!(
+        slowest < MOST_CHANGE,
+        "a change took longer than {MOST_CHANGE:?}"
+    );
+    Ok(())
+}
+
+fn until(cluster: &Cluster, so: impl Fn(&ClusterFacts) -> bool) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while !cluster.state().facts().is_some_and(|facts| so(facts)) {
+        ensure!(
+            begun.elapsed() < Duration::from_secs(60),
+            "in vain: {:?}",
+            cluster
+                .state()
+                .facts()
+                .map(|facts| facts.trouble().cloned())
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// A line of /proc/self/status, MiB.
+fn memory_mib(field: &str) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+        .context("no such field")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}

@@ -1,0 +1,261 @@
+//! `etp-local-no-endpoint`: `externalTrafficPolicy: Local`, and no endpoint on this node.
+//!
+//! Source: kube-proxy up to 1.20 makes a virtual server without real servers on such a node; from 1.21
+//! one with all endpoints, whose answers to clients from outside are lost because nothing rewrites the
+//! client's address (kubernetes/kubernetes #97081, pkg/proxy/ipvs/proxier.go).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::audit::nothing;
+use super::evidence::Evidence;
+use super::service::{Target, lacking_fresh, prove_refusal, refused};
+use super::{Cause, Diagnosis};
+use crate::flow::{Direction, Flow};
+use crate::kube::{ObjectName, Resource, TrafficPolicy};
+
+pub(super) const CAUSE: Cause = Cause {
+    code: "etp-local-no-endpoint",
+    title: "externalTrafficPolicy is Local, and this node has no endpoint of the service",
+    explanation: "\
+With externalTrafficPolicy: Local a node gives packets from outside only to endpoints of its own. A node
+that has none loses them: kube-proxy in ipvs mode up to 1.20 makes a virtual server without real servers
+there (refused), from 1.21 one with the endpoints of other nodes, whose answers go straight back to the
+client from an address it never asked (silence). Load balancers avoid such nodes by the service's
+healthCheckNodePort; clients that use a NodePort or an external address themselves do not.
+
+Proof: the service has ready endpoints on other nodes and none on this one, its policy is Local, and the
+packet to its outside address was refused here, or went to another node's endpoint unmasqueraded and
+nothing came back.
+
+Fix: use a node that has an endpoint, run one on every node, or set the policy to Cluster, which hides the
+client's address from the pods.",
+    explains: &["ipvs-no-destination", "no-listener", "masquerade-missing"],
+    built: false,
+    examine,
+    audit: nothing,
+};
+
+fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    let mut found: Vec<Diagnosis> = refused(evidence, applies)
+        .into_iter()
+        .map(|(target, failures)| {
+            let diagnosis = about(&target).stopped(evidence, &failures);
+            finish(prove_refusal(diagnosis, &failures), &target)
+        })
+        .collect();
+    let known: Vec<u64> = found
+        .iter()
+        .flat_map(|found| &found.flows)
+        .copied()
+        .collect();
+    for (target, flows) in sent_away(evidence) {
+        if flows.iter().any(|flow| known.contains(&flow.id)) {
+            continue;
+        }
+        let ids = flows.iter().map(|flow| flow.id);
+        let diagnosis = about(&target).stopped_flows(evidence, ids);
+        let packet = flows.first().and_then(|flow| {
+            let journey = flow.of(Direction::Request).next()?;
+            let real = journey.last_tuple()?;
+            Some(format!(
+                "#{} went on to {} with the client's address {}; nothing came back",
+                journey.id,
+                real.destination,
+                real.source.ip()
+            ))
+        });
+        found.push(finish(diagnosis.prove_if("packet", packet), &target));
+    }
+    found
+}
+
+/// The service serves clients from outside by local endpoints only, and they are all elsewhere.
+fn applies(target: &Target<'_>) -> bool {
+    let service = target.service;
+    let inside = service.cluster_ips.contains(&target.address.ip());
+    let Some(node) = target.cluster.this_node.as_deref() else {
+        return false;
+    };
+    let here = |endpoint: &crate::kube::Endpoint| endpoint.node.as_deref() == Some(node);
+    let ready = || target.endpoints().filter(|endpoint| endpoint.ready);
+    !inside
+        && service.external_policy == TrafficPolicy::Local
+        && ready().next().is_some()
+        && !target
+            .endpoints()
+            .any(|endpoint| here(endpoint) && endpoint.serving)
+}
+
+/// Flows that were sent to another node's endpoint as they were, and that nobody answered.
+fn sent_away<'a>(evidence: &Evidence<'a>) -> Vec<(Target<'a>, Vec<&'a Flow>)> {
+    let Some(cluster) = evidence.cluster else {
+        return Vec::new();
+    };
+    let mut groups: BTreeMap<(u8, SocketAddr), Vec<&'a Flow>> = BTreeMap::new();
+    for flow in evidence.stalled() {
+        let unmasqueraded = flow.of(Direction::Request).any(|journey| {
+            journey.last_tuple().is_some_and(|last| {
+                last.destination != flow.client.destination && last.source == flow.client.source
+            })
+        });
+        if unmasqueraded {
+            let key = (flow.client.protocol, flow.client.destination);
+            groups.entry(key).or_default().push(flow);
+        }
+    }
+    groups
+        .into_iter()
+        .filter_map(|((protocol, address), flows)| {
+            let target = Target {
+                cluster,
+                service: cluster.service_at(protocol, address)?,
+                protocol,
+                address,
+            };
+            applies(&target).then_some((target, flows))
+        })
+        .collect()
+}
+
+fn about(target: &Target<'_>) -> Diagnosis {
+    let node = target.cluster.this_node.as_deref().unwrap_or("this node");
+    let summary = format!(
+        "{} has externalTrafficPolicy Local, and n/{node} has no endpoint of it, so packets from outside are lost \
+         here.",
+        target.words()
+    );
+    Diagnosis::new(&CAUSE, target.words(), summary).prove("service", nodes(target))
+}
+
+/// On which nodes its endpoints are.
+fn nodes(target: &Target<'_>) -> String {
+    let mut nodes: Vec<&str> = target
+        .endpoints()
+        .filter(|endpoint| endpoint.ready)
+        .filter_map(|endpoint| endpoint.node.as_deref())
+        .collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    format!(
+        "externalTrafficPolicy Local; its {} ready endpoints are on {}",
+        target.endpoints().filter(|endpoint| endpoint.ready).count(),
+        nodes.join(", ")
+    )
+}
+
+fn finish(diagnosis: Diagnosis, target: &Target<'_>) -> Diagnosis {
+    let ObjectName { namespace, name } = &target.service.name;
+    let needed = [Resource::Services, Resource::Endpoints, Resource::Nodes];
+    lacking_fresh(diagnosis, target.cluster, &needed)
+        .fix(
+            [format!(
+                "kubectl patch service -n {namespace} {name} -p '{{\"spec\":{{\"externalTrafficPolicy\":\"Cluster\"}}}}'"
+            )],
+            "the pods no longer see the clients' addresses",
+        )
+        .fix(
+            [format!(
+                "kubectl get endpointslices -n {namespace} -l kubernetes.io/service-name={name} -o wide   # nodes that do answer"
+            )],
+            "none: use one of those nodes, or run a pod on every node",
+        )
+        .check(target.probe())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::cause::Certainty;
+    use crate::cause::constructed::{Bench, ETH0, node, service};
+    use crate::event::Detail;
+    use crate::kube::ClusterFacts;
+    use crate::kube::constructed::cluster;
+
+    fn facts(endpoint_node: &str) -> ClusterFacts {
+        cluster(
+            "node-a",
+            &[
+                json!({"kind": "Node", "metadata": {"name": "node-a"},
+                    "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}),
+                json!({"kind": "Service", "metadata": {"namespace": "default", "name": "web"},
+                    "spec": {"type": "NodePort", "externalTrafficPolicy": "Local", "clusterIPs": ["10.96.0.5"],
+                        "ports": [{"port": 80, "nodePort": 30080}]}}),
+                json!({"kind": "EndpointSlice", "metadata": {"namespace": "default", "name": "web-x",
+                        "labels": {"kubernetes.io/service-name": "web"}},
+                    "ports": [{"port": 8080}],
+                    "endpoints": [{"addresses": ["10.244.1.9"], "nodeName": endpoint_node}]}),
+            ],
+        )
+    }
+
+    pub(in crate::cause) fn situation() -> Bench {
+        let mut bench = node();
+        bench.cluster = Some(facts("node-b"));
+        bench.site().ipvs = Some(vec![service(6, "192.0.2.1:30080", &[])]);
+        bench
+            .tcp("198.51.100.10:40000", "192.0.2.1:30080")
+            .receive(ETH0)
+            .at(HookId::LocalDeliver)
+            .at(HookId::IpvsSchedule)
+            .at(HookId::IpvsLeave)
+            .with(HookId::IcmpSend, Detail::Icmp { kind: 3, code: 3 })
+            .dropped("NETFILTER_DROP", "nf_hook_slow");
+        bench
+    }
+
+    #[test]
+    fn refused_where_kube_proxy_makes_no_real_server() {
+        let found = situation().only();
+        assert_eq!(
+            (found.code, found.certainty),
+            (CAUSE.code, Certainty::Certain)
+        );
+        assert!(
+            found
+                .evidence
+                .iter()
+                .any(|proof| proof.text.contains("node-b")),
+            "{found:#?}"
+        );
+        assert_eq!(found.consequences[0].code, "ipvs-no-destination");
+    }
+
+    #[test]
+    fn silent_where_it_sends_to_other_nodes() {
+        let mut bench = situation();
+        let mut second = node();
+        second.cluster = bench.cluster.take();
+        for _ in 0..2 {
+            second
+                .tcp("198.51.100.10:40000", "192.0.2.1:30080")
+                .receive(ETH0)
+                .at(HookId::LocalDeliver)
+                .at(HookId::IpvsSchedule)
+                .to("10.244.1.9:8080")
+                .transmit(ETH0)
+                .ends();
+        }
+        let found = second.diagnose();
+        let own = found
+            .iter()
+            .find(|found| found.code == CAUSE.code)
+            .expect("the cause");
+        assert!(
+            own.evidence
+                .iter()
+                .any(|proof| proof.text.contains("10.244.1.9:8080")),
+            "{own:#?}"
+        );
+    }
+
+    #[test]
+    fn a_local_endpoint_is_another_story() {
+        let mut bench = situation();
+        bench.cluster = Some(facts("node-a"));
+        assert_eq!(bench.codes(), ["ipvs-no-destination"]);
+    }
+}

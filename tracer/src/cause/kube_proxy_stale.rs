@@ -1,0 +1,269 @@
+//! `kube-proxy-stale`: IPVS holds something other than what kube-proxy should have made of the cluster's
+//! objects.
+//!
+//! Source: kube-proxy syncs on every change, at the latest after its sync period (30 s); the expectation
+//! is that of the `expectation` module.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::audit::Finding;
+use super::evidence::{Evidence, Failure};
+use super::service::lacking_fresh;
+use super::{Cause, Diagnosis, Site};
+use crate::event::protocol;
+use crate::expectation::{Difference, Proxy, ServerKey, Surplus, compare, expected};
+use crate::kube::{ClusterFacts, Resource};
+
+pub(super) const CAUSE: Cause = Cause {
+    code: "kube-proxy-stale",
+    title: "IPVS does not hold what kube-proxy should have made of the services and endpoints",
+    explanation: "\
+kube-proxy turns services and endpoints into virtual servers and real servers. When it is stopped, cannot
+reach the API server, or fails to sync, the table stays as it was: new services have no virtual server, new
+endpoints are not used, and traffic goes on to endpoints that are long gone.
+
+Proof: the cluster's services and EndpointSlices, by the rules of kube-proxy's version and configuration, ask
+for a virtual server or real server that IPVS does not have, or IPVS still sends to one that is no endpoint
+any more, for longer than a sync period.
+
+Fix: look at kube-proxy's health and log, and restart it.",
+    explains: &["ipvs-no-destination", "neighbour-failed", "no-route", "no-listener"],
+    built: false,
+    examine,
+    audit,
+};
+
+/// Differences that are named one by one.
+const NAMED: usize = 6;
+/// What the comparison relies on.
+const NEEDED: [Resource; 4] = [
+    Resource::Services,
+    Resource::Endpoints,
+    Resource::Nodes,
+    Resource::ProxyConfiguration,
+];
+
+/// Every difference of a node's table; nothing when kube-proxy is not known to be in ipvs mode.
+fn differences(cluster: &ClusterFacts, site: &Site<'_>) -> Vec<Difference> {
+    let (Some(proxy), Some(table)) = (Proxy::of_cluster(cluster), &site.facts.ipvs) else {
+        return Vec::new();
+    };
+    let expected = expected(cluster, site.facts, &proxy);
+    compare(&expected, table, cluster, &proxy)
+}
+
+/// The namespace in which kube-proxy works: the one with the node's addresses.
+fn node_site<'e, 'a>(evidence: &'e Evidence<'a>, cluster: &ClusterFacts) -> Option<&'e Site<'a>> {
+    let node = cluster.node(cluster.this_node.as_deref()?)?;
+    evidence.sites().find(|site| {
+        node.internal_ips
+            .iter()
+            .any(|address| site.is_local(*address))
+    })
+}
+
+fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    let Some(cluster) = evidence.cluster else {
+        return Vec::new();
+    };
+    if evidence.failures().is_empty() {
+        return Vec::new();
+    }
+    let Some(site) = node_site(evidence, cluster) else {
+        return Vec::new();
+    };
+    let mut by_key: BTreeMap<ServerKey, Vec<Difference>> = BTreeMap::new();
+    for difference in differences(cluster, site) {
+        if let Some(key) = key(&difference) {
+            by_key.entry(key).or_default().push(difference);
+        }
+    }
+    if by_key.is_empty() {
+        return Vec::new();
+    }
+    evidence
+        .group(|failure| {
+            let tuple = failure.journey.first_tuple()?;
+            let key = ServerKey {
+                protocol: tuple.protocol,
+                address: tuple.destination,
+            };
+            let stops = |difference: &&Difference| stops(difference, failure);
+            by_key.get(&key)?.iter().find(stops).map(|_| key)
+        })
+        .into_iter()
+        .map(|(key, failures)| {
+            let of_key = &by_key[&key];
+            let packet = failures
+                .first()
+                .map(|first| format!("{} did not arrive", first.words()));
+            let diagnosis = judge(cluster, subject(&key), of_key).prove_if("packet", packet);
+            diagnosis.stopped(evidence, &failures).check(format!(
+                "tracer probe {}",
+                subject(&key).replace(' ', "://")
+            ))
+        })
+        .collect()
+}
+
+fn subject(key: &ServerKey) -> String {
+    format!("{} {}", protocol::name(key.protocol), key.address)
+}
+
+/// The virtual server whose packets a difference can stop.
+fn key(difference: &Difference) -> Option<ServerKey> {
+    match difference {
+        Difference::MissingServer { expected } => Some(expected.key),
+        Difference::MissingEndpoint { key, .. } | Difference::SurplusEndpoint { key, .. } => {
+            Some(*key)
+        }
+        Difference::SurplusServer { .. } | Difference::Affinity { .. } => None,
+    }
+}
+
+/// Whether a difference is why this packet was lost.
+fn stops(difference: &Difference, failure: &Failure<'_>) -> bool {
+    let real = failure.journey.last_tuple().map(|last| last.destination);
+    let sent_on = real != failure.journey.first_tuple().map(|first| first.destination);
+    match difference {
+        Difference::MissingServer { .. } | Difference::MissingEndpoint { .. } => !sent_on,
+        Difference::SurplusEndpoint {
+            endpoint, surplus, ..
+        } => *surplus == Surplus::Gone && real == Some(*endpoint),
+        Difference::SurplusServer { .. } | Difference::Affinity { .. } => false,
+    }
+}
+
+fn judge(cluster: &ClusterFacts, subject: String, differences: &[Difference]) -> Diagnosis {
+    let summary = format!(
+        "IPVS differs in {} places from what kube-proxy should have made of the cluster's services and endpoints: {}.",
+        differences.len(),
+        differences
+            .first()
+            .map_or_else(String::new, Difference::words)
+    );
+    let mut diagnosis = Diagnosis::new(&CAUSE, subject, summary);
+    for difference in differences.iter().take(NAMED) {
+        diagnosis = diagnosis.prove("ipvs", difference.words());
+    }
+    lacking_fresh(diagnosis, cluster, &NEEDED)
+        .lacking("that it stays so for longer than a sync period (30 s)")
+        .fix(
+            [
+                "curl -s http://127.0.0.1:10256/healthz   # when did it last sync?".to_owned(),
+                "kubectl logs -n kube-system -l k8s-app=kube-proxy --tail=50   # or: journalctl -u kube-proxy".to_owned(),
+            ],
+            "none: this only looks",
+        )
+        .fix(
+            ["kubectl delete pod -n kube-system -l k8s-app=kube-proxy --field-selector spec.nodeName=NODE   # or: systemctl restart kube-proxy"],
+            "kube-proxy starts anew and syncs; established connections go on",
+        )
+}
+
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    let Some(cluster) = evidence.cluster.filter(|cluster| cluster.fresh(&NEEDED)) else {
+        return Vec::new();
+    };
+    let Some(site) = node_site(evidence, cluster) else {
+        return Vec::new();
+    };
+    let differences = differences(cluster, site);
+    if differences.is_empty() {
+        return Vec::new();
+    }
+    let keys: BTreeSet<_> = differences.iter().filter_map(key).collect();
+    let subject = format!("{} virtual servers of {}", keys.len(), site.name());
+    vec![Finding::warning(
+        judge(cluster, subject, &differences).check("tracer cluster differences"),
+    )]
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::cause::Certainty;
+    use crate::cause::constructed::{Bench, ETH0, node, service};
+    use crate::event::Detail;
+    use crate::kube::constructed::{cluster, configured};
+
+    /// A node in ipvs mode whose service was made and whose endpoint is new.
+    fn bench(real: &[(&str, u32)]) -> Bench {
+        let mut bench = node();
+        let facts = cluster(
+            "node-a",
+            &[
+                json!({"kind": "Node", "metadata": {"name": "node-a"}, "status": {
+                    "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}],
+                    "nodeInfo": {"kubeletVersion": "v1.31.0"}}}),
+                json!({"kind": "Service", "metadata": {"namespace": "default", "name": "web"},
+                    "spec": {"clusterIPs": ["10.96.0.5"], "ports": [{"port": 80}]}}),
+                json!({"kind": "EndpointSlice", "metadata": {"namespace": "default", "name": "web-x",
+                        "labels": {"kubernetes.io/service-name": "web"}},
+                    "ports": [{"port": 8080}], "endpoints": [{"addresses": ["10.244.0.9"]}]}),
+            ],
+        );
+        bench.cluster = Some(configured(facts, "mode: ipvs"));
+        bench.site().ipvs = Some(vec![service(6, "10.96.0.5:80", real)]);
+        bench
+    }
+
+    pub(in crate::cause) fn situation() -> Bench {
+        let mut bench = bench(&[]);
+        bench
+            .tcp("192.0.2.10:40000", "10.96.0.5:80")
+            .receive(ETH0)
+            .at(HookId::LocalDeliver)
+            .at(HookId::IpvsSchedule)
+            .at(HookId::IpvsLeave)
+            .with(HookId::IcmpSend, Detail::Icmp { kind: 3, code: 3 })
+            .dropped("NETFILTER_DROP", "nf_hook_slow");
+        bench
+    }
+
+    #[test]
+    fn a_ready_endpoint_that_ipvs_lacks() {
+        let found = situation().diagnose();
+        let own = found
+            .iter()
+            .find(|found| found.code == CAUSE.code)
+            .expect("the cause");
+        assert_eq!((own.certainty, own.failed), (Certainty::Likely, 1));
+        assert!(
+            own.summary
+                .contains("lacks the ready endpoint 10.244.0.9:8080"),
+            "{own:#?}"
+        );
+    }
+
+    #[test]
+    fn an_endpoint_that_is_gone() {
+        let mut bench = bench(&[("10.244.0.9:8080", 1), ("10.244.0.8:8080", 1)]);
+        bench
+            .tcp("192.0.2.10:40000", "10.96.0.5:80")
+            .receive(ETH0)
+            .at(HookId::IpvsSchedule)
+            .to("10.244.0.8:8080")
+            .dropped("", "ip_forward");
+        let found = bench.diagnose();
+        assert!(
+            found
+                .iter()
+                .any(|found| found.code == CAUSE.code && found.summary.contains("10.244.0.8:8080"))
+        );
+    }
+
+    #[test]
+    fn a_synced_table_is_no_finding() {
+        let healthy = bench(&[("10.244.0.9:8080", 1)]);
+        assert_eq!(healthy.with_evidence(audit), []);
+        let stale = bench(&[]);
+        assert_eq!(stale.with_evidence(audit).len(), 1);
+        let mut stale = stale;
+        stale.cluster = stale.cluster.map(|facts| facts.with_trouble("away"));
+        assert_eq!(stale.with_evidence(audit), []);
+    }
+}

@@ -1,0 +1,144 @@
+//! What the causes about services share: the service that a packet was for, and its endpoints.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::Diagnosis;
+use super::evidence::{Evidence, Failure};
+use crate::event::protocol;
+use crate::hook::Role;
+use crate::kube::{ClusterFacts, Endpoint, Freshness, Resource, Service};
+
+/// A service that packets were for and that did not take them.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub(super) cluster: &'a ClusterFacts,
+    pub(super) service: &'a Service,
+    pub(super) protocol: u8,
+    /// As the client used it.
+    pub(super) address: SocketAddr,
+}
+
+/// The services that gave packets back: no endpoint was chosen for them.
+pub(super) fn refused<'e, 'a>(
+    evidence: &'e Evidence<'a>,
+    wanted: impl Fn(&Target<'a>) -> bool,
+) -> Vec<(Target<'a>, Vec<&'e Failure<'a>>)> {
+    let Some(cluster) = evidence.cluster else {
+        return Vec::new();
+    };
+    let groups: BTreeMap<(u8, SocketAddr), Vec<&Failure<'a>>> = evidence.group(|failure| {
+        let tuple = failure.journey.first_tuple()?;
+        let sent_on = failure.journey.last_tuple()?.destination != tuple.destination;
+        let key = (tuple.protocol, tuple.destination);
+        (!sent_on && gave_back(failure)).then_some(key)
+    });
+    groups
+        .into_iter()
+        .filter_map(|((protocol, address), failures)| {
+            let target = Target {
+                cluster,
+                service: cluster.service_at(protocol, address).or_else(|| {
+                    // A virtual address of the node that the cluster does not know.
+                    let by_ipvs = failures.iter().any(|failure| by_ipvs(failure));
+                    let known = cluster.node_port(protocol, address.port());
+                    known.filter(|_| by_ipvs)
+                })?,
+                protocol,
+                address,
+            };
+            wanted(&target).then_some((target, failures))
+        })
+        .collect()
+}
+
+/// IPVS had nobody to give the packet to, or a rule refused it.
+fn gave_back(failure: &Failure<'_>) -> bool {
+    by_ipvs(failure)
+        || failure.journey.rejected()
+        || failure.dropped_for(&["NETFILTER_DROP"], &["nf_hook_slow"])
+}
+
+/// IPVS had a virtual server for the packet.
+fn by_ipvs(failure: &Failure<'_>) -> bool {
+    failure.journey.passed(Role::IpvsNoDestination)
+}
+
+impl<'a> Target<'a> {
+    /// Endpoints of the address's family.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = &'a Endpoint> {
+        let four = self.address.is_ipv4();
+        self.cluster
+            .endpoints_of(&self.service.name)
+            .map(|(endpoint, _)| endpoint)
+            .filter(move |endpoint| endpoint.address.is_ipv4() == four)
+    }
+
+    /// For people: `s/namespace/name (tcp 192.0.2.1:80)`.
+    pub(super) fn words(&self) -> String {
+        let name = protocol::name(self.protocol);
+        format!("s/{} ({name} {})", self.service.name, self.address)
+    }
+
+    /// The command that shows whether it answers.
+    pub(super) fn probe(&self) -> String {
+        format!(
+            "tracer probe {}://{}",
+            protocol::name(self.protocol),
+            self.address
+        )
+    }
+
+    /// The selector as kubectl takes it.
+    pub(super) fn selector(&self) -> Option<String> {
+        let selector = &self.service.selector;
+        let parts: Vec<_> = selector
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        (!parts.is_empty()).then(|| parts.join(","))
+    }
+}
+
+/// What the packet itself proves, and what is missing without it.
+pub(super) fn prove_refusal(diagnosis: Diagnosis, failures: &[&Failure<'_>]) -> Diagnosis {
+    let by_ipvs = failures.iter().find(|failure| by_ipvs(failure));
+    match (by_ipvs, failures.first()) {
+        (Some(failure), _) => diagnosis.prove(
+            "packet",
+            format!(
+                "{} found its virtual server and no real server",
+                failure.words()
+            ),
+        ),
+        (None, Some(failure)) => diagnosis
+            .prove(
+                "packet",
+                format!(
+                    "{} was given back before any endpoint was chosen",
+                    failure.words()
+                ),
+            )
+            .lacking("that the rule which refused it is kube-proxy's"),
+        (None, None) => diagnosis,
+    }
+}
+
+/// Facts that are not fresh make a diagnosis no more than likely.
+pub(super) fn lacking_fresh(
+    diagnosis: Diagnosis,
+    cluster: &ClusterFacts,
+    resources: &[Resource],
+) -> Diagnosis {
+    resources.iter().fold(diagnosis, |diagnosis, &resource| {
+        match cluster.freshness(resource) {
+            Freshness::Fresh => diagnosis,
+            other => {
+                let why = other
+                    .trouble()
+                    .map_or("not read yet", |trouble| &trouble.why);
+                diagnosis.lacking(format!("fresh facts of {}: {why}", resource.name()))
+            }
+        }
+    })
+}

@@ -1,0 +1,241 @@
+//! The cluster on the command line: options that other commands share, and `tracer cluster`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::run::host_name;
+use super::{Exit, Failure, Output, need_root};
+use crate::expectation::{Proxy, compare, expected};
+use crate::kube::{Cluster, Options, Place, RBAC, Resource, State};
+use crate::node::{Directory, KubeProxy, NetnsFacts, NetnsHandle, ProxyReport};
+use crate::printer::{Printer, Show};
+use crate::view::cluster::ClusterView;
+
+/// How to find the cluster.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Connection {
+    /// Use no facts of Kubernetes.
+    #[arg(long, conflicts_with_all = ["kubeconfig", "context"])]
+    no_kube: bool,
+    /// Kubeconfig; else KUBECONFIG, ~/.kube/config, or the service account of this pod.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context in it; else its current one.
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// Name of this node; else the node with this machine's host name or one of its addresses.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node: Option<String>,
+}
+
+impl Connection {
+    /// Begins to watch the cluster; `None` when no facts are wanted.
+    pub(super) fn start(&self) -> std::io::Result<Option<Cluster>> {
+        if self.no_kube {
+            return Ok(None);
+        }
+        Cluster::start(Options {
+            place: Place {
+                kubeconfig: self.kubeconfig.clone(),
+                context: self.context.clone(),
+            },
+            node: self.node.clone(),
+            host_name: host_name(),
+            addresses: own_addresses(),
+            ..Options::default()
+        })
+        .map(Some)
+    }
+}
+
+/// Addresses of this namespace; none when they cannot be read.
+fn own_addresses() -> Vec<IpAddr> {
+    let Ok(found) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    found
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let four = address.as_sockaddr_in().map(|found| IpAddr::V4(found.ip()));
+            four.or_else(|| {
+                address
+                    .as_sockaddr_in6()
+                    .map(|found| IpAddr::V6(found.ip()))
+            })
+        })
+        .collect()
+}
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Say what is known of the cluster and how fresh it is. Example: tracer cluster facts --wait 10
+    Facts(Facts),
+    /// Compare what kube-proxy should have made on this node with what IPVS holds.
+    /// Example: tracer cluster differences
+    Differences(Facts),
+    /// Print the least rights that reading the facts needs. Example: tracer cluster rbac | kubectl apply -f -
+    Rbac,
+}
+
+#[derive(Args, Debug)]
+struct Facts {
+    #[command(flatten)]
+    connection: Connection,
+    /// Wait at most this many seconds for everything to be read.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    wait: u64,
+}
+
+pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
+    match &arguments.command {
+        Command::Rbac => {
+            print!("{RBAC}");
+            Ok(Exit::Healthy)
+        }
+        Command::Facts(facts) => show_facts(facts, output),
+        Command::Differences(facts) => show_differences(facts, output),
+    }
+}
+
+fn show_facts(arguments: &Facts, output: &Output) -> Result<Exit, Failure> {
+    let printer = Printer::new(output.printer_format(), Show::Nothing);
+    let Some(cluster) = arguments.connection.start()? else {
+        return Err(Failure::usage("--no-kube leaves nothing to show".into()));
+    };
+    let view = settled(&cluster, Duration::from_secs(arguments.wait));
+    printer.object("kubernetes", &view, &view.words())?;
+    Ok(match view.state {
+        "fresh" => Exit::Healthy,
+        _ => Exit::CannotTrace,
+    })
+}
+
+#[derive(Serialize)]
+struct DifferenceView {
+    difference: String,
+}
+
+/// A running kube-proxy as shown.
+#[derive(Serialize)]
+struct ReportView {
+    pid: u32,
+    mode: Option<String>,
+    version: Option<String>,
+    healthy: Option<bool>,
+    last_sync: Option<String>,
+    not_said: Vec<String>,
+}
+
+impl ReportView {
+    fn new(proxy: &KubeProxy, report: &ProxyReport) -> Self {
+        Self {
+            pid: proxy.pid,
+            mode: report.mode.clone(),
+            version: report.version.clone(),
+            healthy: report.healthy,
+            last_sync: report.last_sync.clone(),
+            not_said: report
+                .missing
+                .iter()
+                .map(|missing| format!("{}: {}", missing.what, missing.why))
+                .collect(),
+        }
+    }
+}
+
+fn said(proxy: &KubeProxy, report: &ProxyReport) -> String {
+    let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
+    let health = match report.healthy {
+        Some(true) => "healthy",
+        Some(false) => "not healthy",
+        None => "health unknown",
+    };
+    format!(
+        "kube-proxy: process {}, mode {}, version {}, {health}, last sync {}",
+        proxy.pid,
+        known(&report.mode),
+        known(&report.version),
+        known(&report.last_sync)
+    )
+}
+
+fn show_differences(arguments: &Facts, output: &Output) -> Result<Exit, Failure> {
+    need_root("reading IPVS")?;
+    let printer = Printer::new(output.printer_format(), Show::Nothing);
+    let Some(cluster) = arguments.connection.start()? else {
+        return Err(Failure::usage("--no-kube leaves nothing to compare".into()));
+    };
+    let view = settled(&cluster, Duration::from_secs(arguments.wait));
+    let state = cluster.state();
+    let needed = [Resource::Services, Resource::Endpoints, Resource::Nodes];
+    let Some(facts) = state.facts().filter(|facts| facts.fresh(&needed)) else {
+        return Err(Failure::cannot_trace(view.words()));
+    };
+    let handle = NetnsHandle::current()?;
+    let running = KubeProxy::running()
+        .into_iter()
+        .find(|proxy| proxy.netns == Some(handle.id()));
+    let proxy = match &running {
+        Some(running) => {
+            let report = ProxyReport::read(running);
+            printer.object(
+                "kube-proxy",
+                &ReportView::new(running, &report),
+                &said(running, &report),
+            )?;
+            Proxy::running(running, &report, facts)
+        }
+        None => Proxy::of_cluster(facts),
+    };
+    let Some(proxy) = proxy else {
+        return Err(Failure::cannot_trace(
+            "kube-proxy is not known to be in ipvs mode on this node: neither it nor its ConfigMap says so",
+        ));
+    };
+    let node = NetnsFacts::read(&handle, &Directory::default());
+    let Some(ipvs) = &node.ipvs else {
+        return Err(Failure::cannot_trace("this kernel has no IPVS loaded"));
+    };
+    let expected = expected(facts, &node, &proxy);
+    let differences = compare(&expected, ipvs, facts, &proxy);
+    for difference in &differences {
+        let view = DifferenceView {
+            difference: difference.words(),
+        };
+        printer.object("difference", &view, &format!("✗ {}", view.difference))?;
+    }
+    if differences.is_empty() {
+        printer.remark(&format!(
+            "✓ IPVS holds what kube-proxy should have made: {} virtual servers",
+            expected.len()
+        ))?;
+        return Ok(Exit::Healthy);
+    }
+    Ok(Exit::CauseNamed)
+}
+
+/// The cluster once everything was read, or after `most`.
+pub(super) fn settled(cluster: &Cluster, most: Duration) -> ClusterView {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let begun = Instant::now();
+    loop {
+        let state = cluster.state();
+        let view = ClusterView::from(&state);
+        let last_word = matches!(state, State::NotConfigured | State::Unusable(_));
+        if last_word || view.state == "fresh" || begun.elapsed() >= most {
+            return view;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}

@@ -1,0 +1,196 @@
+//! How to reach the API server, and asking it what it serves.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Request;
+use kube::client::Body;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde::Deserialize;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::Resource;
+
+/// Longest wait for a short answer.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// Where a person's kubeconfig is, or none.
+#[derive(Clone, Default, Debug)]
+pub struct Place {
+    /// `--kubeconfig`; else `KUBECONFIG`, `~/.kube/config`, or the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Context; else the kubeconfig's current one.
+    pub context: Option<String>,
+}
+
+/// Why there is nothing to connect to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum NoServer {
+    /// Nothing was configured: not a fault.
+    NotConfigured,
+    /// What was configured cannot be used.
+    Unusable(String),
+}
+
+/// Reads the configuration; asks nobody.
+pub(super) async fn configuration(place: &Place) -> Result<Config, NoServer> {
+    let named = place.kubeconfig.is_some() || std::env::var_os("KUBECONFIG").is_some();
+    let options = KubeConfigOptions {
+        context: place.context.clone(),
+        ..KubeConfigOptions::default()
+    };
+    let from_file = match &place.kubeconfig {
+        Some(path) => match Kubeconfig::read_from(path) {
+            Ok(file) => Config::from_custom_kubeconfig(file, &options).await,
+            Err(error) => Err(error),
+        },
+        None => Config::from_kubeconfig(&options).await,
+    };
+    let mut config = match from_file {
+        Ok(config) => config,
+        Err(error) if named || !missing_file(&error) => {
+            return Err(NoServer::Unusable(with_causes(&error)));
+        }
+        Err(_) => Config::incluster().map_err(|_| NoServer::NotConfigured)?,
+    };
+    config.connect_timeout = Some(ANSWER);
+    // The watcher waits between tries, and every error is to be seen.
+    config.default_retry = false;
+    Ok(config)
+}
+
+fn missing_file(error: &kube::config::KubeconfigError) -> bool {
+    use kube::config::KubeconfigError::{FindPath, ReadConfig};
+    match error {
+        FindPath => true,
+        ReadConfig(error, _) => error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+/// A client whose started watches are noted: a watch that is taken up again says nothing itself
+/// until something changes.
+pub(super) fn noting(
+    client: &Client,
+    resource: Resource,
+    started: UnboundedSender<Resource>,
+) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let client = client.clone();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let watch = request
+            .uri()
+            .query()
+            .is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
+        let client = client.clone();
+        let started = started.clone();
+        async move {
+            let answer = client.send(request).await?;
+            if watch && answer.status().is_success() {
+                // Nobody listens any more when the trace ends.
+                let _ = started.send(resource);
+            }
+            Ok::<_, kube::Error>(answer)
+        }
+    });
+    Client::new(service, namespace)
+}
+
+/// From which objects endpoints are read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum EndpointApi {
+    /// discovery.k8s.io/v1, from 1.21.
+    SlicesV1,
+    /// discovery.k8s.io/v1beta1.
+    SlicesV1Beta1,
+    /// core/v1 Endpoints.
+    Endpoints,
+}
+
+/// What a server is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Server {
+    pub(super) version: String,
+    pub(super) endpoints: EndpointApi,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    #[serde(rename = "gitVersion")]
+    git_version: String,
+}
+
+#[derive(Deserialize)]
+struct Group {
+    versions: Vec<GroupVersion>,
+}
+
+#[derive(Deserialize)]
+struct GroupVersion {
+    version: String,
+}
+
+/// Asks a server what it is.
+pub(super) async fn ask(client: &Client) -> Result<Server, String> {
+    let version = version(client).await?;
+    let endpoints = match get::<Group>(client, "/apis/discovery.k8s.io").await {
+        Ok(group) => {
+            let serves = |name| group.versions.iter().any(|found| found.version == name);
+            if serves("v1") {
+                EndpointApi::SlicesV1
+            } else if serves("v1beta1") {
+                EndpointApi::SlicesV1Beta1
+            } else {
+                EndpointApi::Endpoints
+            }
+        }
+        Err(kube::Error::Api(status)) if status.code == 404 => EndpointApi::Endpoints,
+        Err(error) => return Err(words(&error)),
+    };
+    Ok(Server { version, endpoints })
+}
+
+/// The version of a server; its answer is also its sign of life.
+pub(super) async fn version(client: &Client) -> Result<String, String> {
+    let asked = tokio::time::timeout(ANSWER, get::<Version>(client, "/version")).await;
+    match asked {
+        Ok(Ok(version)) => Ok(version.git_version),
+        Ok(Err(error)) => Err(words(&error)),
+        Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),
+    }
+}
+
+async fn get<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> kube::Result<T> {
+    let request = Request::get(path)
+        .body(Vec::new())
+        .map_err(kube::Error::HttpError)?;
+    client.request(request).await
+}
+
+/// An error of the client in words for a person.
+pub(super) fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => format!("forbidden: {}", status.message),
+        kube::Error::Api(status) if status.code == 401 => {
+            "unauthorized: the server does not accept these credentials".to_owned()
+        }
+        kube::Error::Api(status) => format!("{} {}", status.code, status.message),
+        kube::Error::SerdeError(error) => format!("an answer that cannot be read: {error}"),
+        other => with_causes(other),
+    }
+}
+
+/// An error with what caused it, each said once.
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text += &format!(": {said}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,40 @@
+//! Facts of the cluster: services, endpoints, pods, nodes, policies and kube-proxy's configuration,
+//! as plain owned values.
+//!
+//! Map: `connect` finds and asks the API server, `watch` turns what the client's watchers say into
+//! changes, `cluster` runs them in a thread and hands over [`ClusterFacts`] (`facts`), and one file
+//! per kind of object holds its type and picks the needed fields. `source` says how fresh each kind is.
+//!
+//! Invariants:
+//! - Nobody waits for the API server: facts are a copy that never changes, and say how old they are.
+//! - No type of the Kubernetes client leaves this module.
+//! - Secrets are never read: the least rights are in `manifests/rbac.yaml`, and no more is asked for.
+//! - This module never decides: it has no opinion about what it reads.
+
+mod cluster;
+mod connect;
+#[cfg(test)]
+pub(crate) mod constructed;
+mod endpoint;
+mod facts;
+mod name;
+mod node;
+mod pod;
+mod policy;
+mod service;
+mod source;
+mod watch;
+
+pub use cluster::{Cluster, Options, State};
+pub use connect::Place;
+pub use endpoint::{Endpoint, EndpointGroup, EndpointPort, Slice};
+pub use facts::{Claim, ClusterFacts};
+pub use name::ObjectName;
+pub use node::Node;
+pub use pod::{Deletion, Pod};
+pub use policy::{NetworkPolicy, Selector};
+pub use service::{Service, ServiceKind, ServicePort, TrafficPolicy};
+pub use source::{Freshness, Resource, Trouble};
+
+/// The least rights that reading the facts needs.
+pub const RBAC: &str = include_str!("../../manifests/rbac.yaml");

@@ -4,12 +4,13 @@
 //! capture can feed it as well as the kernel.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 
 use tracer_ebpf::hook::HookId;
 
-use crate::cause::{self, Certainty, Diagnosis, Evidence};
+use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
 use crate::event::{Detail, Event};
-use crate::flow::Flows;
+use crate::flow::{Flow, Flows};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::node::{Directory, NetnsHandle, NetnsId, Snapshot};
@@ -20,6 +21,9 @@ const GATHER_NS: u64 = 700_000_000;
 const NAMES_PAUSE_NS: u64 = 100_000_000;
 /// Facts older than this are read anew before a diagnosis.
 const FACTS_AGE_NS: u64 = 1_000_000_000;
+
+/// Most clients of one namespace whose IPVS connections are looked up.
+const MOST_IPVS_CLIENTS: usize = 1024;
 
 /// Packets through one device.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -58,6 +62,10 @@ pub struct Collector {
     seen: BTreeSet<u32>,
     /// Those that the facts were read of.
     asked: BTreeSet<u32>,
+    /// Clients whose packets met an IPVS connection and were lost; the table is large and read only then.
+    ipvs_clients: BTreeMap<NetnsId, BTreeSet<SocketAddr>>,
+    /// Clients came since the facts were read.
+    unread_clients: bool,
     /// When the first packet that asks for a diagnosis ended.
     due_ns: Option<u64>,
     /// Diagnoses given, with the certainty they had.
@@ -75,6 +83,8 @@ impl Collector {
             facts: Snapshot::empty(),
             seen: BTreeSet::new(),
             asked: BTreeSet::new(),
+            ipvs_clients: BTreeMap::new(),
+            unread_clients: false,
             due_ns: None,
             given: HashMap::new(),
             counts: Counts::default(),
@@ -156,33 +166,56 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            let asks = journey.failed() || journey.ipvs_miss().is_some();
+            let mut asks = journey.failed() || journey.ipvs_miss().is_some();
             self.counts.failed += u64::from(journey.failed());
+            self.remember_ipvs_client(&journey);
+            let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));
+            asks |= flow.is_some_and(Flow::is_stalled);
             if asks {
                 self.due_ns.get_or_insert(now_ns);
             }
-            self.flows.add(journey);
         }
     }
 
-    /// New or surer diagnoses, once the connections behind the first had time to follow; at once
-    /// with `hurry`.
-    pub fn diagnose(&mut self, now_ns: u64, hurry: bool) -> Vec<Diagnosis> {
-        let due = self
-            .due_ns
-            .is_some_and(|asked| hurry || now_ns.saturating_sub(asked) >= GATHER_NS);
-        if !due {
+    /// Remembers whose connection has to be looked up in the table of IPVS.
+    fn remember_ipvs_client(&mut self, journey: &Journey) {
+        let met = journey.failed()
+            && journey.passed(Role::IpvsLookup)
+            && !journey.passed(Role::IpvsService);
+        if !met {
+            return;
+        }
+        let netns = journey
+            .events
+            .iter()
+            .find(|event| event.role() == Role::IpvsLookup)
+            .and_then(|event| event.netns);
+        if let (Some(netns), Some(tuple)) = (netns, journey.first_tuple()) {
+            let clients = self.ipvs_clients.entry(NetnsId(netns)).or_default();
+            if clients.len() < MOST_IPVS_CLIENTS {
+                self.unread_clients |= clients.insert(tuple.source);
+            }
+        }
+    }
+
+    /// True once something asks for a diagnosis and the connections behind it had time to follow; at
+    /// once with `hurry`.
+    pub fn is_due(&self, now_ns: u64, hurry: bool) -> bool {
+        self.due_ns
+            .is_some_and(|asked| hurry || now_ns.saturating_sub(asked) >= GATHER_NS)
+    }
+
+    /// New or surer diagnoses, when they are due.
+    pub fn diagnose(&mut self, now_ns: u64, hurry: bool, names: DropNames<'_>) -> Vec<Diagnosis> {
+        if !self.is_due(now_ns, hurry) {
             return Vec::new();
         }
         self.due_ns = None;
         // What the packets met may be younger than the facts.
-        if hurry || self.facts_are_old(now_ns) {
+        if hurry || self.unread_clients || self.facts_are_old(now_ns) {
             self.read_facts();
         }
-        let mut found = cause::diagnose(&Evidence {
-            flows: &self.flows,
-            facts: &self.facts,
-        });
+        let mut found = cause::diagnose(&Evidence::new(&self.flows, &self.facts, names));
         found.retain(|diagnosis| {
             let key = (diagnosis.code, diagnosis.subject.clone());
             let before = self.given.insert(key, diagnosis.certainty);
@@ -196,6 +229,7 @@ impl Collector {
         self.flows = Flows::default();
         self.facts = Snapshot::empty();
         self.asked.clear();
+        self.ipvs_clients.clear();
         self.given.clear();
         self.due_ns = None;
     }
@@ -214,6 +248,7 @@ impl Collector {
         let ids: Vec<NetnsId> = self.seen.iter().map(|&netns| NetnsId(netns)).collect();
         self.asked.clone_from(&self.seen);
         self.facts = Snapshot::take(&directory, &ids);
+        self.facts.read_connections(&directory, &self.ipvs_clients);
         self.facts.find_owners();
     }
 }

@@ -68,15 +68,31 @@ impl Flow {
 }
 
 /// All flows, bounded.
-#[derive(Default)]
 pub struct Flows {
     flows: HashMap<u64, Flow>,
     /// Every request-direction tuple that a flow had, before and after NAT.
     by_tuple: HashMap<Tuple, u64>,
     next_id: u64,
+    most: usize,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Self::bounded(MOST_FLOWS)
+    }
 }
 
 impl Flows {
+    /// A store of at most so many flows.
+    pub fn bounded(most: usize) -> Self {
+        Self {
+            flows: HashMap::new(),
+            by_tuple: HashMap::new(),
+            next_id: 0,
+            most,
+        }
+    }
+
     /// Adds a journey; returns its flow's number, or `None` for a journey without addresses.
     pub fn add(&mut self, journey: Journey) -> Option<u64> {
         let first = journey.first_tuple()?;
@@ -128,7 +144,7 @@ impl Flows {
     }
 
     fn open(&mut self, client: Tuple, journey: &Journey) -> u64 {
-        if self.flows.len() >= MOST_FLOWS {
+        if self.flows.len() >= self.most {
             self.forget_quietest();
         }
         self.next_id += 1;

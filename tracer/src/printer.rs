@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::cause::Diagnosis;
+use crate::cause::{Diagnosis, Finding};
 use crate::event::{Transport, tcp_flag};
 use crate::journey::Journey;
 use crate::view::json;
@@ -122,6 +122,18 @@ impl Printer {
         match self.format {
             Format::Text { style, .. } => text::diagnosis(&mut io::stdout(), &view, style),
             Format::Json => json::line(&mut io::stdout(), "diagnosis", &view),
+        }
+    }
+
+    /// One finding of the audit.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn finding(&self, finding: &Finding) -> io::Result<()> {
+        let view = DiagnosisView::from(finding);
+        match self.format {
+            Format::Text { style, .. } => text::diagnosis(&mut io::stdout(), &view, style),
+            Format::Json => json::line(&mut io::stdout(), "finding", &view),
         }
     }
 

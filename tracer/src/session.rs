@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::time::MissedTickBehavior;
 
-use crate::cause::Diagnosis;
+use crate::cause::{Diagnosis, DropNames};
 use crate::collector::Collector;
 use crate::event::Event;
 use crate::journey::Journey;
@@ -142,7 +142,16 @@ impl Session {
         let now = monotonic_ns();
         self.collector.expire(now, &mut ended);
         self.settle_journeys(ended, now)?;
-        let diagnoses = self.collector.diagnose(now, hurry);
+        if !self.collector.is_due(now, hurry) {
+            return Ok(Vec::new());
+        }
+        // A kernel without drop reasons is judged by where it drops.
+        self.load_symbols(true);
+        let names = DropNames {
+            reasons: &self.reasons,
+            symbols: &self.read_symbols,
+        };
+        let diagnoses = self.collector.diagnose(now, hurry, names);
         for diagnosis in &diagnoses {
             self.printer.diagnosis(diagnosis)?;
         }
@@ -155,7 +164,7 @@ impl Session {
         }
         if ended.iter().any(|journey| self.printer.wants(journey)) {
             self.collector.name_namespaces(now);
-            self.load_symbols();
+            self.load_symbols(false);
             let names = Names {
                 facts: self.collector.facts(),
                 reasons: &self.reasons,
@@ -172,8 +181,9 @@ impl Session {
         Ok(())
     }
 
-    fn load_symbols(&mut self) {
-        if self.read_symbols.is_empty() && self.symbols.is_finished() {
+    /// Takes the symbols once they are read; with `wait` they are there afterwards.
+    fn load_symbols(&mut self, wait: bool) {
+        if self.read_symbols.is_empty() && (wait || self.symbols.is_finished()) {
             let reader = std::mem::replace(&mut self.symbols, std::thread::spawn(Symbols::default));
             self.read_symbols = reader.join().unwrap_or_default();
         }
@@ -210,7 +220,7 @@ impl Session {
 
     fn summary(&mut self) -> SummaryView {
         self.collector.name_namespaces(monotonic_ns());
-        self.load_symbols();
+        self.load_symbols(true);
         let counts = self.collector.counts();
         let names = Names {
             facts: self.collector.facts(),

@@ -1,39 +1,65 @@
 //! The catalogue of causes and how they are ranked.
 //!
+//! Map: `evidence` is what causes see, with indices over flows and (`site`) one namespace's facts;
+//! `diagnosis` is what they say; `audit` asks them about the facts alone; `rank` puts the root before its consequences. Then one file per
+//! cause, named by its code.
 //! Invariants: a cause never does I/O; it sees [`Evidence`] and nothing else, so that replay equals
-//! live. It says *certain* only with all its decisive evidence. One file per cause, named by its code.
+//! live. It says *certain* only with all its decisive evidence. Judging is linear in flows: a cause
+//! goes over the failures once and looks facts up.
 
-use crate::flow::Flows;
-use crate::node::Snapshot;
+use std::collections::HashMap;
 
+mod audit;
+mod diagnosis;
+mod evidence;
+mod rank;
+mod site;
+
+#[cfg(test)]
+mod benchmark;
+#[cfg(test)]
+mod constructed;
+
+mod bridging;
+mod confirm;
+mod source_check;
+mod unnatted;
+mod vip_nodeport_audit;
+
+mod accept_queue_full;
+mod bad_checksum;
+mod bridge_nf_off;
+mod bridge_port_blocked;
+mod conntrack_full;
+mod conntrack_insert_clash;
+mod dns_stale_conntrack;
+mod hairpin_off;
+mod ip_forward_off;
+mod ipv6_forward_off;
+mod ipvs_no_destination;
+mod ipvs_stale_connection;
+mod martian_source;
+mod masquerade_missing;
+mod mtu_exceeded;
+mod neighbour_failed;
+mod no_listener;
+mod no_route;
+mod nodeport_localhost;
+mod pod_on_docker0;
+mod receive_buffer_full;
+mod route_blackhole;
+mod rp_filter;
+mod snat_exhausted;
+mod ttl_expired;
+mod veth_peer_down;
 mod vip_nodeport_unbound;
+mod vxlan_checksum;
+mod vxlan_no_fdb;
 
-/// Everything that a cause may look at.
-pub struct Evidence<'a> {
-    /// What was seen on the wire.
-    pub flows: &'a Flows,
-    /// What the node was like, and when.
-    pub facts: &'a Snapshot,
-}
-
-/// How sure a diagnosis is.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Certainty {
-    /// Part of the decisive evidence is missing.
-    Likely,
-    /// All decisive evidence is there.
-    Certain,
-}
-
-impl Certainty {
-    /// In words.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Likely => "likely",
-            Self::Certain => "certain",
-        }
-    }
-}
+pub use audit::{Finding, Severity, audit};
+pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
+pub use evidence::{DropNames, DropSite, Evidence, Failure};
+pub use site::Site;
 
 /// A cause of the catalogue.
 pub struct Cause {
@@ -43,69 +69,71 @@ pub struct Cause {
     pub title: &'static str,
     /// What it is, how it is proven, how it is fixed.
     pub explanation: &'static str,
-    /// Looks for it.
+    /// Codes of the causes that it brings about: with shared flows they are its consequences.
+    pub explains: &'static [&'static str],
+    /// A scenario builds it in the lab; else it is written from the kernel's source and tested on
+    /// constructed evidence.
+    pub built: bool,
+    /// Looks for it among the packets that were lost.
     pub examine: fn(&Evidence<'_>) -> Vec<Diagnosis>,
+    /// Looks for it in the facts alone.
+    pub audit: fn(&Evidence<'_>) -> Vec<Finding>,
 }
 
-/// The catalogue; the order is the order of ranking among equals.
-pub const CATALOGUE: &[Cause] = &[vip_nodeport_unbound::CAUSE];
-
-/// One piece of evidence in words.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Proof {
-    /// Where it comes from: ipvs, route, address, socket, packet, kube-proxy.
-    pub source: &'static str,
-    /// What was seen.
-    pub text: String,
-}
-
-/// One way to fix it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Fix {
-    /// Commands or configuration to paste, a line each.
-    pub lines: Vec<String>,
-    /// What it may break.
-    pub risk: &'static str,
-}
-
-/// A cause found at work.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Diagnosis {
-    /// Code of the cause.
-    pub code: &'static str,
-    /// What it is about; the same cause with the same subject is one diagnosis.
-    pub subject: String,
-    /// How sure.
-    pub certainty: Certainty,
-    /// The cause in words, for this node.
-    pub summary: String,
-    /// What proves it.
-    pub evidence: Vec<Proof>,
-    /// What is missing to be certain.
-    pub missing: Vec<String>,
-    /// Ways to fix it, the best first.
-    pub fixes: Vec<Fix>,
-    /// A command that shows whether the fix worked.
-    pub check: String,
-    /// Connections that it stopped.
-    pub failed: usize,
-    /// Connections to the same address and port in all.
-    pub total: usize,
-}
+/// The catalogue, the more special causes first; the order is the order of ranking among equals.
+pub const CATALOGUE: &[Cause] = &[
+    vip_nodeport_unbound::CAUSE,
+    pod_on_docker0::CAUSE,
+    ipvs_no_destination::CAUSE,
+    ip_forward_off::CAUSE,
+    ipv6_forward_off::CAUSE,
+    rp_filter::CAUSE,
+    martian_source::CAUSE,
+    route_blackhole::CAUSE,
+    no_route::CAUSE,
+    neighbour_failed::CAUSE,
+    mtu_exceeded::CAUSE,
+    ttl_expired::CAUSE,
+    conntrack_full::CAUSE,
+    accept_queue_full::CAUSE,
+    receive_buffer_full::CAUSE,
+    dns_stale_conntrack::CAUSE,
+    ipvs_stale_connection::CAUSE,
+    vxlan_no_fdb::CAUSE,
+    bridge_port_blocked::CAUSE,
+    veth_peer_down::CAUSE,
+    hairpin_off::CAUSE,
+    conntrack_insert_clash::CAUSE,
+    snat_exhausted::CAUSE,
+    vxlan_checksum::CAUSE,
+    bad_checksum::CAUSE,
+    nodeport_localhost::CAUSE,
+    bridge_nf_off::CAUSE,
+    masquerade_missing::CAUSE,
+    no_listener::CAUSE,
+];
 
 /// The cause with this code.
 pub fn find(code: &str) -> Option<&'static Cause> {
     CATALOGUE.iter().find(|cause| cause.code == code)
 }
 
-/// Asks every cause; the most certain first.
+/// Asks every cause; roots before what they bring about, the most certain first.
 pub fn diagnose(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    let mut found: Vec<_> = CATALOGUE
+    let found = CATALOGUE
         .iter()
         .flat_map(|cause| (cause.examine)(evidence))
         .collect();
-    found.sort_by_key(|diagnosis| std::cmp::Reverse(diagnosis.certainty));
-    found
+    let places: HashMap<&str, usize> = CATALOGUE
+        .iter()
+        .enumerate()
+        .map(|(place, cause)| (cause.code, place))
+        .collect();
+    rank::rank(
+        found,
+        |code| find(code).map_or(&[], |cause| cause.explains),
+        |code| places.get(code).copied().unwrap_or(usize::MAX),
+    )
 }
 
 #[cfg(test)]
@@ -120,7 +148,80 @@ mod tests {
                     .iter()
                     .all(|other| other.code != cause.code)
             );
-            assert!(!cause.title.is_empty() && cause.explanation.len() > 200);
+            assert!(
+                !cause.title.is_empty() && cause.explanation.len() > 200,
+                "{}",
+                cause.code
+            );
+        }
+    }
+
+    type Situation = (&'static str, fn() -> constructed::Bench);
+
+    /// One situation for each cause that has one: the node and the packets that it stops.
+    const SITUATIONS: &[Situation] = &[
+        ("ipvs-no-destination", ipvs_no_destination::tests::situation),
+        ("ip-forward-off", ip_forward_off::tests::situation),
+        ("ipv6-forward-off", ipv6_forward_off::tests::situation),
+        ("rp-filter", rp_filter::tests::situation),
+        ("martian-source", martian_source::tests::situation),
+        ("route-blackhole", route_blackhole::tests::situation),
+        ("no-route", no_route::tests::situation),
+        ("neighbour-failed", neighbour_failed::tests::situation),
+        ("mtu-exceeded", mtu_exceeded::tests::situation),
+        ("ttl-expired", ttl_expired::tests::situation),
+        ("conntrack-full", conntrack_full::tests::situation),
+        ("accept-queue-full", accept_queue_full::tests::situation),
+        ("receive-buffer-full", receive_buffer_full::tests::situation),
+        ("dns-stale-conntrack", dns_stale_conntrack::tests::situation),
+        (
+            "ipvs-stale-connection",
+            ipvs_stale_connection::tests::situation,
+        ),
+        ("vxlan-no-fdb", vxlan_no_fdb::tests::situation),
+        ("bridge-port-blocked", bridge_port_blocked::tests::situation),
+        ("veth-peer-down", veth_peer_down::tests::situation),
+        ("hairpin-off", hairpin_off::tests::situation),
+        (
+            "conntrack-insert-clash",
+            conntrack_insert_clash::tests::situation,
+        ),
+        ("snat-exhausted", snat_exhausted::tests::situation),
+        ("vxlan-checksum", vxlan_checksum::tests::situation),
+        ("bad-checksum", bad_checksum::tests::situation),
+        ("nodeport-localhost", nodeport_localhost::tests::situation),
+        ("bridge-nf-off", bridge_nf_off::tests::situation),
+        ("masquerade-missing", masquerade_missing::tests::situation),
+        ("no-listener", no_listener::tests::situation),
+    ];
+
+    #[test]
+    fn no_cause_speaks_in_another_ones_situation() {
+        for (code, situation) in SITUATIONS {
+            let found = situation().diagnose();
+            assert_eq!(found.len(), 1, "{code}: {found:#?}");
+            assert_eq!(found[0].code, *code);
+            assert_eq!(found[0].certainty, Certainty::Certain, "{found:#?}");
+            assert!(
+                found[0].failed > 0 && !found[0].evidence.is_empty(),
+                "{code}"
+            );
+            assert!(
+                !found[0].fixes.is_empty() && !found[0].check.is_empty(),
+                "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn explained_causes_exist_and_never_explain_each_other() {
+        for cause in CATALOGUE {
+            for code in cause.explains {
+                let other = find(code);
+                assert!(other.is_some(), "{} explains {code}", cause.code);
+                let back = other.is_some_and(|other| other.explains.contains(&cause.code));
+                assert!(!back && *code != cause.code, "{} and {code}", cause.code);
+            }
         }
     }
 }

@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Cause, Certainty, Diagnosis, Evidence, Fix, Proof};
+use super::vip_nodeport_audit::audit;
+use super::{Cause, Certainty, Diagnosis, Evidence, Fix, Proof, Site};
 use crate::event::{Detail, Event, protocol};
 use crate::flow::{Direction, Flow};
 use crate::hook::Role;
 use crate::journey::Journey;
-use crate::node::{KubeProxy, NetnsFacts, NetnsId, VirtualServer, VirtualServerKey};
+use crate::node::{KubeProxy, NetnsId, VirtualServer, VirtualServerKey};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "vip-nodeport-unbound",
@@ -35,7 +36,10 @@ none on this one; and the local route's src is the other address, or the configu
 
 Fix: give the virtual address its own prefix (/32) and restart kube-proxy; or name its prefix in
 nodePortAddresses; or upgrade kube-proxy to 1.27 or later.",
+    explains: &["no-listener", "accept-queue-full"],
+    built: true,
     examine,
+    audit,
 };
 
 /// The interface that kube-proxy puts service addresses on.
@@ -43,10 +47,10 @@ const SERVICE_DEVICE: &str = "kube-ipvs0";
 
 /// One address and port that IPVS does not serve, in one namespace.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Subject {
-    netns: u32,
-    protocol: u8,
-    address: SocketAddr,
+pub(super) struct Subject {
+    pub(super) netns: u32,
+    pub(super) protocol: u8,
+    pub(super) address: SocketAddr,
 }
 
 /// What became of a packet that IPVS did not serve.
@@ -58,7 +62,7 @@ enum Fate {
     Held,
 }
 
-struct Missed<'a> {
+pub(super) struct Missed<'a> {
     flow: &'a Flow,
     journey: &'a Journey,
     fate: Fate,
@@ -85,21 +89,22 @@ enum Reason {
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let mut subjects: BTreeMap<Subject, Vec<Missed<'_>>> = BTreeMap::new();
-    for flow in evidence.flows.iter() {
+    for failure in evidence.failures() {
+        if failure.direction != Direction::Request {
+            continue;
+        }
+        let (flow, journey) = (failure.flow, failure.journey);
+        let Some((subject, fate)) = missed(journey) else {
+            continue;
+        };
+        let missed = subjects.entry(subject).or_default();
         // One connection counts once, however many packets it tried with.
-        let missed = flow.of(Direction::Request).find_map(|journey| {
-            let (subject, fate) = missed(journey)?;
-            Some((
-                subject,
-                Missed {
-                    flow,
-                    journey,
-                    fate,
-                },
-            ))
-        });
-        if let Some((subject, missed)) = missed {
-            subjects.entry(subject).or_default().push(missed);
+        if missed.last().is_none_or(|last| last.flow.id != flow.id) {
+            missed.push(Missed {
+                flow,
+                journey,
+                fate,
+            });
         }
     }
     subjects
@@ -130,11 +135,19 @@ fn missed(journey: &Journey) -> Option<(Subject, Fate)> {
     ))
 }
 
-fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Option<Diagnosis> {
-    let facts = evidence.facts.namespace(NetnsId(subject.netns))?;
+pub(super) fn judge(
+    evidence: &Evidence<'_>,
+    subject: Subject,
+    missed: &[Missed<'_>],
+) -> Option<Diagnosis> {
+    let facts = evidence.site(NetnsId(subject.netns))?;
     let vip = subject.address.ip();
     let port = subject.address.port();
-    if !facts.is_local_address(vip) || facts.virtual_server(subject.protocol, vip, port).is_some() {
+    // Loopback addresses are never served: nodeport-localhost.
+    if vip.is_loopback()
+        || !facts.is_local(vip)
+        || facts.virtual_server(subject.protocol, vip, port).is_some()
+    {
         return None;
     }
     let excluding = evidence
@@ -143,7 +156,9 @@ fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Op
         .find(|proxy| proxy.node_ports_on(vip) == Some(false));
     let reason = reason(facts, vip, excluding);
     let sibling = sibling(facts, subject, &reason)?;
-    if missed.iter().all(|missed| missed.fate == Fate::Held) && !held_by_kube_proxy(facts, subject)
+    if !missed.is_empty()
+        && missed.iter().all(|missed| missed.fate == Fate::Held)
+        && !held_by_kube_proxy(facts, subject)
     {
         // Another process serves this address on purpose.
         return None;
@@ -153,13 +168,8 @@ fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Op
         Reason::Secondary { .. } | Reason::Configured { .. } => Certainty::Certain,
         Reason::ServiceAddress | Reason::Unknown => Certainty::Likely,
     };
-    let total = evidence
-        .flows
-        .iter()
-        .filter(|flow| {
-            flow.client.destination == subject.address && flow.client.protocol == subject.protocol
-        })
-        .count();
+    let mut flows: Vec<u64> = missed.iter().map(|missed| missed.flow.id).collect();
+    flows.sort_unstable();
     Some(Diagnosis {
         code: CAUSE.code,
         subject: format!("{} {}", protocol::name(subject.protocol), subject.address),
@@ -174,15 +184,17 @@ fn judge(evidence: &Evidence<'_>, subject: Subject, missed: &[Missed<'_>]) -> Op
             subject.address
         ),
         failed: missed.len(),
-        total: total.max(missed.len()),
+        total: evidence.connections_beside(&flows).max(missed.len()),
+        flows,
+        consequences: Vec::new(),
     })
 }
 
-fn reason(facts: &NetnsFacts, vip: IpAddr, excluding: Option<&KubeProxy>) -> Reason {
+fn reason(facts: &Site<'_>, vip: IpAddr, excluding: Option<&KubeProxy>) -> Reason {
     let route_source = facts
         .local_route(vip)
         .and_then(|route| route.preferred_source);
-    let secondary = facts.address(vip).is_some_and(|address| address.secondary);
+    let secondary = facts.addresses(vip).any(|address| address.secondary);
     match (route_source, excluding) {
         (_, Some(proxy)) => Reason::Configured {
             proxy: proxy.clone(),
@@ -193,18 +205,17 @@ fn reason(facts: &NetnsFacts, vip: IpAddr, excluding: Option<&KubeProxy>) -> Rea
     }
 }
 
-fn on_service_device(facts: &NetnsFacts, address: IpAddr) -> bool {
-    facts.addresses.iter().any(|found| {
-        found.address == address
-            && facts
-                .link(found.link)
-                .is_some_and(|link| link.name == SERVICE_DEVICE)
+pub(super) fn on_service_device(facts: &Site<'_>, address: IpAddr) -> bool {
+    facts.addresses(address).any(|found| {
+        facts
+            .link(found.link)
+            .is_some_and(|link| link.name == SERVICE_DEVICE)
     })
 }
 
 /// The virtual server that shows that this port is a NodePort: same port, on another address that the
 /// node itself has. Addresses of services live on their own interface and prove nothing.
-fn sibling<'a>(facts: &'a NetnsFacts, subject: Subject, reason: &Reason) -> Option<Sibling<'a>> {
+fn sibling<'a>(facts: &Site<'a>, subject: Subject, reason: &Reason) -> Option<Sibling<'a>> {
     facts
         .virtual_servers_on_port(subject.protocol, subject.address.port())
         .filter_map(|server| match server.key {
@@ -219,7 +230,7 @@ fn sibling<'a>(facts: &'a NetnsFacts, subject: Subject, reason: &Reason) -> Opti
         })
         .filter(|sibling| {
             let address = sibling.address.ip();
-            facts.is_local_address(address) && !on_service_device(facts, address)
+            facts.is_local(address) && !on_service_device(facts, address)
         })
         .find(|sibling| match reason {
             Reason::Secondary { source } => sibling.address.ip() == *source,
@@ -227,7 +238,7 @@ fn sibling<'a>(facts: &'a NetnsFacts, subject: Subject, reason: &Reason) -> Opti
         })
 }
 
-fn held_by_kube_proxy(facts: &NetnsFacts, subject: Subject) -> bool {
+fn held_by_kube_proxy(facts: &Site<'_>, subject: Subject) -> bool {
     facts
         .listeners(
             subject.protocol,
@@ -243,7 +254,7 @@ fn held_by_kube_proxy(facts: &NetnsFacts, subject: Subject) -> bool {
 }
 
 fn summary(
-    facts: &NetnsFacts,
+    facts: &Site<'_>,
     subject: Subject,
     sibling: Sibling<'_>,
     reason: &Reason,
@@ -284,16 +295,17 @@ fn summary(
     text
 }
 
-fn prefix(facts: &NetnsFacts, address: IpAddr) -> String {
+fn prefix(facts: &Site<'_>, address: IpAddr) -> String {
     facts
-        .address(address)
+        .addresses(address)
+        .next()
         .map(|found| format!("/{}", found.prefix_length))
         .unwrap_or_default()
 }
 
 fn proofs(
     evidence: &Evidence<'_>,
-    facts: &NetnsFacts,
+    facts: &Site<'_>,
     subject: Subject,
     sibling: Sibling<'_>,
     reason: &Reason,
@@ -374,12 +386,9 @@ fn proofs(
 /// The same client's packet to the address that is served.
 fn healthy_twin(evidence: &Evidence<'_>, failed: &Flow, served: SocketAddr) -> Option<String> {
     evidence
-        .flows
+        .flows_to(failed.client.protocol, served)
         .iter()
-        .filter(|flow| {
-            flow.client.destination == served
-                && flow.client.source.ip() == failed.client.source.ip()
-        })
+        .filter(|flow| flow.client.source.ip() == failed.client.source.ip())
         .flat_map(|flow| flow.of(Direction::Request))
         .filter(|journey| journey.passed(Role::IpvsTransmit))
         .min_by_key(|journey| journey.id)
@@ -405,7 +414,7 @@ fn missing(reason: &Reason) -> Vec<String> {
     }
 }
 
-fn fixes(facts: &NetnsFacts, vip: IpAddr, reason: &Reason) -> Vec<Fix> {
+fn fixes(facts: &Site<'_>, vip: IpAddr, reason: &Reason) -> Vec<Fix> {
     let host = if vip.is_ipv4() { 32 } else { 128 };
     let configuration = Fix {
         lines: vec![
@@ -417,7 +426,8 @@ fn fixes(facts: &NetnsFacts, vip: IpAddr, reason: &Reason) -> Vec<Fix> {
         risk: "NodePorts answer only on the addresses that the list names",
     };
     let place = facts
-        .address(vip)
+        .addresses(vip)
+        .next()
         .and_then(|address| Some((address, facts.link(address.link)?)));
     match (reason, place) {
         (Reason::Secondary { .. }, Some((address, link))) => vec![

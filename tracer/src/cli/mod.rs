@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::printer::{Format, Show};
 use crate::view::text::Style;
 
+mod check;
 mod doctor;
 mod reproduce;
 mod run;
@@ -110,6 +111,9 @@ enum Command {
     /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
     /// Example: tracer reproduce vip-nodeport-unbound
     Reproduce(reproduce::Arguments),
+    /// Look over this node without traffic; exit code 1 when something is wrong.
+    /// Example: tracer check --format json
+    Check(check::Arguments),
     /// Explain a cause. Example: tracer why vip-nodeport-unbound
     Why(why::Arguments),
     /// Say what this kernel lets the tracer see, hook by hook, and what is missing.
@@ -154,6 +158,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
+        Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),
         Command::Doctor => doctor::run(&cli.output),
     };

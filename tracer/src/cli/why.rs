@@ -23,6 +23,8 @@ struct CauseView {
     cause: &'static str,
     title: &'static str,
     explanation: &'static str,
+    brings_about: &'static [&'static str],
+    built_in_lab: bool,
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
@@ -31,14 +33,24 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         cause: cause.code,
         title: cause.title,
         explanation: cause.explanation,
+        brings_about: cause.explains,
+        built_in_lab: cause.built,
     };
     let Some(code) = &arguments.code else {
         for cause in CATALOGUE {
             printer.object(
                 "cause",
                 &view(cause),
-                &format!("{:<28} {}", cause.code, cause.title),
+                &format!(
+                    "{} {:<26} {}",
+                    if cause.built { ' ' } else { '*' },
+                    cause.code,
+                    cause.title
+                ),
             )?;
+        }
+        if CATALOGUE.iter().any(|cause| !cause.built) {
+            printer.remark("* no lab scenario builds it; the rule follows the kernel's source")?;
         }
         return Ok(Exit::Healthy);
     };

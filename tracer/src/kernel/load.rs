@@ -154,6 +154,12 @@ impl DropReasons {
     }
 }
 
+impl FromIterator<(u32, String)> for DropReasons {
+    fn from_iter<I: IntoIterator<Item = (u32, String)>>(reasons: I) -> Self {
+        Self(reasons.into_iter().collect())
+    }
+}
+
 /// Facts about this kernel that decide the tiers.
 #[derive(Clone, Debug)]
 pub struct Abilities {

@@ -41,6 +41,15 @@ impl Symbols {
         self.functions
             .get(after.checked_sub(1)?)
             .map(|(_, name)| &**name)
+            .filter(|name| !name.is_empty())
+    }
+
+    /// Adds one address, out of a capture; an empty name says that nothing is known of it.
+    pub fn insert(&mut self, address: u64, name: &str) {
+        let at = self
+            .functions
+            .partition_point(|&(start, _)| start < address);
+        self.functions.insert(at, (address, name.into()));
     }
 }
 

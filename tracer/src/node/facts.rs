@@ -1,7 +1,7 @@
 //! What one network namespace was like, and how to look things up in it.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
@@ -13,9 +13,10 @@ use super::link::{LinkRow, PeerPlace};
 use super::netlink::{Conversation, ReadError, attributes};
 use super::table::rows_or_missing;
 use super::{
-    Address, Directory, Link, ListeningSocket, Missing, Neighbour, NetnsHandle, NetnsId, Route,
-    RouteKind, Sysctls, VirtualServer, VirtualServerKey, address, ipvs, link, neighbour, route,
-    socket, sysctl,
+    Address, ConntrackEntry, Counters, Directory, FdbEntry, IpvsConnection, Link, ListeningSocket,
+    Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind, Sysctls, VirtualServer,
+    VirtualServerKey, address, conntrack, counter, fdb, ipvs, ipvs_connection, link, neighbour,
+    policy_rule, route, socket, sysctl,
 };
 
 /// What one network namespace was like.
@@ -39,6 +40,17 @@ pub struct NetnsFacts {
     pub sockets: Vec<ListeningSocket>,
     /// Kernel settings.
     pub sysctls: Sysctls,
+    /// Counters of the kernel.
+    pub counters: Counters,
+    /// Forwarding databases of bridges and VXLAN devices.
+    pub fdb: Vec<FdbEntry>,
+    /// Policy rules.
+    pub rules: Vec<PolicyRule>,
+    /// IPVS connections that were asked for; see [`NetnsFacts::read_connections`].
+    pub ipvs_connections: Vec<IpvsConnection>,
+    /// UDP conntrack entries with another destination or without a reply; `None` before
+    /// [`NetnsFacts::read_udp_entries`], or when `missing` says why they could not be read.
+    pub udp_entries: Option<Vec<ConntrackEntry>>,
     /// What could not be read.
     pub missing: Vec<Missing>,
 }
@@ -60,7 +72,8 @@ impl NetnsFacts {
         facts
     }
 
-    fn unread(id: NetnsId, name: Option<&str>) -> Self {
+    /// A namespace of which nothing was read.
+    pub fn unread(id: NetnsId, name: Option<&str>) -> Self {
         Self {
             id,
             name: name.map(str::to_owned),
@@ -71,6 +84,11 @@ impl NetnsFacts {
             ipvs: None,
             sockets: Vec::new(),
             sysctls: Sysctls::default(),
+            counters: Counters::default(),
+            fdb: Vec::new(),
+            rules: Vec::new(),
+            ipvs_connections: Vec::new(),
+            udp_entries: None,
             missing: Vec::new(),
         }
     }
@@ -85,6 +103,7 @@ impl NetnsFacts {
         }
         self.ipvs = ipvs::read(&mut self.missing);
         self.sockets = socket::read(&mut self.missing);
+        self.counters = counter::read(Path::new("/proc/thread-self/net"), &mut self.missing);
         let names = self.links.iter().map(|link| link.name.as_str());
         self.sysctls = sysctl::read(Path::new("/proc/sys"), names, &mut self.missing);
     }
@@ -95,8 +114,27 @@ impl NetnsFacts {
         self.links = with_peer_namespaces(rows, self.id, route, directory);
         self.addresses = rows_or_missing("addresses", address::read(route), missing);
         self.neighbours = neighbour::read(route, missing);
+        self.fdb = fdb::read(route, missing);
+        self.rules = policy_rule::read(route, missing);
         // Last, as it makes the kernel strict with every later request on this socket.
         self.routes = route::read(route, missing);
+    }
+
+    /// Reads the IPVS connections of these clients; the table may be very large, so nothing else is kept.
+    pub fn read_connections(&mut self, handle: &NetnsHandle, clients: &BTreeSet<SocketAddr>) {
+        let missing = &mut self.missing;
+        let read =
+            || ipvs_connection::read(|connection| clients.contains(&connection.client), missing);
+        // A namespace that is gone has no connections.
+        if let Ok(found) = handle.run(read) {
+            self.ipvs_connections = found;
+        }
+    }
+
+    /// Reads the UDP conntrack entries.
+    pub fn read_udp_entries(&mut self, handle: &NetnsHandle) {
+        let missing = &mut self.missing;
+        self.udp_entries = handle.run(|| conntrack::read_udp(missing)).ok().flatten();
     }
 
     /// The most specific local route for an address: what makes the address the node's own. Its

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 
 use super::NetnsId;
+use super::route::Prefix;
 
 /// A kube-proxy process.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +20,8 @@ pub struct KubeProxy {
     pub node_port_addresses: Vec<String>,
     /// `--config`: where it is given, kube-proxy ignores most other flags.
     pub config: Option<String>,
+    /// It finds the program `conntrack` in its own mount namespace; `None` when that is not known.
+    pub conntrack_tool: Option<bool>,
 }
 
 impl KubeProxy {
@@ -36,6 +39,7 @@ impl KubeProxy {
     fn read(pid: u32) -> Option<Self> {
         let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let mut proxy = Self::parse(pid, &command_line)?;
+        proxy.conntrack_tool = finds(pid, "conntrack");
         let namespace = fs::metadata(format!("/proc/{pid}/ns/net")).ok();
         proxy.netns = namespace
             .and_then(|found| u32::try_from(found.ino()).ok())
@@ -45,25 +49,16 @@ impl KubeProxy {
 
     /// Parses a NUL-separated command line; `None` when it is another program's.
     fn parse(pid: u32, command_line: &[u8]) -> Option<Self> {
-        let words: Vec<_> = command_line
+        let words: Vec<String> = command_line
             .split(|&byte| byte == 0)
-            .map(String::from_utf8_lossy)
+            .map(|word| String::from_utf8_lossy(word).into_owned())
             .filter(|word| !word.is_empty())
             .collect();
         let program = words.first()?.rsplit('/').next()?;
         if program != "kube-proxy" {
             return None;
         }
-        let flag = |name: &str| {
-            words.iter().enumerate().find_map(|(index, word)| {
-                let rest = word.trim_start_matches('-').strip_prefix(name)?;
-                match rest.strip_prefix('=') {
-                    Some(value) => Some(value.to_owned()),
-                    None if rest.is_empty() => words.get(index + 1).map(ToString::to_string),
-                    None => None,
-                }
-            })
-        };
+        let flag = |name| flag(&words, name);
         Some(Self {
             pid,
             netns: None,
@@ -75,6 +70,7 @@ impl KubeProxy {
                     .collect()
             }),
             config: flag("config"),
+            conntrack_tool: None,
         })
     }
 
@@ -86,30 +82,45 @@ impl KubeProxy {
         }
         let mut inside = false;
         for prefix in &self.node_port_addresses {
-            inside |= contains(prefix, address)?;
+            inside |= Prefix::parse(prefix)?.contains(address);
         }
         Some(inside)
     }
 }
 
-/// Whether `prefix` (address/length) holds an address; `None` when it is not a prefix.
-fn contains(prefix: &str, address: IpAddr) -> Option<bool> {
-    let (network, length) = prefix.split_once('/')?;
-    let (network, length): (IpAddr, u32) = (network.parse().ok()?, length.parse().ok()?);
-    let bits = |address: IpAddr| match address {
-        IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
-        IpAddr::V6(address) => (address.to_bits(), 128),
-    };
-    let ((network_bits, width), (address_bits, address_width)) = (bits(network), bits(address));
-    if length > width {
-        return None;
-    }
-    if width != address_width {
-        return Some(false);
-    }
-    let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-    Some(network_bits & mask == address_bits & mask)
+/// The value of a flag among a program's words, `--name=value` or `--name value`.
+pub(super) fn flag(words: &[String], name: &str) -> Option<String> {
+    words.iter().enumerate().find_map(|(index, word)| {
+        let rest = word.trim_start_matches('-').strip_prefix(name)?;
+        match rest.strip_prefix('=') {
+            Some(value) => Some(value.to_owned()),
+            None if rest.is_empty() => words.get(index + 1).cloned(),
+            None => None,
+        }
+    })
 }
+
+/// Whether a process finds a program by its PATH in its own mount namespace; `None` when that cannot
+/// be looked at.
+fn finds(pid: u32, program: &str) -> Option<bool> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let path = environment
+        .split(|&byte| byte == 0)
+        .find_map(|word| word.strip_prefix(b"PATH="))
+        .map_or_else(
+            || DEFAULT_PATH.to_owned(),
+            |path| String::from_utf8_lossy(path).into_owned(),
+        );
+    let root = format!("/proc/{pid}/root");
+    // Without this the answer would be "not found" for want of permission.
+    fs::read_dir(&root).ok()?;
+    Some(path.split(':').any(|directory| {
+        fs::metadata(format!("{root}/{directory}/{program}")).is_ok_and(|file| file.is_file())
+    }))
+}
+
+/// Where programs are looked for without PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 #[cfg(test)]
 mod tests {
@@ -155,6 +166,9 @@ mod tests {
                 "{line}"
             );
         }
-        assert_eq!(contains("0.0.0.0/0", address), Some(true));
+        assert_eq!(
+            Prefix::parse("0.0.0.0/0").map(|all| all.contains(address)),
+            Some(true)
+        );
     }
 }

@@ -1,9 +1,10 @@
 //! Facts of the node: what its network namespaces were like at one moment, as plain owned values.
 //!
 //! Map: `namespace` finds and enters namespaces, `netlink` asks the kernel for a `table`, and one
-//! file per kind of fact (`link`, `address`, `route`, `neighbour`, `ipvs`, `socket`, `sysctl`) holds
+//! file per kind of fact (`link`, `address`, `route`, `policy_rule`, `neighbour`, `fdb`, `ipvs`,
+//! `ipvs_connection`, `conntrack`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
-//! looks things up; `kube_proxy` reads processes instead; `numbered` makes the enumerations.
+//! looks things up; `kube_proxy` and `component` read processes instead, `cni` files; `numbered` makes the enumerations.
 //!
 //! Invariants:
 //! - A cause never does I/O: it is given a [`Snapshot`]. This module never decides: it has no
@@ -14,30 +15,47 @@
 //! - Reading changes nothing: no module is loaded, and the caller's thread never changes its namespace.
 
 mod address;
+mod cni;
+mod component;
+mod conntrack;
+mod counter;
 mod facts;
+mod fdb;
 mod ipvs;
+mod ipvs_connection;
 mod kube_proxy;
 mod link;
 mod namespace;
 mod neighbour;
 mod netlink;
 mod numbered;
+mod policy_rule;
 mod route;
 mod socket;
 mod sysctl;
 mod table;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::SystemTime;
 
 use nix::time::{ClockId, clock_gettime};
 
 pub use address::{Address, Scope};
+pub use cni::Cni;
+pub use component::{COMPONENTS, Component};
+pub use conntrack::ConntrackEntry;
+pub use counter::Counters;
 pub use facts::NetnsFacts;
+pub use fdb::FdbEntry;
 pub use ipvs::{ForwardingMethod, Persistence, RealServer, VirtualServer, VirtualServerKey};
+pub use ipvs_connection::IpvsConnection;
 pub use kube_proxy::KubeProxy;
 pub use link::{BridgePort, BridgePortState, Link, Mac, OperState};
 pub use namespace::{Directory, NetnsHandle, NetnsId};
 pub use neighbour::{Neighbour, NeighbourState};
+pub use policy_rule::{PolicyRule, RuleAction};
 pub use route::{NextHop, Prefix, Route, RouteKind, RouteProtocol};
 pub use socket::{ListeningSocket, Process, find_owners};
 pub use sysctl::Sysctls;
@@ -53,6 +71,10 @@ pub struct Snapshot {
     pub namespaces: Vec<NetnsFacts>,
     /// kube-proxy processes, in whatever namespace.
     pub kube_proxies: Vec<KubeProxy>,
+    /// kubelet, container runtimes and overlay daemons, once [`Snapshot::read_node`] has looked.
+    pub components: Vec<Component>,
+    /// The container network's configuration, once [`Snapshot::read_node`] has looked.
+    pub cni: Option<Cni>,
     /// What could not be read at all; what is missing of one namespace is in its facts.
     pub missing: Vec<Missing>,
 }
@@ -76,6 +98,8 @@ impl Snapshot {
             taken_ns: None,
             namespaces: Vec::new(),
             kube_proxies: Vec::new(),
+            components: Vec::new(),
+            cni: None,
             missing: Vec::new(),
         }
     }
@@ -87,6 +111,8 @@ impl Snapshot {
             taken_ns: monotonic_ns(),
             namespaces: Vec::with_capacity(ids.len()),
             kube_proxies: KubeProxy::running(),
+            components: Vec::new(),
+            cni: None,
             missing: Vec::new(),
         };
         for id in ids {
@@ -104,6 +130,21 @@ impl Snapshot {
         snapshot
     }
 
+    /// Reads what a node has once: its programs and the container network's configuration.
+    pub fn read_node(&mut self) {
+        self.components = Component::running();
+        self.cni = cni::read(Path::new("/"), &mut self.missing);
+    }
+
+    /// Reads the UDP conntrack entries of every namespace: a large table, for an audit.
+    pub fn read_udp_entries(&mut self, directory: &Directory) {
+        for facts in &mut self.namespaces {
+            if let Some(handle) = directory.open(facts.id) {
+                facts.read_udp_entries(&handle);
+            }
+        }
+    }
+
     /// The facts of a namespace.
     pub fn namespace(&self, id: NetnsId) -> Option<&NetnsFacts> {
         self.namespaces.iter().find(|facts| facts.id == id)
@@ -114,6 +155,20 @@ impl Snapshot {
         self.kube_proxies
             .iter()
             .filter(move |proxy| proxy.netns == Some(id))
+    }
+
+    /// Reads the IPVS connections of these clients: see [`NetnsFacts::read_connections`].
+    pub fn read_connections(
+        &mut self,
+        directory: &Directory,
+        clients: &BTreeMap<NetnsId, BTreeSet<SocketAddr>>,
+    ) {
+        for facts in &mut self.namespaces {
+            let wanted = clients.get(&facts.id);
+            if let Some((clients, handle)) = wanted.zip(directory.open(facts.id)) {
+                facts.read_connections(&handle, clients);
+            }
+        }
     }
 
     /// Fills in the owners of all listening sockets: see [`find_owners`].

@@ -73,6 +73,14 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// From `address/length`; `None` when it is not a prefix.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, length) = text.trim().split_once('/')?;
+        let (address, length): (IpAddr, u8) = (address.parse().ok()?, length.parse().ok()?);
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        (length <= width).then_some(Self { address, length })
+    }
+
     /// Whether an address lies in the range; never across address families.
     pub fn contains(&self, address: IpAddr) -> bool {
         let same_leading_bits = |difference: u128, width: u32| {

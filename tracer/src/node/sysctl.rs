@@ -65,6 +65,8 @@ const NAMES: &[&str] = &[
     "net/ipv4/vs/sloppy_tcp",
     "net/ipv6/conf/all/disable_ipv6",
     "net/ipv6/conf/all/forwarding",
+    "net/ipv6/neigh/default/gc_thresh1",
+    "net/ipv6/neigh/default/gc_thresh2",
     "net/ipv6/neigh/default/gc_thresh3",
     "net/netfilter/nf_conntrack_buckets",
     "net/netfilter/nf_conntrack_count",
@@ -75,7 +77,7 @@ const NAMES: &[&str] = &[
 ];
 
 /// For each device: the kernel combines them with those of `all`.
-const NAMES_PER_LINK: &[&str] = &["forwarding", "route_localnet", "rp_filter"];
+const NAMES_PER_LINK: &[&str] = &["accept_local", "forwarding", "route_localnet", "rp_filter"];
 
 /// Settings of the calling thread's network namespace.
 pub(super) fn read<'a>(

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::stage::{self, Stage};
-use crate::cause::Diagnosis;
+use crate::cause::{Diagnosis, Finding};
 use crate::event::{Detail, Packet, Transport, protocol, tcp_flag};
 use crate::hook::Role;
 use crate::journey::{Ending, Journey};
@@ -274,6 +274,9 @@ pub struct DiagnosisView {
     pub cause: &'static str,
     /// `certain` or `likely`.
     pub certainty: &'static str,
+    /// `error` or `warning`, where no packet was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub severity: Option<&'static str>,
     /// Protocol, address and port it is about.
     pub subject: String,
     /// Connections stopped.
@@ -290,6 +293,19 @@ pub struct DiagnosisView {
     pub fixes: Vec<FixView>,
     /// Command that shows whether the fix worked.
     pub check: String,
+    /// What it brings about.
+    pub consequences: Vec<ConsequenceView>,
+}
+
+/// What a cause brings about, as shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConsequenceView {
+    /// Code of the cause.
+    pub cause: &'static str,
+    /// What it is about.
+    pub subject: String,
+    /// In words.
+    pub summary: String,
 }
 
 /// A fix as shown.
@@ -306,6 +322,7 @@ impl From<&Diagnosis> for DiagnosisView {
         Self {
             cause: diagnosis.code,
             certainty: diagnosis.certainty.name(),
+            severity: None,
             subject: diagnosis.subject.clone(),
             failed_connections: diagnosis.failed,
             connections: diagnosis.total,
@@ -325,6 +342,24 @@ impl From<&Diagnosis> for DiagnosisView {
                 })
                 .collect(),
             check: diagnosis.check.clone(),
+            consequences: diagnosis
+                .consequences
+                .iter()
+                .map(|consequence| ConsequenceView {
+                    cause: consequence.code,
+                    subject: consequence.subject.clone(),
+                    summary: consequence.summary.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl From<&Finding> for DiagnosisView {
+    fn from(finding: &Finding) -> Self {
+        Self {
+            severity: Some(finding.severity.name()),
+            ..Self::from(&finding.diagnosis)
         }
     }
 }

@@ -85,15 +85,19 @@ pub fn journey(
 /// # Errors
 /// When writing fails.
 pub fn diagnosis(out: &mut impl Write, view: &DiagnosisView, style: Style) -> io::Result<()> {
+    let extent = match view.severity {
+        Some(severity) => format!("{severity} · {}", view.subject),
+        None => format!(
+            "{} of {} connections to {}",
+            view.failed_connections, view.connections, view.subject
+        ),
+    };
     writeln!(
         out,
-        "\n{} {} · {} · {} of {} connections to {}",
+        "\n{} {} · {} · {extent}",
         style.paint(RED, "✗"),
         style.paint(BOLD, view.cause),
         view.certainty,
-        view.failed_connections,
-        view.connections,
-        view.subject
     )?;
     for line in wrap(&view.summary, WIDTH) {
         writeln!(out, "  {line}")?;
@@ -104,6 +108,15 @@ pub fn diagnosis(out: &mut impl Write, view: &DiagnosisView, style: Style) -> io
     }
     for missing in &view.missing {
         writeln!(out, "    {:<10} {missing}", "missing")?;
+    }
+    if !view.consequences.is_empty() {
+        writeln!(out, "  {}", style.paint(BOLD, "Brings about"))?;
+    }
+    for consequence in &view.consequences {
+        let text = format!("{}: {}", consequence.cause, consequence.summary);
+        for line in wrap(&text, WIDTH - 2) {
+            writeln!(out, "    {line}")?;
+        }
     }
     writeln!(out, "  {}", style.paint(BOLD, "Fix"))?;
     for (index, fix) in view.fixes.iter().enumerate() {

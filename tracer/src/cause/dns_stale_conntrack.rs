@@ -1,0 +1,354 @@
+//! `dns-stale-conntrack`: a UDP conntrack entry keeps sending a service's packets to an endpoint that
+//! is gone.
+//!
+//! Source: kube-proxy's pkg/proxy/conntrack; kubernetes/kubernetes #126130, #126847, #139628, #48370.
+//! NAT is decided once for each entry, by the first packet, and every further packet renews it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::audit::Finding;
+use super::evidence::{Evidence, Failure};
+use super::ipvs_stale_connection::swallowed;
+use super::{Cause, Diagnosis, Site};
+use crate::event::{Detail, Tuple, protocol};
+use crate::flow::Direction;
+use crate::hook::Role;
+use crate::node::{ConntrackEntry, NetnsId};
+
+pub(super) const CAUSE: Cause = Cause {
+    code: "dns-stale-conntrack",
+    title: "a stale UDP conntrack entry sends a service's packets to an endpoint that is gone",
+    explanation: "\
+For UDP, NAT is decided by the first packet from a client's address and port, and the conntrack entry keeps
+the decision for as long as packets come. When the chosen endpoint goes away, clients that reuse their
+source port (DNS resolvers do) go on sending to it. kube-proxy has to delete such entries:
+  * up to 1.31 it runs the program `conntrack`; without it, or without the module nf_conntrack_netlink, the
+    log says so and the entries stay; it does not try again;
+  * from 1.32 it uses netlink, and still leaves entries of services scaled to zero and deleted services.
+
+Signs: a packet whose entry leads to an address that is no endpoint of the service; the packet then meets a
+neighbour that does not answer, no route, or a foreign pod. An entry without any NAT (its reply comes from
+the service address itself) was made before the service's rules.
+
+Proof: the entry that the packet met, and the service's present endpoints, which do not hold its target.
+
+Fix: delete the entry; then find out why kube-proxy did not.",
+    explains: &["neighbour-failed", "no-route", "route-blackhole", "no-listener"],
+    built: true,
+    examine,
+    audit,
+};
+
+/// A service address, and where a conntrack entry leads instead of to an endpoint of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Stale {
+    netns: NetnsId,
+    service: SocketAddr,
+    target: SocketAddr,
+}
+
+fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    evidence
+        .group(|failure| {
+            let stale = led_astray(failure)?;
+            let serving = serving(evidence, stale);
+            let other = evidence.site(stale.netns).is_none_or(|_| {
+                serving
+                    .as_ref()
+                    .is_none_or(|list| !list.contains(&stale.target))
+            });
+            // Without the list of endpoints another client's choice has to differ.
+            let known = serving.is_some() || rival(evidence, stale).is_some();
+            (other && known).then_some(stale)
+        })
+        .into_iter()
+        .map(|(stale, failures)| judge(evidence, stale, &failures))
+        .collect()
+}
+
+/// The entry of a UDP request that was lost after netfilter's NAT, seen on its way.
+fn led_astray(failure: &Failure<'_>) -> Option<Stale> {
+    // Where IPVS keeps the decision its own entry is the stale one.
+    let by_ipvs = failure.journey.passed(Role::IpvsTransmit) || swallowed(failure).is_some();
+    if failure.direction != Direction::Request || by_ipvs {
+        return None;
+    }
+    let (index, original, reply) = entry(failure)?;
+    let nat = original.destination != reply.source;
+    (original.protocol == protocol::UDP && nat).then_some(Stale {
+        netns: failure.netns_at(index)?,
+        service: original.destination,
+        target: reply.source,
+    })
+}
+
+/// The first conntrack entry that the packet met: one that has its NAT already was there before it.
+fn entry(failure: &Failure<'_>) -> Option<(usize, Tuple, Tuple)> {
+    failure
+        .journey
+        .events
+        .iter()
+        .enumerate()
+        .find_map(|(index, event)| match event.detail {
+            Detail::Conntrack {
+                original, reply, ..
+            } => Some((index, original, reply)),
+            _ => None,
+        })
+}
+
+/// The service's endpoints by IPVS; `None` when IPVS does not serve it.
+fn serving(evidence: &Evidence<'_>, stale: Stale) -> Option<Vec<SocketAddr>> {
+    let server = evidence.site(stale.netns)?.virtual_server(
+        protocol::UDP,
+        stale.service.ip(),
+        stale.service.port(),
+    )?;
+    Some(
+        server
+            .destinations
+            .iter()
+            .filter(|real| real.weight > 0)
+            .map(|real| SocketAddr::new(real.address, real.port))
+            .collect(),
+    )
+}
+
+/// Where another client's packets to the same service arrived.
+fn rival(evidence: &Evidence<'_>, stale: Stale) -> Option<(u64, SocketAddr)> {
+    evidence
+        .flows_to(protocol::UDP, stale.service)
+        .iter()
+        .flat_map(|flow| flow.of(Direction::Request))
+        .filter(|journey| !journey.failed())
+        .find_map(|journey| {
+            let target = journey.last_tuple()?.destination;
+            (target != stale.service && target != stale.target).then_some((journey.id, target))
+        })
+}
+
+fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Diagnosis {
+    let Stale {
+        netns,
+        service,
+        target,
+    } = stale;
+    let place = evidence
+        .site(netns)
+        .map_or_else(|| format!("netns {netns}"), Site::name);
+    let serving = serving(evidence, stale);
+    let rival = rival(evidence, stale);
+    let first = failures.first();
+    let entry = first.and_then(|failure| entry(failure));
+    let end = first.map_or_else(String::new, |failure| {
+        if failure.journey.passed(Role::NeighbourFailed) {
+            ": nobody answers there".to_owned()
+        } else if failure.journey.passed(Role::RouteError) {
+            ": there is no usable route to it".to_owned()
+        } else {
+            format!(": the packet was {}", failure.drop_words())
+        }
+    });
+    let list = |endpoints: &[SocketAddr]| {
+        if endpoints.is_empty() {
+            "no endpoint".to_owned()
+        } else {
+            endpoints
+                .iter()
+                .take(4)
+                .map(SocketAddr::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        }
+    };
+    let tries = first.map_or(0, |failure| failure.flow.of(Direction::Request).count());
+    Diagnosis::new(
+        &CAUSE,
+        format!("udp {service} → {target}"),
+        format!(
+            "A conntrack entry in {place} still sends packets for udp {service} to {target}, which is no endpoint of it \
+             any more{end}. Each packet from the same client port renews the entry."
+        ),
+    )
+    .stopped(evidence, failures)
+    .prove_if(
+        "conntrack",
+        entry.map(|(_, original, reply)| {
+            format!(
+                "udp {} → {}, reply {} → {}",
+                original.source, original.destination, reply.source, reply.destination
+            )
+        }),
+    )
+    .prove_if("ipvs", serving.as_ref().map(|now| format!("udp {service} has {}", list(now))))
+    .prove_if(
+        "packet",
+        first.map(|failure| format!("{} followed the entry to {target}; {tries} packets of its port did", failure.words())),
+    )
+    .prove_if(
+        "packet",
+        rival.map(|(id, other)| format!("#{id} to the same service reached {other}")),
+    )
+    .lacking_if(
+        serving.is_none(),
+        "the service's present endpoints (its rules or EndpointSlices)",
+    )
+    .fix(
+        [format!(
+            "conntrack -D -p udp --orig-dst {} --orig-port-dst {}",
+            service.ip(),
+            service.port()
+        )],
+        "the service's UDP clients get a new endpoint; answers under way to the old entries are lost",
+    )
+    .fix(
+        [
+            "apt-get install conntrack   # in kube-proxy's image or host, for kube-proxy up to 1.31",
+            "systemctl restart kube-proxy   # or: kubectl -n kube-system rollout restart daemonset kube-proxy",
+        ],
+        "none for existing connections",
+    )
+    .check(format!(
+        "conntrack -L -p udp --orig-dst {} --orig-port-dst {}",
+        service.ip(),
+        service.port()
+    ))
+}
+
+/// Entries that lead to no endpoint of their service, and a kube-proxy that cannot delete them.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for site in evidence.sites() {
+        let mut stale: BTreeMap<Stale, Vec<&ConntrackEntry>> = BTreeMap::new();
+        for entry in site.facts.udp_entries.iter().flatten() {
+            let key = Stale {
+                netns: site.facts.id,
+                service: entry.original.destination,
+                target: entry.reply.source,
+            };
+            if serving(evidence, key).is_some_and(|list| !list.contains(&key.target)) {
+                stale.entry(key).or_default().push(entry);
+            }
+        }
+        found.extend(stale.into_iter().map(|(stale, entries)| {
+            let diagnosis = judge(evidence, stale, &[]).prove(
+                "conntrack",
+                format!(
+                    "{} such entries, one of client {}",
+                    entries.len(),
+                    entries[0].original.source
+                ),
+            );
+            Finding::error(diagnosis)
+        }));
+    }
+    for proxy in &evidence.facts.kube_proxies {
+        if proxy.conntrack_tool == Some(false) {
+            found.push(Finding::warning(no_tool(proxy.pid)));
+        }
+    }
+    found
+}
+
+/// The program that kube-proxy up to 1.31 runs is not there for it.
+fn no_tool(pid: u32) -> Diagnosis {
+    Diagnosis::new(
+        &CAUSE,
+        format!("kube-proxy {pid}"),
+        format!(
+            "kube-proxy (process {pid}) finds no program `conntrack` in its own file system: up to 1.31 it then cannot \
+             delete stale UDP entries, and DNS clients hang after an endpoint goes away."
+        ),
+    )
+    .prove("kube-proxy", format!("no conntrack in the PATH of process {pid}, below /proc/{pid}/root"))
+    .lacking("kube-proxy's version: from 1.32 it does not need the program")
+    .fix(
+        ["apt-get install conntrack   # or an image of kube-proxy that holds it; then restart kube-proxy"],
+        "none for existing connections",
+    )
+    .check(format!("nsenter -t {pid} -m conntrack --version"))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::cause::Certainty;
+    use crate::cause::constructed::{Bench, CNI0, at, ip, neighbour, node, service};
+    use crate::node::NeighbourState;
+
+    fn tuple(source: &str, destination: &str) -> Tuple {
+        Tuple {
+            protocol: protocol::UDP,
+            source: at(source),
+            destination: at(destination),
+        }
+    }
+
+    fn query(bench: &mut Bench, client: &str, target: &str, fails: bool) {
+        let conntrack = Detail::Conntrack {
+            original: tuple(client, "10.96.0.10:53"),
+            reply: tuple(target, client),
+            destination_nat: false,
+        };
+        let way = bench
+            .udp(client, "10.96.0.10:53")
+            .receive(CNI0)
+            .with(HookId::ConntrackUdp, conntrack)
+            .to(target)
+            .at(HookId::Forward);
+        if fails {
+            let detail = Detail::Neighbour {
+                address: ip("10.244.0.7"),
+                ifindex: CNI0,
+            };
+            way.with(HookId::NeighbourQueue, detail.clone())
+                .with(HookId::NeighbourFailed, detail)
+                .dropped("NEIGH_FAILED", "arp_error_report");
+        } else {
+            way.transmit(CNI0).ends();
+        }
+    }
+
+    pub(in crate::cause) fn situation() -> Bench {
+        let mut bench = node();
+        bench.site().ipvs = Some(vec![service(17, "10.96.0.10:53", &[("10.244.0.8:53", 1)])]);
+        bench.site().neighbours = vec![neighbour(CNI0, "10.244.0.7", NeighbourState::Failed)];
+        query(&mut bench, "10.244.0.9:4000", "10.244.0.7:53", true);
+        bench
+    }
+
+    #[test]
+    fn the_failed_neighbour_is_its_consequence() {
+        let found = situation().only();
+        assert_eq!(
+            (found.code, found.certainty),
+            (CAUSE.code, Certainty::Certain)
+        );
+        assert_eq!(found.consequences.len(), 1);
+        assert_eq!(
+            found.fixes[0].lines[0],
+            "conntrack -D -p udp --orig-dst 10.96.0.10 --orig-port-dst 53"
+        );
+    }
+
+    #[test]
+    fn an_endpoint_of_the_service_is_another_case() {
+        let mut bench = situation();
+        bench.site().ipvs = Some(vec![service(17, "10.96.0.10:53", &[("10.244.0.7:53", 1)])]);
+        assert_eq!(bench.only().code, "neighbour-failed");
+    }
+
+    #[test]
+    fn without_the_list_of_endpoints_another_clients_way_makes_it_likely() {
+        let mut bench = situation();
+        bench.site().ipvs = None;
+        assert_eq!(bench.only().code, "neighbour-failed");
+        query(&mut bench, "10.244.0.9:4001", "10.244.0.8:53", false);
+        let found = bench.diagnose();
+        let stale = found.iter().find(|found| found.code == CAUSE.code);
+        assert_eq!(stale.map(|found| found.certainty), Some(Certainty::Likely));
+    }
+}

@@ -1,0 +1,311 @@
+//! Everything that a cause may look at, with the indices that keep judging linear in flows.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+
+use super::site::Site;
+use crate::event::{Event, Packet, Transport, protocol, tcp_flag};
+use crate::flow::{Direction, Flow, Flows};
+use crate::hook::Role;
+use crate::journey::{Ending, Journey};
+use crate::kernel::load::DropReasons;
+use crate::kernel::symbols::Symbols;
+use crate::node::{NetnsId, Snapshot};
+
+/// Names for what the kernel gives as numbers.
+#[derive(Clone, Copy)]
+pub struct DropNames<'a> {
+    /// Drop reasons of the kernel that was traced; empty before 5.17.
+    pub reasons: &'a DropReasons,
+    /// Its functions.
+    pub symbols: &'a Symbols,
+}
+
+/// Why and where a packet was freed, by name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DropSite<'a> {
+    /// The kernel's reason without its prefix; `None` where it gives none that says anything.
+    pub reason: Option<&'a str>,
+    /// Function that freed the packet, without the compiler's suffixes.
+    pub function: Option<&'a str>,
+}
+
+/// A journey that did not arrive, in its flow.
+pub struct Failure<'a> {
+    /// The connection.
+    pub flow: &'a Flow,
+    /// Which way the packet went.
+    pub direction: Direction,
+    /// The packet's way.
+    pub journey: &'a Journey,
+    /// How it was dropped, where it was.
+    pub drop: Option<DropSite<'a>>,
+}
+
+/// Everything that a cause may look at.
+pub struct Evidence<'a> {
+    /// What was seen on the wire.
+    pub flows: &'a Flows,
+    /// What the node was like, and when.
+    pub facts: &'a Snapshot,
+    /// Journeys that did not arrive, by the order of their flows.
+    failures: Vec<Failure<'a>>,
+    /// Flows whose opening was repeated and never answered, in order.
+    stalled: Vec<&'a Flow>,
+    sites: HashMap<NetnsId, Site<'a>>,
+    /// Flows by the address and port that they went to.
+    flows_to: HashMap<(u8, SocketAddr), Vec<&'a Flow>>,
+}
+
+impl<'a> Evidence<'a> {
+    /// Indexes flows and facts once for all causes.
+    pub fn new(flows: &'a Flows, facts: &'a Snapshot, names: DropNames<'a>) -> Self {
+        let mut ordered: Vec<&Flow> = flows.iter().collect();
+        ordered.sort_unstable_by_key(|flow| flow.id);
+        let mut flows_to: HashMap<_, Vec<&Flow>> = HashMap::new();
+        let mut failures = Vec::new();
+        for &flow in &ordered {
+            let client = flow.client;
+            flows_to
+                .entry((client.protocol, client.destination))
+                .or_default()
+                .push(flow);
+            let failed = flow
+                .kept()
+                .filter(|(_, journey)| journey.failed() || journey.ipvs_miss().is_some());
+            failures.extend(failed.map(|(direction, journey)| Failure {
+                flow,
+                direction,
+                journey,
+                drop: names.site(journey),
+            }));
+        }
+        Self {
+            flows,
+            facts,
+            failures,
+            stalled: ordered
+                .into_iter()
+                .filter(|flow| flow.is_stalled())
+                .collect(),
+            sites: facts
+                .namespaces
+                .iter()
+                .map(|facts| (facts.id, Site::new(facts)))
+                .collect(),
+            flows_to,
+        }
+    }
+
+    /// Journeys that did not arrive.
+    pub fn failures(&self) -> &[Failure<'a>] {
+        &self.failures
+    }
+
+    /// Flows whose opening was repeated and never answered.
+    pub fn stalled(&self) -> &[&'a Flow] {
+        &self.stalled
+    }
+
+    /// The facts of a namespace.
+    pub fn site(&self, id: NetnsId) -> Option<&Site<'a>> {
+        self.sites.get(&id)
+    }
+
+    /// Every namespace that facts were read of.
+    pub fn sites(&self) -> impl Iterator<Item = &Site<'a>> {
+        self.facts
+            .namespaces
+            .iter()
+            .filter_map(|facts| self.sites.get(&facts.id))
+    }
+
+    /// Failures by what `key` says of them, one of each flow and key; those without a key are left out.
+    pub fn group<K: Ord>(
+        &self,
+        key: impl Fn(&Failure<'a>) -> Option<K>,
+    ) -> BTreeMap<K, Vec<&Failure<'a>>> {
+        let mut groups: BTreeMap<K, Vec<&Failure<'a>>> = BTreeMap::new();
+        for failure in &self.failures {
+            let Some(key) = key(failure) else { continue };
+            let group = groups.entry(key).or_default();
+            if group
+                .last()
+                .is_none_or(|last| last.flow.id != failure.flow.id)
+            {
+                group.push(failure);
+            }
+        }
+        groups
+    }
+
+    /// Flows to an address and port, in order.
+    pub fn flows_to(&self, protocol: u8, address: SocketAddr) -> &[&'a Flow] {
+        self.flows_to
+            .get(&(protocol, address))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    /// How many connections there were to the addresses and ports that these flows went to.
+    pub fn connections_beside(&self, flows: &[u64]) -> usize {
+        let mut targets: Vec<_> = flows
+            .iter()
+            .filter_map(|&id| self.flows.get(id))
+            .map(|flow| (flow.client.protocol, flow.client.destination))
+            .collect();
+        targets.sort_unstable();
+        targets.dedup();
+        targets
+            .iter()
+            .map(|&(protocol, address)| self.flows_to(protocol, address).len())
+            .sum()
+    }
+}
+
+impl<'a> DropNames<'a> {
+    fn site(self, journey: &Journey) -> Option<DropSite<'a>> {
+        let Ending::Dropped { location, reason } = journey.ending else {
+            return None;
+        };
+        Some(DropSite {
+            reason: reason
+                .and_then(|reason| self.reasons.name(reason))
+                .filter(|name| *name != "NOT_SPECIFIED"),
+            function: self
+                .symbols
+                .name(location)
+                .map(|name| name.split('.').next().unwrap_or(name)),
+        })
+    }
+}
+
+impl Failure<'_> {
+    /// The last event of the packet with this meaning, and its place.
+    pub fn last(&self, role: Role) -> Option<(usize, &Event)> {
+        let events = &self.journey.events;
+        let index = events.iter().rposition(|event| event.role() == role)?;
+        Some((index, &events[index]))
+    }
+
+    /// The namespace that the packet was in when the event with this index happened.
+    pub fn netns_at(&self, index: usize) -> Option<NetnsId> {
+        self.journey.namespace_at(index).map(NetnsId)
+    }
+
+    /// The namespace that the packet was last seen in.
+    pub fn netns(&self) -> Option<NetnsId> {
+        self.netns_at(usize::MAX)
+    }
+
+    /// Index of the device that the packet came in by, before an event.
+    pub fn ingress(&self, before: usize) -> Option<u32> {
+        self.journey.events[..before.min(self.journey.events.len())]
+            .iter()
+            .rev()
+            .find(|event| event.role() == Role::Receive)
+            .and_then(|event| event.ifindex)
+    }
+
+    /// Addresses of the packet just before or at an event.
+    pub fn packet_at(&self, index: usize) -> Option<&Packet> {
+        let events = &self.journey.events;
+        events[..=index.min(events.len().saturating_sub(1))]
+            .iter()
+            .rev()
+            .find_map(|event| event.packet.as_ref())
+    }
+
+    /// The packet was dropped for one of these reasons; where the kernel gives no reason, in one of
+    /// these functions.
+    pub fn dropped_for(&self, reasons: &[&str], functions: &[&str]) -> bool {
+        match self.drop {
+            Some(DropSite {
+                reason: Some(reason),
+                ..
+            }) => reasons.contains(&reason),
+            Some(DropSite {
+                function: Some(function),
+                ..
+            }) => functions.contains(&function),
+            _ => false,
+        }
+    }
+
+    /// The packet asks for something: it opens a TCP connection, or belongs to a protocol without
+    /// connections and goes the way that its flow began.
+    pub fn is_opening(&self) -> bool {
+        self.direction == Direction::Request
+            && self
+                .packet_at(0)
+                .is_some_and(|packet| match packet.transport {
+                    Transport::Tcp { flags, .. } => {
+                        flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
+                    }
+                    Transport::Udp => true,
+                    Transport::Icmp { .. } | Transport::Other => false,
+                })
+    }
+
+    /// The kernel's words for the drop.
+    pub fn drop_words(&self) -> String {
+        match self.drop {
+            Some(DropSite {
+                reason: Some(reason),
+                ..
+            }) => format!("dropped, reason {reason}"),
+            Some(DropSite {
+                function: Some(function),
+                ..
+            }) => format!("dropped in {function}"),
+            Some(_) => "dropped".into(),
+            None => "lost".into(),
+        }
+    }
+
+    /// The packet's number and addresses: `#12 tcp 192.0.2.1:4000 → 192.0.2.2:80`.
+    pub fn words(&self) -> String {
+        let id = self.journey.id;
+        self.journey.first_tuple().map_or_else(
+            || format!("#{id}"),
+            |tuple| {
+                format!(
+                    "#{id} {} {} → {}",
+                    protocol::name(tuple.protocol),
+                    endpoint(tuple.source),
+                    endpoint(tuple.destination)
+                )
+            },
+        )
+    }
+}
+
+/// An address with its port, where it has one.
+pub(super) fn endpoint(address: SocketAddr) -> String {
+    if address.port() == 0 {
+        address.ip().to_string()
+    } else {
+        address.to_string()
+    }
+}
+
+impl Flow {
+    /// Somebody tries to open it again and again, and nothing comes back.
+    pub fn is_stalled(&self) -> bool {
+        let mut openings = 0;
+        for (direction, journey) in self.kept() {
+            if direction == Direction::Reply {
+                return false;
+            }
+            let syn = journey
+                .events
+                .iter()
+                .find_map(|event| event.packet.as_ref())
+                .is_some_and(|packet| {
+                    matches!(packet.transport, Transport::Tcp { flags, .. }
+                        if flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN)
+                });
+            openings += usize::from(syn);
+        }
+        openings > 1
+    }
+}

@@ -1,0 +1,151 @@
+//! `hairpin-off`: a pod reaches its own service, and the bridge may not send back by the same port.
+//!
+//! Source: `should_deliver` passes over the port that a frame came from unless it has hairpin mode
+//! (net/bridge/br_forward.c); with br_netfilter the service's DNAT happens inside the bridge.
+
+use super::audit::nothing;
+use super::bridging::{BRIDGE_DROPS, is_blocked, port_to, port_with};
+use super::evidence::{Evidence, Failure};
+use super::{Cause, Diagnosis, Site};
+use crate::hook::Role;
+use crate::node::{Link, NetnsId};
+
+pub(super) const CAUSE: Cause = Cause {
+    code: "hairpin-off",
+    title: "a pod cannot reach itself through its own service: its bridge port has no hairpin mode",
+    explanation: "\
+A pod calls a service and the service picks that very pod. The packet has to leave the bridge by the port
+that it came in by, and bridges do that only for ports in hairpin mode. The connection times out, and only
+in as many cases as the service picks the caller itself.
+
+Why: the CNI's bridge plugin needs hairpinMode: true (kubelet's --hairpin-mode before), or promiscMode.
+
+Proof: the packet came in by a port, its destination after NAT is behind the same port, the bridge dropped
+it, and hairpin is off on the port.
+
+Fix: hairpinMode in the CNI configuration, and at once on the port itself.",
+    explains: &[],
+    built: true,
+    examine,
+    audit: nothing,
+};
+
+fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    evidence
+        .group(|failure| {
+            let (netns, port) = turned_back(evidence, failure)?;
+            Some((netns, port.index))
+        })
+        .into_iter()
+        .filter_map(|((netns, index), failures)| {
+            let site = evidence.site(netns)?;
+            let port = site.link(index)?;
+            let first = failures.first()?;
+            let target = first.journey.last_tuple()?.destination;
+            Some(say(site, port).stopped(evidence, &failures).prove(
+                "packet",
+                format!(
+                    "{} came in by {} and leads to {target} behind the same port, {}",
+                    first.words(),
+                    port.name,
+                    first.drop_words()
+                ),
+            ))
+        })
+        .collect()
+}
+
+/// The port that a lost packet came in by and had to leave by.
+fn turned_back<'a>(evidence: &Evidence<'a>, failure: &Failure<'_>) -> Option<(NetnsId, &'a Link)> {
+    if !failure.dropped_for(&[], BRIDGE_DROPS) {
+        return None;
+    }
+    let (index, event) = failure.last(Role::Bridge)?;
+    let netns = failure.netns_at(index)?;
+    let site = evidence.site(netns)?;
+    let port = site.link(event.ifindex?)?;
+    let (first, last) = (
+        failure.journey.first_tuple()?,
+        failure.journey.last_tuple()?,
+    );
+    let bridge = port.master?;
+    let target = last.destination.ip();
+    let same = first.source.ip() == target
+        || port_to(site, bridge, target)
+            .or_else(|| port_with(evidence, site, bridge, target))
+            .is_some_and(|found| found.index == port.index);
+    let off = port.bridge_port?.hairpin == Some(false);
+    (off && same && !is_blocked(port)).then_some((netns, port))
+}
+
+/// The finding about one port.
+fn say(site: &Site<'_>, port: &Link) -> Diagnosis {
+    let bridge = port
+        .master
+        .map_or_else(String::new, |index| site.device(index));
+    Diagnosis::new(
+        &CAUSE,
+        format!("{} of {bridge}", port.name),
+        format!(
+            "The pod behind {} reaches itself through a service, and {bridge} may not send a frame back by the port that \
+             it came from: hairpin mode is off.",
+            port.name
+        ),
+    )
+    .prove("link", format!("{} master {bridge} hairpin off", port.name))
+    .fix(
+        [
+            format!("bridge link set dev {} hairpin on", port.name),
+            "\"hairpinMode\": true in the bridge plugin's CNI configuration   # for pods made later".into(),
+        ],
+        "none for pods",
+    )
+    .check(format!("bridge -d link show dev {}   # hairpin on", port.name))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::cause::Certainty;
+    use crate::cause::bridge_port_blocked::tests::{PORT, port};
+    use crate::cause::constructed::{Bench, node};
+    use crate::node::BridgePortState;
+
+    fn with(hairpin: bool, target: &str) -> Bench {
+        let mut bench = node();
+        bench
+            .site()
+            .links
+            .push(port(BridgePortState::Forwarding, hairpin));
+        bench
+            .tcp("10.244.0.9:4000", "10.96.0.1:80")
+            .receive(PORT)
+            .at(HookId::BridgeReceive)
+            .at(HookId::Nat)
+            .to(target)
+            .at(HookId::BridgeReceive)
+            .dropped("NOT_SPECIFIED", "br_forward");
+        bench
+    }
+
+    pub(in crate::cause) fn situation() -> Bench {
+        with(false, "10.244.0.9:80")
+    }
+
+    #[test]
+    fn a_pod_that_calls_itself_is_named() {
+        let found = situation().only();
+        assert_eq!(
+            (found.code, found.certainty),
+            (CAUSE.code, Certainty::Certain)
+        );
+    }
+
+    #[test]
+    fn hairpin_mode_or_another_pod_are_other_cases() {
+        assert_eq!(with(true, "10.244.0.9:80").codes(), [] as [&str; 0]);
+        assert_eq!(with(false, "10.244.0.8:80").codes(), [] as [&str; 0]);
+    }
+}

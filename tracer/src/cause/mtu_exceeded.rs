@@ -1,0 +1,382 @@
+//! `mtu-exceeded`: packets are larger than a device on the way takes.
+//!
+//! Source: `ip_forward` and IPVS answer ICMP "fragmentation needed" to a packet that may not be cut and
+//! drop it with PKT_TOO_BIG; bridges and veth drop silently (`is_skb_forwardable`,
+//! include/linux/netdevice.h: MTU + header + 4 bytes).
+
+use super::audit::{Finding, pod_links};
+use super::evidence::{Evidence, Failure};
+use super::{Cause, Diagnosis, Site};
+use crate::event::{Detail, Transport};
+use crate::hook::Role;
+use crate::journey::Journey;
+use crate::node::{Link, NetnsId};
+
+pub(super) const CAUSE: Cause = Cause {
+    code: "mtu-exceeded",
+    title: "packets are larger than a device on the way takes",
+    explanation: "\
+Small packets pass and large ones do not: a ping works, a handshake works, and the first full-sized segment
+is lost. A device on the way has a smaller MTU than the sender reckons with; the usual one is an overlay
+(VXLAN takes 50 bytes, WireGuard 60 to 80) below a pod interface that was left at 1500.
+
+A router answers ICMP \"fragmentation needed\" (IPv6: packet too big) and the sender should then send smaller
+packets; when that message is filtered or ignored the connection hangs. Bridges and veth pairs drop
+without any answer.
+
+Proof: packets of one connection were dropped as too big again and again, none of them came through in
+smaller pieces, and their length is above the device's MTU.
+
+Fix: give the pods' interfaces (the CNI's mtu) the smallest MTU of the way, or let ICMP pass.",
+    explains: &[],
+    built: true,
+    examine,
+    audit,
+};
+
+/// Ethernet header and a VLAN tag, which devices take beyond their MTU.
+const LINK_BYTES: u32 = 14 + 4;
+/// Where bridges and veth drop what is too large.
+const SILENT: &[&str] = &[
+    "br_dev_queue_push_xmit",
+    "__dev_forward_skb",
+    "__dev_forward_skb2",
+    "dev_forward_skb",
+    "veth_xmit",
+    "veth_forward_skb",
+];
+/// A sender that learns the path's MTU loses one packet, or one burst of them.
+const FEWEST: usize = 2;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Narrow {
+    netns: NetnsId,
+    ifindex: u32,
+    silent: bool,
+}
+
+fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    evidence
+        .group(|failure| {
+            let (narrow, _) = too_big(evidence, failure)?;
+            is_stuck(failure).then_some(narrow)
+        })
+        .into_iter()
+        .filter_map(|(narrow, failures)| judge(evidence, narrow, &failures))
+        .collect()
+}
+
+/// The device that a packet was too large for, and the packet's length as that device counts it.
+fn too_big(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<(Narrow, u32)> {
+    if let Some((index, event)) = failure.last(Role::IcmpError)
+        && matches!(
+            event.detail,
+            Detail::Icmp { kind: 3, code: 4 } | Detail::Icmp { kind: 2, code: 0 }
+        )
+    {
+        let netns = failure.netns_at(index)?;
+        let destination = failure.packet_at(index)?.tuple.destination.ip();
+        let ifindex = failure.journey.events[..index]
+            .iter()
+            .rev()
+            .find_map(|event| match event.detail {
+                Detail::Route {
+                    ifindex: Some(ifindex),
+                    ..
+                } if event.role() == Role::Forward => Some(ifindex),
+                _ => None,
+            })
+            .or_else(|| evidence.site(netns)?.main_route(destination)?.link)?;
+        let narrow = Narrow {
+            netns,
+            ifindex,
+            silent: false,
+        };
+        return Some((narrow, event.length?));
+    }
+    let silent = failure.dropped_for(&["PKT_TOO_BIG"], SILENT);
+    if !silent || failure.journey.rejected() {
+        return None;
+    }
+    let (index, event) = failure
+        .journey
+        .events
+        .iter()
+        .enumerate()
+        .rev()
+        .find(|(_, event)| matches!(event.detail, Detail::Device { .. }))?;
+    let Detail::Device { ifindex } = event.detail else {
+        return None;
+    };
+    let netns = failure.netns_at(index)?;
+    let (netns, link) = receiver(evidence, netns, ifindex)?;
+    let length = event.length?.checked_sub(14)?;
+    (length + 14 > link.mtu? + LINK_BYTES).then_some((
+        Narrow {
+            netns,
+            ifindex: link.index,
+            silent: true,
+        },
+        length,
+    ))
+}
+
+/// The device that has to take what is handed to one: the peer of a veth.
+fn receiver<'a>(
+    evidence: &Evidence<'a>,
+    netns: NetnsId,
+    ifindex: u32,
+) -> Option<(NetnsId, &'a Link)> {
+    let link = evidence.site(netns)?.link(ifindex)?;
+    let peer = || {
+        let (index, place) = (link.peer_index?, link.peer_netns?);
+        Some((place, evidence.site(place)?.link(index)?))
+    };
+    let peer = (link.kind.as_deref() == Some("veth")).then(peer).flatten();
+    Some(
+        peer.filter(|(_, peer)| peer.mtu < link.mtu)
+            .unwrap_or((netns, link)),
+    )
+}
+
+/// The flow loses packets for their size again and again, and none of them came through later.
+fn is_stuck(failure: &Failure<'_>) -> bool {
+    let sequence = |journey: &Journey| {
+        journey
+            .events
+            .iter()
+            .find_map(|event| match event.packet.as_ref()?.transport {
+                Transport::Tcp { sequence, .. } => Some(sequence),
+                _ => None,
+            })
+    };
+    let lost: Vec<_> = failure
+        .flow
+        .of(failure.direction)
+        .filter(|journey| journey.failed())
+        .collect();
+    let last = lost.iter().map(|journey| journey.start_ns()).max();
+    let recovered = failure.flow.of(failure.direction).any(|journey| {
+        !journey.failed()
+            && Some(journey.start_ns()) > last
+            && sequence(journey)
+                .is_some_and(|passed| lost.iter().any(|journey| sequence(journey) == Some(passed)))
+    });
+    lost.len() >= FEWEST && !recovered
+}
+
+fn judge(evidence: &Evidence<'_>, narrow: Narrow, failures: &[&Failure<'_>]) -> Option<Diagnosis> {
+    let first = failures.first()?;
+    let (_, length) = too_big(evidence, first)?;
+    let site = evidence.site(narrow.netns);
+    let place = site.map_or_else(|| format!("netns {}", narrow.netns), Site::name);
+    let device = site.map_or_else(
+        || format!("if{}", narrow.ifindex),
+        |site| site.device(narrow.ifindex),
+    );
+    let mtu = site.and_then(|site| site.link(narrow.ifindex)?.mtu);
+    let came = first.last(Role::Receive).and_then(|(index, event)| {
+        let site = evidence.site(first.netns_at(index)?)?;
+        let link = site.link(event.ifindex?)?;
+        (link.index != narrow.ifindex || first.netns_at(index) != Some(narrow.netns))
+            .then(|| format!("{} has MTU {}", link.name, link.mtu.unwrap_or(0)))
+    });
+    let of_mtu = mtu.map_or_else(String::new, |mtu| format!(", whose MTU is {mtu}"));
+    let mut summary = format!("Packets of {length} bytes do not fit {device} of {place}{of_mtu}.");
+    if let Some(came) = &came {
+        summary += &format!(" They came in by a device that lets them be so large: {came}.");
+    }
+    summary += if narrow.silent {
+        " Such a device drops without an answer, so the sender never learns to send smaller packets."
+    } else {
+        " The sender was told (ICMP) and goes on sending packets of this size: the message does not reach it, or it \
+         may not make them smaller."
+    };
+    let fits = mtu.is_some_and(|mtu| length <= mtu);
+    let smallest = mtu.map_or_else(|| "the smaller MTU".to_owned(), |mtu| mtu.to_string());
+    Some(
+        Diagnosis::new(&CAUSE, format!("{device} of {place}"), summary)
+            .stopped(evidence, failures)
+            .prove(
+                "packet",
+                format!(
+                    "{}, {length} bytes, {}",
+                    first.words(),
+                    if narrow.silent { first.drop_words() } else { "answered with ICMP \"too big\"".into() }
+                ),
+            )
+            .prove_if("link", mtu.map(|mtu| format!("{device} has MTU {mtu}")))
+            .prove_if("link", came)
+            .lacking_if(mtu.is_none(), format!("the MTU of {device}"))
+            .lacking_if(
+                fits,
+                "a device on the way whose MTU is below the packets' length (a route may carry a smaller one)",
+            )
+            .fix(
+                [
+                    format!("set mtu: {smallest} in the CNI's configuration and recreate the pods"),
+                    format!("ip link set dev DEVICE mtu {smallest}   # at once, on the sender's interface"),
+                ],
+                "none beyond a little more overhead for each byte",
+            )
+            .fix(
+                [format!(
+                    "iptables -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -o {device} -j TCPMSS --clamp-mss-to-pmtu"
+                )],
+                "helps TCP only",
+            )
+            .check(format!(
+                "ping -M do -s {} DESTINATION   # passes when it fits",
+                mtu.unwrap_or(1280).saturating_sub(28)
+            )),
+    )
+}
+
+/// The chain pod, bridge, tunnel, network card: a pod whose MTU is above that of a tunnel of its node.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for site in evidence.sites() {
+        let narrow = site
+            .facts
+            .links
+            .iter()
+            .filter(|link| link.kind.as_deref() == Some("vxlan") && link.up)
+            .min_by_key(|link| link.mtu);
+        for pod in pod_links(site) {
+            let peer = pod
+                .peer_netns
+                .zip(pod.peer_index)
+                .and_then(|(netns, index)| {
+                    let place = evidence.site(netns)?;
+                    Some((place, place.link(index)?))
+                });
+            let Some((place, peer)) = peer else { continue };
+            let bridge = pod.master.and_then(|index| site.link(index));
+            let limits = narrow.into_iter().chain(bridge).chain([pod]);
+            let least = limits.min_by_key(|link| link.mtu);
+            if let Some((own, limit, link)) = least
+                .and_then(|link| Some((peer.mtu?, link.mtu?, link)))
+                .filter(|(own, limit, _)| own > limit)
+            {
+                let at = (place.name(), peer.name.as_str(), own);
+                found.push(Finding::warning(wider(site, at, link, limit)));
+            }
+        }
+    }
+    found
+}
+
+fn wider(site: &Site<'_>, at: (String, &str, u32), link: &Link, limit: u32) -> Diagnosis {
+    let (place, device, own) = at;
+    Diagnosis::new(
+        &CAUSE,
+        format!("{device} of {place}"),
+        format!(
+            "{device} of {place} may send packets of {own} bytes, and {} of {} takes {limit}: large packets that go by \
+             it are cut or lost.",
+            link.name,
+            site.name()
+        ),
+    )
+    .prove("link", format!("{device} has MTU {own}, {} has MTU {limit}", link.name))
+    .fix(
+        [
+            format!("set mtu: {limit} in the CNI's configuration and recreate the pods"),
+            format!("ip link set dev {device} mtu {limit}   # at once, in {place}"),
+        ],
+        "none beyond a little more overhead for each byte",
+    )
+    .check(format!("ip link show dev {device}   # in {place}"))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::cause::Certainty;
+    use crate::cause::constructed::{Bench, CNI0, ETH0, node};
+    use crate::event::tcp_flag;
+
+    fn data(bench: &mut Bench, length: u32, passes: bool) {
+        let transport = Transport::Tcp {
+            sequence: 5000,
+            flags: tcp_flag::ACK,
+        };
+        let way = bench
+            .packet(6, "192.0.2.10:40000", "10.244.0.9:80", transport)
+            .length(length)
+            .receive(ETH0)
+            .with(
+                HookId::Forward,
+                Detail::Route {
+                    kind: 1,
+                    error: 0,
+                    ifindex: Some(CNI0),
+                },
+            );
+        if passes {
+            way.transmit(CNI0).ends();
+        } else {
+            way.with(HookId::IcmpSend, Detail::Icmp { kind: 3, code: 4 })
+                .dropped("PKT_TOO_BIG", "ip_forward");
+        }
+    }
+
+    pub(in crate::cause) fn situation() -> Bench {
+        let mut bench = node();
+        bench.site().links[2].mtu = Some(1450);
+        for _ in 0..3 {
+            data(&mut bench, 1500, false);
+        }
+        bench
+    }
+
+    #[test]
+    fn the_narrow_device_and_both_mtus_are_named() {
+        let found = situation().only();
+        assert_eq!(
+            (found.code, found.certainty),
+            (CAUSE.code, Certainty::Certain)
+        );
+        assert!(
+            found.summary.contains("cni0") && found.summary.contains("1450"),
+            "{found:#?}"
+        );
+        assert!(found.summary.contains("eth0 has MTU 1500"), "{found:#?}");
+    }
+
+    #[test]
+    fn a_sender_that_learns_is_healthy() {
+        let mut bench = situation();
+        data(&mut bench, 1450, true);
+        assert_eq!(bench.codes(), [] as [&str; 0]);
+        let mut bench = node();
+        data(&mut bench, 1500, false);
+        assert_eq!(bench.codes(), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_device_that_takes_the_size_makes_it_likely() {
+        let mut bench = situation();
+        bench.site().links[2].mtu = Some(1500);
+        assert_eq!(bench.only().certainty, Certainty::Likely);
+    }
+
+    #[test]
+    fn a_bridge_drops_without_an_answer() {
+        let mut bench = node();
+        bench.site().links[2].mtu = Some(1450);
+        for _ in 0..2 {
+            bench
+                .udp("192.0.2.10:40000", "10.244.0.9:80")
+                .length(1514)
+                .receive(ETH0)
+                .transmit(CNI0)
+                .dropped("NOT_SPECIFIED", "br_dev_queue_push_xmit");
+        }
+        let found = bench.only();
+        assert_eq!(found.code, CAUSE.code);
+        assert!(found.summary.contains("without an answer"), "{found:#?}");
+    }
+}

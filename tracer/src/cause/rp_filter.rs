@@ -1,0 +1,148 @@
+//! `rp-filter`: the reverse path filter dropped the packet.
+
+use super::audit::nothing;
+use super::evidence::Evidence;
+use super::source_check::{Refusal, Refused, mode, refused};
+use super::{Cause, Diagnosis, Failure, Site};
+
+pub(super) const CAUSE: Cause = Cause {
+    code: "rp-filter",
+    title: "the reverse path filter drops packets: the way back leads by another device",
+    explanation: "\
+With rp_filter=1 (strict) the kernel takes a packet only when its own route back to the sender leaves by
+the device that the packet came in by; with 2 (loose) any route back will do. The larger of
+net.ipv4.conf.all.rp_filter and the device's own value counts. Multi-homed nodes, asymmetric routes,
+policy routing and some CNI plugins need 0 or 2. The drop is silent; the sender sees a timeout.
+
+Proof: the packet was dropped with IP_RPFILTER (before 5.17: refused by the source check while the filter
+is on), and the route back to its source leads by another device.
+
+Fix: rp_filter=2 on the device, or make the routes symmetric.",
+    explains: &[],
+    built: true,
+    examine,
+    audit: nothing,
+};
+
+fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    evidence
+        .group(|failure| match refused(evidence, failure)? {
+            (refused, Refusal::ReversePath) => Some((refused.netns, refused.ifindex)),
+            (_, Refusal::Source) => None,
+        })
+        .into_values()
+        .filter_map(|failures| {
+            let (refused, _) = refused(evidence, failures.first()?)?;
+            Some(say(evidence, refused, &failures))
+        })
+        .collect()
+}
+
+fn say(evidence: &Evidence<'_>, refused: Refused, failures: &[&Failure<'_>]) -> Diagnosis {
+    let Refused {
+        netns,
+        ifindex,
+        source,
+    } = refused;
+    let site = evidence.site(netns);
+    let place = site.map_or_else(|| format!("netns {netns}"), Site::name);
+    let device = site.map_or_else(|| format!("if{ifindex}"), |site| site.device(ifindex));
+    let mode = site.and_then(|site| mode(site, ifindex));
+    let back = site.and_then(|site| Some((site, site.main_route(source)?)));
+    let asymmetric = back.filter(|(_, route)| route.link != Some(ifindex));
+    let named = failures
+        .iter()
+        .any(|failure| failure.drop.is_some_and(|drop| drop.reason.is_some()));
+    let mut summary = format!(
+        "{place} drops packets from {source} that come in by {device}: the reverse path filter wants the way back to \
+         lead by {device} too"
+    );
+    summary += &match (asymmetric, back) {
+        (Some((site, route)), _) => format!(", and it is {}.", site.route_words(route)),
+        (None, Some(_)) => ", and policy routing sends it elsewhere.".into(),
+        (None, None) => ", and there is none.".into(),
+    };
+    Diagnosis::new(&CAUSE, format!("{place} {device}"), summary)
+        .stopped(evidence, failures)
+        .prove_if(
+            "packet",
+            failures
+                .first()
+                .map(|first| format!("{} came in by {device}, {}", first.words(), first.drop_words())),
+        )
+        .prove_if(
+            "sysctl",
+            mode.map(|mode| format!("rp_filter of {device} is {mode} (the larger of all and {device})")),
+        )
+        .prove_if(
+            "route",
+            asymmetric.map(|(site, route)| format!("back to {source}: {}", site.route_words(route))),
+        )
+        .lacking_if(
+            !named && mode.is_none_or(|mode| mode == 0),
+            format!("the value of rp_filter on {device} when the packet came"),
+        )
+        .lacking_if(
+            !named && asymmetric.is_none() && back.is_some(),
+            format!("a route back to {source} that leaves by another device"),
+        )
+        .fix(
+            [
+                format!("sysctl -w net.ipv4.conf.{device}.rp_filter=2"),
+                format!("echo 'net.ipv4.conf.{device}.rp_filter = 2' > /etc/sysctl.d/99-rp-filter.conf   # lasting"),
+            ],
+            "packets with a false source address are held back less; every source still needs some route",
+        )
+        .fix(
+            [format!("ip route add {source}/32 dev {device}   # or give the whole network its route by {device}")],
+            "answers to that network go by this device from now on",
+        )
+        .check(format!("ip route get {source}   # should leave by {device}"))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::cause::Certainty;
+    use crate::cause::constructed::{Bench, CNI0, node};
+
+    fn with(reason: &str) -> Bench {
+        let mut bench = node();
+        bench.sysctl("net/ipv4/conf/all/rp_filter", "1");
+        bench
+            .udp("192.0.2.77:40000", "192.0.2.1:80")
+            .receive(CNI0)
+            .at(HookId::RouteInput)
+            .at(HookId::Martian)
+            .dropped(reason, "ip_rcv_finish_core");
+        bench
+    }
+
+    pub(in crate::cause) fn situation() -> Bench {
+        with("IP_RPFILTER")
+    }
+
+    #[test]
+    fn the_way_back_leads_elsewhere() {
+        for reason in ["IP_RPFILTER", ""] {
+            let found = with(reason).only();
+            assert_eq!(
+                (found.code, found.certainty),
+                (CAUSE.code, Certainty::Certain)
+            );
+            assert!(
+                found.summary.contains("192.0.2.0/24 dev eth0"),
+                "{found:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_reason_and_setting_it_is_likely() {
+        let mut bench = with("");
+        bench.without_sysctl("net/ipv4/conf/all/rp_filter");
+        assert_eq!(bench.only().certainty, Certainty::Likely);
+    }
+}

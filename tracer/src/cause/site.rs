@@ -1,0 +1,292 @@
+//! One namespace's facts, indexed: a node has thousands of services, and thousands of flows ask.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::node::{
+    Address, Link, ListeningSocket, Neighbour, NetnsFacts, Prefix, Route, RouteKind, VirtualServer,
+    VirtualServerKey,
+};
+
+/// One namespace's facts and where to find what in them.
+pub struct Site<'a> {
+    /// The facts.
+    pub facts: &'a NetnsFacts,
+    links: HashMap<u32, &'a Link>,
+    addresses: HashMap<IpAddr, Vec<&'a Address>>,
+    local: Table<'a>,
+    main: Table<'a>,
+    servers: HashMap<VirtualServerKey, &'a VirtualServer>,
+    servers_by_port: HashMap<(u8, u16), Vec<&'a VirtualServer>>,
+    sockets: HashMap<(u8, u16), Vec<&'a ListeningSocket>>,
+    neighbours: HashMap<(u32, IpAddr), &'a Neighbour>,
+    /// Entries of IPv4 and IPv6.
+    neighbour_counts: [usize; 2],
+    /// Routes that throw packets away.
+    refusing: Vec<&'a Route>,
+}
+
+/// Routes by prefix, the longest prefixes first.
+struct Table<'a>(Vec<(u8, HashMap<IpAddr, &'a Route>)>);
+
+impl<'a> Table<'a> {
+    fn new(routes: impl Iterator<Item = &'a Route>) -> Self {
+        let mut by_length: HashMap<u8, HashMap<IpAddr, &'a Route>> = HashMap::new();
+        for route in routes {
+            let Prefix { address, length } = route.destination;
+            let slot = by_length.entry(length).or_default().entry(address);
+            let metric = |route: &Route| route.metric.unwrap_or(0);
+            slot.and_modify(|best| {
+                if metric(route) < metric(best) {
+                    *best = route;
+                }
+            })
+            .or_insert(route);
+        }
+        let mut table: Vec<_> = by_length.into_iter().collect();
+        table.sort_unstable_by_key(|(length, _)| std::cmp::Reverse(*length));
+        Self(table)
+    }
+
+    fn find(&self, address: IpAddr) -> Option<&'a Route> {
+        self.0
+            .iter()
+            .find_map(|(length, routes)| routes.get(&network(address, *length)?).copied())
+    }
+}
+
+/// The first address of the range of this length that holds an address; `None` for a length that its
+/// family does not have.
+fn network(address: IpAddr, length: u8) -> Option<IpAddr> {
+    let length = u32::from(length);
+    match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX
+                .checked_shl(32_u32.checked_sub(length)?)
+                .unwrap_or(0);
+            Some(IpAddr::V4((u32::from(address) & mask).into()))
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX
+                .checked_shl(128_u32.checked_sub(length)?)
+                .unwrap_or(0);
+            Some(IpAddr::V6((u128::from(address) & mask).into()))
+        }
+    }
+}
+
+impl<'a> Site<'a> {
+    /// Indexes the facts.
+    pub fn new(facts: &'a NetnsFacts) -> Self {
+        let mut servers = HashMap::new();
+        let mut servers_by_port: HashMap<_, Vec<_>> = HashMap::new();
+        for server in facts.ipvs.iter().flatten() {
+            servers.entry(server.key).or_insert(server);
+            if let VirtualServerKey::Endpoint { protocol, port, .. } = server.key {
+                servers_by_port
+                    .entry((protocol, port))
+                    .or_default()
+                    .push(server);
+            }
+        }
+        let mut sockets: HashMap<_, Vec<_>> = HashMap::new();
+        for socket in &facts.sockets {
+            sockets
+                .entry((socket.protocol, socket.port))
+                .or_default()
+                .push(socket);
+        }
+        let mut addresses: HashMap<_, Vec<_>> = HashMap::new();
+        for address in &facts.addresses {
+            addresses.entry(address.address).or_default().push(address);
+        }
+        let of_table = |number| {
+            facts
+                .routes
+                .iter()
+                .filter(move |route| route.table == number)
+        };
+        Self {
+            facts,
+            links: facts.links.iter().map(|link| (link.index, link)).collect(),
+            addresses,
+            local: Table::new(
+                of_table(Route::LOCAL_TABLE).filter(|route| route.kind == RouteKind::Local),
+            ),
+            main: Table::new(of_table(Route::MAIN_TABLE).filter(|route| !route.dead)),
+            servers,
+            servers_by_port,
+            sockets,
+            neighbours: facts
+                .neighbours
+                .iter()
+                .map(|entry| ((entry.link, entry.address), entry))
+                .collect(),
+            neighbour_counts: [false, true].map(|ipv6| {
+                let same = |entry: &&Neighbour| entry.address.is_ipv6() == ipv6;
+                facts.neighbours.iter().filter(same).count()
+            }),
+            refusing: facts
+                .routes
+                .iter()
+                .filter(|route| {
+                    matches!(
+                        route.kind,
+                        RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit
+                    )
+                })
+                .collect(),
+        }
+    }
+
+    /// Name for people.
+    pub fn name(&self) -> String {
+        self.facts
+            .name
+            .clone()
+            .unwrap_or_else(|| format!("netns {}", self.facts.id))
+    }
+
+    /// The device with an index.
+    pub fn link(&self, index: u32) -> Option<&'a Link> {
+        self.links.get(&index).copied()
+    }
+
+    /// The device's name, or its number.
+    pub fn device(&self, index: u32) -> String {
+        self.link(index)
+            .map_or_else(|| format!("if{index}"), |link| link.name.clone())
+    }
+
+    /// The entries of an address; several devices may carry it.
+    pub fn addresses(&self, address: IpAddr) -> impl Iterator<Item = &'a Address> {
+        self.addresses.get(&address).into_iter().flatten().copied()
+    }
+
+    /// The most specific local route for an address: what makes the address the node's own.
+    pub fn local_route(&self, address: IpAddr) -> Option<&'a Route> {
+        self.local.find(address)
+    }
+
+    /// Whether packets to an address are for this namespace itself.
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        self.local_route(address).is_some()
+    }
+
+    /// The route of the main table for an address; policy rules are not considered.
+    pub fn main_route(&self, address: IpAddr) -> Option<&'a Route> {
+        self.main.find(address)
+    }
+
+    /// The virtual server that takes packets to an address and port. As in the kernel, one for all
+    /// ports of the address counts when the port has none of its own.
+    pub fn virtual_server(
+        &self,
+        protocol: u8,
+        address: IpAddr,
+        port: u16,
+    ) -> Option<&'a VirtualServer> {
+        let with = |port| {
+            self.servers.get(&VirtualServerKey::Endpoint {
+                protocol,
+                address,
+                port,
+            })
+        };
+        with(port).or_else(|| with(0)).copied()
+    }
+
+    /// The virtual servers on a port, whatever their address.
+    pub fn virtual_servers_on_port(
+        &self,
+        protocol: u8,
+        port: u16,
+    ) -> impl Iterator<Item = &'a VirtualServer> {
+        self.servers_by_port
+            .get(&(protocol, port))
+            .into_iter()
+            .flatten()
+            .copied()
+    }
+
+    /// Sockets that wait on a port, whatever their address.
+    pub fn sockets_on_port(
+        &self,
+        protocol: u8,
+        port: u16,
+    ) -> impl Iterator<Item = &'a ListeningSocket> {
+        self.sockets
+            .get(&(protocol, port))
+            .into_iter()
+            .flatten()
+            .copied()
+    }
+
+    /// The sockets that packets to an address and port reach.
+    pub fn listeners(
+        &self,
+        protocol: u8,
+        address: IpAddr,
+        port: u16,
+    ) -> impl Iterator<Item = &'a ListeningSocket> {
+        self.sockets_on_port(protocol, port)
+            .filter(move |socket| socket.takes(protocol, address, port))
+    }
+
+    /// How many neighbours of a family the node knows.
+    pub fn neighbour_count(&self, ipv6: bool) -> usize {
+        self.neighbour_counts[usize::from(ipv6)]
+    }
+
+    /// The most special route that throws packets to an address away, in any table.
+    pub fn refusing_route(&self, kind: RouteKind, address: IpAddr) -> Option<&'a Route> {
+        let matching = self
+            .refusing
+            .iter()
+            .filter(|route| route.kind == kind && route.destination.contains(address));
+        matching
+            .max_by_key(|route| route.destination.length)
+            .copied()
+    }
+
+    /// A route as `ip route` prints it.
+    pub fn route_words(&self, route: &Route) -> String {
+        let mut text = match route.kind {
+            RouteKind::Unicast => String::new(),
+            kind => format!("{kind} "),
+        };
+        if route.destination.length == 0 {
+            text += "default";
+        } else {
+            text += &route.destination.to_string();
+        }
+        if let Some(gateway) = route.gateway {
+            text += &format!(" via {gateway}");
+        }
+        if let Some(index) = route.link {
+            text += &format!(" dev {}", self.device(index));
+        }
+        if route.table != Route::MAIN_TABLE {
+            text += &format!(" table {}", route.table);
+        }
+        text
+    }
+
+    /// What the node knows about a neighbour.
+    pub fn neighbour(&self, link: u32, address: IpAddr) -> Option<&'a Neighbour> {
+        self.neighbours.get(&(link, address)).copied()
+    }
+
+    /// A setting as a number.
+    pub fn sysctl(&self, name: &str) -> Option<i64> {
+        self.facts.sysctls.number(name)
+    }
+
+    /// Whether a fact whose name holds `what` could not be read here.
+    pub fn misses(&self, what: &str) -> bool {
+        self.facts
+            .missing
+            .iter()
+            .any(|missing| missing.what.contains(what) || missing.what.starts_with("everything"))
+    }
+}

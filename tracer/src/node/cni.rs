@@ -1,0 +1,170 @@
+//! The container network's configuration: which bridge, addresses and MTU pods should get.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Missing;
+use super::route::Prefix;
+
+/// The configuration that runtimes use: the first file by name.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Cni {
+    /// The file.
+    pub file: PathBuf,
+    /// Other configuration files, which are not used.
+    pub others: Vec<PathBuf>,
+    /// Types of its plugins, in order.
+    pub plugins: Vec<String>,
+    /// Bridge that the bridge plugin uses; flannel's default is cni0.
+    pub bridge: Option<String>,
+    /// Where pods' addresses come from, as far as files say.
+    pub subnets: Vec<Prefix>,
+    /// MTU of pods, where it is set.
+    pub mtu: Option<u32>,
+    /// hairpinMode, where it is set.
+    pub hairpin: Option<bool>,
+}
+
+/// Reads the configuration below a root; `None` where there is none.
+pub(super) fn read(root: &Path, missing: &mut Vec<Missing>) -> Option<Cni> {
+    let directory = root.join("etc/cni/net.d");
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => {
+            missing.push(unread(&directory, &error.to_string()));
+            return None;
+        }
+    };
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            matches!(extension, Some("conf" | "conflist" | "json"))
+        })
+        .collect();
+    files.sort();
+    let file = files.first()?.clone();
+    let parsed = fs::read_to_string(&file)
+        .map_err(|error| error.to_string())
+        .and_then(|text| serde_json::from_str::<Value>(&text).map_err(|error| error.to_string()));
+    let mut cni = Cni {
+        others: files[1..].to_vec(),
+        file,
+        ..Cni::default()
+    };
+    match parsed {
+        Ok(value) => cni.fill(&value),
+        Err(why) => missing.push(unread(&cni.file, &why)),
+    }
+    if cni.plugins.iter().any(|kind| kind == "flannel") {
+        cni.fill_from_flannel(&root.join("run/flannel/subnet.env"));
+    }
+    Some(cni)
+}
+
+fn unread(path: &Path, why: &str) -> Missing {
+    Missing {
+        what: format!("CNI configuration {}", path.display()),
+        why: why.to_owned(),
+        remedy: None,
+    }
+}
+
+impl Cni {
+    fn fill(&mut self, value: &Value) {
+        let single = std::slice::from_ref(value);
+        let plugins = value["plugins"].as_array().map_or(single, Vec::as_slice);
+        for plugin in plugins {
+            self.plugins
+                .extend(plugin["type"].as_str().map(str::to_owned));
+            // flannel hands its settings on to the bridge plugin.
+            for settings in [plugin, &plugin["delegate"]] {
+                let bridge = settings["bridge"].as_str().map(str::to_owned);
+                self.bridge = self.bridge.take().or(bridge);
+                self.hairpin = self.hairpin.or(settings["hairpinMode"].as_bool());
+                let mtu = settings["mtu"]
+                    .as_u64()
+                    .and_then(|mtu| u32::try_from(mtu).ok());
+                self.mtu = self.mtu.or(mtu.filter(|&mtu| mtu > 0));
+            }
+            let ipam = &plugin["ipam"];
+            let ranges = ipam["ranges"].as_array().into_iter().flatten();
+            let nested = ranges.flat_map(|range| range.as_array().into_iter().flatten());
+            let subnets = std::iter::once(ipam).chain(nested);
+            self.subnets
+                .extend(subnets.filter_map(|range| Prefix::parse(range["subnet"].as_str()?)));
+        }
+        if self.bridge.is_none() && self.plugins.iter().any(|kind| kind == "flannel") {
+            self.bridge = Some("cni0".into());
+        }
+    }
+
+    fn fill_from_flannel(&mut self, path: &Path) {
+        // Before flannel's first start the file is not there.
+        let text = fs::read_to_string(path).unwrap_or_default();
+        for line in text.lines() {
+            match line.split_once('=') {
+                Some(("FLANNEL_NETWORK", value)) => self.subnets.extend(Prefix::parse(value)),
+                Some(("FLANNEL_MTU", value)) => self.mtu = self.mtu.or(value.parse().ok()),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (file, text) in files {
+            let path = root.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn the_first_file_wins_and_flannel_adds_its_own() {
+        let flannel = r#"{"name":"cbr0","plugins":[{"type":"flannel","delegate":{"hairpinMode":true}},{"type":"portmap"}]}"#;
+        let root = root(&[
+            ("etc/cni/net.d/10-flannel.conflist", flannel),
+            ("etc/cni/net.d/99-other.conf", "{}"),
+            ("etc/cni/net.d/ignored.txt", "{}"),
+            (
+                "run/flannel/subnet.env",
+                "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\n",
+            ),
+        ]);
+        let mut missing = Vec::new();
+        let cni = read(root.path(), &mut missing).unwrap();
+        assert_eq!(missing, []);
+        assert_eq!(cni.plugins, ["flannel", "portmap"]);
+        assert_eq!(
+            (cni.bridge.as_deref(), cni.mtu, cni.hairpin),
+            (Some("cni0"), Some(1450), Some(true))
+        );
+        assert_eq!(cni.subnets[0].to_string(), "10.244.0.0/16");
+        assert_eq!(cni.others.len(), 1);
+    }
+
+    #[test]
+    fn a_bridge_with_ranges_and_damaged_files() {
+        let bridge = r#"{"type":"bridge","bridge":"br0","mtu":1400,"ipam":{"ranges":[[{"subnet":"10.1.0.0/16"}],[{"subnet":"bad"}]]}}"#;
+        let good = root(&[("etc/cni/net.d/a.conf", bridge)]);
+        let cni = read(good.path(), &mut Vec::new()).unwrap();
+        assert_eq!((cni.bridge.as_deref(), cni.mtu), (Some("br0"), Some(1400)));
+        assert_eq!(cni.subnets.len(), 1);
+        let damaged = root(&[("etc/cni/net.d/a.conf", "{\"type\":")]);
+        let mut missing = Vec::new();
+        assert!(read(damaged.path(), &mut missing).is_some());
+        assert_eq!(missing.len(), 1);
+        assert_eq!(read(Path::new("/nonexistent"), &mut missing), None);
+    }
+}

@@ -14,6 +14,7 @@ pub mod journey;
 pub mod kernel;
 pub mod node;
 pub mod printer;
+pub mod ruling;
 pub mod scenario;
 pub mod session;
 pub mod view;

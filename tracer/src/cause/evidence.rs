@@ -1,8 +1,10 @@
 //! Everything that a cause may look at, with the indices that keep judging linear in flows.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
+use super::filtered::{self, Stop};
 use super::site::Site;
 use crate::event::{Event, Packet, Transport, protocol, tcp_flag};
 use crate::flow::{Direction, Flow, Flows};
@@ -53,6 +55,8 @@ pub struct Evidence<'a> {
     /// Flows whose opening was repeated and never answered, in order.
     stalled: Vec<&'a Flow>,
     sites: HashMap<NetnsId, Site<'a>>,
+    /// Failures that netfilter's rules ended; judged once, when the first cause asks.
+    filtered: OnceCell<Vec<Stop<'a>>>,
     /// Flows by the address and port that they went to.
     flows_to: HashMap<(u8, SocketAddr), Vec<&'a Flow>>,
 }
@@ -93,8 +97,14 @@ impl<'a> Evidence<'a> {
                 .iter()
                 .map(|facts| (facts.id, Site::new(facts)))
                 .collect(),
+            filtered: OnceCell::new(),
             flows_to,
         }
+    }
+
+    /// Failures that netfilter's rules ended.
+    pub(super) fn filtered(&self) -> &[Stop<'a>] {
+        self.filtered.get_or_init(|| filtered::stops(self))
     }
 
     /// Journeys that did not arrive.

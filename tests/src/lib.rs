@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: running the tracer and reading its JSON, and the list of tests
 //! with its report.
 
+pub mod rules;
 pub mod tour;
 
 use std::io::{BufRead as _, BufReader, Read};

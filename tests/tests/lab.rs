@@ -64,6 +64,7 @@ fn list() -> Vec<Test> {
         Test::new("run: programs load with their log on", program_log),
         Test::new("run: capabilities are given up", capabilities_are_dropped),
     ];
+    tests.extend(tests::rules::tests());
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),

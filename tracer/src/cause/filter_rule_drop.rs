@@ -53,7 +53,7 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
         }
         None => format!(
             "No rule accepts the packet, and the policy of {} is DROP.",
-            place.trim_end_matches(" policy")
+            place.trim_end_matches(" policy DROP")
         ),
     };
     let mut begun = Diagnosis::new(&CAUSE, place, summary).check(filtered::check(evidence, stop));
@@ -164,7 +164,7 @@ pub(super) mod tests {
             .netfilter(NetfilterHook::Input)
             .dropped("NETFILTER_DROP", "nf_hook_slow");
         let found = bench.only();
-        assert_eq!(found.subject, "filter/INPUT policy");
+        assert_eq!(found.subject, "filter/INPUT policy DROP");
         assert_eq!(found.fixes[1].lines, ["iptables-nft -P INPUT ACCEPT"]);
     }
 

@@ -148,17 +148,9 @@ impl<'a> Stop<'a> {
     /// Table, chain and rule in words.
     pub(super) fn place(&self) -> String {
         match &self.ruling {
-            Some(ruling) => place(&ruling.ending),
+            Some(ruling) => ruling.ending.place(),
             None => format!("{} hook", self.hook.name()),
         }
-    }
-}
-
-/// Table, chain and rule or policy in words.
-pub(super) fn place(ending: &Ending<'_>) -> String {
-    match ending.rule {
-        Some(rule) => ending.table.place(ending.chain, rule),
-        None => format!("{}/{} policy", ending.table.named(), ending.chain.name),
     }
 }
 
@@ -239,18 +231,18 @@ fn prove<'a>(
         Some(rule) => format!(
             "{} {}: {}{}",
             table.command(),
-            place(&ruling.ending),
+            ruling.ending.place(),
             table.text(rule),
             counted(rule.packets)
         ),
         None => format!(
-            "{} {}: DROP{}",
+            "{} {}{}",
             table.command(),
-            place(&ruling.ending),
+            ruling.ending.place(),
             counted(chain.base.as_ref().and_then(|base| base.policy_packets))
         ),
     };
-    let others: Vec<_> = ruling.others.iter().map(place).collect();
+    let others: Vec<_> = ruling.others.iter().map(Ending::place).collect();
     proven
         .prove("rule", rule_text)
         .prove_if(

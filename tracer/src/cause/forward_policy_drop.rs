@@ -39,7 +39,7 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
         stop.place(),
         format!(
             "No rule accepts the packet, and the policy of {} is DROP: the node forwards only what a rule accepts.",
-            stop.place().trim_end_matches(" policy")
+            stop.place().trim_end_matches(" policy DROP")
         ),
     )
     .check(filtered::check(evidence, stop));
@@ -101,7 +101,7 @@ pub(super) mod tests {
             (found.code, found.certainty),
             (CAUSE.code, Certainty::Certain)
         );
-        assert_eq!(found.subject, "filter/FORWARD policy");
+        assert_eq!(found.subject, "filter/FORWARD policy DROP");
         assert_eq!(
             found.fixes[0].lines,
             [

@@ -147,7 +147,10 @@ fn devices(journey: &Journey, filtered: Filtered, facts: &NetnsFacts) -> (Device
                 .collect(),
         )
     };
-    let input = || known(journey.events[filtered.index].ifindex?);
+    let input = || {
+        let at = before.iter().rev().filter(here).find_map(|event| event.ifindex);
+        known(at?)
+    };
     let output = || {
         let routed = before.iter().rev().filter(here).find_map(|event| {
             let leads = matches!(event.role(), Role::Forward | Role::LocalOut | Role::Output);

@@ -47,6 +47,16 @@ pub struct Ending<'a> {
     pub path: Vec<&'a str>,
 }
 
+impl Ending<'_> {
+    /// Table, chain and rule or policy in words.
+    pub fn place(&self) -> String {
+        match self.rule {
+            Some(rule) => self.table.place(self.chain, rule),
+            None => format!("{}/{} policy DROP", self.table.named(), self.chain.name),
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Truth {
     Yes,

@@ -6,12 +6,13 @@ use serde::Serialize;
 
 use super::stage::{self, Stage};
 use crate::cause::{Diagnosis, Finding};
-use crate::event::{Detail, Packet, Transport, protocol, tcp_flag};
+use crate::event::{Detail, NetfilterHook, Packet, Transport, protocol, tcp_flag};
 use crate::hook::Role;
 use crate::journey::{Ending, Journey};
 use crate::kernel::load::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::node::{NetnsId, Snapshot};
+use crate::ruling::{self, Ruling};
 
 /// Turns the kernel's clock into the wall clock.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +73,18 @@ impl Names<'_> {
             .namespace(NetnsId(netns))
             .and_then(|facts| facts.name.clone())
             .unwrap_or_else(|| format!("netns {netns}"))
+    }
+
+    /// The hook and rule that ended a packet, where rules did and are known.
+    pub fn ruling(&self, journey: &Journey) -> Option<(NetfilterHook, Ruling<'_>)> {
+        let Ending::Dropped { location, reason } = journey.ending else {
+            return None;
+        };
+        let reason = reason.and_then(|reason| self.reasons.name(reason));
+        let by_netfilter = ruling::by_netfilter(reason, self.symbols.name(location));
+        let filtered = ruling::filtered(journey, by_netfilter)?;
+        let facts = self.facts.namespace(filtered.netns)?;
+        Some((filtered.hook, ruling::judge(journey, filtered, facts)?))
     }
 
     /// A drop: the kernel's reason, else the function that dropped.

@@ -3,6 +3,7 @@
 
 pub mod api_server;
 pub mod cluster;
+pub mod rules;
 pub mod tour;
 
 use std::io::{BufRead as _, BufReader, Read};

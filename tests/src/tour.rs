@@ -177,7 +177,7 @@ impl Drop for Tour {
     }
 }
 
-fn command(line: &str) -> anyhow::Result<()> {
+pub(crate) fn command(line: &str) -> anyhow::Result<()> {
     let mut words = line.split(' ');
     let answer = finish(Command::new(words.next().unwrap_or_default()).args(words))?;
     check(answer.code == 0, || {
@@ -186,7 +186,10 @@ fn command(line: &str) -> anyhow::Result<()> {
 }
 
 /// Runs something on a thread of a named namespace; sockets made there stay there.
-fn inside<T, E>(name: &str, work: impl FnOnce() -> Result<T, E> + Send) -> anyhow::Result<T>
+pub(crate) fn inside<T, E>(
+    name: &str,
+    work: impl FnOnce() -> Result<T, E> + Send,
+) -> anyhow::Result<T>
 where
     T: Send,
     E: Into<anyhow::Error> + Send,

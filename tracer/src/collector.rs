@@ -16,6 +16,7 @@ use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::kube::ClusterFacts;
 use crate::node::{Directory, NetnsHandle, NetnsId, Snapshot};
+use crate::ruling;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
 const GATHER_NS: u64 = 700_000_000;
@@ -69,6 +70,10 @@ pub struct Collector {
     ipvs_clients: BTreeMap<NetnsId, BTreeSet<SocketAddr>>,
     /// Clients came since the facts were read.
     unread_clients: bool,
+    /// Namespaces whose rules seem to have ended a packet; the rules are many and read only then.
+    filtering: BTreeSet<NetnsId>,
+    /// When rules were last read.
+    rules_ns: Option<u64>,
     /// When the first packet that asks for a diagnosis ended.
     due_ns: Option<u64>,
     /// Diagnoses given, with the certainty they had.
@@ -89,6 +94,8 @@ impl Collector {
             asked: BTreeSet::new(),
             ipvs_clients: BTreeMap::new(),
             unread_clients: false,
+            filtering: BTreeSet::new(),
+            rules_ns: None,
             due_ns: None,
             given: HashMap::new(),
             counts: Counts::default(),
@@ -171,6 +178,28 @@ impl Collector {
         }
     }
 
+    /// Makes sure that facts hold the rules of namespaces where these packets seem to have met them.
+    pub fn know_rules(&mut self, ended: &[Journey], now_ns: u64) {
+        let met: BTreeSet<NetnsId> = ended
+            .iter()
+            .filter_map(|journey| ruling::filtered(journey, true))
+            .map(|filtered| filtered.netns)
+            .collect();
+        let recently = self
+            .rules_ns
+            .is_some_and(|read| now_ns.saturating_sub(read) < FACTS_AGE_NS);
+        if met.is_empty() || recently && met.is_subset(&self.filtering) {
+            return;
+        }
+        self.filtering.extend(met);
+        if self.seen.is_subset(&self.asked) {
+            self.facts.read_rules(&self.directory(), &self.filtering);
+        } else {
+            self.read_facts();
+        }
+        self.rules_ns = Some(now_ns);
+    }
+
     /// Adds ended journeys to their flows.
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
@@ -240,6 +269,8 @@ impl Collector {
         self.facts = Snapshot::empty();
         self.asked.clear();
         self.ipvs_clients.clear();
+        self.filtering.clear();
+        self.rules_ns = None;
         self.given.clear();
         self.due_ns = None;
     }
@@ -250,15 +281,21 @@ impl Collector {
             .is_none_or(|taken| now_ns.saturating_sub(taken) > FACTS_AGE_NS)
     }
 
-    fn read_facts(&mut self) {
+    fn directory(&self) -> Directory {
         let mut directory = Directory::find();
         for handle in &self.held {
             directory.add(handle.clone());
         }
+        directory
+    }
+
+    fn read_facts(&mut self) {
+        let directory = self.directory();
         let ids: Vec<NetnsId> = self.seen.iter().map(|&netns| NetnsId(netns)).collect();
         self.asked.clone_from(&self.seen);
         self.facts = Snapshot::take(&directory, &ids);
         self.facts.read_connections(&directory, &self.ipvs_clients);
+        self.facts.read_rules(&directory, &self.filtering);
         self.facts.find_owners();
     }
 }

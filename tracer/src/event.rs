@@ -65,6 +65,9 @@ pub enum Detail {
         reply: Tuple,
         /// NAT of this packet changes its destination (else its source).
         destination_nat: bool,
+        /// What the packet is to the entry (`enum ip_conntrack_info`), where the hook says it: 0
+        /// established, 1 related, 2 new, 3 and 4 the same in the other direction.
+        relation: Option<u8>,
     },
     /// The packet's route.
     Route {
@@ -129,12 +132,20 @@ pub enum NetfilterHook {
 
 impl NetfilterHook {
     const fn from_kernel(hook: raw::Netfilter) -> Self {
-        match (hook.family, hook.hook) {
-            (2 | 10, 0) => Self::PreRouting,
-            (2 | 10, 1) => Self::Input,
-            (2 | 10, 2) => Self::Forward,
-            (2 | 10, 3) => Self::Output,
-            (2 | 10, 4) => Self::PostRouting,
+        match hook.family {
+            2 | 10 => Self::from_number(hook.hook),
+            _ => Self::Other,
+        }
+    }
+
+    /// From the number of a hook of the IP families (`NF_INET_*`).
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::PreRouting,
+            1 => Self::Input,
+            2 => Self::Forward,
+            3 => Self::Output,
+            4 => Self::PostRouting,
             _ => Self::Other,
         }
     }
@@ -426,6 +437,11 @@ impl Detail {
                         original: tuple(original),
                         reply: tuple(reply),
                         destination_nat: reply.protocol_or_manipulation == 1,
+                        relation: matches!(
+                            hook,
+                            HookId::ConntrackTcp | HookId::ConntrackUdp | HookId::ConntrackIcmp
+                        )
+                        .then_some(reply.direction),
                     }
                 }
                 HookId::LocalDeliver

@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod kube;
 pub mod node;
 pub mod printer;
+pub mod ruling;
 pub mod scenario;
 pub mod session;
 pub mod view;

@@ -232,6 +232,7 @@ impl Session {
         if ended.is_empty() {
             return Ok(());
         }
+        self.collector.know_rules(&ended, now);
         if ended.iter().any(|journey| self.printer.wants(journey)) {
             self.collector.name_namespaces(now);
             self.load_symbols(false);

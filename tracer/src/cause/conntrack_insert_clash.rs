@@ -100,6 +100,7 @@ pub(super) mod tests {
             original: tuple("10.244.0.9:4000", "10.96.0.10:53"),
             reply: tuple(target, back),
             destination_nat: false,
+            relation: None,
         };
         let way = if number == protocol::UDP {
             bench.udp("10.244.0.9:4000", "10.96.0.10:53")

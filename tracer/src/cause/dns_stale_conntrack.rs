@@ -304,6 +304,7 @@ pub(super) mod tests {
             original: tuple(client, "10.96.0.10:53"),
             reply: tuple(target, client),
             destination_nat: false,
+            relation: None,
         };
         let way = bench
             .udp(client, "10.96.0.10:53")

@@ -58,7 +58,7 @@ fn judge(evidence: &Evidence<'_>, target: &Target<'_>, failures: &[&Failure<'_>]
     for endpoint in target.endpoints().take(NAMED) {
         diagnosis = diagnosis.prove("endpoint", words(target, endpoint));
     }
-    let diagnosis = prove_refusal(diagnosis, failures);
+    let diagnosis = prove_refusal(evidence, diagnosis, failures);
     let needed = [Resource::Services, Resource::Endpoints];
     let diagnosis = lacking_fresh(diagnosis, target.cluster, &needed);
     let look = match target

@@ -41,7 +41,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         .into_iter()
         .map(|(target, failures)| {
             let diagnosis = about(&target).stopped(evidence, &failures);
-            finish(prove_refusal(diagnosis, &failures), &target)
+            finish(prove_refusal(evidence, diagnosis, &failures), &target)
         })
         .collect();
     let known: Vec<u64> = found

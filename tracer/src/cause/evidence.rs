@@ -1,8 +1,10 @@
 //! Everything that a cause may look at, with the indices that keep judging linear in flows.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
+use super::filtered::{self, Stop};
 use super::site::Site;
 use crate::event::{Event, Packet, Transport, protocol, tcp_flag};
 use crate::flow::{Direction, Flow, Flows};
@@ -58,6 +60,8 @@ pub struct Evidence<'a> {
     /// The kernel gives drop reasons (from 5.17 on).
     pub gives_reasons: bool,
     sites: HashMap<NetnsId, Site<'a>>,
+    /// Failures that netfilter's rules ended; judged once, when the first cause asks.
+    filtered: OnceCell<Vec<Stop<'a>>>,
     /// Flows by the address and port that they went to.
     flows_to: HashMap<(u8, SocketAddr), Vec<&'a Flow>>,
 }
@@ -100,6 +104,7 @@ impl<'a> Evidence<'a> {
                 .iter()
                 .map(|facts| (facts.id, Site::new(facts)))
                 .collect(),
+            filtered: OnceCell::new(),
             flows_to,
         }
     }
@@ -109,6 +114,11 @@ impl<'a> Evidence<'a> {
     pub const fn with_cluster(mut self, cluster: Option<&'a ClusterFacts>) -> Self {
         self.cluster = cluster;
         self
+    }
+
+    /// Failures that netfilter's rules ended.
+    pub(super) fn filtered(&self) -> &[Stop<'a>] {
+        self.filtered.get_or_init(|| filtered::stops(self))
     }
 
     /// Journeys that did not arrive.

@@ -1,7 +1,8 @@
 //! The catalogue of causes and how they are ranked.
 //!
 //! Map: `evidence` is what causes see, with indices over flows and (`site`) one namespace's facts;
-//! `diagnosis` is what they say; `audit` asks them about the facts alone; `rank` puts the root before its consequences. Then one file per
+//! `diagnosis` is what they say; `audit` asks them about the facts alone; `filtered` finds the rule that ended a
+//! packet; `rank` puts the root before its consequences. Then one file per
 //! cause, named by its code.
 //! Invariants: a cause never does I/O; it sees [`Evidence`] and nothing else, so that replay equals
 //! live. It says *certain* only with all its decisive evidence. Judging is linear in flows: a cause
@@ -12,6 +13,7 @@ use std::collections::HashMap;
 mod audit;
 mod diagnosis;
 mod evidence;
+mod filtered;
 mod rank;
 mod site;
 
@@ -36,16 +38,20 @@ mod conntrack_insert_clash;
 mod dns_stale_conntrack;
 mod endpoint_not_ready;
 mod etp_local_no_endpoint;
+mod filter_rule_drop;
+mod forward_policy_drop;
 mod hairpin_off;
 mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod ipvs_stale_connection;
 mod kube_proxy_stale;
+mod lb_source_range;
 mod martian_source;
 mod masquerade_missing;
 mod mtu_exceeded;
 mod neighbour_failed;
+mod network_policy_drop;
 mod no_listener;
 mod no_route;
 mod nodeport_localhost;
@@ -54,6 +60,7 @@ mod receive_buffer_full;
 mod route_blackhole;
 mod rp_filter;
 mod service_no_endpoints;
+mod service_rejected;
 mod snat_exhausted;
 mod terminating_endpoint;
 mod ttl_expired;
@@ -96,6 +103,10 @@ pub const CATALOGUE: &[Cause] = &[
     etp_local_no_endpoint::CAUSE,
     kube_proxy_stale::CAUSE,
     ipvs_no_destination::CAUSE,
+    lb_source_range::CAUSE,
+    network_policy_drop::CAUSE,
+    forward_policy_drop::CAUSE,
+    filter_rule_drop::CAUSE,
     ip_forward_off::CAUSE,
     ipv6_forward_off::CAUSE,
     rp_filter::CAUSE,
@@ -185,6 +196,9 @@ mod tests {
             etp_local_no_endpoint::tests::situation,
         ),
         ("ipvs-no-destination", ipvs_no_destination::tests::situation),
+        ("lb-source-range", lb_source_range::tests::situation),
+        ("forward-policy-drop", forward_policy_drop::tests::situation),
+        ("filter-rule-drop", filter_rule_drop::tests::situation),
         ("ip-forward-off", ip_forward_off::tests::situation),
         ("ipv6-forward-off", ipv6_forward_off::tests::situation),
         ("rp-filter", rp_filter::tests::situation),

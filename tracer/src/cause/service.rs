@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ptr;
 
 use super::Diagnosis;
 use super::evidence::{Evidence, Failure};
+use super::filtered::Kind;
 use crate::event::protocol;
 use crate::hook::Role;
 use crate::kube::{ClusterFacts, Endpoint, Freshness, Resource, Service};
@@ -101,7 +103,19 @@ impl<'a> Target<'a> {
 }
 
 /// What the packet itself proves, and what is missing without it.
-pub(super) fn prove_refusal(diagnosis: Diagnosis, failures: &[&Failure<'_>]) -> Diagnosis {
+pub(super) fn prove_refusal(
+    evidence: &Evidence<'_>,
+    diagnosis: Diagnosis,
+    failures: &[&Failure<'_>],
+) -> Diagnosis {
+    let refused = evidence.filtered().iter().find(|stop| {
+        let failure = stop.failure(evidence);
+        stop.kind == Kind::NoEndpoints && failures.iter().any(|&one| ptr::eq(one, failure))
+    });
+    if let Some(stop) = refused {
+        let words = stop.failure(evidence).words();
+        return diagnosis.prove("rule", format!("{words} was refused by {}", stop.place()));
+    }
     let by_ipvs = failures.iter().find(|failure| by_ipvs(failure));
     match (by_ipvs, failures.first()) {
         (Some(failure), _) => diagnosis.prove(

@@ -3,10 +3,12 @@
 //! Source: kube-proxy makes a virtual server without real servers (ipvs) or a REJECT rule (iptables,
 //! nftables) for such a service.
 
+use std::collections::HashSet;
+
 use super::audit::nothing;
 use super::evidence::Evidence;
 use super::service::{Target, lacking_fresh, prove_refusal, refused};
-use super::{Cause, Diagnosis, Failure};
+use super::{Cause, Diagnosis, Failure, service_rejected};
 use crate::kube::Resource;
 
 pub(super) const CAUSE: Cause = Cause {
@@ -22,16 +24,26 @@ Proof: the service's EndpointSlices are empty, and the packet was given back whe
 
 Fix: make the selector and the pods' labels the same, or scale the deployment up.",
     explains: &["ipvs-no-destination", "no-listener"],
-    built: false,
+    built: true,
     examine,
     audit: nothing,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    refused(evidence, |target| target.endpoints().next().is_none())
+    let mut found: Vec<_> = refused(evidence, |target| target.endpoints().next().is_none())
         .into_iter()
         .map(|(target, failures)| judge(evidence, &target, &failures))
-        .collect()
+        .collect();
+    let named: HashSet<u64> = found
+        .iter()
+        .flat_map(|diagnosis| diagnosis.flows.clone())
+        .collect();
+    found.extend(
+        service_rejected::diagnoses(evidence)
+            .into_iter()
+            .filter(|diagnosis| !diagnosis.flows.iter().any(|flow| named.contains(flow))),
+    );
+    found
 }
 
 fn judge(evidence: &Evidence<'_>, target: &Target<'_>, failures: &[&Failure<'_>]) -> Diagnosis {
@@ -54,7 +66,7 @@ fn judge(evidence: &Evidence<'_>, target: &Target<'_>, failures: &[&Failure<'_>]
             "service",
             format!("the EndpointSlices of s/{name} hold no endpoint"),
         );
-    let diagnosis = prove_refusal(diagnosis, failures);
+    let diagnosis = prove_refusal(evidence, diagnosis, failures);
     let needed = [Resource::Services, Resource::Endpoints];
     let diagnosis = lacking_fresh(diagnosis, target.cluster, &needed);
     let look = match selector {

@@ -14,9 +14,9 @@ use super::netlink::{Conversation, ReadError, attributes};
 use super::table::rows_or_missing;
 use super::{
     Address, ConntrackEntry, Counters, Directory, FdbEntry, IpvsConnection, Link, ListeningSocket,
-    Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind, Sysctls, VirtualServer,
-    VirtualServerKey, address, conntrack, counter, fdb, ipvs, ipvs_connection, link, neighbour,
-    policy_rule, route, socket, sysctl,
+    Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind, Ruleset, Sysctls,
+    VirtualServer, VirtualServerKey, address, conntrack, counter, fdb, ipvs, ipvs_connection, link,
+    neighbour, netfilter, policy_rule, route, socket, sysctl,
 };
 
 /// What one network namespace was like.
@@ -51,6 +51,8 @@ pub struct NetnsFacts {
     /// UDP conntrack entries with another destination or without a reply; `None` before
     /// [`NetnsFacts::read_udp_entries`], or when `missing` says why they could not be read.
     pub udp_entries: Option<Vec<ConntrackEntry>>,
+    /// Packet filter rules; `None` before [`NetnsFacts::read_rules`].
+    pub ruleset: Option<Ruleset>,
     /// What could not be read.
     pub missing: Vec<Missing>,
 }
@@ -91,6 +93,7 @@ impl NetnsFacts {
             rules: Vec::new(),
             ipvs_connections: Vec::new(),
             udp_entries: None,
+            ruleset: None,
             missing: Vec::new(),
         }
     }
@@ -137,6 +140,12 @@ impl NetnsFacts {
     pub fn read_udp_entries(&mut self, handle: &NetnsHandle) {
         let missing = &mut self.missing;
         self.udp_entries = handle.run(|| conntrack::read_udp(missing)).ok().flatten();
+    }
+
+    /// Reads the packet filter rules.
+    pub fn read_rules(&mut self, handle: &NetnsHandle) {
+        let missing = &mut self.missing;
+        self.ruleset = handle.run(|| netfilter::read(missing)).ok();
     }
 
     /// The most specific local route for an address: what makes the address the node's own. Its

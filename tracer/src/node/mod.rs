@@ -2,7 +2,7 @@
 //!
 //! Map: `namespace` finds and enters namespaces, `netlink` asks the kernel for a `table`, and one
 //! file per kind of fact (`link`, `address`, `route`, `policy_rule`, `neighbour`, `fdb`, `ipvs`,
-//! `ipvs_connection`, `conntrack`, `socket`, `sysctl`, `counter`) holds
+//! `ipvs_connection`, `conntrack`, `netfilter`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
 //! looks things up; `kube_proxy`, `proxy_report`,
 //! `component` and `pod` read processes instead, `cni` files; `numbered` makes
@@ -29,6 +29,7 @@ mod kube_proxy;
 mod link;
 mod namespace;
 mod neighbour;
+pub mod netfilter;
 mod netlink;
 mod numbered;
 mod pod;
@@ -60,6 +61,7 @@ pub use kube_proxy::KubeProxy;
 pub use link::{BridgePort, BridgePortState, Link, Mac, OperState};
 pub use namespace::{Directory, NetnsHandle, NetnsId};
 pub use neighbour::{Neighbour, NeighbourState};
+pub use netfilter::Ruleset;
 pub use policy_rule::{PolicyRule, RuleAction};
 pub use proxy_configuration::ProxyConfiguration;
 pub use proxy_report::ProxyReport;
@@ -174,6 +176,17 @@ impl Snapshot {
             let wanted = clients.get(&facts.id);
             if let Some((clients, handle)) = wanted.zip(directory.open(facts.id)) {
                 facts.read_connections(&handle, clients);
+            }
+        }
+    }
+
+    /// Reads the packet filter rules of these namespaces.
+    pub fn read_rules(&mut self, directory: &Directory, wanted: &BTreeSet<NetnsId>) {
+        for facts in &mut self.namespaces {
+            if wanted.contains(&facts.id)
+                && let Some(handle) = directory.open(facts.id)
+            {
+                facts.read_rules(&handle);
             }
         }
     }

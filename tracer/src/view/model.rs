@@ -7,13 +7,14 @@ use serde::Serialize;
 
 use super::stage::{self, Stage};
 use crate::cause::{Diagnosis, Finding};
-use crate::event::{Detail, Packet, Transport, protocol, tcp_flag};
+use crate::event::{Detail, NetfilterHook, Packet, Transport, protocol, tcp_flag};
 use crate::hook::Role;
 use crate::journey::{Ending, Journey};
 use crate::kernel::load::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Claim, ClusterFacts};
 use crate::node::{NetnsFacts, NetnsId, Snapshot};
+use crate::ruling::{self, Ruling};
 
 /// Turns the kernel's clock into the wall clock.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +106,18 @@ impl Names<'_> {
             self.endpoint(protocol, address).as_deref(),
             &address.to_string(),
         )
+    }
+
+    /// The hook and rule that ended a packet, where rules did and are known.
+    pub fn ruling(&self, journey: &Journey) -> Option<(NetfilterHook, Ruling<'_>)> {
+        let Ending::Dropped { location, reason } = journey.ending else {
+            return None;
+        };
+        let reason = reason.and_then(|reason| self.reasons.name(reason));
+        let by_netfilter = ruling::by_netfilter(reason, self.symbols.name(location));
+        let filtered = ruling::filtered(journey, by_netfilter)?;
+        let facts = self.facts.namespace(filtered.netns)?;
+        Some((filtered.hook, ruling::judge(journey, filtered, facts)?))
     }
 
     /// A drop: the kernel's reason, else the function that dropped.

@@ -119,6 +119,7 @@ impl Builder<'_> {
                 self.step(event, "RST sent".into());
             }
             (Detail::Icmp { kind, code }, _) => {
+                self.ruled(event, journey, "rejected");
                 let udp = event
                     .packet
                     .as_ref()
@@ -129,10 +130,43 @@ impl Builder<'_> {
                 self.step(event, format!("ICMP {} sent", icmp_words(*kind, *code)));
             }
             (Detail::Drop { location, reason }, _) if journey.failed() && !journey.rejected() => {
-                self.lose(event, self.names.drop(*location, *reason));
+                self.dropped(event, journey, *location, *reason);
             }
             _ => {}
         }
+    }
+
+    fn dropped(&mut self, event: &Event, journey: &Journey, location: u64, reason: Option<u32>) {
+        if !self.ruled(event, journey, "dropped") {
+            self.lose(event, self.names.drop(location, reason));
+        }
+    }
+
+    /// Says which rule ended the packet, in place of the hook where it did; false when none is known.
+    fn ruled(&mut self, event: &Event, journey: &Journey, what: &str) -> bool {
+        let Some((hook, ruling)) = self.names.ruling(journey) else {
+            return false;
+        };
+        let ending = &ruling.ending;
+        let comment = ending
+            .rule
+            .and_then(|rule| rule.comment.as_ref())
+            .map_or_else(String::new, |comment| format!(" \"{comment}\""));
+        let doubt = if ruling.certain { "" } else { ", probably" };
+        let place = ending.place();
+        let mut stage = Stage {
+            namespace: None,
+            text: format!("{}: {what}{doubt} by {place}{comment}", hook.name()),
+            lost: true,
+        };
+        match self.stages.last_mut() {
+            Some(last) if last.text == hook.name() => {
+                stage.namespace = last.namespace.take();
+                *last = stage;
+            }
+            _ => self.push(event, stage.text, true),
+        }
+        true
     }
 
     fn device(&mut self, event: &Event, ifindex: u32) {

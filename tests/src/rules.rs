@@ -1,0 +1,460 @@
+//! Real packet filter rules in a node's namespace, each with the packet that it ends: iptables-legacy,
+//! iptables-nft and nft. The table, chain and rule that the tracer names are checked against the rule
+//! that was made.
+//!
+//! ```text
+//! rules-c 192.0.2.2 ── veth ── 192.0.2.1 rules-n 10.244.0.1 ── veth ── 10.244.0.9 rules-p
+//! ```
+
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::tour::{command, inside};
+use crate::{Answer, Test, Tracer, check, finish};
+
+const CLIENT: &str = "rules-c";
+const NODE: &str = "rules-n";
+const POD: &str = "rules-p";
+const PATIENCE: Duration = Duration::from_millis(500);
+/// What the commands of a rule are to be found by, and its handle put in for.
+const HANDLE: &str = "HANDLE";
+
+/// What is sent.
+#[derive(Clone, Copy)]
+enum Traffic {
+    /// The client opens a TCP connection.
+    Tcp(&'static str),
+    /// The client sends over UDP.
+    Udp(&'static str),
+    /// The node itself sends over UDP.
+    NodeUdp(&'static str),
+}
+
+/// Rules, a packet, and what has to be said about it.
+struct Case {
+    name: &'static str,
+    /// Lines for the node's namespace.
+    rules: &'static [&'static str],
+    traffic: Traffic,
+    cause: &'static str,
+    /// The diagnosis' subject.
+    subject: &'static str,
+    certainty: &'static str,
+    /// One of the fixes' lines.
+    fix: &'static str,
+    /// A stage of the packet's path.
+    stage: &'static str,
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "iptables-nft: policy of FORWARD",
+        rules: &[
+            "iptables-nft -A FORWARD -p tcp --dport 8080 -j ACCEPT",
+            "iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            "iptables-nft -P FORWARD DROP",
+        ],
+        traffic: Traffic::Tcp("10.244.0.9:80"),
+        cause: "forward-policy-drop",
+        subject: "filter/FORWARD policy DROP",
+        certainty: "certain",
+        fix: "iptables-nft -P FORWARD ACCEPT",
+        stage: "forward: dropped by filter/FORWARD policy DROP",
+    },
+    Case {
+        name: "iptables-legacy: policy of FORWARD",
+        rules: &[
+            "iptables-legacy -N OTHER",
+            "iptables-legacy -A OTHER -s 203.0.113.0/24 -j DROP",
+            "iptables-legacy -A FORWARD -j OTHER",
+            "iptables-legacy -A FORWARD -i nosuch+ -j ACCEPT",
+            "iptables-legacy -P FORWARD DROP",
+        ],
+        traffic: Traffic::Tcp("10.244.0.9:80"),
+        cause: "forward-policy-drop",
+        subject: "filter/FORWARD policy DROP",
+        certainty: "certain",
+        fix: "iptables-legacy -P FORWARD ACCEPT",
+        stage: "forward: dropped by filter/FORWARD policy DROP",
+    },
+    Case {
+        name: "nft: policy of a forward chain",
+        rules: &[
+            "nft add table inet fw",
+            "nft add chain inet fw transit { type filter hook forward priority 0 ; policy drop ; }",
+            "nft add rule inet fw transit ct state established,related accept",
+            "nft add rule inet fw transit ip daddr 10.244.0.0/24 tcp dport 8000-8999 accept",
+        ],
+        traffic: Traffic::Tcp("10.244.0.9:80"),
+        cause: "forward-policy-drop",
+        subject: "inet fw/transit policy DROP",
+        certainty: "certain",
+        fix: "nft chain inet fw transit '{ policy accept ; }'",
+        stage: "forward: dropped by inet fw/transit policy DROP",
+    },
+    Case {
+        name: "iptables-nft: third rule of FORWARD",
+        rules: &[
+            "iptables-nft -A FORWARD -p udp -j DROP",
+            "iptables-nft -A FORWARD -p tcp -m multiport --dports 81,82:90 -j DROP",
+            "iptables-nft -A FORWARD -s 192.0.2.0/24 -p tcp --dport 80 -m comment --comment maintenance -j DROP",
+            "iptables-nft -A FORWARD -j DROP",
+        ],
+        traffic: Traffic::Tcp("10.244.0.9:80"),
+        cause: "filter-rule-drop",
+        subject: "filter/FORWARD rule 3",
+        certainty: "certain",
+        fix: "iptables-nft -D FORWARD 3",
+        stage: "forward: dropped by filter/FORWARD rule 3 \"maintenance\"",
+    },
+    Case {
+        name: "iptables-legacy: rule of a chain behind a jump",
+        rules: &[
+            "iptables-legacy -N BLOCK",
+            "iptables-legacy -A BLOCK -d 10.244.0.8 -j DROP",
+            "iptables-legacy -A BLOCK -p tcp -m conntrack --ctstate NEW -m tcp --dport 80 -j DROP",
+            "iptables-legacy -A FORWARD -m addrtype --dst-type LOCAL -j DROP",
+            "iptables-legacy -A FORWARD -o nosuch0 -j DROP",
+            "iptables-legacy -A FORWARD -i eth0 -j BLOCK",
+        ],
+        traffic: Traffic::Tcp("10.244.0.9:80"),
+        cause: "filter-rule-drop",
+        subject: "filter/BLOCK rule 2",
+        certainty: "certain",
+        fix: "iptables-legacy -D BLOCK 2",
+        stage: "forward: dropped by filter/BLOCK rule 2",
+    },
+    Case {
+        name: "nft: rule behind a jump",
+        rules: &[
+            "nft add table ip fw",
+            "nft add chain ip fw forward { type filter hook forward priority 10 ; }",
+            "nft add chain ip fw block",
+            "nft add rule ip fw block tcp dport 81 drop",
+            "nft add rule ip fw block ip saddr 192.0.2.2 ip daddr 10.244.0.0/16 tcp dport 80 counter drop comment HANDLE",
+            "nft add rule ip fw forward iifname eth0 jump block",
+        ],
+        traffic: Traffic::Tcp("10.244.0.9:80"),
+        cause: "filter-rule-drop",
+        subject: "ip fw/block handle HANDLE",
+        certainty: "certain",
+        fix: "nft delete rule ip fw block handle HANDLE",
+        stage: "forward: dropped by ip fw/block handle HANDLE \"HANDLE\"",
+    },
+    Case {
+        name: "iptables-nft: INPUT of the node",
+        rules: &["iptables-nft -A INPUT -p udp --dport 5353 -j DROP"],
+        traffic: Traffic::Udp("192.0.2.1:5353"),
+        cause: "filter-rule-drop",
+        subject: "filter/INPUT rule 1",
+        certainty: "certain",
+        fix: "iptables-nft -D INPUT 1",
+        stage: "input: dropped by filter/INPUT rule 1",
+    },
+    Case {
+        name: "iptables-legacy: OUTPUT of the node",
+        rules: &[
+            "iptables-legacy -A OUTPUT -o eth0 -j ACCEPT",
+            "iptables-legacy -A OUTPUT -d 10.244.0.9 -p udp -j DROP",
+        ],
+        traffic: Traffic::NodeUdp("10.244.0.9:5353"),
+        cause: "filter-rule-drop",
+        subject: "filter/OUTPUT rule 2",
+        certainty: "certain",
+        fix: "iptables-legacy -D OUTPUT 2",
+        stage: "output: dropped by filter/OUTPUT rule 2",
+    },
+    Case {
+        name: "iptables-nft: a raw table before conntrack",
+        rules: &["iptables-nft -t raw -A PREROUTING -i eth0 -p tcp --dport 80 -j DROP"],
+        traffic: Traffic::Tcp("10.244.0.9:80"),
+        cause: "filter-rule-drop",
+        subject: "raw/PREROUTING rule 1",
+        certainty: "certain",
+        fix: "iptables-nft -t raw -D PREROUTING 1",
+        stage: "prerouting: dropped by raw/PREROUTING rule 1",
+    },
+    Case {
+        name: "iptables-nft: REJECT of a service without endpoints",
+        rules: &[
+            "iptables-nft -N KUBE-SERVICES",
+            "iptables-nft -A FORWARD -m conntrack --ctstate NEW -j KUBE-SERVICES",
+            "iptables-nft -A KUBE-SERVICES -d 10.96.0.21 -p tcp -m comment --comment other/one:http -m tcp --dport 80 -j ACCEPT",
+            "iptables-nft -A KUBE-SERVICES -d 10.96.0.20 -p tcp -m comment --comment shop/web:http_has_no_endpoints -m tcp --dport 80 -j REJECT",
+        ],
+        traffic: Traffic::Tcp("10.96.0.20:80"),
+        cause: "service-no-endpoints",
+        subject: "tcp 10.96.0.20:80",
+        certainty: "certain",
+        fix: "kubectl -n shop get endpointslices -l kubernetes.io/service-name=web",
+        stage: "forward: rejected by filter/KUBE-SERVICES rule 2 \"shop/web:http has no endpoints\"",
+    },
+    Case {
+        name: "iptables-legacy: REJECT of a service without endpoints",
+        rules: &[
+            "iptables-legacy -N KUBE-SERVICES",
+            "iptables-legacy -A FORWARD -j KUBE-SERVICES",
+            "iptables-legacy -A KUBE-SERVICES -d 10.96.0.20 -p udp -m comment --comment shop/dns:dns_has_no_endpoints -m udp --dport 53 -j REJECT",
+        ],
+        traffic: Traffic::Udp("10.96.0.20:53"),
+        cause: "service-no-endpoints",
+        subject: "udp 10.96.0.20:53",
+        certainty: "certain",
+        fix: "kubectl -n shop get endpointslices -l kubernetes.io/service-name=dns",
+        stage: "forward: rejected by filter/KUBE-SERVICES rule 1 \"shop/dns:dns has no endpoints\"",
+    },
+    Case {
+        name: "iptables-nft: loadBalancerSourceRanges",
+        rules: &[
+            "iptables-nft -N KUBE-PROXY-FIREWALL",
+            "iptables-nft -A FORWARD -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL",
+            "iptables-nft -A KUBE-PROXY-FIREWALL -d 10.96.0.30 -p tcp -m comment --comment shop/lb:http_traffic_not_accepted_by_KUBE-FW-X -m tcp --dport 80 -j DROP",
+        ],
+        traffic: Traffic::Tcp("10.96.0.30:80"),
+        cause: "lb-source-range",
+        subject: "tcp 10.96.0.30:80",
+        certainty: "certain",
+        fix: "\"value\":\"192.0.2.2/32\"",
+        stage: "forward: dropped by filter/KUBE-PROXY-FIREWALL rule 1",
+    },
+    Case {
+        name: "iptables-legacy: loadBalancerSourceRanges by mark",
+        rules: &[
+            "iptables-legacy -t mangle -A PREROUTING -d 10.96.0.30 -j MARK --set-xmark 0x8000/0x8000",
+            "iptables-legacy -N KUBE-FIREWALL",
+            "iptables-legacy -A FORWARD -j KUBE-FIREWALL",
+            "iptables-legacy -A KUBE-FIREWALL -m comment --comment kubernetes_firewall_for_dropping_marked_packets -m mark --mark 0x8000/0x8000 -j DROP",
+        ],
+        traffic: Traffic::Tcp("10.96.0.30:80"),
+        cause: "lb-source-range",
+        subject: "tcp 10.96.0.30:80",
+        certainty: "likely",
+        fix: "\"value\":\"192.0.2.2/32\"",
+        stage: "forward: dropped by filter/KUBE-FIREWALL rule 1",
+    },
+    Case {
+        name: "iptables-nft: a policy chain of the container network",
+        rules: &[
+            "iptables-nft -N cali-FORWARD",
+            "iptables-nft -N cali-tw-cali0123",
+            "iptables-nft -A FORWARD -j cali-FORWARD",
+            "iptables-nft -A cali-FORWARD -o pod0 -g cali-tw-cali0123",
+            "iptables-nft -A cali-tw-cali0123 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            "iptables-nft -A cali-tw-cali0123 -m mark --mark 0x10000/0x10000 -j RETURN",
+            "iptables-nft -A cali-tw-cali0123 -m comment --comment Drop_if_no_policies_passed_packet -j DROP",
+        ],
+        traffic: Traffic::Tcp("10.244.0.9:80"),
+        cause: "network-policy-drop",
+        subject: "filter/cali-tw-cali0123 rule 3",
+        certainty: "likely",
+        fix: "kubectl get networkpolicy -A",
+        stage: "forward: dropped by filter/cali-tw-cali0123 rule 3",
+    },
+    Case {
+        name: "nft: conditions that cannot be decided, one place left",
+        rules: &[
+            "nft add table ip fw",
+            "nft add chain ip fw forward { type filter hook forward priority 0 ; }",
+            "nft add set ip fw ports { type inet_service ; }",
+            "nft add element ip fw ports { 80 }",
+            "nft add rule ip fw forward tcp dport @ports drop comment HANDLE",
+        ],
+        traffic: Traffic::Tcp("10.244.0.9:80"),
+        cause: "filter-rule-drop",
+        subject: "ip fw/forward handle HANDLE",
+        certainty: "certain",
+        fix: "nft delete rule ip fw forward handle HANDLE",
+        stage: "forward: dropped by ip fw/forward handle HANDLE \"HANDLE\"",
+    },
+];
+
+/// Every test of rules.
+pub fn tests() -> Vec<Test> {
+    CASES
+        .iter()
+        .map(|case| {
+            Test::new(format!("rules: {}", case.name), |tracer| {
+                ends_packets(tracer, case)
+            })
+        })
+        .chain([Test::new("rules: healthy traffic", healthy)])
+        .collect()
+}
+
+/// The three hosts; dropping it removes them.
+struct Hosts;
+
+impl Hosts {
+    fn build() -> anyhow::Result<Self> {
+        let hosts = Self;
+        for name in [CLIENT, NODE, POD] {
+            command(&format!("ip netns add {name}"))?;
+        }
+        for line in [
+            "ip -n rules-c link add eth0 type veth peer name eth0 netns rules-n",
+            "ip -n rules-p link add eth0 type veth peer name pod0 netns rules-n",
+            "ip -n rules-c addr add 192.0.2.2/24 dev eth0",
+            "ip -n rules-n addr add 192.0.2.1/24 dev eth0",
+            "ip -n rules-n addr add 10.244.0.1/24 dev pod0",
+            "ip -n rules-p addr add 10.244.0.9/24 dev eth0",
+            "ip -n rules-c link set eth0 up",
+            "ip -n rules-n link set eth0 up",
+            "ip -n rules-n link set pod0 up",
+            "ip -n rules-n link set lo up",
+            "ip -n rules-p link set eth0 up",
+            "ip -n rules-c route add default via 192.0.2.1",
+            "ip -n rules-n route add default via 10.244.0.9",
+            "ip -n rules-p route add default via 10.244.0.1",
+            "ip netns exec rules-n sysctl -qw net.ipv4.ip_forward=1",
+        ] {
+            command(line)?;
+        }
+        Ok(hosts)
+    }
+
+    fn rules(&self, lines: &[&str]) -> anyhow::Result<()> {
+        for line in lines {
+            let words: Vec<_> = line
+                .split(' ')
+                // Spaces inside a comment.
+                .map(|word| match line.contains("--comment") {
+                    true => word.replace('_', " "),
+                    false => word.to_owned(),
+                })
+                .collect();
+            let answer = finish(
+                Command::new("ip")
+                    .args(["netns", "exec", NODE])
+                    .args(&words),
+            )?;
+            check(answer.code == 0, || {
+                format!("{line}: {}", answer.stderr.trim())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The handle of the rule with the comment [`HANDLE`].
+    fn handle(&self) -> anyhow::Result<Option<String>> {
+        let listing = finish(
+            Command::new("ip").args(["netns", "exec", NODE, "nft", "-a", "list", "ruleset"]),
+        )?;
+        let line = listing.stdout.lines().find(|line| line.contains(HANDLE));
+        Ok(line
+            .and_then(|line| line.rsplit("# handle ").next())
+            .map(|handle| handle.trim().to_owned()))
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for name in [CLIENT, NODE, POD] {
+            // Nothing more can be done when this fails; the kernel goes with the lab.
+            let _ = command(&format!("ip netns del {name}"));
+        }
+    }
+}
+
+fn send(traffic: Traffic) -> anyhow::Result<()> {
+    let udp = |name, address: &'static str| {
+        inside(name, move || -> std::io::Result<()> {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            for _ in 0..2 {
+                // A rule at OUTPUT, or an answer to the one before, is an error here.
+                let _ = socket.send_to(b"x", address);
+                std::thread::sleep(PATIENCE / 5);
+            }
+            Ok(())
+        })
+    };
+    match traffic {
+        Traffic::Tcp(address) => {
+            let address: SocketAddr = address.parse().context("an address")?;
+            inside(CLIENT, move || -> std::io::Result<()> {
+                // It is to fail.
+                let _ = TcpStream::connect_timeout(&address, PATIENCE);
+                Ok(())
+            })
+        }
+        Traffic::Udp(address) => udp(CLIENT, address),
+        Traffic::NodeUdp(address) => udp(NODE, address),
+    }
+}
+
+/// Traces while something is sent.
+fn traced(tracer: &Tracer, send: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Answer> {
+    let tracing = tracer.start(&[])?;
+    send()?;
+    std::thread::sleep(PATIENCE);
+    kill(Pid::from_raw(tracing.id().cast_signed()), Signal::SIGINT)?;
+    tracing.finish()
+}
+
+fn ends_packets(tracer: &Tracer, case: &Case) -> anyhow::Result<()> {
+    let hosts = Hosts::build()?;
+    hosts.rules(case.rules)?;
+    let handle = hosts.handle()?;
+    let filled = |text: &str| match &handle {
+        // The comment keeps its word.
+        Some(handle) => text.replace("handle HANDLE", &format!("handle {handle}")),
+        None => text.to_owned(),
+    };
+    let answer = traced(tracer, || send(case.traffic))?;
+    let diagnoses = answer.objects("diagnosis");
+    check(diagnoses.len() == 1, || format!("{diagnoses:#?}"))?;
+    let found = &diagnoses[0];
+    for (what, expected) in [
+        ("cause", case.cause.to_owned()),
+        ("subject", filled(case.subject)),
+        ("certainty", case.certainty.to_owned()),
+    ] {
+        check(found[what] == *expected, || {
+            format!("{what} is not {expected}: {found:#}")
+        })?;
+    }
+    let fixes = found["fixes"].to_string().replace("\\\"", "\"");
+    check(fixes.contains(&filled(case.fix)), || fixes.clone())?;
+    let journeys = answer.objects("journey");
+    let stages: Vec<_> = journeys
+        .iter()
+        .flat_map(|journey| journey["path"].as_array().into_iter().flatten())
+        .filter_map(|stage| stage["text"].as_str())
+        .collect();
+    check(
+        stages
+            .iter()
+            .any(|stage| stage.contains(&filled(case.stage))),
+        || format!("no stage {:?} in {stages:?}", case.stage),
+    )
+}
+
+/// The same kinds of rules, and traffic that all of them let pass.
+fn healthy(tracer: &Tracer) -> anyhow::Result<()> {
+    let hosts = Hosts::build()?;
+    hosts.rules(&[
+        "iptables-nft -A FORWARD -p tcp --dport 80 -j ACCEPT",
+        "iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "iptables-nft -P FORWARD DROP",
+        "iptables-legacy -A FORWARD -p tcp --dport 81 -j DROP",
+        "nft add table inet fw",
+        "nft add chain inet fw transit { type filter hook forward priority 10 ; policy drop ; }",
+        "nft add rule inet fw transit meta l4proto tcp accept",
+    ])?;
+    let listener = inside(POD, || TcpListener::bind("10.244.0.9:80"))?;
+    let answer = traced(tracer, || {
+        let address = listener.local_addr()?;
+        let stream = inside(CLIENT, move || {
+            TcpStream::connect_timeout(&address, PATIENCE * 4)
+        })?;
+        drop(stream);
+        Ok(())
+    })?;
+    let diagnoses = answer.objects("diagnosis");
+    check(diagnoses.is_empty(), || format!("{diagnoses:#?}"))?;
+    answer.expect_code(0)
+}

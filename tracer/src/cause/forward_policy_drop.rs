@@ -1,0 +1,140 @@
+//! `forward-policy-drop`: no rule accepted a packet that the node was to forward, and the chain's policy
+//! is DROP.
+//!
+//! Source: Docker since 1.13 sets the policy of FORWARD to DROP when it turns ip_forward on itself
+//! (kubernetes/kubernetes #40182).
+
+use super::filtered::{self, Kind, Stop};
+use super::{Cause, Diagnosis, Evidence, Finding};
+use crate::node::netfilter::Tool;
+
+pub(super) const CAUSE: Cause = Cause {
+    code: "forward-policy-drop",
+    title: "the node does not let the packet through: policy DROP of a FORWARD chain",
+    explanation: "\
+Packets between pods, and between pods and other hosts, pass the FORWARD chain. No rule accepted this
+one, and the chain's policy is DROP, so it was dropped without an answer; the sender sees a timeout.
+
+Who sets it: Docker since 1.13, when it finds net.ipv4.ip_forward off at its start and turns it on;
+firewalls (ufw, firewalld) and hardening scripts.
+
+Proof: the packet ended at the forward hook, the rules hold no other place where it can have ended, and
+the policy of the chain named is DROP.
+
+Fix: rules that accept the pods' networks, which container networks usually bring themselves; or policy
+ACCEPT. With Docker: set net.ipv4.ip_forward=1 before it starts, then it leaves the policy alone.",
+    explains: &[],
+    built: true,
+    examine,
+    audit: |_| Vec::<Finding>::new(),
+};
+
+fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    filtered::diagnoses(evidence, Kind::ForwardPolicy, |stop| say(evidence, stop))
+}
+
+fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
+    let begun = Diagnosis::new(
+        &CAUSE,
+        stop.place(),
+        format!(
+            "No rule accepts the packet, and the policy of {} is DROP: the node forwards only what a rule accepts.",
+            stop.place().trim_end_matches(" policy DROP")
+        ),
+    )
+    .check(filtered::check(evidence, stop));
+    let (Some(ruling), Some(tuple)) = (&stop.ruling, stop.tuple(evidence)) else {
+        return begun;
+    };
+    let (table, chain) = (ruling.ending.table, ruling.ending.chain);
+    let both = [tuple, tuple.reversed()].map(|tuple| {
+        // The reply has its port on the other side, so addresses alone are let through.
+        let (source, destination) = (tuple.source.ip(), tuple.destination.ip());
+        match table.tool {
+            Tool::Nft => format!(
+                "nft add rule {} {} {} {} saddr {source} {} daddr {destination} accept",
+                table.family.name(),
+                table.name,
+                chain.name,
+                if source.is_ipv6() { "ip6" } else { "ip" },
+                if source.is_ipv6() { "ip6" } else { "ip" },
+            ),
+            _ => format!(
+                "{} -t {} -A {} -s {source} -d {destination} -j ACCEPT",
+                table.command(),
+                table.name,
+                chain.name
+            ),
+        }
+    });
+    begun
+        .fix(
+            both,
+            "lets these two hosts talk on every port; use the pods' networks for all of them",
+        )
+        .fix(
+            [table.accept_by_policy(chain)],
+            "the node forwards everything that no rule drops",
+        )
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::cause::Certainty;
+    use crate::cause::constructed::Bench;
+    use crate::cause::filtered::tests::{chain, forwarded, rule};
+    use crate::event::NetfilterHook;
+    use crate::node::netfilter::{Action, Subject, Test};
+
+    const FORWARD: Option<(NetfilterHook, bool)> = Some((NetfilterHook::Forward, true));
+
+    pub(in crate::cause) fn situation() -> Bench {
+        let rules = vec![rule(Some(81), Action::Accept, "")];
+        forwarded(Tool::IptablesNft, vec![chain("FORWARD", FORWARD, rules)])
+    }
+
+    #[test]
+    fn the_policy_is_named_and_the_commands_are_exact() {
+        let found = situation().only();
+        assert_eq!(
+            (found.code, found.certainty),
+            (CAUSE.code, Certainty::Certain)
+        );
+        assert_eq!(found.subject, "filter/FORWARD policy DROP");
+        assert_eq!(
+            found.fixes[0].lines,
+            [
+                "iptables-nft -t filter -A FORWARD -s 192.0.2.10 -d 10.244.0.9 -j ACCEPT",
+                "iptables-nft -t filter -A FORWARD -s 10.244.0.9 -d 192.0.2.10 -j ACCEPT",
+            ]
+        );
+        assert_eq!(found.fixes[1].lines, ["iptables-nft -P FORWARD ACCEPT"]);
+    }
+
+    #[test]
+    fn a_drop_rule_that_cannot_be_decided_makes_it_another_likely_case() {
+        let mut undecided = rule(None, Action::Drop, "");
+        undecided.tests = vec![Test {
+            negated: false,
+            on: Subject::Other("-m set (…)".into()),
+        }];
+        let bench = forwarded(
+            Tool::IptablesNft,
+            vec![chain("FORWARD", FORWARD, vec![undecided])],
+        );
+        let found = bench.only();
+        assert_eq!(
+            (found.code, found.certainty),
+            ("filter-rule-drop", Certainty::Likely)
+        );
+        assert!(found.missing[0].contains("FORWARD policy"), "{found:#?}");
+    }
+
+    #[test]
+    fn a_chain_that_accepts_is_silent() {
+        let rules = vec![rule(Some(80), Action::Accept, "")];
+        let bench = forwarded(Tool::IptablesNft, vec![chain("FORWARD", FORWARD, rules)]);
+        assert!(bench.codes().is_empty());
+    }
+}

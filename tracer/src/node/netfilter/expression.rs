@@ -1,0 +1,556 @@
+//! From the expressions of an nftables rule to tests and an action.
+//!
+//! A rule is a small program over registers: one expression loads a field, the next masks or compares it.
+//! Attributes are those of the kernel's `linux/netfilter/nf_tables.h` and `nf_tables_compat.h`.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use netlink_packet_core::{parse_string, parse_u32_be};
+
+use super::legacy::{ip, prefix_length};
+use super::xt::{self, Match};
+use super::{Action, Family, Rule, Subject, Test, text_of};
+use crate::node::netlink::attributes;
+
+const LIST_ELEMENT: u16 = 1;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+const VERDICT_REGISTER: u32 = 0;
+
+/// What a register holds.
+#[derive(Clone, PartialEq, Debug)]
+enum Field {
+    Source {
+        offset: usize,
+        length: usize,
+    },
+    Destination {
+        offset: usize,
+        length: usize,
+    },
+    Protocol,
+    Ipv6,
+    In,
+    Out,
+    InIndex,
+    OutIndex,
+    Mark,
+    State,
+    SourcePort,
+    DestinationPort,
+    TcpFlags,
+    IcmpType,
+    LocalSource,
+    LocalDestination,
+    /// In words.
+    Other(String),
+}
+
+#[derive(Clone, Debug)]
+struct Loaded {
+    field: Field,
+    mask: Option<Vec<u8>>,
+}
+
+/// How `cmp` and `range` compare.
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+const LESS: u32 = 2;
+const AT_MOST: u32 = 3;
+const MORE: u32 = 4;
+const AT_LEAST: u32 = 5;
+
+struct Reader {
+    family: Family,
+    /// The network header that the rule looks at, once it is known.
+    ipv6: Option<bool>,
+    registers: HashMap<u32, Loaded>,
+    rule: Rule,
+}
+
+/// Attribute values of one expression by their number.
+struct Data<'a>(Vec<(u16, &'a [u8])>);
+
+impl<'a> Data<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self(
+            attributes(bytes, 0)
+                .map(|attribute| (attribute.kind(), attribute.into_inner()))
+                .filter_map(|(kind, whole)| Some((kind, value_of(whole)?)))
+                .collect(),
+        )
+    }
+
+    fn bytes(&self, kind: u16) -> Option<&'a [u8]> {
+        self.0
+            .iter()
+            .find(|(found, _)| *found == kind)
+            .map(|&(_, value)| value)
+    }
+
+    fn number(&self, kind: u16) -> Option<u32> {
+        parse_u32_be(self.bytes(kind)?).ok()
+    }
+
+    fn text(&self, kind: u16) -> Option<String> {
+        parse_string(self.bytes(kind)?).ok()
+    }
+
+    /// The value inside a data attribute.
+    fn value(&self, kind: u16) -> Option<&'a [u8]> {
+        Data::new(self.bytes(kind)?).bytes(DATA_VALUE)
+    }
+}
+
+/// The value of an attribute's bytes.
+fn value_of(attribute: &[u8]) -> Option<&[u8]> {
+    let length = usize::from(u16::from_ne_bytes(*attribute.first_chunk()?));
+    attribute.get(4..length)
+}
+
+/// Reads the list of a rule's expressions; number, handle and comment from elsewhere are not set.
+pub(super) fn read(list: &[u8], family: Family) -> Rule {
+    let mut reader = Reader {
+        family,
+        ipv6: match family {
+            Family::Ip => Some(false),
+            Family::Ip6 => Some(true),
+            _ => None,
+        },
+        registers: HashMap::new(),
+        rule: Rule {
+            number: 0,
+            handle: None,
+            tests: Vec::new(),
+            notes: Vec::new(),
+            action: Action::Continue,
+            comment: None,
+            packets: None,
+        },
+    };
+    for element in Data::new(list).0 {
+        let (LIST_ELEMENT, bytes) = element else {
+            continue;
+        };
+        let expression = Data::new(bytes);
+        if let Some(name) = expression.text(EXPRESSION_NAME) {
+            let data = Data::new(expression.bytes(EXPRESSION_DATA).unwrap_or_default());
+            if reader.expression(&name, &data).is_none() {
+                reader.test(false, Subject::Other(format!("({name} …)")));
+            }
+        }
+    }
+    reader.rule
+}
+
+impl Reader {
+    fn test(&mut self, negated: bool, on: Subject) {
+        if let (Subject::Ipv6(ipv6), false) = (&on, negated) {
+            self.ipv6 = Some(*ipv6);
+        }
+        self.rule.tests.push(Test { negated, on });
+    }
+
+    fn note(&mut self, text: impl Into<String>) -> Option<()> {
+        self.rule.notes.push(text.into());
+        Some(())
+    }
+
+    fn load(&mut self, register: Option<u32>, field: Field) -> Option<()> {
+        self.registers
+            .insert(register?, Loaded { field, mask: None });
+        Some(())
+    }
+
+    /// `None`: not understood, so it may not match.
+    fn expression(&mut self, name: &str, data: &Data<'_>) -> Option<()> {
+        match name {
+            "payload" => self.payload(data),
+            "meta" => self.meta(data),
+            "ct" => self.conntrack(data),
+            "fib" => self.fib(data),
+            "bitwise" => self.bitwise(data),
+            "cmp" => {
+                let loaded = self.registers.get(&data.number(1)?)?.clone();
+                self.compare(&loaded, data.number(2)?, data.value(3)?)
+            }
+            "range" => {
+                let loaded = self.registers.get(&data.number(1)?)?.clone();
+                let (low, high) = (port(data.value(3)?)?, port(data.value(4)?)?);
+                let on = ports(&loaded.field, low..=high)?;
+                self.test(data.number(2)? == NOT_EQUAL, on);
+                Some(())
+            }
+            "lookup" => self.lookup(data),
+            "immediate" => self.immediate(data),
+            "counter" => {
+                self.rule.packets = packets(data);
+                Some(())
+            }
+            "match" => {
+                let revision = data.number(2).unwrap_or(0) as u8;
+                match xt::read_match(&data.text(1)?, revision, data.bytes(3)?) {
+                    Match::Tests(tests) => {
+                        for Test { negated, on } in tests {
+                            self.test(negated, on);
+                        }
+                    }
+                    Match::Comment(text) => self.rule.comment = Some(text),
+                }
+                Some(())
+            }
+            "target" => {
+                let name = data.text(1)?;
+                let ipv6 = self.family == Family::Ip6;
+                self.rule.action = xt::read_target(&name, data.bytes(3).unwrap_or_default(), ipv6);
+                if self.rule.action == Action::Continue {
+                    self.note(name)?;
+                }
+                Some(())
+            }
+            "reject" => {
+                self.rule.action = Action::Reject(reject(data));
+                Some(())
+            }
+            "masq" | "redir" | "nat" => {
+                let word = match (name, data.number(1)) {
+                    ("masq", _) => "masquerade",
+                    ("redir", _) => "redirect",
+                    (_, Some(0)) => "snat",
+                    _ => "dnat",
+                };
+                self.rule.action = Action::Translate(word.into());
+                Some(())
+            }
+            "log" => self.note("log"),
+            "notrack" => self.note("notrack"),
+            "queue" | "tproxy" | "synproxy" => {
+                self.rule.action = Action::Other(name.into());
+                Some(())
+            }
+            "byteorder" | "objref" | "dup" | "flow_offload" | "dynset" | "last" => {
+                self.note(format!("({name} …)"))
+            }
+            _ => None,
+        }
+    }
+
+    fn payload(&mut self, data: &Data<'_>) -> Option<()> {
+        const NETWORK: u32 = 1;
+        const TRANSPORT: u32 = 2;
+        const SOURCE_REGISTER: u16 = 5;
+        if data.bytes(SOURCE_REGISTER).is_some() {
+            return self.note("(payload set …)");
+        }
+        let (base, offset, length) = (
+            data.number(2)?,
+            data.number(3)? as usize,
+            data.number(4)? as usize,
+        );
+        let field = match (base, self.ipv6, offset, length) {
+            (NETWORK, Some(false), 9, 1) | (NETWORK, Some(true), 6, 1) => Field::Protocol,
+            (NETWORK, Some(false), 12..16, _) if offset + length <= 16 => Field::Source {
+                offset: offset - 12,
+                length,
+            },
+            (NETWORK, Some(false), 16..20, _) if offset + length <= 20 => Field::Destination {
+                offset: offset - 16,
+                length,
+            },
+            (NETWORK, Some(true), 8..24, _) if offset + length <= 24 => Field::Source {
+                offset: offset - 8,
+                length,
+            },
+            (NETWORK, Some(true), 24..40, _) if offset + length <= 40 => Field::Destination {
+                offset: offset - 24,
+                length,
+            },
+            (TRANSPORT, _, 0, 2) => Field::SourcePort,
+            (TRANSPORT, _, 2, 2) => Field::DestinationPort,
+            (TRANSPORT, _, 13, 1) => Field::TcpFlags,
+            (TRANSPORT, _, 0, 1) => Field::IcmpType,
+            _ => Field::Other(format!("@{base},{},{}", offset * 8, length * 8)),
+        };
+        self.load(data.number(1), field)
+    }
+
+    fn meta(&mut self, data: &Data<'_>) -> Option<()> {
+        const SOURCE_REGISTER: u16 = 3;
+        let key = data.number(2)?;
+        if data.bytes(SOURCE_REGISTER).is_some() {
+            return self.note(if key == 3 {
+                "meta mark set (…)"
+            } else {
+                "(meta set …)"
+            });
+        }
+        let field = match key {
+            3 => Field::Mark,
+            4 => Field::InIndex,
+            5 => Field::OutIndex,
+            6 => Field::In,
+            7 => Field::Out,
+            15 => Field::Ipv6,
+            16 => Field::Protocol,
+            other => Field::Other(format!("meta {other}")),
+        };
+        self.load(data.number(1), field)
+    }
+
+    fn conntrack(&mut self, data: &Data<'_>) -> Option<()> {
+        const SOURCE_REGISTER: u16 = 4;
+        if data.bytes(SOURCE_REGISTER).is_some() {
+            return self.note("(ct set …)");
+        }
+        let field = match data.number(2)? {
+            0 => Field::State,
+            1 => Field::Other("ct direction".into()),
+            2 => Field::Other("ct status".into()),
+            3 => Field::Other("ct mark".into()),
+            other => Field::Other(format!("ct {other}")),
+        };
+        self.load(data.number(1), field)
+    }
+
+    fn fib(&mut self, data: &Data<'_>) -> Option<()> {
+        const TYPE: u32 = 3;
+        const SOURCE: u32 = 1;
+        const DESTINATION: u32 = 2;
+        let field = match (data.number(2)?, data.number(3)?) {
+            (TYPE, SOURCE) => Field::LocalSource,
+            (TYPE, DESTINATION) => Field::LocalDestination,
+            _ => Field::Other("fib (…)".into()),
+        };
+        self.load(data.number(1), field)
+    }
+
+    fn bitwise(&mut self, data: &Data<'_>) -> Option<()> {
+        let loaded = self.registers.get(&data.number(1)?)?.clone();
+        let (mask, xor) = (data.value(4), data.value(5));
+        let plain =
+            loaded.mask.is_none() && xor.is_none_or(|xor| xor.iter().all(|&byte| byte == 0));
+        let masked = match mask {
+            Some(mask) if plain => Loaded {
+                mask: Some(mask.to_vec()),
+                ..loaded
+            },
+            _ => Loaded {
+                field: Field::Other("(bitwise …)".into()),
+                mask: None,
+            },
+        };
+        self.registers.insert(data.number(2)?, masked);
+        Some(())
+    }
+
+    fn lookup(&mut self, data: &Data<'_>) -> Option<()> {
+        const FLAGS: u16 = 5;
+        let (set, source) = (data.text(1)?, data.number(2)?);
+        let what = self
+            .registers
+            .get(&source)
+            .map_or_else(|| "(…)".into(), |loaded| loaded.field.words());
+        // Sets without a name of their own are shown by their place.
+        let set = if set.starts_with("__") {
+            "(…)".into()
+        } else {
+            format!("@{set}")
+        };
+        match data.number(3) {
+            Some(VERDICT_REGISTER) => {
+                self.rule.action = Action::Map(format!("{what} vmap {set}"));
+                Some(())
+            }
+            Some(register) => self.load(Some(register), Field::Other(format!("{what} map {set}"))),
+            None => {
+                let negated = data.number(FLAGS).unwrap_or(0) & 1 != 0;
+                self.test(negated, Subject::Other(format!("{what} {set}")));
+                Some(())
+            }
+        }
+    }
+
+    fn immediate(&mut self, data: &Data<'_>) -> Option<()> {
+        let register = data.number(1)?;
+        if register != VERDICT_REGISTER {
+            return self.load(Some(register), Field::Other("(value)".into()));
+        }
+        let verdict = Data::new(Data::new(data.bytes(2)?).bytes(DATA_VERDICT)?);
+        let chain = || verdict.text(VERDICT_CHAIN).unwrap_or_default();
+        // The kernel's NFT_* codes are negative, NF_* are not.
+        self.rule.action = match verdict.number(VERDICT_CODE)?.cast_signed() {
+            0 => Action::Drop,
+            1 => Action::Accept,
+            -1 => Action::Continue,
+            -3 => Action::Jump(chain()),
+            -4 => Action::Goto(chain()),
+            -5 => Action::Return,
+            other => Action::Other(format!("verdict {other}")),
+        };
+        Some(())
+    }
+
+    fn compare(&mut self, loaded: &Loaded, how: u32, value: &[u8]) -> Option<()> {
+        let negated = how == NOT_EQUAL;
+        let exact = matches!(how, EQUAL | NOT_EQUAL);
+        let mask = loaded.mask.as_deref();
+        let other = || {
+            let sign = ["", "!= ", "< ", "<= ", "> ", ">= "]
+                .get(how as usize)
+                .copied()
+                .unwrap_or_default();
+            Subject::Other(format!("{} {sign}(…)", loaded.field.words()))
+        };
+        let (negated, on) = match (&loaded.field, mask) {
+            (Field::Source { offset: 0, length }, _) if exact => {
+                let (address, length) = self.prefix(*length, mask, value)?;
+                (negated, Subject::Source(address, length))
+            }
+            (Field::Destination { offset: 0, length }, _) if exact => {
+                let (address, length) = self.prefix(*length, mask, value)?;
+                (negated, Subject::Destination(address, length))
+            }
+            (Field::Protocol, None) if exact => (negated, Subject::Protocol(*value.first()?)),
+            (Field::Ipv6, None) if exact => (negated, Subject::Ipv6(*value.first()? == 10)),
+            // Without its zero byte a name stands for all that begin with it.
+            (Field::In, None) if exact => {
+                (negated, Subject::In(text_of(value), !value.contains(&0)))
+            }
+            (Field::Out, None) if exact => {
+                (negated, Subject::Out(text_of(value), !value.contains(&0)))
+            }
+            (Field::InIndex, None) if exact => (negated, Subject::InIndex(native(value)?)),
+            (Field::OutIndex, None) if exact => (negated, Subject::OutIndex(native(value)?)),
+            (Field::Mark, mask) if exact => {
+                let mask = mask.map_or(Some(u32::MAX), native)?;
+                let value = native(value)?;
+                (negated, Subject::Mark { value, mask })
+            }
+            // `ct state established,related` is "not none of these".
+            (Field::State, Some(mask)) if exact && native(value) == Some(0) => {
+                (how == EQUAL, Subject::State(xt::states(native(mask)?, 6)))
+            }
+            (Field::State, None) if exact => {
+                (negated, Subject::State(xt::states(native(value)?, 6)))
+            }
+            (Field::TcpFlags, mask) if exact => {
+                let mask = mask.map_or(Some(u8::MAX), |mask| mask.first().copied())?;
+                let set = *value.first()?;
+                (negated, Subject::TcpFlags { mask, set })
+            }
+            (Field::IcmpType, None) if exact => {
+                let kind = *value.first()?;
+                (negated, Subject::Icmp { kind, code: None })
+            }
+            (Field::LocalSource | Field::LocalDestination, None) if exact => {
+                // RTN_LOCAL.
+                let local = native(value) == Some(2);
+                match (&loaded.field, local) {
+                    (Field::LocalSource, true) => (negated, Subject::LocalSource),
+                    (Field::LocalDestination, true) => (negated, Subject::LocalDestination),
+                    _ => (false, other()),
+                }
+            }
+            (Field::SourcePort | Field::DestinationPort, None) => {
+                let number = port(value)?;
+                let range = match how {
+                    EQUAL | NOT_EQUAL => number..=number,
+                    LESS => 0..=number.checked_sub(1)?,
+                    AT_MOST => 0..=number,
+                    MORE => number.checked_add(1)?..=u16::MAX,
+                    AT_LEAST => number..=u16::MAX,
+                    _ => return None,
+                };
+                (negated, ports(&loaded.field, range)?)
+            }
+            _ => (false, other()),
+        };
+        self.test(negated, on);
+        Some(())
+    }
+
+    /// A prefix from the leading bytes of an address, or from a whole one under a mask.
+    fn prefix(&self, length: usize, mask: Option<&[u8]>, value: &[u8]) -> Option<(IpAddr, u8)> {
+        let size = if self.ipv6? { 16 } else { 4 };
+        let mut bytes = value.get(..length)?.to_vec();
+        bytes.resize(size, 0);
+        let bits = match mask {
+            Some(mask) => prefix_length(mask)?,
+            None => (length * 8) as u8,
+        };
+        Some((ip(&bytes)?, bits))
+    }
+}
+
+impl Field {
+    fn words(&self) -> String {
+        match self {
+            Self::Source { .. } => "saddr".into(),
+            Self::Destination { .. } => "daddr".into(),
+            Self::Protocol => "meta l4proto".into(),
+            Self::Ipv6 => "meta nfproto".into(),
+            Self::In => "iifname".into(),
+            Self::Out => "oifname".into(),
+            Self::InIndex => "iif".into(),
+            Self::OutIndex => "oif".into(),
+            Self::Mark => "meta mark".into(),
+            Self::State => "ct state".into(),
+            Self::SourcePort => "th sport".into(),
+            Self::DestinationPort => "th dport".into(),
+            Self::TcpFlags => "tcp flags".into(),
+            Self::IcmpType => "icmp type".into(),
+            Self::LocalSource => "fib saddr type".into(),
+            Self::LocalDestination => "fib daddr type".into(),
+            Self::Other(words) => words.clone(),
+        }
+    }
+}
+
+const COUNTER_PACKETS: u16 = 2;
+
+fn packets(data: &Data<'_>) -> Option<u64> {
+    let bytes = data.bytes(COUNTER_PACKETS)?.first_chunk()?;
+    Some(u64::from_be_bytes(*bytes))
+}
+
+/// Conntrack, marks and indices are in the machine's byte order.
+fn native(value: &[u8]) -> Option<u32> {
+    match value.len() {
+        1 => Some(u32::from(value[0])),
+        _ => Some(u32::from_ne_bytes(*value.first_chunk()?)),
+    }
+}
+
+fn port(value: &[u8]) -> Option<u16> {
+    Some(u16::from_be_bytes(value.try_into().ok()?))
+}
+
+fn ports(field: &Field, range: std::ops::RangeInclusive<u16>) -> Option<Subject> {
+    match field {
+        Field::SourcePort => Some(Subject::SourcePort(vec![range])),
+        Field::DestinationPort => Some(Subject::DestinationPort(vec![range])),
+        _ => None,
+    }
+}
+
+fn reject(data: &Data<'_>) -> String {
+    let code = data
+        .bytes(2)
+        .and_then(|bytes| bytes.first().copied())
+        .unwrap_or(u8::MAX);
+    match (data.number(1), code) {
+        (Some(1), _) => "tcp reset".into(),
+        (Some(2), 0) => "icmpx no-route".into(),
+        (Some(2), 1) => "icmpx port-unreachable".into(),
+        (Some(2), 2) => "icmpx host-unreachable".into(),
+        (Some(2), 3) => "icmpx admin-prohibited".into(),
+        (Some(0), 3) => "icmp port-unreachable".into(),
+        (Some(0), 13) => "icmp admin-prohibited".into(),
+        (_, code) => format!("icmp {code}"),
+    }
+}

@@ -1,0 +1,409 @@
+//! nftables by netlink: tables, chains and rules of the calling thread's network namespace.
+//!
+//! Attributes are those of the kernel's `linux/netfilter/nf_tables.h`. Asking would load the module, and
+//! the tracer changes nothing; so it asks only where the kernel has it.
+
+use std::fs;
+use std::path::Path;
+
+use netlink_packet_core::{
+    DecodeError, DefaultNla, Emitable as _, NetlinkPayload, NetlinkSerializable, parse_string,
+    parse_u32_be, parse_u64_be,
+};
+
+use super::expression;
+use super::{Base, Chain, Family, LIMIT, Missing, Rule, RuleTable, Tool, only_translates};
+use crate::event::NetfilterHook;
+use crate::node::netlink::{Conversation, attributes};
+use crate::node::table::rows_or_missing;
+
+/// `NFNL_SUBSYS_NFTABLES << 8`.
+const SUBSYSTEM: u16 = 10 << 8;
+const GET_TABLE: u16 = 1;
+const GET_CHAIN: u16 = 4;
+const GET_RULE: u16 = 7;
+/// `nfgenmsg`: family, version, resource id.
+const HEADER_BYTES: usize = 4;
+
+const TABLE_NAME: u16 = 1;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_POLICY: u16 = 5;
+const CHAIN_TYPE: u16 = 7;
+const CHAIN_COUNTERS: u16 = 8;
+const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
+const COUNTER_PACKETS: u16 = 2;
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
+const RULE_EXPRESSIONS: u16 = 4;
+const RULE_USERDATA: u16 = 7;
+const WHAT: &str = "nftables rules";
+
+/// A dump request, of one table where attributes name it.
+struct Request {
+    message: u16,
+    family: u8,
+    attributes: Vec<DefaultNla>,
+}
+
+impl NetlinkSerializable for Request {
+    fn message_type(&self) -> u16 {
+        SUBSYSTEM | self.message
+    }
+
+    fn buffer_len(&self) -> usize {
+        HEADER_BYTES + self.attributes.as_slice().buffer_len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer[..HEADER_BYTES].copy_from_slice(&[self.family, 0, 0, 0]);
+        self.attributes.as_slice().emit(&mut buffer[HEADER_BYTES..]);
+    }
+}
+
+impl From<Request> for NetlinkPayload<Request> {
+    fn from(request: Request) -> Self {
+        Self::InnerMessage(request)
+    }
+}
+
+struct ChainRow {
+    family: u8,
+    table: String,
+    chain: Chain,
+}
+
+struct RuleRow {
+    chain: String,
+    rule: Rule,
+}
+
+/// True when the kernel has nftables already: as a loaded module, or built in.
+fn present() -> bool {
+    Path::new("/sys/module/nf_tables").exists()
+        || fs::read_to_string("/proc/kallsyms")
+            .is_ok_and(|symbols| symbols.lines().any(|line| line.ends_with(" nft_do_chain")))
+}
+
+/// Reads every table.
+pub(super) fn read(missing: &mut Vec<Missing>) -> Vec<RuleTable> {
+    if !present() {
+        return Vec::new();
+    }
+    let mut conversation = match Conversation::open(libc::NETLINK_NETFILTER as isize) {
+        Ok(conversation) => conversation,
+        Err(error) => {
+            missing.push(error.missing(WHAT));
+            return Vec::new();
+        }
+    };
+    let all = |message| Request {
+        message,
+        family: 0,
+        attributes: Vec::new(),
+    };
+    let tables = conversation.dump(all(GET_TABLE), LIMIT, parse_table);
+    let names = rows_or_missing("nftables tables", tables, missing);
+    let chains = conversation.dump(all(GET_CHAIN), LIMIT, parse_chain);
+    let mut chains = rows_or_missing("nftables chains", chains, missing);
+    let mut room = LIMIT;
+    let mut tables = Vec::new();
+    for (family, name) in names {
+        let of_table: Vec<Chain> = chains
+            .extract_if(.., |row| row.family == family && row.table == name)
+            .map(|row| row.chain)
+            .collect();
+        let mut table = RuleTable {
+            tool: tool(family, &name, &of_table),
+            family: Family::from_kernel(family),
+            name,
+            chains: of_table,
+        };
+        if !only_translates(&table.chains) {
+            let request = Request {
+                message: GET_RULE,
+                family,
+                attributes: vec![DefaultNla::new(RULE_TABLE, zero_ended(&table.name))],
+            };
+            let rules = conversation.dump(request, room, |payload| parse_rule(payload, family));
+            let rules = rows_or_missing(WHAT, rules, missing);
+            room = room.saturating_sub(rules.len());
+            put(&mut table, rules);
+        }
+        tables.push(table);
+    }
+    tables
+}
+
+fn zero_ended(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
+}
+
+/// iptables-nft's tables are known by the names that only it gives.
+fn tool(family: u8, name: &str, chains: &[Chain]) -> Tool {
+    let builtin = |chain: &Chain| {
+        chain.base.is_some()
+            && matches!(
+                chain.name.as_str(),
+                "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING"
+            )
+    };
+    let known = matches!(name, "filter" | "nat" | "mangle" | "raw" | "security");
+    if matches!(family, 2 | 10) && known && chains.iter().any(builtin) {
+        Tool::IptablesNft
+    } else {
+        Tool::Nft
+    }
+}
+
+/// Puts rules into their chains, in the order in which the kernel gives them.
+fn put(table: &mut RuleTable, rules: Vec<RuleRow>) {
+    let places: std::collections::HashMap<String, usize> = table
+        .chains
+        .iter()
+        .enumerate()
+        .map(|(place, chain)| (chain.name.clone(), place))
+        .collect();
+    for RuleRow { chain, mut rule } in rules {
+        // A chain that came after the chains were read.
+        let Some(&place) = places.get(&chain) else {
+            continue;
+        };
+        let rules = &mut table.chains[place].rules;
+        rule.number = rules.len() as u32 + 1;
+        rules.push(rule);
+    }
+}
+
+fn family_of(payload: &[u8]) -> Result<u8, DecodeError> {
+    payload
+        .first()
+        .copied()
+        .ok_or_else(|| "nftables answer without a header".into())
+}
+
+fn parse_table(payload: &[u8]) -> Result<Option<(u8, String)>, DecodeError> {
+    let name = attributes(payload, HEADER_BYTES)
+        .find(|attribute| attribute.kind() == TABLE_NAME)
+        .ok_or("nftables table without a name")?;
+    Ok(Some((family_of(payload)?, parse_string(name.value())?)))
+}
+
+fn parse_chain(payload: &[u8]) -> Result<Option<ChainRow>, DecodeError> {
+    let (mut table, mut name, mut hook, mut kind) = (None, None, None, String::new());
+    let (mut drops, mut policy_packets) = (false, None);
+    for attribute in attributes(payload, HEADER_BYTES) {
+        let value = attribute.value();
+        match attribute.kind() {
+            CHAIN_TABLE => table = Some(parse_string(value)?),
+            CHAIN_NAME => name = Some(parse_string(value)?),
+            CHAIN_HOOK => hook = Some(parse_hook(value)?),
+            // NF_DROP is 0.
+            CHAIN_POLICY => drops = parse_u32_be(value)? == 0,
+            CHAIN_TYPE => kind = parse_string(value)?,
+            CHAIN_COUNTERS => policy_packets = counter(value),
+            _ => {}
+        }
+    }
+    let family = family_of(payload)?;
+    // Other families number their hooks in other ways.
+    let number = |number: u32| match u8::try_from(number) {
+        Ok(number) if matches!(family, 1 | 2 | 10) => NetfilterHook::from_number(number),
+        _ => NetfilterHook::Other,
+    };
+    Ok(Some(ChainRow {
+        family,
+        table: table.ok_or("nftables chain without a table")?,
+        chain: Chain {
+            name: name.ok_or("nftables chain without a name")?,
+            base: hook.map(|(hook, priority)| Base {
+                hook: number(hook),
+                priority,
+                drops,
+                kind,
+                policy_packets,
+            }),
+            rules: Vec::new(),
+        },
+    }))
+}
+
+fn parse_hook(value: &[u8]) -> Result<(u32, i32), DecodeError> {
+    let (mut hook, mut priority) = (u32::MAX, 0);
+    for attribute in attributes(value, 0) {
+        match attribute.kind() {
+            HOOK_NUMBER => hook = parse_u32_be(attribute.value())?,
+            HOOK_PRIORITY => priority = parse_u32_be(attribute.value())?.cast_signed(),
+            _ => {}
+        }
+    }
+    Ok((hook, priority))
+}
+
+/// Packets of a counter.
+fn counter(value: &[u8]) -> Option<u64> {
+    attributes(value, 0)
+        .find(|attribute| attribute.kind() == COUNTER_PACKETS)
+        .and_then(|attribute| parse_u64_be(attribute.value()).ok())
+}
+
+fn parse_rule(payload: &[u8], family: u8) -> Result<Option<RuleRow>, DecodeError> {
+    let (mut chain, mut handle, mut parsed, mut comment) = (None, None, None, None);
+    for attribute in attributes(payload, HEADER_BYTES) {
+        let value = attribute.value();
+        match attribute.kind() {
+            RULE_CHAIN => chain = Some(parse_string(value)?),
+            RULE_HANDLE => handle = parse_u64_be(value).ok(),
+            RULE_EXPRESSIONS => parsed = Some(expression::read(value, Family::from_kernel(family))),
+            RULE_USERDATA => comment = userdata_comment(value),
+            _ => {}
+        }
+    }
+    let mut rule = parsed.unwrap_or_else(|| expression::read(&[], Family::from_kernel(family)));
+    rule.handle = handle;
+    rule.comment = rule.comment.or(comment);
+    Ok(Some(RuleRow {
+        chain: chain.ok_or("nftables rule without a chain")?,
+        rule,
+    }))
+}
+
+/// The comment among what userspace stores with a rule: records of type, length and data; type 0.
+fn userdata_comment(mut bytes: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = bytes {
+        let (data, rest) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == 0 {
+            return Some(super::text_of(data));
+        }
+        bytes = rest;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::netfilter::{Action, Subject, Test, state};
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn number(kind: u16, value: u32) -> Vec<u8> {
+        attribute(kind, &value.to_be_bytes())
+    }
+
+    fn data(kind: u16, value: &[u8]) -> Vec<u8> {
+        attribute(kind, &attribute(1, value))
+    }
+
+    fn expression(name: &str, parts: &[Vec<u8>]) -> Vec<u8> {
+        let name = attribute(1, name.as_bytes());
+        attribute(1, &[name, attribute(2, &parts.concat())].concat())
+    }
+
+    /// `ip saddr 10.0.0.0/8 tcp dport 80 ct state new counter packets 5 drop comment "x"`.
+    fn message() -> Vec<u8> {
+        let list = [
+            expression(
+                "payload",
+                &[number(1, 1), number(2, 1), number(3, 12), number(4, 1)],
+            ),
+            expression("cmp", &[number(1, 1), number(2, 0), data(3, &[10])]),
+            expression("meta", &[number(2, 16), number(1, 1)]),
+            expression("cmp", &[number(1, 1), number(2, 0), data(3, &[6])]),
+            expression(
+                "payload",
+                &[number(1, 1), number(2, 2), number(3, 2), number(4, 2)],
+            ),
+            expression(
+                "cmp",
+                &[number(1, 1), number(2, 0), data(3, &80u16.to_be_bytes())],
+            ),
+            expression("ct", &[number(2, 0), number(1, 1)]),
+            expression(
+                "bitwise",
+                &[
+                    number(1, 1),
+                    number(2, 1),
+                    data(4, &8u32.to_ne_bytes()),
+                    data(5, &[0; 4]),
+                ],
+            ),
+            expression("cmp", &[number(1, 1), number(2, 1), data(3, &[0; 4])]),
+            expression(
+                "counter",
+                &[attribute(1, &[0; 8]), attribute(2, &5u64.to_be_bytes())],
+            ),
+            expression(
+                "immediate",
+                &[number(1, 0), attribute(2, &attribute(2, &number(1, 0)))],
+            ),
+        ]
+        .concat();
+        [
+            vec![2, 0, 0, 0],
+            attribute(RULE_TABLE, b"filter\0"),
+            attribute(RULE_CHAIN, b"forward\0"),
+            attribute(RULE_HANDLE, &7u64.to_be_bytes()),
+            attribute(RULE_EXPRESSIONS, &list),
+            attribute(RULE_USERDATA, b"\0\x02x\0"),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn a_rule_of_the_kernel() {
+        let row = parse_rule(&message(), 2).unwrap().unwrap();
+        assert_eq!(row.chain, "forward");
+        let yes = |on| Test { negated: false, on };
+        assert_eq!(
+            row.rule.tests,
+            [
+                yes(Subject::Source("10.0.0.0".parse().unwrap(), 8)),
+                yes(Subject::Protocol(6)),
+                yes(Subject::DestinationPort(vec![80..=80])),
+                yes(Subject::State(state::NEW)),
+            ]
+        );
+        assert_eq!((row.rule.handle, row.rule.packets), (Some(7), Some(5)));
+        assert_eq!(row.rule.action, Action::Drop);
+        assert_eq!(row.rule.comment.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn damage_is_survived() {
+        let bytes = message();
+        for length in 0..bytes.len() {
+            let _ = parse_rule(&bytes[..length], 2);
+            let mut changed = bytes.clone();
+            changed[length] ^= 0x5a;
+            let _ = parse_rule(&changed, 2);
+            let _ = parse_chain(&changed);
+            let _ = parse_table(&changed);
+        }
+    }
+
+    #[test]
+    fn unknown_expressions_leave_the_rule_undecided() {
+        let list = [
+            expression("limit", &[number(1, 1)]),
+            expression("cmp", &[number(1, 9), number(2, 0), data(3, &[1])]),
+        ]
+        .concat();
+        let rule = expression::read(&list, Family::Inet);
+        assert_eq!(rule.tests.len(), 2);
+        assert!(
+            rule.tests
+                .iter()
+                .all(|test| matches!(test.on, Subject::Other(_)))
+        );
+    }
+}

@@ -1,0 +1,224 @@
+//! Which rule ended a packet: what was seen of it, held against the rules of its namespace.
+//!
+//! Invariant: pure. It is given a journey and facts, and a cause or a view asks it.
+
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+
+use crate::event::{Detail, Event, NetfilterHook, Packet, Transport, Tuple, tcp_flag};
+use crate::hook::Role;
+use crate::journey::{Ending as JourneyEnding, Journey};
+use crate::node::netfilter::{Action, state};
+use crate::node::{NetnsFacts, NetnsId};
+
+pub use walk::Ending;
+
+/// A packet that netfilter dropped.
+#[derive(Clone, Copy, Debug)]
+pub struct Filtered {
+    /// Namespace.
+    pub netns: NetnsId,
+    /// Hook at which it ended.
+    pub hook: NetfilterHook,
+    /// Index of the event that says so.
+    index: usize,
+}
+
+/// What the rules say about a filtered packet.
+#[derive(Clone, Debug)]
+pub struct Ruling<'a> {
+    /// The place where it ended; the first of those that are possible.
+    pub ending: Ending<'a>,
+    /// No other place is possible.
+    pub certain: bool,
+    /// The other places where it may have ended.
+    pub others: Vec<Ending<'a>>,
+}
+
+/// Whether the kernel says that netfilter dropped a packet: by its reason, or, where it has none, by the
+/// function that freed the packet.
+pub fn by_netfilter(reason: Option<&str>, function: Option<&str>) -> bool {
+    match (reason, function) {
+        (Some(reason), _) => reason == "NETFILTER_DROP",
+        (None, Some(function)) => matches!(function, "nf_hook_slow" | "nft_do_chain"),
+        (None, None) => false,
+    }
+}
+
+/// The last hook of a packet, when nothing else than rules can have ended it there.
+///
+/// `by_netfilter` is what [`by_netfilter`] says of its drop.
+pub fn filtered(journey: &Journey, by_netfilter: bool) -> Option<Filtered> {
+    if !by_netfilter || !matches!(journey.ending, JourneyEnding::Dropped { .. }) {
+        return None;
+    }
+    let (index, hook) = journey
+        .events
+        .iter()
+        .enumerate()
+        .rev()
+        .find_map(|(index, event)| match event.detail {
+            Detail::Netfilter(hook) => Some((index, hook)),
+            _ => None,
+        })?;
+    // IPVS and conntrack's clashes drop at hooks as well, and have causes of their own.
+    let only_rules = journey.events[index + 1..].iter().all(|event| {
+        matches!(
+            event.role(),
+            Role::Conntrack | Role::Nat | Role::IcmpError | Role::Drop
+        )
+    });
+    (only_rules && hook != NetfilterHook::Other).then_some(Filtered {
+        netns: NetnsId(journey.namespace_at(index)?),
+        hook,
+        index,
+    })
+}
+
+/// Holds a filtered packet against the rules of its namespace; `None` where they were not read or no
+/// rule can have dropped it.
+pub fn judge<'a>(
+    journey: &Journey,
+    filtered: Filtered,
+    facts: &'a NetnsFacts,
+) -> Option<Ruling<'a>> {
+    let ruleset = facts.ruleset.as_ref()?;
+    let last = journey.events.last()?;
+    let entered = &journey.events[filtered.index];
+    // Translation at this hook came before the filters.
+    let packet: &Packet = last.packet.as_ref().or(entered.packet.as_ref())?;
+    let (input, output) = devices(journey, filtered, facts);
+    let mut marks: Vec<u32> = [entered.mark, last.mark].into_iter().flatten().collect();
+    marks.dedup();
+    let is_local = |address: IpAddr| facts.is_local_address(address);
+    let walked = walk::endings(
+        ruleset,
+        &walk::Packet {
+            hook: filtered.hook,
+            tuple: packet.tuple,
+            transport: packet.transport,
+            input,
+            output,
+            states: states(journey, packet),
+            marks,
+            is_local: &is_local,
+        },
+    );
+    let rejected = journey.passed(Role::IcmpError);
+    // What answers with an ICMP error is a reject rule; its answer may not have been seen.
+    let mut possible: Vec<_> = walked
+        .into_iter()
+        .filter(|ending| !rejected || ending.rule.is_some_and(|rule| rule.action != Action::Drop))
+        .collect();
+    if possible.is_empty() {
+        return None;
+    }
+    let ending = possible.remove(0);
+    let may_drop = |ending: &Ending<'_>| {
+        ending
+            .rule
+            .is_none_or(|rule| matches!(rule.action, Action::Drop | Action::Reject(_)))
+    };
+    Some(Ruling {
+        certain: ending.sure || possible.is_empty() && may_drop(&ending),
+        ending,
+        others: possible,
+    })
+}
+
+type Devices = Option<Vec<(u32, String)>>;
+
+/// The devices that rules of the hook know: where the packet came in and where it goes out.
+fn devices(journey: &Journey, filtered: Filtered, facts: &NetnsFacts) -> (Devices, Devices) {
+    let before = &journey.events[..=filtered.index];
+    let here = |event: &&Event| event.netns == Some(filtered.netns.0);
+    let known = |index: u32| {
+        let link = facts.link(index)?;
+        let bridge = link.master.and_then(|master| facts.link(master));
+        Some(
+            [Some(link), bridge]
+                .into_iter()
+                .flatten()
+                .map(|link| (link.index, link.name.clone()))
+                .collect(),
+        )
+    };
+    let input = || {
+        let at = before
+            .iter()
+            .rev()
+            .filter(here)
+            .find_map(|event| event.ifindex);
+        known(at?)
+    };
+    let output = || {
+        let routed = before.iter().rev().filter(here).find_map(|event| {
+            let leads = matches!(event.role(), Role::Forward | Role::LocalOut | Role::Output);
+            match event.detail {
+                Detail::Route { ifindex, .. } if leads => ifindex,
+                _ => None,
+            }
+        });
+        known(routed?)
+    };
+    match filtered.hook {
+        NetfilterHook::PreRouting | NetfilterHook::Input => (input(), Some(Vec::new())),
+        NetfilterHook::Forward => (input(), output()),
+        NetfilterHook::Output => (Some(Vec::new()), output()),
+        NetfilterHook::PostRouting | NetfilterHook::Other => (None, output()),
+    }
+}
+
+/// Conntrack states that the packet may have, by what conntrack was seen to make of it.
+fn states(journey: &Journey, packet: &Packet) -> Vec<u8> {
+    const ALL: [u8; 5] = [
+        state::INVALID,
+        state::ESTABLISHED,
+        state::RELATED,
+        state::NEW,
+        state::UNTRACKED,
+    ];
+    let namespace = journey.namespace_at(usize::MAX);
+    let seen = journey
+        .events
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|&(index, _)| journey.namespace_at(index) == namespace)
+        .find_map(|(_, event)| match &event.detail {
+            Detail::Conntrack {
+                original,
+                reply,
+                relation: Some(relation),
+                ..
+            } => Some((*relation, translated(original, reply))),
+            _ => None,
+        });
+    let Some((relation, nat)) = seen else {
+        return ALL.to_vec();
+    };
+    let known = match relation {
+        0 | 3 => state::ESTABLISHED,
+        1 | 4 => state::RELATED,
+        _ => state::NEW,
+    };
+    let opens = matches!(packet.transport, Transport::Tcp { flags, .. }
+        if flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN);
+    let mut states = vec![known | nat];
+    // TCP's tracker may still find the packet invalid, except one that opens a connection.
+    if matches!(packet.transport, Transport::Tcp { .. }) && !opens {
+        states.push(state::INVALID);
+    }
+    states
+}
+
+/// The bits of a translated connection.
+fn translated(original: &Tuple, reply: &Tuple) -> u8 {
+    let destination = original.destination != reply.source;
+    let source = original.source != reply.destination;
+    (u8::from(destination) * state::DNAT) | (u8::from(source) * state::SNAT)
+}

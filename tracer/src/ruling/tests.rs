@@ -1,0 +1,258 @@
+use tracer_ebpf::hook::HookId;
+
+use super::*;
+use crate::event::protocol;
+use crate::node::netfilter::{Base, Chain, Family, Rule, RuleTable, Ruleset, Subject, Test, Tool};
+
+fn rule(number: u32, tests: Vec<Subject>, action: Action) -> Rule {
+    Rule {
+        number,
+        handle: None,
+        tests: tests
+            .into_iter()
+            .map(|on| Test { negated: false, on })
+            .collect(),
+        notes: Vec::new(),
+        action,
+        comment: None,
+        packets: None,
+    }
+}
+
+fn chain(name: &str, hook: Option<NetfilterHook>, drops: bool, rules: Vec<Rule>) -> Chain {
+    Chain {
+        name: name.into(),
+        base: hook.map(|hook| Base {
+            hook,
+            priority: 0,
+            drops,
+            kind: "filter".into(),
+            policy_packets: None,
+        }),
+        rules,
+    }
+}
+
+fn facts(chains: Vec<Chain>) -> NetnsFacts {
+    let mut facts = NetnsFacts::unread(NetnsId(1), Some("node"));
+    facts.ruleset = Some(Ruleset {
+        tables: vec![RuleTable {
+            tool: Tool::IptablesNft,
+            family: Family::Ip,
+            name: "filter".into(),
+            chains,
+        }],
+    });
+    facts
+}
+
+fn event(hook: HookId, detail: Detail) -> Event {
+    Event {
+        time_ns: 1,
+        skb: 1,
+        netns: Some(1),
+        ifindex: None,
+        length: Some(60),
+        mark: Some(0),
+        hook,
+        detail,
+        packet: Some(Packet {
+            tuple: Tuple {
+                protocol: protocol::TCP,
+                source: "192.0.2.1:4000".parse().expect("an address"),
+                destination: "10.0.0.9:80".parse().expect("an address"),
+            },
+            ip_id: Some(1),
+            transport: Transport::Tcp {
+                sequence: 1,
+                flags: tcp_flag::SYN,
+            },
+        }),
+        not_ip: false,
+    }
+}
+
+fn journey(between: &[Event]) -> Journey {
+    let mut events = vec![event(
+        HookId::NetfilterHook,
+        Detail::Netfilter(NetfilterHook::Forward),
+    )];
+    events.extend(between.iter().cloned());
+    let drop = Detail::Drop {
+        location: 1,
+        reason: None,
+    };
+    events.push(event(HookId::Drop, drop));
+    Journey {
+        id: 1,
+        events,
+        ending: JourneyEnding::Dropped {
+            location: 1,
+            reason: None,
+        },
+    }
+}
+
+fn to(port: u16) -> Subject {
+    Subject::DestinationPort(vec![port..=port])
+}
+
+/// Chain and rule number (0 for the policy) of the first place, whether it is certain, and how many
+/// others there are.
+fn place(facts: &NetnsFacts, journey: &Journey) -> Option<(String, u32, bool, usize)> {
+    let ruling = judge(journey, filtered(journey, true)?, facts)?;
+    Some((
+        ruling.ending.chain.name.clone(),
+        ruling.ending.rule.map_or(0, |rule| rule.number),
+        ruling.certain,
+        ruling.others.len(),
+    ))
+}
+
+const FORWARD: Option<NetfilterHook> = Some(NetfilterHook::Forward);
+
+#[test]
+fn the_rule_behind_jumps_and_returns() {
+    let facts = facts(vec![
+        chain(
+            "FORWARD",
+            FORWARD,
+            false,
+            vec![
+                rule(1, vec![to(81)], Action::Drop),
+                rule(2, vec![], Action::Jump("PODS".into())),
+                rule(3, vec![], Action::Drop),
+            ],
+        ),
+        chain(
+            "PODS",
+            None,
+            false,
+            vec![
+                rule(1, vec![to(81)], Action::Accept),
+                rule(2, vec![to(80)], Action::Return),
+                rule(3, vec![], Action::Drop),
+            ],
+        ),
+    ]);
+    assert_eq!(
+        place(&facts, &journey(&[])),
+        Some(("FORWARD".into(), 3, true, 0))
+    );
+}
+
+#[test]
+fn policy_and_accept() {
+    let drops = facts(vec![chain("FORWARD", FORWARD, true, Vec::new())]);
+    assert_eq!(
+        place(&drops, &journey(&[])),
+        Some(("FORWARD".into(), 0, true, 0))
+    );
+    let accepts = facts(vec![chain(
+        "FORWARD",
+        FORWARD,
+        true,
+        vec![rule(1, vec![to(80)], Action::Accept)],
+    )]);
+    assert_eq!(place(&accepts, &journey(&[])), None);
+}
+
+#[test]
+fn what_cannot_be_decided_is_certain_only_when_it_stands_alone() {
+    let unknown = || vec![Subject::Other("-m set (…)".into())];
+    let one = facts(vec![chain(
+        "FORWARD",
+        FORWARD,
+        false,
+        vec![rule(1, unknown(), Action::Drop)],
+    )]);
+    assert_eq!(
+        place(&one, &journey(&[])),
+        Some(("FORWARD".into(), 1, true, 0))
+    );
+    let mut two = facts(vec![chain(
+        "FORWARD",
+        FORWARD,
+        true,
+        vec![
+            rule(1, unknown(), Action::Drop),
+            rule(2, unknown(), Action::Accept),
+        ],
+    )]);
+    assert_eq!(
+        place(&two, &journey(&[])),
+        Some(("FORWARD".into(), 1, false, 1))
+    );
+    // A counter that never moved takes the first one out.
+    let tables = &mut two.ruleset.as_mut().expect("rules").tables;
+    tables[0].chains[0].rules[0].packets = Some(0);
+    assert_eq!(
+        place(&two, &journey(&[])),
+        Some(("FORWARD".into(), 0, true, 0))
+    );
+}
+
+#[test]
+fn an_answer_tells_reject_from_drop() {
+    let icmp = event(HookId::IcmpSend, Detail::Icmp { kind: 3, code: 3 });
+    let facts = facts(vec![chain(
+        "FORWARD",
+        FORWARD,
+        false,
+        vec![
+            rule(1, vec![Subject::Other("?".into())], Action::Drop),
+            rule(
+                2,
+                vec![to(80)],
+                Action::Reject("icmp-port-unreachable".into()),
+            ),
+        ],
+    )]);
+    assert_eq!(
+        place(&facts, &journey(&[icmp])),
+        Some(("FORWARD".into(), 2, true, 0))
+    );
+}
+
+#[test]
+fn the_state_that_conntrack_saw() {
+    let new = |relation| {
+        let tuple = event(HookId::Drop, Detail::None)
+            .packet
+            .expect("a packet")
+            .tuple;
+        event(
+            HookId::ConntrackTcp,
+            Detail::Conntrack {
+                original: tuple,
+                reply: tuple.reversed(),
+                destination_nat: false,
+                relation,
+            },
+        )
+    };
+    let facts = facts(vec![chain(
+        "FORWARD",
+        FORWARD,
+        false,
+        vec![
+            rule(1, vec![Subject::State(state::ESTABLISHED)], Action::Accept),
+            rule(2, vec![Subject::State(state::NEW)], Action::Drop),
+            rule(3, vec![], Action::Drop),
+        ],
+    )]);
+    assert_eq!(
+        place(&facts, &journey(&[new(Some(2))])),
+        Some(("FORWARD".into(), 2, true, 0))
+    );
+    let unknown = place(&facts, &journey(&[new(None)]));
+    assert_eq!(unknown, Some(("FORWARD".into(), 2, false, 1)));
+}
+
+#[test]
+fn drops_of_ipvs_are_not_the_rules() {
+    let facts = facts(vec![chain("FORWARD", FORWARD, true, Vec::new())]);
+    let leave = event(HookId::IpvsLeave, Detail::None);
+    assert_eq!(place(&facts, &journey(&[leave])), None);
+    assert!(filtered(&journey(&[]), false).is_none());
+}

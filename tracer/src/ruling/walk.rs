@@ -1,0 +1,333 @@
+//! Walks the rules of a hook with one packet, as the kernel does, and tells where it may end.
+//!
+//! A condition holds, does not hold, or cannot be decided. What comes behind something undecided is not
+//! sure any more; the walk goes on, so that every place where the packet may have ended is found.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use crate::event::{NetfilterHook, Transport, Tuple};
+use crate::node::netfilter::{Action, Base, Chain, Rule, RuleTable, Ruleset, Subject, Test};
+
+/// Rules looked at for one packet at most.
+const MOST_RULES: usize = 200_000;
+/// The kernel's own limit of jumps (`NFT_JUMP_STACK_SIZE`).
+const MOST_JUMPS: usize = 16;
+/// Places found at most: more are no answer.
+const MOST_ENDINGS: usize = 16;
+
+/// A packet at a hook.
+pub(super) struct Packet<'a> {
+    pub(super) hook: NetfilterHook,
+    pub(super) tuple: Tuple,
+    pub(super) transport: Transport,
+    /// Devices that rules may know it to come in by: the device and its bridge. `None`: not known.
+    pub(super) input: Option<Vec<(u32, String)>>,
+    pub(super) output: Option<Vec<(u32, String)>>,
+    /// Conntrack states that it may have, each a set of `node::netfilter::state` bits.
+    pub(super) states: Vec<u8>,
+    /// Firewall marks that it may have.
+    pub(super) marks: Vec<u32>,
+    /// Whether an address is this host's.
+    pub(super) is_local: &'a dyn Fn(IpAddr) -> bool,
+}
+
+/// Where a packet may have ended.
+#[derive(Clone, Debug)]
+pub struct Ending<'a> {
+    /// Table.
+    pub table: &'a RuleTable,
+    /// Chain.
+    pub chain: &'a Chain,
+    /// The rule; `None` for the chain's policy.
+    pub rule: Option<&'a Rule>,
+    /// Everything before it was decided.
+    pub sure: bool,
+    /// Chains that led there, the base chain first.
+    pub path: Vec<&'a str>,
+}
+
+impl Ending<'_> {
+    /// Table, chain and rule or policy in words.
+    pub fn place(&self) -> String {
+        match self.rule {
+            Some(rule) => self.table.place(self.chain, rule),
+            None => format!("{}/{} policy DROP", self.table.named(), self.chain.name),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Truth {
+    Yes,
+    No,
+    Unknown,
+}
+
+impl Truth {
+    /// What all of several possibilities say; unknown when they differ or there are none.
+    fn agreed(mut answers: impl Iterator<Item = bool>) -> Self {
+        match answers.next() {
+            Some(first) if answers.all(|answer| answer == first) => Self::from(first),
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(holds: bool) -> Self {
+        if holds { Self::Yes } else { Self::No }
+    }
+}
+
+/// How a chain was left.
+enum Left {
+    /// At its end or by `return`.
+    Back,
+    /// Accepted by this table.
+    Accepted,
+    /// Dropped.
+    Ended,
+}
+
+struct Walk<'a, 'p> {
+    packet: &'p Packet<'p>,
+    sure: bool,
+    visited: usize,
+    path: Vec<&'a str>,
+    found: Vec<Ending<'a>>,
+}
+
+/// The places where the packet may have been dropped at its hook, in order, up to the first sure one.
+pub(super) fn endings<'a>(ruleset: &'a Ruleset, packet: &Packet<'_>) -> Vec<Ending<'a>> {
+    let ipv6 = packet.tuple.destination.is_ipv6();
+    let mut bases: Vec<(&RuleTable, &Chain, &Base)> = ruleset
+        .tables
+        .iter()
+        .filter(|table| table.family.sees(ipv6))
+        .flat_map(|table| table.chains.iter().map(move |chain| (table, chain)))
+        .filter_map(|(table, chain)| Some((table, chain, chain.base.as_ref()?)))
+        .filter(|(.., base)| base.hook == packet.hook && base.kind != "nat")
+        .collect();
+    bases.sort_by_key(|(.., base)| base.priority);
+    let mut walk = Walk {
+        packet,
+        sure: true,
+        visited: 0,
+        path: Vec::new(),
+        found: Vec::new(),
+    };
+    for (table, chain, base) in bases {
+        match walk.chain(table, chain) {
+            Left::Ended => break,
+            Left::Back if base.drops => {
+                walk.end(table, chain, None, Truth::Yes);
+                if walk.sure {
+                    break;
+                }
+            }
+            Left::Back | Left::Accepted => {}
+        }
+    }
+    walk.found
+}
+
+impl<'a> Walk<'a, '_> {
+    fn end(
+        &mut self,
+        table: &'a RuleTable,
+        chain: &'a Chain,
+        rule: Option<&'a Rule>,
+        truth: Truth,
+    ) {
+        if self.found.len() < MOST_ENDINGS {
+            let mut path = self.path.clone();
+            if path.last() != Some(&chain.name.as_str()) {
+                path.push(&chain.name);
+            }
+            self.found.push(Ending {
+                table,
+                chain,
+                rule,
+                sure: self.sure && truth == Truth::Yes,
+                path,
+            });
+        }
+    }
+
+    fn chain(&mut self, table: &'a RuleTable, chain: &'a Chain) -> Left {
+        self.path.push(&chain.name);
+        let left = self.rules(table, chain);
+        self.path.pop();
+        left
+    }
+
+    fn rules(&mut self, table: &'a RuleTable, chain: &'a Chain) -> Left {
+        for rule in &chain.rules {
+            self.visited += 1;
+            if self.visited > MOST_RULES {
+                self.sure = false;
+                return Left::Back;
+            }
+            let truth = self.matches(rule);
+            if truth == Truth::No {
+                continue;
+            }
+            let left = match &rule.action {
+                Action::Continue => continue,
+                Action::Drop | Action::Reject(_) => {
+                    self.end(table, chain, Some(rule), truth);
+                    Left::Ended
+                }
+                Action::Accept | Action::Translate(_) => Left::Accepted,
+                Action::Return => Left::Back,
+                // A map may drop, and a target that is not known may do anything.
+                Action::Map(_) | Action::Other(_) => {
+                    self.end(table, chain, Some(rule), Truth::Unknown);
+                    self.sure = false;
+                    continue;
+                }
+                Action::Jump(name) | Action::Goto(name) => {
+                    let (Some(next), true) = (table.chain(name), self.path.len() < MOST_JUMPS)
+                    else {
+                        self.sure = false;
+                        continue;
+                    };
+                    if truth == Truth::Unknown {
+                        self.sure = false;
+                    }
+                    match (self.chain(table, next), &rule.action) {
+                        (Left::Back, Action::Jump(_)) => continue,
+                        (left, _) => left,
+                    }
+                }
+            };
+            if truth == Truth::Yes {
+                return left;
+            }
+            self.sure = false;
+        }
+        Left::Back
+    }
+
+    fn matches(&self, rule: &Rule) -> Truth {
+        let mut truth = Truth::Yes;
+        for test in &rule.tests {
+            match self.test(test) {
+                Truth::No => return Truth::No,
+                Truth::Unknown => truth = Truth::Unknown,
+                Truth::Yes => {}
+            }
+        }
+        // A rule that counts and never counted did not match this packet either.
+        if truth == Truth::Unknown && rule.packets == Some(0) {
+            return Truth::No;
+        }
+        truth
+    }
+
+    fn test(&self, test: &Test) -> Truth {
+        let truth = self.holds(&test.on);
+        match (truth, test.negated) {
+            (Truth::Yes, true) => Truth::No,
+            (Truth::No, true) => Truth::Yes,
+            _ => truth,
+        }
+    }
+
+    fn holds(&self, on: &Subject) -> Truth {
+        let Packet {
+            tuple, transport, ..
+        } = self.packet;
+        match on {
+            Subject::Source(address, length) => inside(tuple.source.ip(), *address, *length).into(),
+            Subject::Destination(address, length) => {
+                inside(tuple.destination.ip(), *address, *length).into()
+            }
+            Subject::Protocol(number) => (tuple.protocol == *number).into(),
+            Subject::Ipv6(ipv6) => (tuple.destination.is_ipv6() == *ipv6).into(),
+            Subject::In(name, prefix) => {
+                device(&self.packet.input, |_, found| named(found, name, *prefix))
+            }
+            Subject::Out(name, prefix) => {
+                device(&self.packet.output, |_, found| named(found, name, *prefix))
+            }
+            Subject::InIndex(index) => device(&self.packet.input, |found, _| found == *index),
+            Subject::OutIndex(index) => device(&self.packet.output, |found, _| found == *index),
+            Subject::SourcePort(ranges) => self.port(|tuple| has(ranges, tuple.source.port())),
+            Subject::DestinationPort(ranges) => {
+                self.port(|tuple| has(ranges, tuple.destination.port()))
+            }
+            Subject::EitherPort(ranges) => self.port(|tuple| {
+                has(ranges, tuple.source.port()) || has(ranges, tuple.destination.port())
+            }),
+            Subject::TcpFlags { mask, set } => match transport {
+                Transport::Tcp { flags, .. } => (flags & mask == *set).into(),
+                Transport::Other => Truth::Unknown,
+                _ => Truth::No,
+            },
+            Subject::Icmp { kind, code } => match transport {
+                Transport::Icmp {
+                    kind: found,
+                    code: found_code,
+                } => (found == kind && code.is_none_or(|code| code == *found_code)).into(),
+                Transport::Other => Truth::Unknown,
+                _ => Truth::No,
+            },
+            Subject::State(bits) => {
+                Truth::agreed(self.packet.states.iter().map(|state| state & bits != 0))
+            }
+            Subject::Mark { value, mask } => {
+                Truth::agreed(self.packet.marks.iter().map(|mark| mark & mask == *value))
+            }
+            Subject::LocalSource => (self.packet.is_local)(tuple.source.ip()).into(),
+            Subject::LocalDestination => (self.packet.is_local)(tuple.destination.ip()).into(),
+            Subject::Other(_) => Truth::Unknown,
+        }
+    }
+
+    /// A condition on ports; a packet whose ports were not read cannot be decided.
+    fn port(&self, holds: impl Fn(&Tuple) -> bool) -> Truth {
+        match self.packet.transport {
+            Transport::Other => Truth::Unknown,
+            Transport::Icmp { .. } => Truth::No,
+            _ => holds(&self.packet.tuple).into(),
+        }
+    }
+}
+
+/// A packet without such a device (none comes in by one at OUTPUT) matches no name.
+fn device(devices: &Option<Vec<(u32, String)>>, holds: impl Fn(u32, &str) -> bool) -> Truth {
+    match devices {
+        None => Truth::Unknown,
+        Some(devices) if devices.is_empty() => Truth::No,
+        Some(devices) => Truth::agreed(devices.iter().map(|(index, name)| holds(*index, name))),
+    }
+}
+
+fn named(found: &str, name: &str, prefix: bool) -> bool {
+    if prefix {
+        found.starts_with(name)
+    } else {
+        found == name
+    }
+}
+
+fn has(ranges: &[RangeInclusive<u16>], port: u16) -> bool {
+    ranges.iter().any(|range| range.contains(&port))
+}
+
+fn inside(address: IpAddr, prefix: IpAddr, length: u8) -> bool {
+    let (address, prefix, width) = match (address, prefix) {
+        (IpAddr::V4(address), IpAddr::V4(prefix)) => (
+            u128::from(address.to_bits()) << 96,
+            u128::from(prefix.to_bits()) << 96,
+            32,
+        ),
+        (IpAddr::V6(address), IpAddr::V6(prefix)) => (address.to_bits(), prefix.to_bits(), 128),
+        _ => return false,
+    };
+    let length = u32::from(length).min(width);
+    let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+    address & mask == prefix & mask
+}

@@ -69,7 +69,8 @@ pub fn filtered(journey: &Journey, by_netfilter: bool) -> Option<Filtered> {
     let only_rules = journey.events[index + 1..].iter().all(|event| {
         matches!(
             event.role(),
-            Role::Conntrack | Role::Nat | Role::IcmpError | Role::Drop
+            // An ICMP error looks up the way back.
+            Role::Conntrack | Role::Nat | Role::IcmpError | Role::RouteLookup | Role::Drop
         )
     });
     (only_rules && hook != NetfilterHook::Other).then_some(Filtered {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::world::Namespace;
+use super::namespace::Namespace;
 
 const QUESTION: &[u8] = b"who answers?\n";
 const ANSWER: &[u8] = b"the pod answers\n";
@@ -49,6 +49,92 @@ pub struct Attempt {
     pub outcome: Outcome,
     /// How long it took.
     pub elapsed: Duration,
+}
+
+/// Patience of a client: long enough for a slow machine, short enough for a hanging connection.
+pub const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// A way of trying that only one case has.
+pub type Custom = Arc<dyn Fn(&Namespace) -> anyhow::Result<Attempt> + Send + Sync>;
+
+/// How a target is tried.
+#[derive(Clone)]
+enum How {
+    Tcp,
+    Udp,
+    Custom(Custom),
+}
+
+/// Something that a host tries.
+#[derive(Clone)]
+pub struct Target {
+    /// What it is.
+    pub label: &'static str,
+    /// Where it is.
+    pub address: SocketAddr,
+    from: Namespace,
+    how: How,
+    /// Once only, however many attempts the options ask for.
+    once: bool,
+}
+
+impl Target {
+    /// A TCP connection with a question and an answer.
+    pub fn tcp(label: &'static str, from: &Namespace, address: SocketAddr) -> Self {
+        Self::new(label, from, address, How::Tcp)
+    }
+
+    /// A question and an answer over UDP.
+    pub fn udp(label: &'static str, from: &Namespace, address: SocketAddr) -> Self {
+        Self::new(label, from, address, How::Udp)
+    }
+
+    /// Anything else.
+    pub fn custom(
+        label: &'static str,
+        from: &Namespace,
+        address: SocketAddr,
+        attempt: impl Fn(&Namespace) -> anyhow::Result<Attempt> + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(label, from, address, How::Custom(Arc::new(attempt)))
+    }
+
+    fn new(label: &'static str, from: &Namespace, address: SocketAddr, how: How) -> Self {
+        Self {
+            label,
+            address,
+            from: from.clone(),
+            how,
+            once: false,
+        }
+    }
+
+    /// Tried once only.
+    pub fn once(self) -> Self {
+        Self { once: true, ..self }
+    }
+
+    /// Tries it.
+    ///
+    /// # Errors
+    /// When the host cannot be entered.
+    pub fn send(&self, requests: u32) -> anyhow::Result<Vec<Attempt>> {
+        let requests = if self.once { 1 } else { requests };
+        (0..requests)
+            .map(|_| match &self.how {
+                How::Tcp => tcp_attempt(&self.from, self.address, PATIENCE),
+                How::Udp => udp_attempt(&self.from, self.address, PATIENCE),
+                How::Custom(attempt) => attempt(&self.from),
+            })
+            .collect()
+    }
+}
+
+impl Attempt {
+    /// True when it came to what a working network gives.
+    pub fn answered(&self) -> bool {
+        self.outcome == Outcome::Answered
+    }
 }
 
 /// Connects over TCP, asks, and waits for the answer.

@@ -102,6 +102,8 @@ impl NotOn {
 pub struct Plan {
     /// What is tried, in order.
     pub targets: Vec<Target>,
+    /// What is tried after the fix; empty for the same.
+    pub after: Vec<Target>,
     /// Mends the fault.
     pub fix: Fix,
 }
@@ -127,7 +129,17 @@ impl Plan {
     ) -> Self {
         Self {
             targets,
+            after: Vec::new(),
             fix: Box::new(fix),
+        }
+    }
+
+    /// A plan whose fix is to use something else.
+    pub fn avoided_by(targets: Vec<Target>, after: Vec<Target>) -> Self {
+        Self {
+            targets,
+            after,
+            fix: Box::new(|_| Ok(())),
         }
     }
 }
@@ -136,6 +148,7 @@ impl Plan {
 pub struct Case {
     world: World,
     targets: Vec<Target>,
+    after: Vec<Target>,
     fix: Option<Fix>,
 }
 
@@ -160,6 +173,9 @@ impl Case {
     /// # Errors
     /// When a command fails.
     pub fn apply_fix(&mut self) -> anyhow::Result<()> {
+        if !self.after.is_empty() {
+            self.targets = std::mem::take(&mut self.after);
+        }
         match self.fix.take() {
             Some(fix) => fix(&mut self.world),
             None => Ok(()),
@@ -179,10 +195,15 @@ impl Scenario {
         announce: namespace::Announce,
     ) -> anyhow::Result<Case> {
         let mut world = World::new(options, announce);
-        let Plan { targets, fix } = (self.build)(&mut world, variant)?;
+        let Plan {
+            targets,
+            after,
+            fix,
+        } = (self.build)(&mut world, variant)?;
         Ok(Case {
             world,
             targets,
+            after,
             fix: Some(fix),
         })
     }

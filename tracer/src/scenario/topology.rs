@@ -5,7 +5,7 @@
 //!                       └── interface node2 bridge ── eth0 pod3      overlay: node ⇄ node2
 //! ```
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::namespace::Namespace;
 use super::world::World;
@@ -233,4 +233,35 @@ pub(super) fn network(address: Ipv4Addr) -> Ipv4Addr {
 pub(super) fn vtep_mac(node: Ipv4Addr) -> String {
     let [one, two, three, four] = node.octets();
     format!("0a:58:{one:02x}:{two:02x}:{three:02x}:{four:02x}")
+}
+
+/// The IPv6 address that goes with an IPv4 one; hosts of one /24 share a /64.
+pub(super) fn ipv6(address: Ipv4Addr) -> Ipv6Addr {
+    let [one, two, three, four] = address.octets().map(u16::from);
+    Ipv6Addr::new(0xfd00, one, two, three, 0, 0, 0, four)
+}
+
+/// Gives the client, the node and the pod IPv6 addresses and routes beside those of IPv4.
+pub(super) fn dual_stack(world: &World, site: &Site) -> anyhow::Result<()> {
+    let options = &world.options;
+    let own =
+        |address, device: &str| format!("ip addr add {}/64 dev {device} nodad", ipv6(address));
+    let gateway = |address| format!("ip -6 route add default via {}", ipv6(address));
+    site.node.run_all(&[
+        own(options.node, &options.interface),
+        own(options.bridge_address, &options.bridge),
+    ])?;
+    site.client
+        .run_all(&[own(options.client, "eth0"), gateway(options.node)])?;
+    site.pod
+        .run_all(&[own(options.pod, "eth0"), gateway(options.bridge_address)])
+}
+
+/// The service's ClusterIP leads to an endpoint, as kube-proxy in iptables mode makes it.
+pub(super) fn service(world: &World, node: &Namespace, endpoint: Ipv4Addr) -> anyhow::Result<()> {
+    let options = &world.options;
+    node.run(&format!(
+        "iptables -t nat -A PREROUTING -d {}/32 -p tcp --dport {} -j DNAT --to-destination {endpoint}:{}",
+        options.service, options.service_port, options.pod_port
+    ))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -188,6 +188,58 @@ pub fn udp_attempt(
     })
 }
 
+/// How datagrams are sent: more than once from one socket, until one answer comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagrams {
+    /// Port that they are sent from; 0 for any.
+    pub from_port: u16,
+    /// Bytes of each.
+    pub bytes: usize,
+    /// How many are sent before the first answer is waited for.
+    pub burst: usize,
+    /// How often the burst is sent at most.
+    pub tries: u32,
+}
+
+impl Datagrams {
+    /// One small datagram from any port, sent up to three times.
+    pub const ONE: Self = Self {
+        from_port: 0,
+        bytes: QUESTION.len(),
+        burst: 1,
+        tries: 3,
+    };
+}
+
+/// Sends datagrams and waits for an answer, `PATIENCE` in all.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn datagrams(client: &Namespace, to: SocketAddr, plan: Datagrams) -> anyhow::Result<Attempt> {
+    attempt(client, move || {
+        let exchange = || {
+            let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, plan.from_port))?;
+            socket.set_read_timeout(Some(PATIENCE / plan.tries.max(1)))?;
+            socket.connect(to)?;
+            let mut answered = Err(io::Error::from(io::ErrorKind::TimedOut));
+            for _ in 0..plan.tries {
+                for _ in 0..plan.burst {
+                    socket.send(&vec![b'x'; plan.bytes])?;
+                }
+                answered = socket.recv(&mut [0; 64]);
+                if answered.is_ok() {
+                    break;
+                }
+            }
+            answered
+        };
+        match exchange() {
+            Ok(_) => Outcome::Answered,
+            Err(error) => outcome(&error, Outcome::NoAnswer),
+        }
+    })
+}
+
 fn attempt(client: &Namespace, work: impl FnOnce() -> Outcome + Send) -> anyhow::Result<Attempt> {
     let begun = Instant::now();
     let outcome = client.enter(|| Ok(work()))?;
@@ -216,18 +268,20 @@ impl Server {
     ///
     /// # Errors
     /// When the port cannot be listened on.
-    pub fn tcp(namespace: &Namespace, port: u16) -> anyhow::Result<Self> {
-        let listener = namespace.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+    pub fn tcp(namespace: &Namespace, address: IpAddr, port: u16) -> anyhow::Result<Self> {
+        let listener = namespace.enter(|| TcpListener::bind((address, port)))?;
         listener.set_nonblocking(true)?;
         Ok(Self::spawn(move || {
-            if let Ok((mut stream, _)) = listener.accept() {
-                // A client that went away is the client's to report.
-                let _ = stream
-                    .set_nonblocking(false)
-                    .and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(1))))
-                    .and_then(|()| stream.read(&mut [0; 64]))
-                    .and_then(|_| stream.write_all(ANSWER));
-            }
+            let Ok((mut stream, _)) = listener.accept() else {
+                return false;
+            };
+            // A client that went away is the client's to report.
+            let _ = stream
+                .set_nonblocking(false)
+                .and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(1))))
+                .and_then(|()| stream.read(&mut [0; 64]))
+                .and_then(|_| stream.write_all(ANSWER));
+            true
         }))
     }
 
@@ -239,20 +293,24 @@ impl Server {
         let socket = namespace.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
         socket.set_nonblocking(true)?;
         Ok(Self::spawn(move || {
-            if let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
-                // As above.
-                let _ = socket.send_to(ANSWER, from);
-            }
+            let Ok((_, from)) = socket.recv_from(&mut [0; 64]) else {
+                return false;
+            };
+            // As above.
+            let _ = socket.send_to(ANSWER, from);
+            true
         }))
     }
 
-    fn spawn(mut serve: impl FnMut() + Send + 'static) -> Self {
+    /// Serves until it is to stop; `serve` says whether there was something to do.
+    fn spawn(mut serve: impl FnMut() -> bool + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                serve();
-                std::thread::sleep(POLL);
+                if !serve() {
+                    std::thread::sleep(POLL);
+                }
             }
         });
         Self {

@@ -1,7 +1,9 @@
 //! What a case is made of while it lives: hosts, servers, processes that stand in for others, and
 //! what the cluster says.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use super::kube_proxy::StandIn;
@@ -22,6 +24,8 @@ pub struct World {
     announce: Arc<Mutex<Announce>>,
     hosts: Vec<Namespace>,
     servers: Vec<Server>,
+    /// Sockets that are held and never served.
+    sockets: Vec<OwnedFd>,
 }
 
 impl World {
@@ -33,6 +37,7 @@ impl World {
             announce: Arc::new(Mutex::new(announce)),
             hosts: Vec::new(),
             servers: Vec::new(),
+            sockets: Vec::new(),
         }
     }
 
@@ -48,8 +53,39 @@ impl World {
 
     /// Answers TCP connections on a port of a host.
     pub(super) fn serve_tcp(&mut self, host: &Namespace, port: u16) -> anyhow::Result<()> {
-        self.servers.push(Server::tcp(host, port)?);
+        self.serve_tcp_on(host, Ipv4Addr::UNSPECIFIED.into(), port)
+    }
+
+    /// Answers TCP connections on a port of one address of a host.
+    pub(super) fn serve_tcp_on(
+        &mut self,
+        host: &Namespace,
+        address: IpAddr,
+        port: u16,
+    ) -> anyhow::Result<()> {
+        self.servers.push(Server::tcp(host, address, port)?);
         Ok(())
+    }
+
+    /// Stops every server.
+    pub(super) fn stop_servers(&mut self) {
+        self.servers.clear();
+    }
+
+    /// Opens sockets in a host and holds them without ever reading from them.
+    pub(super) fn hold<S: Into<OwnedFd> + Send>(
+        &mut self,
+        host: &Namespace,
+        open: impl FnOnce() -> io::Result<Vec<S>> + Send,
+    ) -> anyhow::Result<()> {
+        let opened = host.enter(open)?;
+        self.sockets.extend(opened.into_iter().map(Into::into));
+        Ok(())
+    }
+
+    /// Closes what is held.
+    pub(super) fn let_go(&mut self) {
+        self.sockets.clear();
     }
 
     /// Answers UDP datagrams on a port of a host.

@@ -2,7 +2,7 @@
 //!
 //! Map: `case` is the registry, one file per cause; `options` is every address, port and name that a
 //! case may use; `topology` is the vocabulary of hosts that cases compose, in a `world` that keeps
-//! what was made alive; `namespace` runs commands in a host, `traffic` sends and answers,
+//! what was made alive; `objects` is what the cluster says; `namespace` runs commands in a host, `traffic` sends and answers,
 //! `kube_proxy` makes what kube-proxy would have made. Invariants: namespaces are held by descriptors
 //! of this process only, so that nothing is left behind however it ends; nothing outside of them is
 //! changed; the healthy variant of a case differs from the fault by the fault alone.
@@ -17,6 +17,7 @@ use crate::node::NetnsHandle;
 pub mod case;
 pub mod kube_proxy;
 pub mod namespace;
+mod objects;
 pub mod options;
 mod topology;
 pub mod traffic;
@@ -40,6 +41,8 @@ pub struct Scenario {
     pub needs: &'static [Need],
     /// Kernels that cannot show it, and why.
     pub not_on: &'static [NotOn],
+    /// Why the cause can be named as likely only; `None` where certainty is expected.
+    pub likely: Option<&'static str>,
     /// Builds a variant.
     pub build: fn(&mut World, &'static Variant) -> anyhow::Result<Plan>,
 }

@@ -41,6 +41,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("iptables"),
     ],
     not_on: &[],
+    likely: None,
     build,
 };
 
@@ -134,7 +135,7 @@ impl Proxy {
         world.stand_ins.clear();
         world
             .stand_ins
-            .push(StandIn::start(node, held, &arguments)?);
+            .push(StandIn::start("kube-proxy", node, held, &arguments)?);
         let only: Option<Vec<IpAddr>> =
             only.map(|only| only.iter().copied().map(IpAddr::V4).collect());
         kube_proxy::sync(node, &self.service, only.as_deref())

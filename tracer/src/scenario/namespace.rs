@@ -152,7 +152,8 @@ impl Namespace {
         Ok(())
     }
 
-    fn announce(&self, line: &str) {
+    /// Says a command.
+    pub(super) fn announce(&self, line: &str) {
         if let Ok(mut announce) = self.announce.lock() {
             announce(&format!("{}# {line}", self.name));
         }

@@ -212,7 +212,7 @@ fn overlay(
     let far_net = network(far_bridge);
     node.run_all(&[
         format!(
-            "ip link add {device} address {} type vxlan id 1 dev {interface} local {here} dstport 8472 nolearning",
+            "ip link add {device} address {} type vxlan id 1 dev {interface} local {here} dstport 8472 nolearning udpcsum",
             vtep_mac(here)
         ),
         format!("ip link set {device} up"),

@@ -18,6 +18,17 @@ const SETTLE: Duration = Duration::from_secs(6);
 /// What building and fixing send is not part of the case.
 const QUIET: Duration = Duration::from_millis(200);
 
+const BEFORE: &str = "before the fix";
+const AFTER: &str = "after the fix";
+
+/// What a command printed that shows the fault to a person.
+#[derive(Serialize)]
+struct ShownView<'a> {
+    phase: &'a str,
+    command: &'a str,
+    output: &'a str,
+}
+
 #[derive(Serialize)]
 struct AttemptView<'a> {
     phase: &'a str,
@@ -117,7 +128,7 @@ impl<'a> Player<'a> {
         let mut view = VerdictView {
             case: scenario.name,
             variant: variant.name,
-            expected: if variant.fault { scenario.expects } else { &[] },
+            expected: scenario.expected(variant),
             found: Vec::new(),
             explained: false,
             certain: false,
@@ -152,7 +163,8 @@ impl<'a> Player<'a> {
         self.session.set_cluster(case.cluster());
         self.quieten().await?;
 
-        let (found, answered) = self.phase(&case, "before the fix").await?;
+        self.show(&case, BEFORE)?;
+        let (found, answered) = self.phase(&case, BEFORE).await?;
         view.explained = explains(&found, view.expected) && answered != variant.fault;
         view.certain = found
             .iter()
@@ -164,7 +176,8 @@ impl<'a> Player<'a> {
             self.session.set_cluster(case.cluster());
             // What the fix itself sent is not the proof.
             self.quieten().await?;
-            let (after, answered) = self.phase(&case, "after the fix").await?;
+            self.show(&case, AFTER)?;
+            let (after, answered) = self.phase(&case, AFTER).await?;
             view.fixed = after.is_empty() && answered;
             view.after = after;
         }
@@ -179,6 +192,20 @@ impl<'a> Player<'a> {
             // Losing a remark must not lose the reproduction.
             let _ = Printer::new(format, Show::Nothing).remark(&format!("  {line}"));
         })
+    }
+
+    fn show(&mut self, case: &Case, phase: &'static str) -> Result<(), Failure> {
+        for (command, output) in case.show()? {
+            let view = ShownView {
+                phase,
+                command: &command,
+                output: &output,
+            };
+            self.session
+                .printer()
+                .object("shown", &view, output.trim_end())?;
+        }
+        Ok(())
     }
 
     /// Lets what is under way end, unseen and unjudged.

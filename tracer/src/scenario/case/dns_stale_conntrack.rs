@@ -66,5 +66,6 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         move |from| datagrams(from, service, plan),
     );
     let fresh = Target::udp("the service from a new port", &site.client, service);
-    Ok(Plan::fixed_by(vec![fresh, kept], &node, [fix]))
+    let plan = Plan::fixed_by(vec![fresh, kept], &node, [fix]);
+    Ok(plan.showing(&node, "conntrack -L -p udp"))
 }

@@ -3,6 +3,7 @@
 use super::Scenario;
 
 mod accept_queue_full;
+mod bad_checksum;
 mod bridge_nf_off;
 mod bridge_port_blocked;
 mod dns_stale_conntrack;
@@ -19,6 +20,7 @@ mod kube_proxy_stale;
 mod lb_source_range;
 mod martian_source;
 mod masquerade_missing;
+mod mixed;
 mod mtu_exceeded;
 mod neighbour_failed;
 mod network_policy_drop;
@@ -35,6 +37,7 @@ mod terminating_endpoint;
 mod ttl_expired;
 mod veth_peer_down;
 mod vip_nodeport_unbound;
+mod vxlan_checksum;
 mod vxlan_no_fdb;
 
 /// Every scenario, in the order of the catalogue of causes.
@@ -69,8 +72,11 @@ pub const REGISTRY: &[Scenario] = &[
     veth_peer_down::SCENARIO,
     hairpin_off::SCENARIO,
     snat_exhausted::SCENARIO,
+    vxlan_checksum::SCENARIO,
+    bad_checksum::SCENARIO,
     nodeport_localhost::SCENARIO,
     bridge_nf_off::SCENARIO,
     masquerade_missing::SCENARIO,
     no_listener::SCENARIO,
+    mixed::SCENARIO,
 ];

@@ -59,6 +59,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     } else {
         (good, good)
     };
+    let (shown_pod, shown_node) = (stranded.clone(), site.node.clone());
     let (node, after) = (site.node, vec![target(after)]);
     let mut plan = Plan::fixed_with(vec![target(before)], move |world| {
         world.stand_ins.clear();
@@ -74,5 +75,8 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         topology::dress(&stranded, options.second_pod, options.bridge_address)
     });
     plan.after = after;
-    Ok(plan)
+    Ok(plan
+        .showing(&shown_pod, "ip addr show eth0")
+        .showing(&shown_node, "ip addr show docker0")
+        .showing(&shown_node, "ip link show vethebd7975"))
 }

@@ -3,6 +3,7 @@
 
 pub mod api_server;
 pub mod cluster;
+pub mod field_notes;
 pub mod matrix;
 pub mod rules;
 pub mod tour;

@@ -13,9 +13,9 @@ use super::link::{LinkRow, PeerPlace};
 use super::netlink::{Conversation, ReadError, attributes};
 use super::table::rows_or_missing;
 use super::{
-    Address, ConntrackEntry, Counters, Directory, FdbEntry, IpvsConnection, Link, ListeningSocket,
+    Address, ConntrackEntry, Counters, DeviceFilter, Directory, FdbEntry, IpvsConnection, Link, ListeningSocket,
     Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind, Ruleset, Sysctls,
-    VirtualServer, VirtualServerKey, address, conntrack, counter, fdb, ipvs, ipvs_connection, link,
+    VirtualServer, VirtualServerKey, address, conntrack, counter, device_filter, fdb, ipvs, ipvs_connection, link,
     neighbour, netfilter, policy_rule, route, socket, sysctl,
 };
 
@@ -46,6 +46,8 @@ pub struct NetnsFacts {
     pub fdb: Vec<FdbEntry>,
     /// Policy rules.
     pub rules: Vec<PolicyRule>,
+    /// XDP programs and traffic control filters of the devices.
+    pub device_filters: Vec<DeviceFilter>,
     /// IPVS connections that were asked for; see [`NetnsFacts::read_connections`].
     pub ipvs_connections: Vec<IpvsConnection>,
     /// UDP conntrack entries with another destination or without a reply; `None` before
@@ -91,6 +93,7 @@ impl NetnsFacts {
             counters: Counters::default(),
             fdb: Vec::new(),
             rules: Vec::new(),
+            device_filters: Vec::new(),
             ipvs_connections: Vec::new(),
             udp_entries: None,
             ruleset: None,
@@ -121,6 +124,7 @@ impl NetnsFacts {
         self.neighbours = neighbour::read(route, missing);
         self.fdb = fdb::read(route, missing);
         self.rules = policy_rule::read(route, missing);
+        self.device_filters = device_filter::read(route, &self.links, missing);
         // Last, as it makes the kernel strict with every later request on this socket.
         self.routes = route::read(route, missing);
     }

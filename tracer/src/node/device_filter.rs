@@ -265,10 +265,7 @@ fn name(filters: &mut [DeviceFilter]) {
         return;
     }
     // Without the right to look programs up their numbers have to do.
-    for info in loaded_programs()
-        .take(MOST_PROGRAMS)
-        .map_while(Result::ok)
-    {
+    for info in loaded_programs().take(MOST_PROGRAMS).map_while(Result::ok) {
         for program in unnamed.remove(&info.id()).into_iter().flatten() {
             program.name = text(info.name());
         }
@@ -304,10 +301,7 @@ mod tests {
         let mut parameters = vec![0; 20];
         parameters[GACT_ACTION..GACT_ACTION + 4].copy_from_slice(&action.to_ne_bytes());
         let options = attribute(TCA_ACT_OPTIONS, &attribute(TCA_GACT_PARMS, &parameters));
-        let first = attribute(
-            1,
-            &[attribute(TCA_ACT_KIND, b"gact\0"), options].concat(),
-        );
+        let first = attribute(1, &[attribute(TCA_ACT_KIND, b"gact\0"), options].concat());
         message(
             49_152 << 16 | 8,
             &[

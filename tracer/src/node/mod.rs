@@ -68,7 +68,7 @@ pub use policy_rule::{PolicyRule, RuleAction};
 pub use proxy_configuration::ProxyConfiguration;
 pub use proxy_report::ProxyReport;
 pub use route::{NextHop, Prefix, Route, RouteKind, RouteProtocol};
-pub use socket::{ListeningSocket, Process, find_owners};
+pub use socket::{HalfOpen, ListeningSocket, Process, find_owners};
 pub use sysctl::Sysctls;
 
 /// What the node was like at one moment.

@@ -161,6 +161,19 @@ impl Session {
         &mut self,
         stop: impl Future<Output = T>,
     ) -> anyhow::Result<(T, Vec<Diagnosis>)> {
+        self.collect_until(stop, |_, _| None).await
+    }
+
+    /// The same, and as well until `enough` says so; it is asked after each step with the printer and
+    /// the diagnoses so far.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub async fn collect_until<T>(
+        &mut self,
+        stop: impl Future<Output = T>,
+        enough: impl Fn(&Printer, &[Diagnosis]) -> Option<T>,
+    ) -> anyhow::Result<(T, Vec<Diagnosis>)> {
         let mut diagnoses = Vec::new();
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -172,6 +185,9 @@ impl Session {
                     return Ok((value, diagnoses));
                 }
                 _ = tick.tick() => diagnoses.extend(self.step(false)?),
+            }
+            if let Some(value) = enough(&self.printer, &diagnoses) {
+                return Ok((value, diagnoses));
             }
         }
     }
@@ -246,7 +262,10 @@ impl Session {
                     .as_ref()
                     .and_then(|watched| watched.facts.as_deref()),
             };
-            for journey in ended.iter().filter(|journey| self.printer.wants(journey)) {
+            for journey in &ended {
+                if !self.printer.wants(journey) {
+                    continue;
+                }
                 self.want_pods(journey);
                 if let Some(view) = JourneyView::new(journey, &names) {
                     self.printer.journey(&view)?;

@@ -305,10 +305,14 @@ impl Session {
             .tracing
             .missed()
             .map(|missed| ("program skipped by the kernel", missed));
-        let evicted = ("too many packets at once", self.collector.evicted());
+        let forgotten = self.collector.forgotten();
         let here = missed
             .into_iter()
-            .chain([evicted])
+            .chain([
+                ("too many packets at once", self.collector.evicted()),
+                ("flow forgotten for newer ones", forgotten.flows),
+                ("failure forgotten for newer ones", forgotten.failures),
+            ])
             .filter(|&(_, count)| count > 0);
         self.ring.lost().iter().chain(here).collect()
     }

@@ -93,6 +93,22 @@ impl Session {
         });
     }
 
+    /// Takes facts of a cluster that nobody watches: those of a reproduction.
+    pub fn set_cluster(&mut self, facts: Option<Arc<ClusterFacts>>) {
+        self.collector.set_cluster(facts);
+    }
+
+    /// Traces these namespaces from now on and no others, when it was started for some only.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn trace_only(&mut self, held: Vec<NetnsHandle>) -> anyhow::Result<()> {
+        let namespaces: Vec<u32> = held.iter().map(|namespace| namespace.id().0).collect();
+        self.tracing.trace_only(&namespaces)?;
+        self.collector.hold(held);
+        Ok(())
+    }
+
     /// What is known of the cluster; `None` when none is watched.
     pub fn cluster(&self) -> Option<&ClusterView> {
         self.cluster.as_ref().map(|watched| &watched.said)
@@ -257,10 +273,7 @@ impl Session {
                 reasons: &self.reasons,
                 symbols: &self.read_symbols,
                 clock: self.clock,
-                cluster: self
-                    .cluster
-                    .as_ref()
-                    .and_then(|watched| watched.facts.as_deref()),
+                cluster: self.collector.cluster(),
             };
             for journey in &ended {
                 if !self.printer.wants(journey) {
@@ -326,10 +339,7 @@ impl Session {
             reasons: &self.reasons,
             symbols: &self.read_symbols,
             clock: self.clock,
-            cluster: self
-                .cluster
-                .as_ref()
-                .and_then(|watched| watched.facts.as_deref()),
+            cluster: self.collector.cluster(),
         };
         let mut drops = std::collections::BTreeMap::<String, u64>::new();
         for (&(reason, location), &count) in &counts.drops {

@@ -29,7 +29,6 @@ connections than its backlog.
 
 Fix: repair or restart the program; a larger backlog only helps against bursts.",
     explains: &[],
-    built: true,
     examine,
     audit,
 };

@@ -75,7 +75,7 @@ pub(super) fn node() -> Bench {
         ..route("0.0.0.0", 0, ETH0)
     });
     let mut bench = Bench {
-        flows: Flows::bounded(1 << 20),
+        flows: Flows::bounded(1 << 20, usize::MAX),
         facts: Snapshot::empty(),
         cluster: None,
         reasons: Vec::new(),

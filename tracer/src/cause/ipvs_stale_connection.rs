@@ -29,7 +29,6 @@ among the virtual server's (ipvsadm -Ln).
 Fix: net.ipv4.vs.expire_nodest_conn=1 (kube-proxy sets it from 1.13 on in ipvs mode): the next packet makes
 a new connection.",
     explains: &[],
-    built: true,
     examine,
     audit,
 };

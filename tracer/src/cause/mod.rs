@@ -93,9 +93,6 @@ pub struct Cause {
     pub explanation: &'static str,
     /// Codes of the causes that it brings about: with shared flows they are its consequences.
     pub explains: &'static [&'static str],
-    /// A scenario builds it in the lab; else it is written from the kernel's source and tested on
-    /// constructed evidence.
-    pub built: bool,
     /// Looks for it among the packets that were lost.
     pub examine: fn(&Evidence<'_>) -> Vec<Diagnosis>,
     /// Looks for it in the facts alone.

@@ -37,7 +37,6 @@ none on this one; and the local route's src is the other address, or the configu
 Fix: give the virtual address its own prefix (/32) and restart kube-proxy; or name its prefix in
 nodePortAddresses; or upgrade kube-proxy to 1.27 or later.",
     explains: &["no-listener", "accept-queue-full"],
-    built: true,
     examine,
     audit,
 };

@@ -26,6 +26,7 @@ const MODULES: &[&str] = &[
     "nf_conntrack",
     "nf_nat",
     "dummy",
+    "br_netfilter",
 ];
 const CASE: &str = "vip-nodeport-unbound";
 
@@ -41,7 +42,7 @@ fn main() -> anyhow::Result<ExitCode> {
     check(loaded.success(), || {
         format!("this kernel lacks one of the modules {MODULES:?}")
     })?;
-    let passed = tests::run(&list(), &tracer, &filter, Path::new(RESULTS))?;
+    let passed = tests::run(&list(&tracer)?, &tracer, &filter, Path::new(RESULTS))?;
     Ok(if passed {
         ExitCode::SUCCESS
     } else {
@@ -49,7 +50,7 @@ fn main() -> anyhow::Result<ExitCode> {
     })
 }
 
-fn list() -> Vec<Test> {
+fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
     let mut tests = vec![
         Test::new("doctor: every hook attaches", every_hook_attaches),
         Test::new("hooks: each one fires", every_hook_fires),
@@ -79,7 +80,8 @@ fn list() -> Vec<Test> {
             |tracer| reproduce(tracer, expectation, &[]),
         ));
     }
-    tests
+    tests.extend(tests::matrix::tests(tracer)?);
+    Ok(tests)
 }
 
 /// What a variant of the case has to come to.

@@ -117,6 +117,16 @@ impl Collector {
         self.cluster = cluster;
     }
 
+    /// What the cluster is like, where one is known.
+    pub fn cluster(&self) -> Option<&ClusterFacts> {
+        self.cluster.as_deref()
+    }
+
+    /// Reads facts of these namespaces too, instead of those held so far.
+    pub fn hold(&mut self, held: Vec<NetnsHandle>) {
+        self.held = held;
+    }
+
     /// Journeys under way.
     pub fn active(&self) -> usize {
         self.tracker.active()
@@ -277,6 +287,7 @@ impl Collector {
     pub fn forget(&mut self) {
         self.flows = Flows::default();
         self.facts = Snapshot::empty();
+        self.seen.clear();
         self.asked.clear();
         self.ipvs_clients.clear();
         self.filtering.clear();

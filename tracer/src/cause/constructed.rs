@@ -106,6 +106,8 @@ pub(super) fn link(index: u32, name: &str) -> Link {
         peer_index: None,
         peer_netns: None,
         bridge_port: None,
+        vxlan: None,
+        xdp: None,
     }
 }
 

@@ -73,7 +73,12 @@ impl Replay {
             let bytes = std::ptr::from_mut(&mut event).cast::<u8>();
             for &(at, which) in &recorded.places {
                 // SAFETY: `places` gives offsets of four bytes within the event, which is plain data.
-                unsafe { bytes.add(at).cast::<[u8; 4]>().write_unaligned(varied[which]) };
+                unsafe {
+                    bytes
+                        .add(at)
+                        .cast::<[u8; 4]>()
+                        .write_unaligned(varied[which])
+                };
             }
             take(std::hint::black_box(&event));
         }
@@ -119,7 +124,9 @@ fn places(bytes: &[u8; EVENT_BYTES]) -> Vec<(usize, usize)> {
     let first = std::mem::offset_of!(raw::Event, detail);
     (first..=EVENT_BYTES - 4)
         .filter_map(|at| {
-            let which = VARIED.iter().position(|address| bytes[at..at + 4] == *address)?;
+            let which = VARIED
+                .iter()
+                .position(|address| bytes[at..at + 4] == *address)?;
             Some((at, which))
         })
         .collect()

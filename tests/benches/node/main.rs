@@ -19,7 +19,9 @@ fn main() -> anyhow::Result<()> {
     match words[..] {
         ["--record", file] => record::record(Path::new(file)),
         ["--measure", out, tracer, pwru] => {
-            let pwru = pwru.strip_prefix('-').map_or(Ok(pwru), |why| Err(why.to_owned()));
+            let pwru = pwru
+                .strip_prefix('-')
+                .map_or(Ok(pwru), |why| Err(why.to_owned()));
             measure::measure(&Programs { tracer, pwru }, Path::new(out))
         }
         _ => anyhow::bail!("usage: node --record FILE | --measure OUT TRACER PWRU|-REASON"),

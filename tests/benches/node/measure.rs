@@ -36,12 +36,15 @@ impl Table {
             Target::None => (None, None),
         };
         println!("{name}: {value:.3} {unit}");
-        self.0.push(json!({"name": name, "value": value, "unit": unit, "at_most": limit, "met": met}));
+        self.0.push(
+            json!({"name": name, "value": value, "unit": unit, "at_most": limit, "met": met}),
+        );
     }
 
     fn skipped(&mut self, name: &str, why: &anyhow::Error) {
         println!("{name}: skipped: {why:#}");
-        self.0.push(json!({"name": name, "skipped": format!("{why:#}")}));
+        self.0
+            .push(json!({"name": name, "skipped": format!("{why:#}")}));
     }
 }
 
@@ -97,17 +100,42 @@ fn tell(table: &mut Table, name: &str, untraced: &Trips, measured: &Measured) {
     for ((kind, trip), plain) in Kind::ALL.into_iter().zip(&measured.trips).zip(untraced) {
         let kind = kind.name();
         let slower = trip.median.as_secs_f64() / plain.median.as_secs_f64();
-        table.row(format!("{name}, {kind}: kernel time a round trip"), trip.kernel_us, "µs", Target::None);
-        table.row(format!("{name}, {kind}: program runs a round trip"), trip.runs, "runs", Target::None);
-        table.row(format!("{name}, {kind}: round trip (median)"), trip.median.as_secs_f64() * 1e6, "µs", Target::None);
-        table.row(format!("{name}, {kind}: round trip against untraced"), slower, "times", Target::None);
+        table.row(
+            format!("{name}, {kind}: kernel time a round trip"),
+            trip.kernel_us,
+            "µs",
+            Target::None,
+        );
+        table.row(
+            format!("{name}, {kind}: program runs a round trip"),
+            trip.runs,
+            "runs",
+            Target::None,
+        );
+        table.row(
+            format!("{name}, {kind}: round trip (median)"),
+            trip.median.as_secs_f64() * 1e6,
+            "µs",
+            Target::None,
+        );
+        table.row(
+            format!("{name}, {kind}: round trip against untraced"),
+            slower,
+            "times",
+            Target::None,
+        );
     }
 }
 
 fn ratio(table: &mut Table, name: &str, one: &Measured, two: &Measured, at_most: f64) {
     for ((kind, one), two) in Kind::ALL.into_iter().zip(&one.trips).zip(&two.trips) {
         let value = one.kernel_us / two.kernel_us;
-        table.row(format!("{name}, {}: kernel time", kind.name()), value, "times", Target::AtMost(at_most));
+        table.row(
+            format!("{name}, {}: kernel time", kind.name()),
+            value,
+            "times",
+            Target::AtMost(at_most),
+        );
     }
 }
 
@@ -120,10 +148,21 @@ pub(crate) struct Programs<'a> {
 
 /// Our tracer with more arguments.
 fn ours(programs: &Programs<'_>, name: &'static str, more: &[&str]) -> Peer {
-    let words = [programs.tracer, "run", "--format", "json", "--ready-file", "{ready}"];
+    let words = [
+        programs.tracer,
+        "run",
+        "--format",
+        "json",
+        "--ready-file",
+        "{ready}",
+    ];
     Peer {
         name,
-        command: words.iter().chain(more).map(|word| (*word).to_owned()).collect(),
+        command: words
+            .iter()
+            .chain(more)
+            .map(|word| (*word).to_owned())
+            .collect(),
     }
 }
 
@@ -136,7 +175,12 @@ pub(crate) fn measure(programs: &Programs<'_>, out: &Path) -> anyhow::Result<()>
     round_trips(&world, Kind::Udp, WARM_UP)?;
     let untraced = trips(&world, None)?;
     for (kind, trip) in Kind::ALL.into_iter().zip(&untraced) {
-        table.row(format!("untraced, {}: round trip (median)", kind.name()), trip.median.as_secs_f64() * 1e6, "µs", Target::None);
+        table.row(
+            format!("untraced, {}: round trip (median)", kind.name()),
+            trip.median.as_secs_f64() * 1e6,
+            "µs",
+            Target::None,
+        );
     }
     costs(&mut table, &world, programs, &untraced)?;
     for (name, result) in [
@@ -151,11 +195,26 @@ pub(crate) fn measure(programs: &Programs<'_>, out: &Path) -> anyhow::Result<()>
         .with_context(|| format!("cannot write {}", out.display()))
 }
 
-fn costs(table: &mut Table, world: &World, programs: &Programs<'_>, untraced: &Trips) -> anyhow::Result<()> {
+fn costs(
+    table: &mut Table,
+    world: &World,
+    programs: &Programs<'_>,
+    untraced: &Trips,
+) -> anyhow::Result<()> {
     let all = under(world, &ours(programs, "no filter", &[]))?;
     tell(table, "no filter", untraced, &all);
-    table.row("no filter: ready".into(), all.ready.as_secs_f64(), "s", Target::AtMost(2.0));
-    table.row("no filter: detached".into(), all.ended.detached.as_secs_f64(), "s", Target::AtMost(1.0));
+    table.row(
+        "no filter: ready".into(),
+        all.ready.as_secs_f64(),
+        "s",
+        Target::AtMost(2.0),
+    );
+    table.row(
+        "no filter: detached".into(),
+        all.ended.detached.as_secs_f64(),
+        "s",
+        Target::AtMost(1.0),
+    );
 
     let matching = format!("host {NODE} and port {NODE_PORT}");
     let filtered = under(world, &ours(programs, "matching filter", &[&matching]));
@@ -169,13 +228,27 @@ fn costs(table: &mut Table, world: &World, programs: &Programs<'_>, untraced: &T
             &all
         }
     };
-    match under(world, &ours(programs, "filter without match", &["host 203.0.113.9"])) {
+    match under(
+        world,
+        &ours(programs, "filter without match", &["host 203.0.113.9"]),
+    ) {
         Ok(other) => {
             tell(table, "filter without match", untraced, &other);
-            ratio(table, "filter without match against matching", &other, matching, 0.1);
+            ratio(
+                table,
+                "filter without match against matching",
+                &other,
+                matching,
+                0.1,
+            );
             for ((kind, trip), plain) in Kind::ALL.into_iter().zip(&other.trips).zip(untraced) {
                 let slower = trip.median.as_secs_f64() / plain.median.as_secs_f64() - 1.0;
-                table.row(format!("filter without match, {}: slowdown", kind.name()), slower * 100.0, "%", Target::AtMost(5.0));
+                table.row(
+                    format!("filter without match, {}: slowdown", kind.name()),
+                    slower * 100.0,
+                    "%",
+                    Target::AtMost(5.0),
+                );
             }
         }
         Err(error) => table.skipped("filter without match", &error),
@@ -183,8 +256,17 @@ fn costs(table: &mut Table, world: &World, programs: &Programs<'_>, untraced: &T
     match pwru(world, programs) {
         Ok(pwru) => {
             tell(table, "pwru", untraced, &pwru);
-            table.row("pwru: ready".into(), pwru.ready.as_secs_f64(), "s", Target::None);
-            let name = if filtered.is_ok() { "matching filter against pwru" } else { "no filter against pwru" };
+            table.row(
+                "pwru: ready".into(),
+                pwru.ready.as_secs_f64(),
+                "s",
+                Target::None,
+            );
+            let name = if filtered.is_ok() {
+                "matching filter against pwru"
+            } else {
+                "no filter against pwru"
+            };
             ratio(table, name, matching, &pwru, 0.125);
         }
         Err(error) => table.skipped("pwru", &error),
@@ -193,7 +275,10 @@ fn costs(table: &mut Table, world: &World, programs: &Programs<'_>, untraced: &T
 }
 
 fn pwru(world: &World, programs: &Programs<'_>) -> anyhow::Result<Measured> {
-    let program = programs.pwru.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
+    let program = programs
+        .pwru
+        .as_ref()
+        .map_err(|why| anyhow::anyhow!("{why}"))?;
     let expression = format!("host {NODE} and port {NODE_PORT}");
     let words = [
         program,
@@ -205,7 +290,13 @@ fn pwru(world: &World, programs: &Programs<'_>) -> anyhow::Result<Measured> {
         &expression,
     ];
     let command = words.iter().map(|word| (*word).to_owned()).collect();
-    under(world, &Peer { name: "pwru", command })
+    under(
+        world,
+        &Peer {
+            name: "pwru",
+            command,
+        },
+    )
 }
 
 /// From the end of a refused connection to its diagnosis.
@@ -215,13 +306,23 @@ fn diagnosis(table: &mut Table, world: &World, programs: &Programs<'_>) -> anyho
     let said = running.await_object("diagnosis", DIAGNOSIS);
     running.end()?;
     let said = said.context("no diagnosis came")?;
-    table.row("diagnosis behind the packet's end".into(), (said - end).as_secs_f64(), "s", Target::AtMost(2.0));
+    table.row(
+        "diagnosis behind the packet's end".into(),
+        (said - end).as_secs_f64(),
+        "s",
+        Target::AtMost(2.0),
+    );
     Ok(())
 }
 
 fn under_flood(table: &mut Table, world: &World, programs: &Programs<'_>) -> anyhow::Result<()> {
     let plain = flood(world, FLOOD)?;
-    table.row("flood untraced: datagrams a second".into(), plain.sent as f64 / plain.seconds, "1/s", Target::None);
+    table.row(
+        "flood untraced: datagrams a second".into(),
+        plain.sent as f64 / plain.seconds,
+        "1/s",
+        Target::None,
+    );
     let running = ours(programs, "flood", &[]).start()?;
     let begun = Instant::now();
     let traced = flood(world, FLOOD)?;
@@ -233,10 +334,30 @@ fn under_flood(table: &mut Table, world: &World, programs: &Programs<'_>) -> any
         .filter_map(|row| row[1].as_f64())
         .sum();
     let events = summary["events"].as_f64().unwrap_or_default();
-    table.row("flood: datagrams a second".into(), traced.sent as f64 / traced.seconds, "1/s", Target::None);
-    table.row("flood: answered".into(), traced.answered as f64, "datagrams", Target::None);
-    table.row("flood: events a second".into(), events / begun.elapsed().as_secs_f64().min(traced.seconds), "1/s", Target::None);
-    table.row("flood: events lost".into(), lost, "events", Target::AtMost(0.0));
+    table.row(
+        "flood: datagrams a second".into(),
+        traced.sent as f64 / traced.seconds,
+        "1/s",
+        Target::None,
+    );
+    table.row(
+        "flood: answered".into(),
+        traced.answered as f64,
+        "datagrams",
+        Target::None,
+    );
+    table.row(
+        "flood: events a second".into(),
+        events / begun.elapsed().as_secs_f64().min(traced.seconds),
+        "1/s",
+        Target::None,
+    );
+    table.row(
+        "flood: events lost".into(),
+        lost,
+        "events",
+        Target::AtMost(0.0),
+    );
     println!("flood: {}", summary["lost"]);
     Ok(())
 }

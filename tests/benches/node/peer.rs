@@ -51,7 +51,10 @@ pub(crate) struct Ended {
 }
 
 fn programs() -> HashSet<u32> {
-    loaded_programs().flatten().map(|program| program.id()).collect()
+    loaded_programs()
+        .flatten()
+        .map(|program| program.id())
+        .collect()
 }
 
 impl Peer {

@@ -37,6 +37,9 @@ pub(crate) fn record(path: &Path) -> anyhow::Result<()> {
         });
     });
     std::fs::write(path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("{count} events of {UDP} UDP and {TCP} TCP round trips, {} bytes", bytes.len());
+    println!(
+        "{count} events of {UDP} UDP and {TCP} TCP round trips, {} bytes",
+        bytes.len()
+    );
     Ok(())
 }

@@ -64,7 +64,11 @@ fn round_trip(kind: Kind) -> io::Result<Duration> {
 }
 
 /// So many round trips one after the other, each from a port of its own; their times in order.
-pub(crate) fn round_trips(world: &World, kind: Kind, count: usize) -> anyhow::Result<Vec<Duration>> {
+pub(crate) fn round_trips(
+    world: &World,
+    kind: Kind,
+    count: usize,
+) -> anyhow::Result<Vec<Duration>> {
     world.enter(Place::Client, move || {
         (0..count).map(|_| round_trip(kind)).collect()
     })

@@ -120,9 +120,7 @@ impl World {
                 "iptables -t nat -A PREROUTING -p {protocol} --dport {NODE_PORT} -j KUBE-NODE-PORT"
             ));
             inside.push(format!("ipvsadm -A {flag} {server} -s rr"));
-            inside.push(format!(
-                "ipvsadm -a {flag} {server} -r {POD}:{POD_PORT} -m"
-            ));
+            inside.push(format!("ipvsadm -a {flag} {server} -r {POD}:{POD_PORT} -m"));
         }
         lines.extend(
             inside

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::cluster::Connection;
 use super::{Exit, Failure, Output, need_root, runtime};
-use crate::kernel::load::{Options, Tier, Tracing};
+use crate::kernel::attach::Tier;
+use crate::kernel::load::{Options, Tracing};
 use crate::kernel::privilege;
 use crate::printer::{Printer, Show};
 use crate::session::Session;

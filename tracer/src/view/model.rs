@@ -10,7 +10,7 @@ use crate::cause::{Diagnosis, Finding};
 use crate::event::{Detail, NetfilterHook, Packet, Transport, protocol, tcp_flag};
 use crate::hook::Role;
 use crate::journey::{Ending, Journey};
-use crate::kernel::load::DropReasons;
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Claim, ClusterFacts};
 use crate::node::{NetnsFacts, NetnsId, Snapshot};

@@ -435,7 +435,12 @@ const ROWS: [usize; 64] = {
 
 /// The row of a hook.
 pub const fn of(id: HookId) -> &'static Hook {
-    &CATALOGUE[ROWS[id as usize]]
+    &CATALOGUE[row(id)]
+}
+
+/// Index of a hook in the catalogue.
+pub const fn row(id: HookId) -> usize {
+    ROWS[id as usize]
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use aya::programs::fentry::FEntryLink;
 use aya::programs::kprobe::KProbeLink;
 use aya::programs::tp_btf::BtfTracePointLink;
+use tracer_ebpf::hook::HookId;
 
 /// Threads that let go of links; they only wait.
 const THREADS: usize = 32;
@@ -22,27 +23,33 @@ pub(super) enum Link {
     Kprobe(#[expect(dead_code, reason = "held")] KProbeLink),
 }
 
-/// Every attached program; dropping it detaches all.
+/// Every attached program by its hook; dropping it detaches all.
 #[derive(Default)]
-pub(super) struct Links(Vec<Link>);
+pub(super) struct Links(Vec<(HookId, Link)>);
 
 impl Links {
-    pub(super) fn push(&mut self, link: Link) {
-        self.0.push(link);
+    pub(super) fn add(&mut self, hook: HookId, link: Link) {
+        self.0.push((hook, link));
+    }
+
+    /// Detaches some hooks.
+    pub(super) fn release(&mut self, hooks: &[HookId]) {
+        let (gone, kept) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition(|(hook, _)| hooks.contains(hook));
+        self.0 = kept;
+        drop(Self(gone));
     }
 }
 
 impl Drop for Links {
     fn drop(&mut self) {
+        let threads = self.0.len().min(THREADS);
         let links = Mutex::new(std::mem::take(&mut self.0));
         let next = || links.lock().ok()?.pop();
         std::thread::scope(|scope| {
-            for _ in 0..THREADS {
-                scope.spawn(|| {
-                    while let Some(link) = next() {
-                        drop(link)
-                    }
-                });
+            for _ in 0..threads {
+                scope.spawn(|| while next().is_some() {});
             }
         });
     }

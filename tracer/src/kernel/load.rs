@@ -4,18 +4,19 @@ use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::EbpfLogger;
 use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::{ABSENT, FIELDS};
 
-use super::attach::{Attacher, HookState};
+use super::attach::{Attached, Attacher, Gap, HookState, Programs, attach_late};
 use super::btf::Btf;
 use super::links::Links;
+use super::modules::Modules;
 use super::ring::Ring;
-use crate::hook;
+use crate::hook::Hook;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf"));
 
@@ -56,9 +57,34 @@ fn keep_namespaces(ebpf: &mut Ebpf, namespaces: &[u32]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Keeps the link of an attached hook.
+fn keep(links: &mut Links, hook: &'static Hook, attached: Attached) -> HookState {
+    let outcome = attached.map(|(tier, link)| {
+        links.add(hook.id, link);
+        tier
+    });
+    HookState { hook, outcome }
+}
+
+/// What became of the hooks of one module while tracing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ModuleChange {
+    /// The module.
+    pub module: &'static str,
+    /// It is loaded now.
+    pub loaded: bool,
+    /// Its hooks that are attached now.
+    pub attached: Vec<&'static str>,
+    /// Its hooks that are not, with the reason, where it is loaded.
+    pub refused: Vec<(&'static str, String)>,
+}
+
 /// Programs at work; dropping it detaches them.
 pub struct Tracing {
-    _links: Links,
+    links: Links,
+    /// The modules that hooks are attached to.
+    modules: Modules,
+    verbose: bool,
     ebpf: Ebpf,
     /// Every hook of the catalogue, in order.
     pub hooks: Vec<HookState>,
@@ -98,10 +124,18 @@ impl Tracing {
             u32::from(btf.enumeration("skb_drop_reason").is_some()),
             u32::from(options.namespaces.is_some()),
         ];
-        let kernel_btf =
-            aya::Btf::from_sys_fs().context("the kernel's type information cannot be read")?;
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&kernel_btf))
+        // The loader reads type information of its own at the same time.
+        let (kernel_btf, mut loader) = std::thread::scope(|scope| {
+            let reader = scope.spawn(aya::Btf::from_sys_fs);
+            let loader = EbpfLoader::new();
+            (reader.join(), loader)
+        });
+        let kernel_btf = kernel_btf
+            .map_err(|_| anyhow!("the thread that reads the kernel's type information panicked"))?
+            .context("the kernel's type information cannot be read")?;
+        let mut ebpf = loader
+            // The programs have no relocations by type.
+            .btf(None)
             .override_global("LAYOUT", layout.as_slice(), true)
             .override_global("SETTINGS", settings.as_slice(), true)
             .override_global(aya_log::LEVEL, log_level(options), true)
@@ -111,17 +145,12 @@ impl Tracing {
         if let Some(namespaces) = &options.namespaces {
             keep_namespaces(&mut ebpf, namespaces)?;
         }
-        let mut attacher = Attacher::new(&mut ebpf, btf, &kernel_btf, options.program_log);
+        let attacher = Attacher::new(btf, &kernel_btf, options.program_log);
         let mut links = Links::default();
-        let hooks: Vec<_> = hook::CATALOGUE
-            .iter()
-            .map(|hook| HookState {
-                hook,
-                outcome: attacher.attach(hook).map(|(tier, link)| {
-                    links.push(link);
-                    tier
-                }),
-            })
+        let hooks: Vec<_> = attacher
+            .attach_all(&mut ebpf)
+            .into_iter()
+            .map(|(hook, attached)| keep(&mut links, hook, attached))
             .collect();
         if !hooks.iter().any(|state| state.outcome.is_ok()) {
             let why = hooks.iter().find_map(|state| state.outcome.as_ref().err());
@@ -136,13 +165,84 @@ impl Tracing {
             .transpose()?;
         let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok();
         Ok(Self {
-            _links: links,
+            links,
+            modules: attacher.into_modules(),
+            verbose: options.program_log,
             ebpf,
             hooks,
             missing_fields,
             program_log,
             _statistics,
         })
+    }
+
+    /// Attaches to modules that were loaded since the last call, lets go of those that went, and says
+    /// which. Cheap while nothing changes.
+    pub fn follow_modules(&mut self) -> Vec<ModuleChange> {
+        let now = Modules::read();
+        let changes = now.since(&self.modules);
+        let gone = self.hooks_of(&changes.gone);
+        if !gone.is_empty() {
+            let ids: Vec<_> = gone.iter().map(|&row| self.hooks[row].hook.id).collect();
+            self.links.release(&ids);
+        }
+        for row in gone {
+            let module = self.hooks[row].hook.place.module().unwrap_or_default();
+            self.hooks[row].outcome = Err(Gap::ModuleNotLoaded(module));
+        }
+        let come = self.hooks_of(&changes.come);
+        if !come.is_empty() {
+            let mut programs = Programs::of_all(&mut self.ebpf);
+            for row in come {
+                let hook = self.hooks[row].hook;
+                // A kernel that has the function built in was attached to at the start.
+                if self.hooks[row].outcome.is_ok() {
+                    continue;
+                }
+                let programs = programs.remove(hook.id.name()).unwrap_or_default();
+                let attached = attach_late(hook, programs, self.verbose);
+                self.hooks[row] = keep(&mut self.links, hook, attached);
+            }
+        }
+        self.modules = now;
+        let went = changes
+            .gone
+            .iter()
+            .filter(|module| !changes.come.contains(module));
+        let changed = went.map(|&module| (module, false));
+        changed
+            .chain(changes.come.iter().map(|&module| (module, true)))
+            .map(|(module, loaded)| self.module_change(module, loaded))
+            .collect()
+    }
+
+    /// Rows of the hooks in some modules.
+    fn hooks_of(&self, modules: &[&str]) -> Vec<usize> {
+        let inside = |state: &HookState| {
+            let module = state.hook.place.module();
+            module.is_some_and(|module| modules.contains(&module))
+        };
+        (0..self.hooks.len())
+            .filter(|&row| inside(&self.hooks[row]))
+            .collect()
+    }
+
+    fn module_change(&self, module: &'static str, loaded: bool) -> ModuleChange {
+        let (mut attached, mut refused) = (Vec::new(), Vec::new());
+        for row in self.hooks_of(&[module]) {
+            let state = &self.hooks[row];
+            match &state.outcome {
+                Ok(_) => attached.push(state.hook.id.name()),
+                Err(gap) if loaded => refused.push((state.hook.id.name(), gap.to_string())),
+                Err(_) => {}
+            }
+        }
+        ModuleChange {
+            module,
+            loaded,
+            attached,
+            refused,
+        }
     }
 
     /// Takes the ring buffer and the loss counters; once.

@@ -2,8 +2,8 @@
 //! and taking events out of the ring buffer.
 //!
 //! Map: `btf` reads type information, `symbols` names code addresses, `reasons` names drop reasons,
-//! `load` loads the programs and keeps them alive, `attach` decides per hook how to attach, `links`
-//! lets go of all of them, `privilege` gives up what is no longer needed, `ring` yields raw events
+//! `load` loads the programs and keeps them alive, `attach` decides per hook how to attach, `modules`
+//! notices what is loaded later, `links` lets go of all of them, `privilege` gives up what is no longer needed, `ring` yields raw events
 //! and counts what was lost.
 //! Invariant: a hook that cannot be attached is data ([`attach::HookState`]), never an error; only a
 //! kernel on which nothing can be attached is one.
@@ -12,6 +12,7 @@ pub mod attach;
 pub mod btf;
 mod links;
 pub mod load;
+mod modules;
 pub mod privilege;
 pub mod reasons;
 pub mod ring;

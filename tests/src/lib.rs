@@ -2,6 +2,7 @@
 //! with its report.
 
 pub mod api_server;
+pub mod attach;
 pub mod cluster;
 pub mod field_notes;
 pub mod matrix;

@@ -71,6 +71,10 @@ fields! {
     ConnTuplehash = "nf_conn", "tuplehash";
     /// `IPS_*` bits.
     ConnStatus = "nf_conn", "status";
+    /// Conntrack zone.
+    ConnZone = "nf_conn", "zone.id";
+    /// Namespace of a conntrack entry.
+    ConnNet = "nf_conn", "ct_net.net";
     /// Size of a tuple hash: the second one follows the first.
     TupleHashTuple = "nf_conntrack_tuple_hash", "tuple";
     /// Route device.
@@ -85,6 +89,10 @@ fields! {
     SockNum = "sock_common", "skc_num";
     /// Namespace of a socket.
     SockNet = "sock_common", "skc_net.net";
+    /// Connections that wait to be accepted.
+    SockAccepting = "sock", "sk_ack_backlog";
+    /// How many may.
+    SockMostAccepting = "sock", "sk_max_ack_backlog";
     /// Address of a neighbour, the table's family's length.
     NeighbourKey = "neighbour", "primary_key";
     /// `NUD_*` bits.

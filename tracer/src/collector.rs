@@ -11,7 +11,7 @@ use tracer_ebpf::hook::HookId;
 
 use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
 use crate::event::{Detail, Event};
-use crate::flow::{Flow, Flows};
+use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::kube::ClusterFacts;
@@ -137,6 +137,16 @@ impl Collector {
         self.tracker.evicted
     }
 
+    /// Flows known.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Flows and journeys that had to be forgotten to stay within bounds.
+    pub const fn forgotten(&self) -> Forgotten {
+        self.flows.forgotten()
+    }
+
     /// Takes an event; journeys that it ends go to `ended`.
     pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
         self.counts.events += 1;
@@ -214,7 +224,7 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            let mut asks = journey.failed() || journey.ipvs_miss().is_some();
+            let mut asks = journey.is_suspicious();
             self.counts.failed += u64::from(journey.failed());
             self.remember_ipvs_client(&journey);
             let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));

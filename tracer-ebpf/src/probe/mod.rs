@@ -190,7 +190,17 @@ fn wanted(netns: u32) -> bool {
 /// Emits an event of a function that works on the remembered skb; it carries no packet bytes.
 #[inline(always)]
 fn emit_current(hook: HookId, fill: impl FnOnce(&mut Detail) -> Option<()>) -> Option<()> {
-    let skb = current()?;
+    emit_bare(hook, current()?, 0, |detail| fill(detail).is_some())
+}
+
+/// Emits an event without packet bytes.
+#[inline(always)]
+fn emit_bare(
+    hook: HookId,
+    skb: u64,
+    netns: u32,
+    fill: impl FnOnce(&mut Detail) -> bool,
+) -> Option<()> {
     let Some(mut slot) = EVENTS.reserve::<Event>(0) else {
         lost(Lost::RingFull);
         return None;
@@ -199,7 +209,7 @@ fn emit_current(hook: HookId, fill: impl FnOnce(&mut Detail) -> Option<()>) -> O
     let event = unsafe { &mut *slot.as_mut_ptr() };
     event.time_ns = unsafe { bpf_ktime_get_ns() };
     event.skb = skb;
-    event.netns = 0;
+    event.netns = netns;
     event.ifindex = 0;
     event.length = 0;
     event.mark = 0;
@@ -208,13 +218,29 @@ fn emit_current(hook: HookId, fill: impl FnOnce(&mut Detail) -> Option<()>) -> O
     event.packet_len = 0;
     event.network_offset = 0;
     event.detail.bytes = [0; DETAIL_BYTES];
-    event.valid = if fill(&mut event.detail).is_some() {
+    event.valid = if fill(&mut event.detail) {
         valid::DETAIL
     } else {
         0
     };
+    if netns != 0 {
+        event.valid |= valid::NETNS;
+    }
     slot.submit(BPF_RB_NO_WAKEUP as u64);
     Some(())
+}
+
+/// Emits an event of a namespace that is about no packet.
+#[inline(always)]
+fn emit_without_packet(
+    hook: HookId,
+    netns: u32,
+    fill: impl FnOnce(&mut Detail) -> bool,
+) -> Option<()> {
+    if !wanted(netns) {
+        return None;
+    }
+    emit_bare(hook, 0, netns, fill)
 }
 
 /// Copies the packet's headers, from the link header where there is one; false when they cannot be

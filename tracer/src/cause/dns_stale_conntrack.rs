@@ -329,6 +329,8 @@ pub(super) mod tests {
             reply: tuple(target, client),
             destination_nat: false,
             relation: None,
+            status: 0,
+            zone: 0,
         };
         let way = bench
             .udp(client, "10.96.0.10:53")

@@ -35,7 +35,9 @@ mod bridge_nf_off;
 mod bridge_port_blocked;
 mod conntrack_full;
 mod conntrack_insert_clash;
+mod conntrack_invalid;
 mod dns_stale_conntrack;
+mod duplicate_address;
 mod endpoint_not_ready;
 mod etp_local_no_endpoint;
 mod filter_rule_drop;
@@ -43,8 +45,10 @@ mod forward_policy_drop;
 mod hairpin_off;
 mod ip_forward_off;
 mod ipv6_forward_off;
+mod ipvs_conn_reuse;
 mod ipvs_no_destination;
 mod ipvs_stale_connection;
+mod ipvs_weight_zero;
 mod kube_proxy_stale;
 mod lb_source_range;
 mod martian_source;
@@ -55,6 +59,7 @@ mod network_policy_drop;
 mod no_listener;
 mod no_route;
 mod nodeport_localhost;
+mod nodeport_taken;
 mod pod_on_docker0;
 mod receive_buffer_full;
 mod route_blackhole;
@@ -62,12 +67,16 @@ mod rp_filter;
 mod service_no_endpoints;
 mod service_rejected;
 mod snat_exhausted;
+mod source_address_ambiguous;
+mod syn_flood;
+mod tc_or_xdp_drop;
 mod terminating_endpoint;
 mod ttl_expired;
 mod veth_peer_down;
 mod vip_nodeport_unbound;
 mod vxlan_checksum;
 mod vxlan_no_fdb;
+mod vxlan_udp_blocked;
 
 pub use audit::{Finding, Severity, audit};
 pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
@@ -93,15 +102,21 @@ pub struct Cause {
 /// The catalogue, the more special causes first; the order is the order of ranking among equals.
 pub const CATALOGUE: &[Cause] = &[
     vip_nodeport_unbound::CAUSE,
+    nodeport_taken::CAUSE,
     pod_on_docker0::CAUSE,
     terminating_endpoint::CAUSE,
     service_no_endpoints::CAUSE,
     endpoint_not_ready::CAUSE,
     etp_local_no_endpoint::CAUSE,
     kube_proxy_stale::CAUSE,
+    duplicate_address::CAUSE,
+    vxlan_udp_blocked::CAUSE,
+    source_address_ambiguous::CAUSE,
     ipvs_no_destination::CAUSE,
     lb_source_range::CAUSE,
     network_policy_drop::CAUSE,
+    conntrack_invalid::CAUSE,
+    tc_or_xdp_drop::CAUSE,
     forward_policy_drop::CAUSE,
     filter_rule_drop::CAUSE,
     ip_forward_off::CAUSE,
@@ -115,8 +130,11 @@ pub const CATALOGUE: &[Cause] = &[
     ttl_expired::CAUSE,
     conntrack_full::CAUSE,
     accept_queue_full::CAUSE,
+    syn_flood::CAUSE,
     receive_buffer_full::CAUSE,
     dns_stale_conntrack::CAUSE,
+    ipvs_conn_reuse::CAUSE,
+    ipvs_weight_zero::CAUSE,
     ipvs_stale_connection::CAUSE,
     vxlan_no_fdb::CAUSE,
     bridge_port_blocked::CAUSE,
@@ -192,6 +210,18 @@ mod tests {
             "etp-local-no-endpoint",
             etp_local_no_endpoint::tests::situation,
         ),
+        ("duplicate-address", duplicate_address::tests::situation),
+        ("vxlan-udp-blocked", vxlan_udp_blocked::tests::situation),
+        (
+            "source-address-ambiguous",
+            source_address_ambiguous::tests::situation,
+        ),
+        ("nodeport-taken", nodeport_taken::tests::situation),
+        ("conntrack-invalid", conntrack_invalid::tests::situation),
+        ("tc-or-xdp-drop", tc_or_xdp_drop::tests::situation),
+        ("ipvs-conn-reuse", ipvs_conn_reuse::tests::situation),
+        ("ipvs-weight-zero", ipvs_weight_zero::tests::situation),
+        ("syn-flood", syn_flood::tests::situation),
         ("ipvs-no-destination", ipvs_no_destination::tests::situation),
         ("lb-source-range", lb_source_range::tests::situation),
         ("forward-policy-drop", forward_policy_drop::tests::situation),

@@ -212,6 +212,11 @@ pub(super) fn on_service_device(facts: &Site<'_>, address: IpAddr) -> bool {
     })
 }
 
+/// An address on which NodePorts answer: the node's own and no service's.
+pub(super) fn is_node_address(site: &Site<'_>, address: IpAddr) -> bool {
+    site.is_local(address) && !address.is_loopback() && !on_service_device(site, address)
+}
+
 /// The virtual server that shows that this port is a NodePort: same port, on another address that the
 /// node itself has. Addresses of services live on their own interface and prove nothing.
 fn sibling<'a>(facts: &Site<'a>, subject: Subject, reason: &Reason) -> Option<Sibling<'a>> {

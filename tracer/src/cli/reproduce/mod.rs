@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::run::{interrupted, kernel_release};
 use super::{Exit, Failure, Output, nearest, need_root, runtime};
-use crate::kernel::load::{Abilities, Options as LoadOptions};
+use crate::kernel::attach::Abilities;
+use crate::kernel::load::Options as LoadOptions;
 use crate::printer::Printer;
 use crate::scenario::{self, NotOn, REGISTRY, Scenario, Variant};
 use crate::session::Session;

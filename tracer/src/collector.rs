@@ -358,5 +358,6 @@ impl Collector {
         self.facts.read_connections(&directory, &self.ipvs_clients);
         self.facts.read_rules(&directory, &self.filtering);
         self.facts.find_owners();
+        self.facts.read_node();
     }
 }

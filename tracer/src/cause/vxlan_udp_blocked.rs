@@ -115,7 +115,7 @@ fn filtered(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                 None => diagnosis,
             })
         })
-        .map(|diagnosis| allow(diagnosis))
+        .map(allow)
         .collect()
 }
 

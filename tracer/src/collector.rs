@@ -127,6 +127,11 @@ impl Collector {
         self.tracker.evicted
     }
 
+    /// Events were lost before this time.
+    pub const fn mark_loss(&mut self, now_ns: u64) {
+        self.tracker.mark_loss(now_ns);
+    }
+
     /// Takes an event; journeys that it ends go to `ended`.
     pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
         self.counts.events += 1;

@@ -212,6 +212,7 @@ mod tests {
             id,
             events,
             ending: Ending::Delivered,
+            ..Journey::default()
         }
     }
 

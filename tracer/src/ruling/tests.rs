@@ -90,6 +90,7 @@ fn journey(between: &[Event]) -> Journey {
             location: 1,
             reason: None,
         },
+        ..Journey::default()
     }
 }
 

@@ -4,5 +4,6 @@
 pub mod cluster;
 pub mod json;
 pub mod model;
+pub mod probe;
 pub mod stage;
 pub mod text;

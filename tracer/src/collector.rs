@@ -147,6 +147,11 @@ impl Collector {
         self.flows.forgotten()
     }
 
+    /// Events were lost before this time.
+    pub const fn mark_loss(&mut self, now_ns: u64) {
+        self.tracker.mark_loss(now_ns);
+    }
+
     /// Takes an event; journeys that it ends go to `ended`.
     pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
         self.counts.events += 1;

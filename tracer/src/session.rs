@@ -29,10 +29,17 @@ const MODULES_PERIOD: Duration = Duration::from_secs(1);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
 
+/// How long after a bounded test its packets are waited for: longer than the silence that ends a journey.
+const AFTER_WORK: Duration = Duration::from_millis(450);
+/// Most journeys kept while a bounded test runs; more means that others' traffic drowns it.
+const MOST_GATHERED: usize = 262_144;
+
 /// A running trace.
 pub struct Session {
     tracing: Tracing,
     ring: Ring,
+    /// Events lost so far, as the journeys know it.
+    known_lost: u64,
     collector: Collector,
     reasons: DropReasons,
     modules_looked: Instant,
@@ -75,6 +82,7 @@ impl Session {
             collector: Collector::new(held, unspecified),
             tracing,
             ring,
+            known_lost: 0,
             reasons,
             modules_looked: Instant::now(),
             // Needed by the first drop only, so that it does not delay the start.
@@ -258,6 +266,13 @@ impl Session {
     }
 
     fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        let ended = self.take()?;
+        self.settle_journeys(ended, monotonic_ns())?;
+        self.diagnose(hurry)
+    }
+
+    /// Empties the ring buffer; gives back the journeys that ended.
+    fn take(&mut self) -> anyhow::Result<Vec<Journey>> {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
         self.follow_modules()?;
@@ -269,8 +284,17 @@ impl Session {
             }
         });
         let now = monotonic_ns();
+        let lost = self.ring.lost().total();
+        if lost > self.known_lost {
+            self.known_lost = lost;
+            self.collector.mark_loss(now);
+        }
         self.collector.expire(now, &mut ended);
-        self.settle_journeys(ended, now)?;
+        Ok(ended)
+    }
+
+    fn diagnose(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        let now = monotonic_ns();
         if !self.collector.is_due(now, hurry) {
             return Ok(Vec::new());
         }
@@ -287,6 +311,73 @@ impl Session {
         Ok(diagnoses)
     }
 
+    /// Collects until `work` is done and what it sent has had time to end; gives back every journey of
+    /// that time, neither shown nor judged.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub async fn gather<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> anyhow::Result<(T, Vec<Journey>)> {
+        let mut journeys = Vec::new();
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(work);
+        let value = loop {
+            tokio::select! {
+                value = &mut work => break value,
+                _ = tick.tick() => journeys.extend(self.take()?),
+            }
+            journeys.truncate(MOST_GATHERED);
+        };
+        let done = Instant::now();
+        while done.elapsed() < AFTER_WORK {
+            tick.tick().await;
+            journeys.extend(self.take()?);
+        }
+        self.collector.finish(&mut journeys);
+        journeys.truncate(MOST_GATHERED);
+        Ok((value, journeys))
+    }
+
+    /// Judges gathered journeys, and prints what caused their losses.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn judge(&mut self, journeys: Vec<Journey>) -> anyhow::Result<Vec<Diagnosis>> {
+        let now = monotonic_ns();
+        self.collector.know_rules(&journeys, now);
+        self.collector.keep(journeys, now);
+        self.diagnose(true)
+    }
+
+    /// Journeys as they are shown.
+    pub fn views(&mut self, journeys: &[Journey]) -> Vec<JourneyView> {
+        let now = monotonic_ns();
+        self.collector.know_rules(journeys, now);
+        self.collector.name_namespaces(now);
+        self.load_symbols(true);
+        for journey in journeys {
+            self.want_pods(journey);
+        }
+        let names = self.names();
+        journeys
+            .iter()
+            .filter_map(|journey| JourneyView::new(journey, &names))
+            .collect()
+    }
+
+    fn names(&self) -> Names<'_> {
+        Names {
+            facts: self.collector.facts(),
+            reasons: &self.reasons,
+            symbols: &self.read_symbols,
+            clock: self.clock,
+            cluster: self.collector.cluster(),
+        }
+    }
+
     fn settle_journeys(&mut self, ended: Vec<Journey>, now: u64) -> anyhow::Result<()> {
         if ended.is_empty() {
             return Ok(());
@@ -295,19 +386,12 @@ impl Session {
         if ended.iter().any(|journey| self.printer.wants(journey)) {
             self.collector.name_namespaces(now);
             self.load_symbols(false);
-            let names = Names {
-                facts: self.collector.facts(),
-                reasons: &self.reasons,
-                symbols: &self.read_symbols,
-                clock: self.clock,
-                cluster: self.collector.cluster(),
-            };
             for journey in &ended {
                 if !self.printer.wants(journey) {
                     continue;
                 }
                 self.want_pods(journey);
-                if let Some(view) = JourneyView::new(journey, &names) {
+                if let Some(view) = JourneyView::new(journey, &self.names()) {
                     self.printer.journey(&view)?;
                 }
             }
@@ -361,13 +445,7 @@ impl Session {
         self.collector.name_namespaces(monotonic_ns());
         self.load_symbols(true);
         let counts = self.collector.counts();
-        let names = Names {
-            facts: self.collector.facts(),
-            reasons: &self.reasons,
-            symbols: &self.read_symbols,
-            clock: self.clock,
-            cluster: self.collector.cluster(),
-        };
+        let names = self.names();
         let mut drops = std::collections::BTreeMap::<String, u64>::new();
         for (&(reason, location), &count) in &counts.drops {
             *drops.entry(names.drop(location, reason)).or_default() += count;

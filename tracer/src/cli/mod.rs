@@ -13,6 +13,7 @@ mod check;
 mod cluster;
 mod command;
 mod doctor;
+mod probe;
 mod reproduce;
 mod run;
 mod value;
@@ -111,6 +112,9 @@ impl Output {
 enum Command {
     /// Trace this machine live. Example: tracer run --for 30s --cmd 'curl -m 2 http://192.0.2.7:30000'
     Run(run::Arguments),
+    /// Send a bounded test, trace only it, and say where it went; with --against set two ways side by side.
+    /// Example: tracer probe tcp://192.0.2.7:30000 --against tcp://192.0.2.8:30000
+    Probe(probe::Arguments),
     /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
     /// Example: tracer reproduce vip-nodeport-unbound
     Reproduce(reproduce::Arguments),
@@ -163,6 +167,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
+        Command::Probe(arguments) => probe::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),

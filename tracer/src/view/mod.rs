@@ -5,5 +5,6 @@ pub mod attached;
 pub mod cluster;
 pub mod json;
 pub mod model;
+pub mod probe;
 pub mod stage;
 pub mod text;

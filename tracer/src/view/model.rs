@@ -9,7 +9,7 @@ use super::stage::{self, Stage};
 use crate::cause::{Diagnosis, Finding};
 use crate::event::{Detail, NetfilterHook, Packet, Transport, protocol, tcp_flag};
 use crate::hook::Role;
-use crate::journey::{Ending, Journey};
+use crate::journey::{BranchKind, Ending, Journey};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Claim, ClusterFacts};
@@ -170,6 +170,10 @@ pub struct JourneyView {
     pub ending: String,
     /// Stages of its way.
     pub path: Vec<Stage>,
+    /// Its other fragments, or copies that a bridge made of it.
+    pub branches: Vec<BranchView>,
+    /// Events were lost while it was under way.
+    pub gap: bool,
     /// Every event, for `-v`.
     #[serde(skip)]
     pub events: Vec<String>,
@@ -178,10 +182,7 @@ pub struct JourneyView {
 impl JourneyView {
     /// Shows a journey; `None` when it has no addresses.
     pub fn new(journey: &Journey, names: &Names<'_>) -> Option<Self> {
-        let packet = journey
-            .events
-            .iter()
-            .find_map(|event| event.packet.as_ref())?;
+        let packet = journey.first_packet()?;
         let (first, last) = (journey.first_tuple()?, journey.last_tuple()?);
         let changed = (last.destination != first.destination).then_some(last.destination);
         Some(Self {
@@ -198,9 +199,45 @@ impl JourneyView {
             duration_us: journey.duration_ns() / 1000,
             ending: ending(journey, names),
             path: stage::path(journey, names),
+            branches: branches(journey, names),
+            gap: journey.gap,
             events: events(journey, names),
         })
     }
+}
+
+/// A fragment or copy as shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct BranchView {
+    /// `fragment` or `copy`.
+    pub kind: &'static str,
+    /// How it ended, in words.
+    pub ending: String,
+    /// Stages that it passed alone.
+    pub path: Vec<Stage>,
+}
+
+fn branches(journey: &Journey, names: &Names<'_>) -> Vec<BranchView> {
+    journey
+        .branches
+        .iter()
+        .map(|branch| {
+            let alone = Journey {
+                id: journey.id,
+                events: branch.events.clone(),
+                ending: branch.ending,
+                ..Journey::default()
+            };
+            BranchView {
+                kind: match branch.kind {
+                    BranchKind::Fragment => "fragment",
+                    BranchKind::Copy => "copy",
+                },
+                ending: ending(&alone, names),
+                path: stage::path(&alone, names),
+            }
+        })
+        .collect()
 }
 
 fn arrived(journey: &Journey) -> Option<bool> {
@@ -241,6 +278,7 @@ fn protocol_words(packet: &Packet) -> String {
             format!("{name} {}", flags.join("+"))
         }
         Transport::Icmp { kind, code } => format!("{name} {kind}/{code}"),
+        Transport::Fragment => format!("{name} fragment"),
         Transport::Udp | Transport::Other => name,
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::time::MissedTickBehavior;
 
-use crate::cause::{Diagnosis, DropNames};
+use crate::cause::{Certainty, Diagnosis, DropNames};
 use crate::collector::Collector;
 use crate::event::Event;
 use crate::journey::Journey;
@@ -14,7 +14,8 @@ use crate::kernel::btf::Btf;
 use crate::kernel::load::{DropReasons, Options, Tracing};
 use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Symbols;
-use crate::kube::{Cluster, ClusterFacts};
+use crate::kube::{Cluster, ClusterFacts, Freshness, Resource};
+use crate::metrics::{Meter, State, Who};
 use crate::node::NetnsHandle;
 use crate::printer::Printer;
 use crate::view::cluster::ClusterView;
@@ -24,6 +25,11 @@ use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView, mo
 const PERIOD: Duration = Duration::from_millis(10);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
+
+/// How often totals are counted anew.
+const TOTALS: Duration = Duration::from_secs(1);
+/// What low cost does not see.
+const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
 
 /// A running trace.
 pub struct Session {
@@ -39,6 +45,15 @@ pub struct Session {
     attached: Duration,
     printer: Printer,
     cluster: Option<Watched>,
+    meter: Option<Metered>,
+    low_cost: bool,
+}
+
+/// Counts for others.
+struct Metered {
+    meter: Arc<Meter>,
+    /// When totals were last counted.
+    totals: Option<Instant>,
 }
 
 /// A cluster that is watched beside the trace.
@@ -79,6 +94,8 @@ impl Session {
             started: Instant::now(),
             printer,
             cluster: None,
+            meter: None,
+            low_cost: options.low_cost,
         })
     }
 
@@ -90,6 +107,14 @@ impl Session {
             facts: state.facts().cloned(),
             said: ClusterView::from(&state),
             cluster,
+        });
+    }
+
+    /// Counts what is lost from now on.
+    pub fn count(&mut self, meter: Arc<Meter>) {
+        self.meter = Some(Metered {
+            meter,
+            totals: None,
         });
     }
 
@@ -212,6 +237,7 @@ impl Session {
         let now = monotonic_ns();
         self.collector.expire(now, &mut ended);
         self.settle_journeys(ended, now)?;
+        self.count_totals(now);
         if !self.collector.is_due(now, hurry) {
             return Ok(Vec::new());
         }
@@ -221,7 +247,14 @@ impl Session {
             reasons: &self.reasons,
             symbols: &self.read_symbols,
         };
-        let diagnoses = self.collector.diagnose(now, hurry, names);
+        let mut diagnoses = self.collector.diagnose(now, hurry, names);
+        self.count_stopped();
+        if self.low_cost {
+            for diagnosis in &mut diagnoses {
+                diagnosis.certainty = Certainty::Likely;
+                diagnosis.missing.push(LOW_COST.into());
+            }
+        }
         for diagnosis in &diagnoses {
             self.printer.diagnosis(diagnosis)?;
         }
@@ -233,19 +266,11 @@ impl Session {
             return Ok(());
         }
         self.collector.know_rules(&ended, now);
+        self.count_drops(&ended);
         if ended.iter().any(|journey| self.printer.wants(journey)) {
             self.collector.name_namespaces(now);
             self.load_symbols(false);
-            let names = Names {
-                facts: self.collector.facts(),
-                reasons: &self.reasons,
-                symbols: &self.read_symbols,
-                clock: self.clock,
-                cluster: self
-                    .cluster
-                    .as_ref()
-                    .and_then(|watched| watched.facts.as_deref()),
-            };
+            let names = self.names();
             for journey in ended.iter().filter(|journey| self.printer.wants(journey)) {
                 self.want_pods(journey);
                 if let Some(view) = JourneyView::new(journey, &names) {
@@ -255,6 +280,90 @@ impl Session {
         }
         self.collector.keep(ended, now);
         Ok(())
+    }
+
+    /// Counts the journeys that failed.
+    fn count_drops(&mut self, ended: &[Journey]) {
+        if self.meter.is_none() {
+            return;
+        }
+        self.load_symbols(false);
+        let Some(Metered { meter, .. }) = &self.meter else {
+            return;
+        };
+        let names = self.names();
+        for journey in ended.iter().filter(|journey| journey.failed()) {
+            self.want_pods(journey);
+            let who = match (journey.first_tuple(), journey.last_tuple()) {
+                (Some(first), Some(last)) => Who::of(names.cluster, first, last),
+                _ => Who::default(),
+            };
+            meter.dropped(names.lost_because(journey), who);
+        }
+    }
+
+    /// Counts the connections that causes stopped.
+    fn count_stopped(&mut self) {
+        let stopped = self.collector.take_stopped();
+        let Some(Metered { meter, .. }) = &self.meter else {
+            return;
+        };
+        let cluster = self.names().cluster;
+        for stopped in stopped {
+            let who = Who::of(cluster, stopped.client, stopped.client);
+            meter.stopped(stopped.code, who);
+        }
+    }
+
+    /// Counts the totals, once a second.
+    fn count_totals(&mut self, now: u64) {
+        let state = match &self.meter {
+            Some(Metered { totals, .. }) if totals.is_none_or(|last| last.elapsed() >= TOTALS) => {
+                self.state(now)
+            }
+            _ => return,
+        };
+        if let Some(metered) = &mut self.meter {
+            metered.meter.set(&state);
+            metered.totals = Some(Instant::now());
+        }
+    }
+
+    fn state(&self, now: u64) -> State {
+        let counts = self.collector.counts();
+        let cost = self.tracing.cost();
+        let facts = self.names().cluster;
+        let fresh = |facts: &ClusterFacts| {
+            Resource::ALL
+                .map(|kind| (kind.name(), facts.freshness(kind) == Freshness::Fresh))
+                .to_vec()
+        };
+        let taken = self.collector.facts().taken_ns;
+        State {
+            events: counts.events,
+            packets: counts.packets,
+            lost: self.lost(),
+            kernel_runs: cost.runs,
+            kernel_time: cost.time,
+            process_time: Duration::from_secs_f64(process_ms() / 1e3),
+            memory: resident_bytes(),
+            facts_age: taken.map(|taken| Duration::from_nanos(now.saturating_sub(taken))),
+            fresh: facts.map(fresh).unwrap_or_default(),
+        }
+    }
+
+    /// Names for numbers, as known now.
+    fn names(&self) -> Names<'_> {
+        Names {
+            facts: self.collector.facts(),
+            reasons: &self.reasons,
+            symbols: &self.read_symbols,
+            clock: self.clock,
+            cluster: self
+                .cluster
+                .as_ref()
+                .and_then(|watched| watched.facts.as_deref()),
+        }
     }
 
     /// Takes the symbols once they are read; with `wait` they are there afterwards.
@@ -298,16 +407,7 @@ impl Session {
         self.collector.name_namespaces(monotonic_ns());
         self.load_symbols(true);
         let counts = self.collector.counts();
-        let names = Names {
-            facts: self.collector.facts(),
-            reasons: &self.reasons,
-            symbols: &self.read_symbols,
-            clock: self.clock,
-            cluster: self
-                .cluster
-                .as_ref()
-                .and_then(|watched| watched.facts.as_deref()),
-        };
+        let names = self.names();
         let mut drops = std::collections::BTreeMap::<String, u64>::new();
         for (&(reason, location), &count) in &counts.drops {
             *drops.entry(names.drop(location, reason)).or_default() += count;
@@ -346,6 +446,14 @@ impl Session {
             process_ms: process_ms(),
         }
     }
+}
+
+/// Memory of this process, bytes.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * u64::try_from(page).ok()?)
 }
 
 /// Processor time of this process so far, milliseconds.

@@ -9,15 +9,16 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, channel::Channel};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::kubelet::play;
 use super::rbac::Action;
-use super::store::{KINDS, Kind, api_version, meets};
+use super::store::{KINDS, Kind, api_version, labelled, meets};
 use super::{Fault, Shared, Slices, TOKEN};
 
 type Body = BoxBody<Bytes, Infallible>;
@@ -72,7 +73,12 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Bod
         );
     };
     let query = parameters(request.uri().query().unwrap_or_default());
-    respond(&target, &query, shared)
+    let method = request.method().clone();
+    let body = match request.into_body().collect().await {
+        Ok(body) => serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null),
+        Err(error) => return status(400, "BadRequest", &error.to_string()),
+    };
+    respond(&method, &target, &query, body, shared)
 }
 
 /// What a path of objects is about.
@@ -80,6 +86,8 @@ struct Target {
     kind: &'static Kind,
     namespace: Option<String>,
     name: Option<String>,
+    /// The log of the named pod is meant.
+    log: bool,
 }
 
 impl Target {
@@ -94,9 +102,10 @@ impl Target {
             ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
             rest => (None, rest),
         };
-        let (plural, name) = match rest {
-            [plural] => (*plural, None),
-            [plural, name] => (*plural, Some((*name).to_owned())),
+        let (plural, name, log) = match rest {
+            [plural] => (*plural, None, false),
+            [plural, name] => (*plural, Some((*name).to_owned()), false),
+            ["pods", name, "log"] => ("pods", Some((*name).to_owned()), true),
             _ => return None,
         };
         let kind = KINDS.iter().find(|kind| {
@@ -107,6 +116,7 @@ impl Target {
             kind,
             namespace: namespace.map(str::to_owned),
             name,
+            log,
         })
     }
 }
@@ -128,6 +138,9 @@ fn discovery(path: &str, shared: &Shared) -> Option<Value> {
             .iter()
             .filter(|kind| !kind.group.is_empty() && served(kind, shared))
         {
+            if groups.iter().any(|known| known["name"] == kind.group) {
+                continue;
+            }
             let version = json!({"groupVersion": api_version(kind), "version": kind.version});
             groups.push(json!({
                 "kind": "APIGroup", "apiVersion": "v1", "name": kind.group,
@@ -162,7 +175,7 @@ fn discovery(path: &str, shared: &Shared) -> Option<Value> {
                     json!({
                         "name": kind.plural, "singularName": kind.kind.to_lowercase(),
                         "namespaced": kind.namespaced, "kind": kind.kind,
-                        "verbs": ["get", "list", "watch"],
+                        "verbs": ["create", "delete", "get", "list", "watch"],
                     })
                 })
                 .collect();
@@ -175,8 +188,10 @@ fn discovery(path: &str, shared: &Shared) -> Option<Value> {
 }
 
 fn respond(
+    method: &Method,
     target: &Target,
     query: &HashMap<String, String>,
+    body: Value,
     shared: Arc<Shared>,
 ) -> Response<Body> {
     let plural = target.kind.plural;
@@ -184,15 +199,19 @@ fn respond(
         .get("watch")
         .is_some_and(|value| value == "true" || value == "1");
     let selector = query.get("fieldSelector").cloned().unwrap_or_default();
-    let verb = match (&target.name, watch) {
-        (Some(_), _) => "get",
-        (None, true) => "watch",
-        (None, false) => "list",
+    let labels = query.get("labelSelector").cloned().unwrap_or_default();
+    let verb = match (method, &target.name, watch) {
+        (&Method::POST, ..) => "create",
+        (&Method::DELETE, ..) => "delete",
+        (_, Some(_), _) => "get",
+        (_, None, true) => "watch",
+        (_, None, false) => "list",
     };
+    let resource = if target.log { "pods/log" } else { plural };
     let action = Action {
         verb,
         group: target.kind.group.to_owned(),
-        resource: plural.to_owned(),
+        resource: resource.to_owned(),
         namespace: target.namespace.clone(),
         name: target.name.clone().or_else(|| {
             selector
@@ -212,7 +231,7 @@ fn respond(
         .is_some_and(|rules| !rules.allow(&action))
     {
         let message = format!(
-            "{plural} is forbidden: User \"system:serviceaccount:kube-system:tracer\" cannot {verb} resource \"{plural}\" in API group \"{}\"",
+            "{plural} is forbidden: User \"system:serviceaccount:kube-system:tracer\" cannot {verb} resource \"{resource}\" in API group \"{}\"",
             target.kind.group
         );
         return status(403, "Forbidden", &message);
@@ -232,10 +251,15 @@ fn respond(
             .as_ref()
             .is_none_or(|namespace| object["metadata"]["namespace"] == namespace.as_str())
             && meets(object, &selector)
+            && labelled(object, &labels)
     };
+    let name = target.name.clone().unwrap_or_default();
+    let namespace = target.namespace.clone().unwrap_or_default();
     match verb {
+        "create" => create(target.kind, &namespace, body, shared),
+        "delete" => delete(plural, &namespace, &name, &shared),
+        "get" if target.log => log(&namespace, &name, query, shared),
         "get" => {
-            let name = target.name.clone().unwrap_or_default();
             let store = shared.store();
             let named =
                 |object: &Value| wanted(object) && object["metadata"]["name"] == name.as_str();
@@ -247,6 +271,104 @@ fn respond(
         "list" => list(target.kind, query, &wanted, &shared),
         _ => start_watch(plural, query, wanted, shared),
     }
+}
+
+/// Creates an object, and starts what its node does with it.
+fn create(
+    kind: &'static Kind,
+    namespace: &str,
+    mut object: Value,
+    shared: Arc<Shared>,
+) -> Response<Body> {
+    let plural = kind.plural;
+    let refusal =
+        shared.fault(|fault| matches!(fault, Fault::Refuse(refused, _) if *refused == plural));
+    if let Some(Fault::Refuse(_, why)) = refusal {
+        return status(403, "Forbidden", why);
+    }
+    if let Some(prefix) = object["metadata"]["generateName"].as_str() {
+        let number = shared.store().version;
+        object["metadata"]["name"] = json!(format!("{prefix}{number:05}"));
+    }
+    object["metadata"]["namespace"] = json!(namespace);
+    let name = object["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    if shared.store().get(plural, namespace, &name).is_some() {
+        return status(
+            409,
+            "AlreadyExists",
+            &format!("{plural} \"{name}\" already exists"),
+        );
+    }
+    let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
+    let script = shared.scripts().get(node).cloned();
+    shared.put(plural, object);
+    if let (Some(script), "pods") = (script, plural) {
+        let play = play(
+            script,
+            namespace.to_owned(),
+            name.clone(),
+            Arc::clone(&shared),
+        );
+        tokio::spawn(play);
+    }
+    let made = shared.store().get(plural, namespace, &name);
+    json_answer(201, &made.unwrap_or_default())
+}
+
+/// Deletes an object; a pod that a kubelet has goes when its container did.
+fn delete(plural: &'static str, namespace: &str, name: &str, shared: &Shared) -> Response<Body> {
+    let Some(object) = shared.store().get(plural, namespace, name) else {
+        return status(404, "NotFound", &format!("{plural} \"{name}\" not found"));
+    };
+    let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
+    if plural == "pods" && shared.scripts().contains_key(node) {
+        shared.change(plural, namespace, name, |pod| {
+            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        });
+    } else {
+        shared.remove(plural, namespace, name);
+    }
+    json_answer(200, &object)
+}
+
+/// The log of a pod, as far as it is, or until it ends.
+fn log(
+    namespace: &str,
+    pod: &str,
+    query: &HashMap<String, String>,
+    shared: Arc<Shared>,
+) -> Response<Body> {
+    let truth = |key: &str| query.get(key).is_some_and(|value| value == "true");
+    let (follow, stamps) = (truth("follow"), truth("timestamps"));
+    let since = query.get("sinceTime").cloned();
+    if shared.store().get("pods", namespace, pod).is_none() {
+        return status(404, "NotFound", &format!("pods \"{pod}\" not found"));
+    }
+    if !shared.logs().contains_key(pod) {
+        let why = format!("container \"tracer\" in pod \"{pod}\" is waiting to start");
+        return status(400, "BadRequest", &why);
+    }
+    let (mut sender, body) = Channel::<Bytes, Infallible>::new(64);
+    let pod = pod.to_owned();
+    tokio::spawn(async move {
+        let mut changed = shared.changed.subscribe();
+        let mut read = 0;
+        loop {
+            let log = shared.logs().get(&pod).cloned().unwrap_or_default();
+            let (text, all) = log.read(since.as_deref(), stamps, read);
+            read = all;
+            if !text.is_empty() && sender.send_data(text.into()).await.is_err() {
+                return;
+            }
+            if log.ended || !follow || changed.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    answer_with(200, body.boxed())
 }
 
 fn list(

@@ -12,8 +12,10 @@ use crate::view::text::Style;
 mod check;
 mod cluster;
 mod doctor;
+mod fleet;
 mod reproduce;
 mod run;
+mod serve;
 mod why;
 
 /// Exit codes, the same for every command.
@@ -109,6 +111,9 @@ impl Output {
 enum Command {
     /// Trace this machine live. Example: tracer run --for 30
     Run(run::Arguments),
+    /// Stay on at low cost: counts of what is lost for Prometheus, causes as far as they can be told.
+    /// Example: tracer serve --listen 127.0.0.1:9464
+    Serve(serve::Arguments),
     /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
     /// Example: tracer reproduce vip-nodeport-unbound
     Reproduce(reproduce::Arguments),
@@ -117,7 +122,7 @@ enum Command {
     Check(check::Arguments),
     /// Explain a cause. Example: tracer why vip-nodeport-unbound
     Why(why::Arguments),
-    /// Facts of the Kubernetes cluster: what is known, and the rights that it needs.
+    /// The Kubernetes cluster: what is known of it, and tracing its nodes at once.
     /// Example: tracer cluster facts
     Cluster(cluster::Arguments),
     /// Say what this kernel lets the tracer see, hook by hook, and what is missing.
@@ -161,6 +166,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
+        Command::Serve(arguments) => serve::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),

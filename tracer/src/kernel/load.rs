@@ -52,6 +52,8 @@ pub enum Gap {
     ModuleNotLoaded(&'static str),
     /// The kernel offers no way.
     Refused(String),
+    /// It sits on the way of packets that are well, which low cost leaves out.
+    LeftOut,
 }
 
 impl std::fmt::Display for Gap {
@@ -59,6 +61,7 @@ impl std::fmt::Display for Gap {
         match self {
             Self::ModuleNotLoaded(module) => write!(f, "module {module} is not loaded"),
             Self::Refused(why) => f.write_str(why),
+            Self::LeftOut => f.write_str("left out for low cost"),
         }
     }
 }
@@ -81,6 +84,8 @@ pub struct Options {
     pub namespaces: Option<Vec<u32>>,
     /// Print what the programs themselves say about trouble, and why the verifier refuses one.
     pub program_log: bool,
+    /// Attach only what lost or refused packets meet.
+    pub low_cost: bool,
 }
 
 impl Default for Options {
@@ -89,6 +94,7 @@ impl Default for Options {
             ring_bytes: 8 << 20,
             namespaces: None,
             program_log: false,
+            low_cost: false,
         }
     }
 }
@@ -234,7 +240,11 @@ impl Tracing {
             .iter()
             .map(|hook| HookState {
                 hook,
-                outcome: attacher.attach(hook),
+                outcome: if options.low_cost && !hook.role.on_failure_path() {
+                    Err(Gap::LeftOut)
+                } else {
+                    attacher.attach(hook)
+                },
             })
             .collect();
         if !hooks.iter().any(|state| state.outcome.is_ok()) {

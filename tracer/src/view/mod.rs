@@ -2,6 +2,7 @@
 //! and `json` only print them, so both carry the same facts.
 
 pub mod cluster;
+pub mod fleet;
 pub mod json;
 pub mod model;
 pub mod stage;

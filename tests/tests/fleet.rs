@@ -454,11 +454,11 @@ fn kubectl_reads_the_manifest_of_the_daemon_set() {
             .expect("kubectl (apt-get install kubernetes-client)");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}\n{manifest}");
-        let list: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        let find = |kind: &str| {
-            let items = list["items"].as_array().expect("items");
-            items.iter().find(|object| object["kind"] == kind).cloned()
-        };
+        let objects: Vec<Value> = serde_json::Deserializer::from_slice(&output.stdout)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .expect("JSON");
+        let find = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
         let set = find("DaemonSet").expect("a DaemonSet");
         let spec = &set["spec"]["template"]["spec"];
         let container = &spec["containers"][0];

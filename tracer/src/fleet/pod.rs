@@ -259,6 +259,10 @@ impl Task {
         }
     }
 
+    fn asked_to_stop(&self) -> bool {
+        *self.stop.borrow() != Stop::No
+    }
+
     fn pod(&self) -> (u64, Option<Pod>) {
         let seen = self.seen.borrow();
         (seen.round, seen.pods.get(&self.name).cloned())
@@ -277,7 +281,7 @@ impl Task {
                 None if round > first + 1 => return Err("the pod was deleted".into()),
                 None | Some(Standing::Waiting(_)) => {}
             }
-            if *self.stop.borrow() != Stop::No {
+            if self.asked_to_stop() {
                 return Err("stopped before it started".into());
             }
             tokio::select! {
@@ -343,7 +347,7 @@ impl Task {
                         _ => NodeEnd::Finished,
                     };
                 }
-                None if *self.stop.borrow() != Stop::No => return NodeEnd::Finished,
+                None if self.asked_to_stop() => return NodeEnd::Finished,
                 None => return NodeEnd::Broken("the pod was deleted".into()),
                 Some(Standing::Failed(why) | Standing::Stuck(why)) => return NodeEnd::Broken(why),
                 Some(Standing::Runs | Standing::Waiting(_)) => {}

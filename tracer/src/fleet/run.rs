@@ -210,19 +210,22 @@ impl Fleet {
                 let _ = news.send(News::Ended { node, end }).await;
             });
         }
-        let mut patience = Duration::MAX;
+        let mut patience: Option<Instant> = None;
         loop {
             tokio::select! {
                 ended = tasks.join_next() => if ended.is_none() { return },
-                () = tokio::time::sleep(patience.min(Duration::from_secs(86_400))) => return,
-                changed = stop.changed() => match (changed.is_ok(), *stop.borrow_and_update()) {
-                    (true, Stop::No) => {}
-                    (true, Stop::Gently) => {
-                        self.delete_pods(GRACE).await;
-                        patience = LAST_WORDS;
+                () = until(patience) => return,
+                changed = stop.changed() => {
+                    let wish = *stop.borrow_and_update();
+                    match (changed, wish) {
+                        (Ok(()), Stop::No) => {}
+                        (Ok(()), Stop::Gently) => {
+                            self.delete_pods(GRACE).await;
+                            patience = Some(Instant::now() + LAST_WORDS);
+                        }
+                        (Ok(()), Stop::AtOnce) | (Err(_), _) => return,
                     }
-                    (true, Stop::AtOnce) | (false, _) => return,
-                },
+                }
             }
         }
     }
@@ -263,6 +266,14 @@ impl Fleet {
             }
         }
         left
+    }
+}
+
+/// Done at a moment; never without one.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,7 +11,7 @@ use tracer_ebpf::hook::HookId;
 
 use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
 use crate::event::{Detail, Event, Tuple};
-use crate::flow::{Flow, Flows};
+use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::kube::ClusterFacts;
@@ -132,6 +132,16 @@ impl Collector {
         self.cluster = cluster;
     }
 
+    /// What the cluster is like, where one is known.
+    pub fn cluster(&self) -> Option<&ClusterFacts> {
+        self.cluster.as_deref()
+    }
+
+    /// Reads facts of these namespaces too, instead of those held so far.
+    pub fn hold(&mut self, held: Vec<NetnsHandle>) {
+        self.held = held;
+    }
+
     /// Journeys under way.
     pub fn active(&self) -> usize {
         self.tracker.active()
@@ -140,6 +150,11 @@ impl Collector {
     /// Journeys that ended early because too many were under way.
     pub const fn evicted(&self) -> u64 {
         self.tracker.evicted
+    }
+
+    /// Flows and journeys that had to be forgotten to stay within bounds.
+    pub const fn forgotten(&self) -> Forgotten {
+        self.flows.forgotten()
     }
 
     /// Takes an event; journeys that it ends go to `ended`.
@@ -219,7 +234,7 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            let mut asks = journey.failed() || journey.ipvs_miss().is_some();
+            let mut asks = journey.is_suspicious();
             self.counts.failed += u64::from(journey.failed());
             self.remember_ipvs_client(&journey);
             let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));
@@ -306,6 +321,7 @@ impl Collector {
     pub fn forget(&mut self) {
         self.flows = Flows::default();
         self.facts = Snapshot::empty();
+        self.seen.clear();
         self.asked.clear();
         self.ipvs_clients.clear();
         self.filtering.clear();

@@ -118,6 +118,22 @@ impl Session {
         });
     }
 
+    /// Takes facts of a cluster that nobody watches: those of a reproduction.
+    pub fn set_cluster(&mut self, facts: Option<Arc<ClusterFacts>>) {
+        self.collector.set_cluster(facts);
+    }
+
+    /// Traces these namespaces from now on and no others, when it was started for some only.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn trace_only(&mut self, held: Vec<NetnsHandle>) -> anyhow::Result<()> {
+        let namespaces: Vec<u32> = held.iter().map(|namespace| namespace.id().0).collect();
+        self.tracing.trace_only(&namespaces)?;
+        self.collector.hold(held);
+        Ok(())
+    }
+
     /// What is known of the cluster; `None` when none is watched.
     pub fn cluster(&self) -> Option<&ClusterView> {
         self.cluster.as_ref().map(|watched| &watched.said)
@@ -186,6 +202,19 @@ impl Session {
         &mut self,
         stop: impl Future<Output = T>,
     ) -> anyhow::Result<(T, Vec<Diagnosis>)> {
+        self.collect_until(stop, |_, _| None).await
+    }
+
+    /// The same, and as well until `enough` says so; it is asked after each step with the printer and
+    /// the diagnoses so far.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub async fn collect_until<T>(
+        &mut self,
+        stop: impl Future<Output = T>,
+        enough: impl Fn(&Printer, &[Diagnosis]) -> Option<T>,
+    ) -> anyhow::Result<(T, Vec<Diagnosis>)> {
         let mut diagnoses = Vec::new();
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -197,6 +226,9 @@ impl Session {
                     return Ok((value, diagnoses));
                 }
                 _ = tick.tick() => diagnoses.extend(self.step(false)?),
+            }
+            if let Some(value) = enough(&self.printer, &diagnoses) {
+                return Ok((value, diagnoses));
             }
         }
     }
@@ -270,8 +302,18 @@ impl Session {
         if ended.iter().any(|journey| self.printer.wants(journey)) {
             self.collector.name_namespaces(now);
             self.load_symbols(false);
-            let names = self.names();
-            for journey in ended.iter().filter(|journey| self.printer.wants(journey)) {
+            // By field: the printer counts what it shows.
+            let names = Names {
+                facts: self.collector.facts(),
+                reasons: &self.reasons,
+                symbols: &self.read_symbols,
+                clock: self.clock,
+                cluster: self.collector.cluster(),
+            };
+            for journey in &ended {
+                if !self.printer.wants(journey) {
+                    continue;
+                }
                 self.want_pods(journey);
                 if let Some(view) = JourneyView::new(journey, &names) {
                     self.printer.journey(&view)?;
@@ -359,10 +401,7 @@ impl Session {
             reasons: &self.reasons,
             symbols: &self.read_symbols,
             clock: self.clock,
-            cluster: self
-                .cluster
-                .as_ref()
-                .and_then(|watched| watched.facts.as_deref()),
+            cluster: self.collector.cluster(),
         }
     }
 
@@ -395,10 +434,14 @@ impl Session {
             .tracing
             .missed()
             .map(|missed| ("program skipped by the kernel", missed));
-        let evicted = ("too many packets at once", self.collector.evicted());
+        let forgotten = self.collector.forgotten();
         let here = missed
             .into_iter()
-            .chain([evicted])
+            .chain([
+                ("too many packets at once", self.collector.evicted()),
+                ("flow forgotten for newer ones", forgotten.flows),
+                ("failure forgotten for newer ones", forgotten.failures),
+            ])
             .filter(|&(_, count)| count > 0);
         self.ring.lost().iter().chain(here).collect()
     }

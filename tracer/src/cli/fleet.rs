@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
 use super::run::interrupted;
-use super::{Exit, Failure, Output, runtime};
+use super::{Exit, Failure, Output, runtime, value};
 use crate::fleet::gather::{Gathered, Line};
 use crate::fleet::{self, Choice, FleetError, Installation, News, Plan, Stop};
 use crate::kube::Place;
@@ -56,8 +56,8 @@ pub(super) struct Run {
     /// `node-role.kubernetes.io/control-plane`); else every Linux node.
     #[arg(long, value_name = "NODES")]
     nodes: Option<String>,
-    /// How long each node traces: seconds, or with a unit (60s, 5m).
-    #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = time)]
+    /// How long each node traces: 60s, 5m; a plain number is seconds.
+    #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = value::duration)]
     limit: Duration,
     /// Image that holds tracer on its PATH.
     #[arg(long, value_name = "IMAGE")]
@@ -69,7 +69,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "NAME", default_value = "tracer")]
     service_account: String,
     /// Longest wait for a pod to start.
-    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = value::duration)]
     start: Duration,
     #[command(flatten)]
     place: Where,
@@ -97,26 +97,6 @@ pub(super) struct Install {
     /// Port of every node that serves the counts.
     #[arg(long, value_name = "PORT", default_value_t = super::serve::PORT)]
     port: u16,
-}
-
-/// Seconds, or a number with s, m or h.
-fn time(text: &str) -> Result<Duration, String> {
-    let unit = text.find(|letter: char| !letter.is_ascii_digit());
-    let (number, unit) = text.split_at(unit.unwrap_or(text.len()));
-    let seconds = match unit {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        _ => return Err("seconds, or a number with s, m or h".into()),
-    };
-    match number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(seconds))
-    {
-        Some(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
-        _ => Err("a time from 1s to 24h is needed".into()),
-    }
 }
 
 fn failure(error: FleetError) -> Failure {
@@ -313,20 +293,4 @@ pub(super) fn install(arguments: &Install) -> Result<Exit, Failure> {
     })?;
     print!("{manifest}");
     Ok(Exit::Healthy)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_have_units_and_bounds() {
-        let seconds = |text| time(text).map(|time| time.as_secs()).ok();
-        assert_eq!(seconds("60"), Some(60));
-        assert_eq!(seconds("5m"), Some(300));
-        assert_eq!(seconds("24h"), Some(86_400));
-        for wrong in ["", "0", "s", "1d", "25h", "-1s", "99999999999999999999h"] {
-            assert_eq!(seconds(wrong), None, "{wrong}");
-        }
-    }
 }

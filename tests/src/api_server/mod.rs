@@ -2,6 +2,7 @@
 //! manifest, lists with pages, watches with bookmarks, pods that kubelets run by a script, and faults on demand.
 //! It has no garbage collector: what is not deleted stays.
 
+mod change;
 mod kubelet;
 pub mod rbac;
 mod serve;

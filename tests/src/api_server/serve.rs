@@ -16,12 +16,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::kubelet::play;
+use super::change::{create, delete, log};
 use super::rbac::Action;
 use super::store::{KINDS, Kind, api_version, labelled, meets};
 use super::{Fault, Shared, Slices, TOKEN};
 
-type Body = BoxBody<Bytes, Infallible>;
+pub(super) type Body = BoxBody<Bytes, Infallible>;
 
 /// Pause between two bookmarks of a watch.
 const BOOKMARK: Duration = Duration::from_millis(500);
@@ -273,104 +273,6 @@ fn respond(
     }
 }
 
-/// Creates an object, and starts what its node does with it.
-fn create(
-    kind: &'static Kind,
-    namespace: &str,
-    mut object: Value,
-    shared: Arc<Shared>,
-) -> Response<Body> {
-    let plural = kind.plural;
-    let refusal =
-        shared.fault(|fault| matches!(fault, Fault::Refuse(refused, _) if *refused == plural));
-    if let Some(Fault::Refuse(_, why)) = refusal {
-        return status(403, "Forbidden", why);
-    }
-    if let Some(prefix) = object["metadata"]["generateName"].as_str() {
-        let number = shared.store().version;
-        object["metadata"]["name"] = json!(format!("{prefix}{number:05}"));
-    }
-    object["metadata"]["namespace"] = json!(namespace);
-    let name = object["metadata"]["name"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    if shared.store().get(plural, namespace, &name).is_some() {
-        return status(
-            409,
-            "AlreadyExists",
-            &format!("{plural} \"{name}\" already exists"),
-        );
-    }
-    let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
-    let script = shared.scripts().get(node).cloned();
-    shared.put(plural, object);
-    if let (Some(script), "pods") = (script, plural) {
-        let play = play(
-            script,
-            namespace.to_owned(),
-            name.clone(),
-            Arc::clone(&shared),
-        );
-        tokio::spawn(play);
-    }
-    let made = shared.store().get(plural, namespace, &name);
-    json_answer(201, &made.unwrap_or_default())
-}
-
-/// Deletes an object; a pod that a kubelet has goes when its container did.
-fn delete(plural: &'static str, namespace: &str, name: &str, shared: &Shared) -> Response<Body> {
-    let Some(object) = shared.store().get(plural, namespace, name) else {
-        return status(404, "NotFound", &format!("{plural} \"{name}\" not found"));
-    };
-    let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
-    if plural == "pods" && shared.scripts().contains_key(node) {
-        shared.change(plural, namespace, name, |pod| {
-            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        });
-    } else {
-        shared.remove(plural, namespace, name);
-    }
-    json_answer(200, &object)
-}
-
-/// The log of a pod, as far as it is, or until it ends.
-fn log(
-    namespace: &str,
-    pod: &str,
-    query: &HashMap<String, String>,
-    shared: Arc<Shared>,
-) -> Response<Body> {
-    let truth = |key: &str| query.get(key).is_some_and(|value| value == "true");
-    let (follow, stamps) = (truth("follow"), truth("timestamps"));
-    let since = query.get("sinceTime").cloned();
-    if shared.store().get("pods", namespace, pod).is_none() {
-        return status(404, "NotFound", &format!("pods \"{pod}\" not found"));
-    }
-    if !shared.logs().contains_key(pod) {
-        let why = format!("container \"tracer\" in pod \"{pod}\" is waiting to start");
-        return status(400, "BadRequest", &why);
-    }
-    let (mut sender, body) = Channel::<Bytes, Infallible>::new(64);
-    let pod = pod.to_owned();
-    tokio::spawn(async move {
-        let mut changed = shared.changed.subscribe();
-        let mut read = 0;
-        loop {
-            let log = shared.logs().get(&pod).cloned().unwrap_or_default();
-            let (text, all) = log.read(since.as_deref(), stamps, read);
-            read = all;
-            if !text.is_empty() && sender.send_data(text.into()).await.is_err() {
-                return;
-            }
-            if log.ended || !follow || changed.changed().await.is_err() {
-                return;
-            }
-        }
-    });
-    answer_with(200, body.boxed())
-}
-
 fn list(
     kind: &Kind,
     query: &HashMap<String, String>,
@@ -508,7 +410,7 @@ fn parameters(query: &str) -> HashMap<String, String> {
         .collect()
 }
 
-fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
+pub(super) fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
     json_answer(
         code,
         &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason,
@@ -516,7 +418,7 @@ fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
     )
 }
 
-fn json_answer(code: u16, value: &Value) -> Response<Body> {
+pub(super) fn json_answer(code: u16, value: &Value) -> Response<Body> {
     text_answer(code, value.to_string())
 }
 
@@ -524,7 +426,7 @@ fn text_answer(code: u16, text: String) -> Response<Body> {
     answer_with(code, Full::from(Bytes::from(text)).boxed())
 }
 
-fn answer_with(code: u16, body: Body) -> Response<Body> {
+pub(super) fn answer_with(code: u16, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() =
         StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

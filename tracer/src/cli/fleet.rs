@@ -10,11 +10,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::run::interrupted;
 use super::{Exit, Failure, Output, runtime, value};
-use crate::fleet::gather::{Gathered, Line};
 use crate::fleet::{self, Choice, FleetError, Installation, News, Plan, Stop};
 use crate::kube::Place;
 use crate::printer::{Format, Printer, Show};
 use crate::view::fleet::{self as view, FleetSummary, NodeView};
+use crate::view::gather::{Gathered, Line};
 use crate::view::text::Style;
 
 /// Lines that wait to be printed.

@@ -1,8 +1,8 @@
 //! Tracing many nodes at once: one short-lived pod on each, its lines streamed back, everything removed.
 //!
 //! Map: `plan` says what is wanted, `manifest` is the objects that are created, `run` creates and removes
-//! them, `pod` waits for one pod and follows its log, `gather` joins what the nodes said, `clean` removes
-//! what an earlier run left, `install` is the DaemonSet for always-on use.
+//! them, `pod` waits for one pod and follows its log, `clean` removes what an earlier run left, `install` is
+//! the DaemonSet for always-on use. What the nodes said is joined and shown by `view`.
 //!
 //! Invariants:
 //! - Whatever is created belongs to one Job that starts nothing itself and removes itself some time after
@@ -12,7 +12,6 @@
 //! - What nodes say comes as the lines of `tracer run --format json`; nothing is decided here.
 
 mod clean;
-pub mod gather;
 mod install;
 mod manifest;
 mod plan;

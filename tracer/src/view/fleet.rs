@@ -5,9 +5,9 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::gather::{FleetDiagnosis, Line, Summary};
 use super::json;
 use super::text::{self, Style};
-use crate::fleet::gather::{FleetDiagnosis, Line, Summary};
 
 /// Ends of the nodes and what was left, for the summary.
 #[derive(Clone, Debug, Serialize)]

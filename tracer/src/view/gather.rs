@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::view::model::{DiagnosisView, JourneyView};
+use super::model::{DiagnosisView, JourneyView};
 
 /// A line of `tracer run --format json` as far as it is understood here.
 pub enum Line {

@@ -1,5 +1,7 @@
 //! A live trace: programs, ring buffer, collector and printer put together.
 
+mod metered;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,20 +16,19 @@ use crate::kernel::btf::Btf;
 use crate::kernel::load::{DropReasons, Options, Tracing};
 use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Symbols;
-use crate::kube::{Cluster, ClusterFacts, Freshness, Resource};
-use crate::metrics::{Meter, State, Who};
+use crate::kube::{Cluster, ClusterFacts};
 use crate::node::NetnsHandle;
 use crate::printer::Printer;
 use crate::view::cluster::ClusterView;
 use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView, monotonic_ns};
+
+use metered::Metered;
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
 const PERIOD: Duration = Duration::from_millis(10);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
 
-/// How often totals are counted anew.
-const TOTALS: Duration = Duration::from_secs(1);
 /// What low cost does not see.
 const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
 
@@ -47,13 +48,6 @@ pub struct Session {
     cluster: Option<Watched>,
     meter: Option<Metered>,
     low_cost: bool,
-}
-
-/// Counts for others.
-struct Metered {
-    meter: Arc<Meter>,
-    /// When totals were last counted.
-    totals: Option<Instant>,
 }
 
 /// A cluster that is watched beside the trace.
@@ -107,14 +101,6 @@ impl Session {
             facts: state.facts().cloned(),
             said: ClusterView::from(&state),
             cluster,
-        });
-    }
-
-    /// Counts what is lost from now on.
-    pub fn count(&mut self, meter: Arc<Meter>) {
-        self.meter = Some(Metered {
-            meter,
-            totals: None,
         });
     }
 
@@ -324,76 +310,6 @@ impl Session {
         Ok(())
     }
 
-    /// Counts the journeys that failed.
-    fn count_drops(&mut self, ended: &[Journey]) {
-        if self.meter.is_none() {
-            return;
-        }
-        self.load_symbols(false);
-        let Some(Metered { meter, .. }) = &self.meter else {
-            return;
-        };
-        let names = self.names();
-        for journey in ended.iter().filter(|journey| journey.failed()) {
-            self.want_pods(journey);
-            let who = match (journey.first_tuple(), journey.last_tuple()) {
-                (Some(first), Some(last)) => Who::of(names.cluster, first, last),
-                _ => Who::default(),
-            };
-            meter.dropped(names.lost_because(journey), who);
-        }
-    }
-
-    /// Counts the connections that causes stopped.
-    fn count_stopped(&mut self) {
-        let stopped = self.collector.take_stopped();
-        let Some(Metered { meter, .. }) = &self.meter else {
-            return;
-        };
-        let cluster = self.names().cluster;
-        for stopped in stopped {
-            let who = Who::of(cluster, stopped.client, stopped.client);
-            meter.stopped(stopped.code, who);
-        }
-    }
-
-    /// Counts the totals, once a second.
-    fn count_totals(&mut self, now: u64) {
-        let state = match &self.meter {
-            Some(Metered { totals, .. }) if totals.is_none_or(|last| last.elapsed() >= TOTALS) => {
-                self.state(now)
-            }
-            _ => return,
-        };
-        if let Some(metered) = &mut self.meter {
-            metered.meter.set(&state);
-            metered.totals = Some(Instant::now());
-        }
-    }
-
-    fn state(&self, now: u64) -> State {
-        let counts = self.collector.counts();
-        let cost = self.tracing.cost();
-        let facts = self.names().cluster;
-        let fresh = |facts: &ClusterFacts| {
-            Resource::ALL
-                .map(|kind| (kind.name(), facts.freshness(kind) == Freshness::Fresh))
-                .to_vec()
-        };
-        let taken = self.collector.facts().taken_ns;
-        State {
-            events: counts.events,
-            packets: counts.packets,
-            lost: self.lost(),
-            kernel_runs: cost.runs,
-            kernel_time: cost.time,
-            process_time: Duration::from_secs_f64(process_ms() / 1e3),
-            memory: resident_bytes(),
-            facts_age: taken.map(|taken| Duration::from_nanos(now.saturating_sub(taken))),
-            fresh: facts.map(fresh).unwrap_or_default(),
-        }
-    }
-
     /// Names for numbers, as known now.
     fn names(&self) -> Names<'_> {
         Names {
@@ -489,14 +405,6 @@ impl Session {
             process_ms: process_ms(),
         }
     }
-}
-
-/// Memory of this process, bytes.
-fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
-    Some(pages * u64::try_from(page).ok()?)
 }
 
 /// Processor time of this process so far, milliseconds.

@@ -4,8 +4,10 @@
 pub mod api_server;
 pub mod attach;
 pub mod cluster;
+pub mod fleet;
 pub mod matrix;
 pub mod rules;
+pub mod serve;
 pub mod tour;
 
 use std::io::{BufRead as _, BufReader, Read};
@@ -115,7 +117,7 @@ impl Tracer {
     }
 }
 
-/// A `tracer run` at work.
+/// A tracer at work.
 pub struct Running {
     child: Child,
     stdout: JoinHandle<String>,
@@ -127,22 +129,29 @@ impl Tracer {
     /// # Errors
     /// When it cannot be started or ends before it traces.
     pub fn start(&self, arguments: &[&str]) -> anyhow::Result<Running> {
+        let (running, first) = self.begin(&[&["run"], arguments].concat())?;
+        check(first.contains("\"ready\""), || {
+            format!("the tracer does not trace: {first:?}")
+        })?;
+        Ok(running)
+    }
+
+    /// Starts a command of the tracer with JSON as its output; gives its first line too.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn begin(&self, words: &[&str]) -> anyhow::Result<(Running, String)> {
         let mut child = Command::new(&self.path)
-            .args(["run", "--format", "json"])
-            .args(arguments)
+            .args(words)
+            .args(["--format", "json"])
             .stdout(Stdio::piped())
             .spawn()
             .context("the tracer cannot be started")?;
         let mut stdout = BufReader::new(child.stdout.take().context("the tracer has no output")?);
         let mut first = String::new();
         stdout.read_line(&mut first)?;
-        check(first.contains("\"ready\""), || {
-            format!("the tracer does not trace: {first:?}")
-        })?;
-        Ok(Running {
-            child,
-            stdout: gather(std::io::Cursor::new(first).chain(stdout)),
-        })
+        let stdout = gather(std::io::Cursor::new(first.clone()).chain(stdout));
+        Ok((Running { child, stdout }, first))
     }
 }
 
@@ -150,6 +159,18 @@ impl Running {
     /// Its process.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Asks it to end as Ctrl-C does.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn interrupt(&self) -> anyhow::Result<()> {
+        let id = nix::unistd::Pid::from_raw(i32::try_from(self.id())?);
+        Ok(nix::sys::signal::kill(
+            id,
+            nix::sys::signal::Signal::SIGINT,
+        )?)
     }
 
     /// Waits for its end.

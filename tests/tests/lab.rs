@@ -73,6 +73,14 @@ fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
     ];
     tests.extend(tests::attach::tests());
     tests.extend(tests::rules::tests());
+    tests.push(Test::new(
+        "serve: a real drop is counted by reason and cause",
+        tests::serve::counts,
+    ));
+    tests.push(Test::new(
+        "cluster run: Ctrl-C removes everything, causes are joined",
+        tests::fleet::interrupted,
+    ));
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),

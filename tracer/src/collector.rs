@@ -3,14 +3,14 @@
 //! Knows nothing of the kernel boundary or of a view: it is fed events and asked for answers, so a
 //! capture can feed it as well as the kernel.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tracer_ebpf::hook::HookId;
 
 use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
-use crate::event::{Detail, Event};
+use crate::event::{Detail, Event, Tuple};
 use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
@@ -54,6 +54,15 @@ pub struct Counts {
     pub drops: HashMap<(Option<u32>, u64), u64>,
 }
 
+/// A connection that a cause stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stopped {
+    /// Code of the cause.
+    pub code: &'static str,
+    /// Addresses as the one who began used them.
+    pub client: Tuple,
+}
+
 /// The collector.
 pub struct Collector {
     tracker: Tracker,
@@ -78,6 +87,10 @@ pub struct Collector {
     due_ns: Option<u64>,
     /// Diagnoses given, with the certainty they had.
     given: HashMap<(&'static str, String), Certainty>,
+    /// Connections that each cause is known to have stopped.
+    stopped: HashMap<&'static str, HashSet<u64>>,
+    /// Those that nobody was told of yet.
+    newly_stopped: Vec<Stopped>,
     counts: Counts,
 }
 
@@ -98,6 +111,8 @@ impl Collector {
             rules_ns: None,
             due_ns: None,
             given: HashMap::new(),
+            stopped: HashMap::new(),
+            newly_stopped: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -280,12 +295,36 @@ impl Collector {
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
         let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));
+        for diagnosis in &found {
+            self.note_stopped(diagnosis);
+        }
         found.retain(|diagnosis| {
             let key = (diagnosis.code, diagnosis.subject.clone());
             let before = self.given.insert(key, diagnosis.certainty);
             before.is_none_or(|before| before < diagnosis.certainty)
         });
         found
+    }
+
+    /// Counts each connection once for its cause, as long as its flow is kept.
+    fn note_stopped(&mut self, diagnosis: &Diagnosis) {
+        let flows = &self.flows;
+        let known = self.stopped.entry(diagnosis.code).or_default();
+        known.retain(|&id| flows.get(id).is_some());
+        for &id in &diagnosis.flows {
+            let Some(flow) = flows.get(id) else { continue };
+            if known.insert(id) {
+                self.newly_stopped.push(Stopped {
+                    code: diagnosis.code,
+                    client: flow.client,
+                });
+            }
+        }
+    }
+
+    /// The connections that causes stopped since the last call; each once per cause.
+    pub fn take_stopped(&mut self) -> Vec<Stopped> {
+        std::mem::take(&mut self.newly_stopped)
     }
 
     /// Forgets flows, facts and diagnoses: what comes next is judged by itself.
@@ -298,6 +337,8 @@ impl Collector {
         self.filtering.clear();
         self.rules_ns = None;
         self.given.clear();
+        self.stopped.clear();
+        self.newly_stopped.clear();
         self.due_ns = None;
     }
 

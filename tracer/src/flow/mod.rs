@@ -412,6 +412,7 @@ mod tests {
             id,
             events,
             ending: Ending::Delivered,
+            ..Journey::default()
         }
     }
 

@@ -1,6 +1,6 @@
 //! The stages of a journey in a person's words: many events, few words.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::model::Names;
 use crate::event::{Detail, Event, NetfilterHook, Tuple, protocol};
@@ -9,7 +9,7 @@ use crate::journey::{BranchKind, Journey};
 use crate::node::NetnsId;
 
 /// One stage.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Stage {
     /// Namespace, where it is another than the stage before.
     pub namespace: Option<String>,

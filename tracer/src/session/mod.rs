@@ -1,12 +1,14 @@
 //! A live trace: programs, ring buffer, collector and printer put together.
 
+mod metered;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::time::MissedTickBehavior;
 
-use crate::cause::{Diagnosis, DropNames};
+use crate::cause::{Certainty, Diagnosis, DropNames};
 use crate::collector::Collector;
 use crate::event::Event;
 use crate::journey::Journey;
@@ -22,6 +24,8 @@ use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
 use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView, monotonic_ns};
 
+use metered::Metered;
+
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
 const PERIOD: Duration = Duration::from_millis(10);
 /// How often modules that came or went are looked for.
@@ -33,6 +37,8 @@ const BATCH: usize = 65_536;
 const AFTER_WORK: Duration = Duration::from_millis(450);
 /// Most journeys kept while a bounded test runs; more means that others' traffic drowns it.
 const MOST_GATHERED: usize = 262_144;
+/// What low cost does not see.
+const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
 
 /// A running trace.
 pub struct Session {
@@ -51,6 +57,8 @@ pub struct Session {
     attached: Duration,
     printer: Printer,
     cluster: Option<Watched>,
+    meter: Option<Metered>,
+    low_cost: bool,
 }
 
 /// A cluster that is watched beside the trace.
@@ -93,6 +101,8 @@ impl Session {
             started: Instant::now(),
             printer,
             cluster: None,
+            meter: None,
+            low_cost: options.low_cost,
         })
     }
 
@@ -267,7 +277,9 @@ impl Session {
 
     fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
         let ended = self.take()?;
-        self.settle_journeys(ended, monotonic_ns())?;
+        let now = monotonic_ns();
+        self.settle_journeys(ended, now)?;
+        self.count_totals(now);
         self.diagnose(hurry)
     }
 
@@ -304,7 +316,14 @@ impl Session {
             reasons: &self.reasons,
             symbols: &self.read_symbols,
         };
-        let diagnoses = self.collector.diagnose(now, hurry, names);
+        let mut diagnoses = self.collector.diagnose(now, hurry, names);
+        self.count_stopped();
+        if self.low_cost {
+            for diagnosis in &mut diagnoses {
+                diagnosis.certainty = Certainty::Likely;
+                diagnosis.missing.push(LOW_COST.into());
+            }
+        }
         for diagnosis in &diagnoses {
             self.printer.diagnosis(diagnosis)?;
         }
@@ -368,21 +387,12 @@ impl Session {
             .collect()
     }
 
-    fn names(&self) -> Names<'_> {
-        Names {
-            facts: self.collector.facts(),
-            reasons: &self.reasons,
-            symbols: &self.read_symbols,
-            clock: self.clock,
-            cluster: self.collector.cluster(),
-        }
-    }
-
     fn settle_journeys(&mut self, ended: Vec<Journey>, now: u64) -> anyhow::Result<()> {
         if ended.is_empty() {
             return Ok(());
         }
         self.collector.know_rules(&ended, now);
+        self.count_drops(&ended);
         if ended.iter().any(|journey| self.printer.wants(journey)) {
             self.collector.name_namespaces(now);
             self.load_symbols(false);
@@ -398,6 +408,17 @@ impl Session {
         }
         self.collector.keep(ended, now);
         Ok(())
+    }
+
+    /// Names for numbers, as known now.
+    fn names(&self) -> Names<'_> {
+        Names {
+            facts: self.collector.facts(),
+            reasons: &self.reasons,
+            symbols: &self.read_symbols,
+            clock: self.clock,
+            cluster: self.collector.cluster(),
+        }
     }
 
     /// Takes the symbols once they are read; with `wait` they are there afterwards.

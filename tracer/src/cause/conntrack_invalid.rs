@@ -26,7 +26,6 @@ says that it is to be translated, and it went on untranslated and was answered w
 
 Fix: nf_conntrack_tcp_be_liberal=1 takes what is outside of the window; asymmetric routes want repair.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

@@ -27,7 +27,6 @@ own duplicate detection (IPv6) found it taken.
 
 Fix: take the address from the one that should not have it: recreate that pod.",
     explains: &["no-listener", "neighbour-failed"],
-    built: true,
     examine,
     audit,
 };

@@ -32,7 +32,6 @@ later SYN of the same connection went on.
 
 Fix: Linux 5.9 or later with conn_reuse_mode=1.",
     explains: &["neighbour-failed", "no-route", "route-blackhole", "no-listener"],
-    built: true,
     examine,
     audit,
 };

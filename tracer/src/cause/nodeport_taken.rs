@@ -33,7 +33,6 @@ an answer to a connection of the node was given to a real server.
 
 Fix: move the program or the NodePort; keep the range out of 30000-32767, or reserve the ports.",
     explains: &["no-listener"],
-    built: true,
     examine,
     audit,
 };

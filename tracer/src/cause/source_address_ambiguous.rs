@@ -32,7 +32,6 @@ one.
 Fix: tell them: kubelet --node-ip, flannel --iface, Calico IP_AUTODETECTION_METHOD; or set the source in the
 route.",
     explains: &["rp-filter", "martian-source"],
-    built: true,
     examine,
     audit,
 };

@@ -36,7 +36,6 @@ Fix: allow UDP on that port between all nodes, in both directions.",
         "network-policy-drop",
         "no-listener",
     ],
-    built: true,
     examine,
     audit: nothing,
 };

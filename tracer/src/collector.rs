@@ -137,6 +137,11 @@ impl Collector {
         self.tracker.evicted
     }
 
+    /// Flows known.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
     /// Flows and journeys that had to be forgotten to stay within bounds.
     pub const fn forgotten(&self) -> Forgotten {
         self.flows.forgotten()

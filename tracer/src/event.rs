@@ -68,6 +68,10 @@ pub enum Detail {
         /// What the packet is to the entry (`enum ip_conntrack_info`), where the hook says it: 0
         /// established, 1 related, 2 new, 3 and 4 the same in the other direction.
         relation: Option<u8>,
+        /// `IPS_*` bits, the low sixteen.
+        status: u16,
+        /// Zone; 0 is the one that everything is in unless told otherwise.
+        zone: u16,
     },
     /// The packet's route.
     Route {
@@ -82,6 +86,15 @@ pub enum Detail {
     Socket {
         /// TCP state number.
         state: u8,
+        /// Local port.
+        port: u16,
+    },
+    /// The accept queue of the listening socket that a request came to.
+    Queue {
+        /// Connections that wait to be accepted.
+        waiting: u32,
+        /// A request that finds more than this waiting is dropped.
+        most: u32,
         /// Local port.
         port: u16,
     },
@@ -424,10 +437,11 @@ impl Detail {
                 | HookId::ConntrackTcp
                 | HookId::ConntrackUdp
                 | HookId::ConntrackIcmp
+                | HookId::ConntrackDelete
                 | HookId::Nat => {
                     let raw::Conntrack { original, reply } = detail.conntrack;
-                    let (protocol, family) =
-                        (original.protocol_or_manipulation, original.family_or_status);
+                    let protocol = original.protocol_or_manipulation;
+                    let family = original.family_or_status & 0xff;
                     let tuple = |tuple: raw::Tuple| Tuple {
                         protocol,
                         source: endpoint(&tuple.source, tuple.source_port, family),
@@ -442,6 +456,8 @@ impl Detail {
                             HookId::ConntrackTcp | HookId::ConntrackUdp | HookId::ConntrackIcmp
                         )
                         .then_some(reply.direction),
+                        status: reply.family_or_status,
+                        zone: original.family_or_status & 0xff00 | u16::from(original.direction),
                     }
                 }
                 HookId::LocalDeliver
@@ -464,6 +480,11 @@ impl Detail {
                 | HookId::Udp6Deliver => Self::Socket {
                     state: detail.socket.state,
                     port: detail.socket.port,
+                },
+                HookId::TcpRequest => Self::Queue {
+                    waiting: detail.queue.waiting,
+                    most: detail.queue.most,
+                    port: detail.queue.port,
                 },
                 HookId::NeighbourQueue | HookId::NeighbourFailed | HookId::Neighbour6Failed => {
                     let ipv6 = event.protocol == ETHERTYPE_IPV6.to_be();

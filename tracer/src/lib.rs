@@ -10,6 +10,7 @@ pub mod cli;
 pub mod collector;
 pub mod event;
 pub mod expectation;
+pub mod filter;
 pub mod flow;
 pub mod hook;
 pub mod journey;

@@ -11,17 +11,21 @@ use crate::collector::Collector;
 use crate::event::Event;
 use crate::journey::Journey;
 use crate::kernel::btf::Btf;
-use crate::kernel::load::{DropReasons, Options, Tracing};
+use crate::kernel::load::{Options, Tracing};
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Cluster, ClusterFacts};
 use crate::node::NetnsHandle;
 use crate::printer::Printer;
+use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
 use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView, monotonic_ns};
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
 const PERIOD: Duration = Duration::from_millis(10);
+/// How often modules that came or went are looked for.
+const MODULES_PERIOD: Duration = Duration::from_secs(1);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
 
@@ -31,6 +35,7 @@ pub struct Session {
     ring: Ring,
     collector: Collector,
     reasons: DropReasons,
+    modules_looked: Instant,
     symbols: std::thread::JoinHandle<Symbols>,
     /// Set once the thread that reads them is done.
     read_symbols: Symbols,
@@ -60,7 +65,6 @@ impl Session {
         printer: Printer,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let symbols = std::thread::spawn(Symbols::read);
         let btf = Btf::vmlinux()
             .context("this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)")?;
         let mut tracing = Tracing::start(&btf, options)?;
@@ -72,7 +76,9 @@ impl Session {
             tracing,
             ring,
             reasons,
-            symbols,
+            modules_looked: Instant::now(),
+            // Needed by the first drop only, so that it does not delay the start.
+            symbols: std::thread::spawn(Symbols::read),
             read_symbols: Symbols::default(),
             clock: Clock::now(),
             attached: started.elapsed(),
@@ -231,9 +237,30 @@ impl Session {
         self.collector.forget();
     }
 
+    /// Attaches to modules that were loaded meanwhile, and says so.
+    fn follow_modules(&mut self) -> anyhow::Result<()> {
+        if self.modules_looked.elapsed() < MODULES_PERIOD {
+            return Ok(());
+        }
+        self.modules_looked = Instant::now();
+        let changes = self.tracing.follow_modules();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        // Code of a new module has addresses of its own.
+        self.symbols = std::thread::spawn(Symbols::read);
+        self.read_symbols = Symbols::default();
+        for change in &changes {
+            let view = AttachedView::from(change);
+            self.printer.object("attached", &view, &view.words())?;
+        }
+        Ok(())
+    }
+
     fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
+        self.follow_modules()?;
         let mut ended = Vec::new();
         let collector = &mut self.collector;
         self.ring.drain(BATCH, |raw| {

@@ -230,6 +230,8 @@ fn the_state_that_conntrack_saw() {
                 reply: tuple.reversed(),
                 destination_nat: false,
                 relation,
+                status: 0,
+                zone: 0,
             },
         )
     };

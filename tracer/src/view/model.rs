@@ -10,7 +10,7 @@ use crate::cause::{Diagnosis, Finding};
 use crate::event::{Detail, NetfilterHook, Packet, Transport, protocol, tcp_flag};
 use crate::hook::Role;
 use crate::journey::{Ending, Journey};
-use crate::kernel::load::DropReasons;
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Claim, ClusterFacts};
 use crate::node::{NetnsFacts, NetnsId, Snapshot};
@@ -285,11 +285,26 @@ fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> String {
         } => format!("looks for {} {address}", protocol::name(*number)),
         Detail::Connection { real, .. } => format!("chose {real}"),
         Detail::Conntrack {
-            original, reply, ..
-        } => format!(
-            "conntrack {} → {}, reply {} → {}",
-            original.source, original.destination, reply.source, reply.destination
-        ),
+            original,
+            reply,
+            zone,
+            ..
+        } => {
+            let zone = if *zone == 0 {
+                String::new()
+            } else {
+                format!(" zone {zone}")
+            };
+            format!(
+                "conntrack {} → {}, reply {} → {}{zone}",
+                original.source, original.destination, reply.source, reply.destination
+            )
+        }
+        Detail::Queue {
+            waiting,
+            most,
+            port,
+        } => format!("{waiting} of {most} wait to be accepted on port {port}"),
         Detail::Route {
             kind,
             error,

@@ -90,6 +90,20 @@ impl Builder<'_> {
                 let device = self.names.device(event.netns, *ifindex);
                 self.step(event, format!("vxlan {device}"));
             }
+            (_, Role::Flood) => self.step(event, "flooded to every port".into()),
+            (
+                Detail::Queue {
+                    waiting,
+                    most,
+                    port,
+                },
+                _,
+            ) if waiting > most => {
+                self.lose(
+                    event,
+                    format!("accept queue of :{port} full ({waiting} wait, {most} may)"),
+                );
+            }
             (_, Role::Decapsulate) => self.step(event, "vxlan unwrapped".into()),
             (_, Role::Fragment) => self.step(event, "fragmented".into()),
             (_, Role::Martian) => self.lose(event, "impossible source address".into()),

@@ -13,6 +13,7 @@ mod check;
 mod cluster;
 mod command;
 mod doctor;
+mod proxy_log;
 mod reproduce;
 mod run;
 mod value;

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use nix::sys::socket::{Backlog, listen, setsockopt};
+use nix::{setsockopt_impl, sockopt_impl};
 
 use crate::scenario::world::at;
 use crate::scenario::{Plan, Scenario, Target, Variant, World, topology};
@@ -23,7 +24,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     build,
 };
 
-nix::sockopt_impl!(
+sockopt_impl!(
     /// Seconds that a connection stays half open until its first data comes.
     DeferAccept,
     SetOnly,

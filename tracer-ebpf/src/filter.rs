@@ -120,10 +120,9 @@ enum Trust {
 const fn trust(hook: HookId) -> Trust {
     match hook {
         HookId::DeviceReceive | HookId::LocalOut | HookId::Local6Out => Trust::None,
-        HookId::ConntrackTcp
-        | HookId::ConntrackUdp
-        | HookId::ConntrackIcmp
-        | HookId::Nat => Trust::Followed,
+        HookId::ConntrackTcp | HookId::ConntrackUdp | HookId::ConntrackIcmp | HookId::Nat => {
+            Trust::Followed
+        }
         HookId::DeviceTransmit => Trust::Untransmitted,
         _ => Trust::Both,
     }
@@ -478,9 +477,8 @@ fn tuple_matches(address: u64, key: &mut Key) -> u32 {
     if evaluate(key) != 0 {
         return 1;
     }
-    let flow = used(FLOWS_USED)
-        && key.source_port != 0
-        && FLOWS.get_ptr(&FlowKey::of(key)).is_some();
+    let flow =
+        used(FLOWS_USED) && key.source_port != 0 && FLOWS.get_ptr(&FlowKey::of(key)).is_some();
     u32::from(flow)
 }
 
@@ -521,7 +519,12 @@ pub fn network_offset(copy: &Skb, at_link: u32) -> u32 {
 #[inline(always)]
 fn read_packet(copy: &Skb, at_link: u32, found: &mut Network) {
     let protocol = copy.field::<u16>(Field::SkbProtocol);
-    read_headers(copy, network_offset(copy, at_link), u32::from(protocol), found);
+    read_headers(
+        copy,
+        network_offset(copy, at_link),
+        u32::from(protocol),
+        found,
+    );
 }
 
 /// Reads headers at an offset of the buffer; what cannot be read stays as it is. The protocol is an
@@ -554,7 +557,10 @@ fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) {
         return;
     };
     // SAFETY: the first bytes of a longer array.
-    *found = Network::read(unsafe { &*bytes.as_ptr().cast::<[u8; NETWORK_BYTES]>() }, kind);
+    *found = Network::read(
+        unsafe { &*bytes.as_ptr().cast::<[u8; NETWORK_BYTES]>() },
+        kind,
+    );
     let behind = |at: usize| {
         // SAFETY: called with 20 and 40 only, from where eight bytes are within the array.
         unsafe { &*bytes.as_ptr().add(at).cast::<[u8; TRANSPORT_BYTES]>() }
@@ -580,7 +586,10 @@ fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) {
 impl FlowKey {
     #[inline(always)]
     fn of(key: &Key) -> Self {
-        let [one, two] = [(key.source, key.source_port), (key.destination, key.destination_port)];
+        let [one, two] = [
+            (key.source, key.source_port),
+            (key.destination, key.destination_port),
+        ];
         let in_order = one.0[0] < two.0[0]
             || one.0[0] == two.0[0]
                 && (one.0[1] < two.0[1] || one.0[1] == two.0[1] && one.1 <= two.1);

@@ -15,7 +15,7 @@ use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::kube::ClusterFacts;
-use crate::node::{Directory, NetnsHandle, NetnsId, Snapshot};
+use crate::node::{Directory, NetnsHandle, NetnsId, ProxyLog, Snapshot};
 use crate::ruling;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
@@ -71,6 +71,8 @@ pub struct Collector {
     held: Vec<NetnsHandle>,
     facts: Snapshot,
     cluster: Option<Arc<ClusterFacts>>,
+    /// kube-proxy's log, which every reading of the facts gets.
+    proxy_log: Option<Arc<ProxyLog>>,
     /// Namespaces seen in events.
     seen: BTreeSet<u32>,
     /// Those that the facts were read of.
@@ -103,6 +105,7 @@ impl Collector {
             held,
             facts: Snapshot::empty(),
             cluster: None,
+            proxy_log: None,
             seen: BTreeSet::new(),
             asked: BTreeSet::new(),
             ipvs_clients: BTreeMap::new(),
@@ -140,6 +143,11 @@ impl Collector {
     /// Reads facts of these namespaces too, instead of those held so far.
     pub fn hold(&mut self, held: Vec<NetnsHandle>) {
         self.held = held;
+    }
+
+    /// What kube-proxy's log says.
+    pub fn set_proxy_log(&mut self, log: Option<Arc<ProxyLog>>) {
+        self.proxy_log = log;
     }
 
     /// Journeys under way.
@@ -364,5 +372,6 @@ impl Collector {
         self.facts.read_connections(&directory, &self.ipvs_clients);
         self.facts.read_rules(&directory, &self.filtering);
         self.facts.find_owners();
+        self.facts.proxy_log.clone_from(&self.proxy_log);
     }
 }

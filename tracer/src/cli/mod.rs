@@ -15,6 +15,7 @@ mod command;
 mod doctor;
 mod probe;
 mod fleet;
+mod proxy_log;
 mod reproduce;
 mod run;
 mod serve;

@@ -18,7 +18,7 @@ use crate::kernel::reasons::DropReasons;
 use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Cluster, ClusterFacts};
-use crate::node::NetnsHandle;
+use crate::node::{NetnsHandle, ProxyLog};
 use crate::printer::Printer;
 use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
@@ -131,6 +131,11 @@ impl Session {
         self.tracing.trace_only(&namespaces)?;
         self.collector.hold(held);
         Ok(())
+    }
+
+    /// Hands kube-proxy's log to the causes.
+    pub fn know_proxy_log(&mut self, log: Option<Arc<ProxyLog>>) {
+        self.collector.set_proxy_log(log);
     }
 
     /// What is known of the cluster; `None` when none is watched.

@@ -87,6 +87,7 @@ fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
             |tracer| reproduce(tracer, expectation, &[]),
         ));
     }
+    tests.extend(tests::field_notes::tests());
     tests.extend(tests::matrix::tests(tracer)?);
     Ok(tests)
 }

@@ -28,6 +28,9 @@ const FACTS_AGE_NS: u64 = 1_000_000_000;
 /// Most clients of one namespace whose IPVS connections are looked up.
 const MOST_IPVS_CLIENTS: usize = 1024;
 
+/// Most namespaces that are read because a neighbour did not answer.
+const MOST_PEERS: usize = 256;
+
 /// Packets through one device.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Traffic {
@@ -81,6 +84,8 @@ pub struct Collector {
     ipvs_clients: BTreeMap<NetnsId, BTreeSet<SocketAddr>>,
     /// Clients came since the facts were read.
     unread_clients: bool,
+    /// Namespaces where a neighbour did not answer: the other ends of their devices may tell why.
+    silent: BTreeSet<NetnsId>,
     /// Namespaces whose rules seem to have ended a packet; the rules are many and read only then.
     filtering: BTreeSet<NetnsId>,
     /// When rules were last read.
@@ -110,6 +115,7 @@ impl Collector {
             asked: BTreeSet::new(),
             ipvs_clients: BTreeMap::new(),
             unread_clients: false,
+            silent: BTreeSet::new(),
             filtering: BTreeSet::new(),
             rules_ns: None,
             due_ns: None,
@@ -255,12 +261,40 @@ impl Collector {
             let mut asks = journey.is_suspicious();
             self.counts.failed += u64::from(journey.failed());
             self.remember_ipvs_client(&journey);
+            self.remember_silence(&journey);
             let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));
             asks |= flow.is_some_and(Flow::is_stalled);
             if asks {
                 self.due_ns.get_or_insert(now_ns);
             }
         }
+    }
+
+    /// Remembers where a neighbour did not answer.
+    fn remember_silence(&mut self, journey: &Journey) {
+        let place = journey
+            .events
+            .iter()
+            .find(|event| event.role() == Role::NeighbourFailed)
+            .and_then(|event| event.netns);
+        self.silent.extend(place.map(NetnsId));
+    }
+
+    /// The namespaces of the other ends of veth devices where a neighbour did not answer.
+    fn beyond_silence(&self) -> Vec<NetnsId> {
+        let known = |id: &NetnsId| self.facts.namespace(*id).is_some();
+        let mut beyond: Vec<NetnsId> = self
+            .silent
+            .iter()
+            .filter_map(|id| self.facts.namespace(*id))
+            .flat_map(|facts| &facts.links)
+            .filter_map(|link| link.peer_netns)
+            .filter(|id| !known(id))
+            .collect();
+        beyond.sort_unstable();
+        beyond.dedup();
+        beyond.truncate(MOST_PEERS);
+        beyond
     }
 
     /// Remembers whose connection has to be looked up in the table of IPVS.
@@ -298,7 +332,8 @@ impl Collector {
         }
         self.due_ns = None;
         // What the packets met may be younger than the facts.
-        if hurry || self.unread_clients || self.facts_are_old(now_ns) {
+        let unread = self.unread_clients || !self.seen.is_subset(&self.asked);
+        if hurry || unread || self.facts_are_old(now_ns) {
             self.read_facts();
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
@@ -342,6 +377,7 @@ impl Collector {
         self.seen.clear();
         self.asked.clear();
         self.ipvs_clients.clear();
+        self.silent.clear();
         self.filtering.clear();
         self.rules_ns = None;
         self.given.clear();
@@ -369,6 +405,10 @@ impl Collector {
         let ids: Vec<NetnsId> = self.seen.iter().map(|&netns| NetnsId(netns)).collect();
         self.asked.clone_from(&self.seen);
         self.facts = Snapshot::take(&directory, &ids);
+        let beyond = self.beyond_silence();
+        self.facts
+            .namespaces
+            .extend(Snapshot::take(&directory, &beyond).namespaces);
         self.facts.read_connections(&directory, &self.ipvs_clients);
         self.facts.read_rules(&directory, &self.filtering);
         self.facts.find_owners();

@@ -3,6 +3,7 @@
 
 pub mod api_server;
 pub mod cluster;
+pub mod filter;
 pub mod rules;
 pub mod tour;
 

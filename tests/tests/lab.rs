@@ -73,6 +73,7 @@ fn list() -> Vec<Test> {
         ),
     ];
     tests.extend(tests::rules::tests());
+    tests.extend(tests::filter::tests());
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),

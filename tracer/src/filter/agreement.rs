@@ -24,7 +24,15 @@ fn one_of(words: &'static [&'static str]) -> impl Strategy<Value = &'static str>
 fn term() -> impl Strategy<Value = String> {
     const DIRECTION: &[&str] = &["", "src ", "dst ", "src or dst ", "src and dst "];
     const TRANSPORT: &[&str] = &["", "tcp ", "udp ", "sctp "];
-    const PORTS: &[&str] = &["53", "80", "30000", "domain", "ssh", "80 or 53", "(1 or 443)"];
+    const PORTS: &[&str] = &[
+        "53",
+        "80",
+        "30000",
+        "domain",
+        "ssh",
+        "80 or 53",
+        "(1 or 443)",
+    ];
     const RANGES: &[&str] = &["1-80", "53-53", "443-30000"];
     const HOSTS: &[&str] = &["10.0.0.1", "10.0.1.2", "192.0.2.1", "10.0.0.1 or 192.0.2.1"];
     const NETS: &[&str] = &[
@@ -60,7 +68,11 @@ fn expression() -> impl Strategy<Value = String> {
         prop_oneof![
             inner.clone().prop_map(|one| format!("not {one}")),
             inner.clone().prop_map(|one| format!("not ({one})")),
-            (inner.clone(), one_of(&[" and ", " or ", " && ", " || "]), inner.clone())
+            (
+                inner.clone(),
+                one_of(&[" and ", " or ", " && ", " || "]),
+                inner.clone()
+            )
                 .prop_map(|(one, sign, two)| format!("{one}{sign}{two}")),
             (inner.clone(), one_of(&[" and ", " or "]), inner)
                 .prop_map(|(one, sign, two)| format!("({one}){sign}({two})")),
@@ -71,25 +83,38 @@ fn expression() -> impl Strategy<Value = String> {
 /// An Ethernet frame around few addresses and ports: IPv4 with options and fragments, IPv6 with a
 /// fragment header, ARP, and what is none of them.
 fn frame() -> impl Strategy<Value = Vec<u8>> {
-    let address = proptest::sample::select(vec![[10, 0, 0, 1], [10, 0, 1, 2], [192, 0, 2, 1], [10, 9, 0, 7]]);
+    let address = proptest::sample::select(vec![
+        [10, 0, 0, 1],
+        [10, 0, 1, 2],
+        [192, 0, 2, 1],
+        [10, 9, 0, 7],
+    ]);
     let address6 = proptest::sample::select(vec!["2001:db8::1", "2001:db8:1::2", "fe80::1"])
-        .prop_map(|text| text.parse::<Ipv6Addr>().map_or([0; 16], |address| address.octets()));
+        .prop_map(|text| {
+            text.parse::<Ipv6Addr>()
+                .map_or([0; 16], |address| address.octets())
+        });
     let port = proptest::sample::select(vec![1_u16, 22, 53, 80, 443, 30000]);
     let protocol = proptest::sample::select(vec![6_u8, 17, 132, 1, 58, 47]);
     let four = (
         (address.clone(), address.clone(), protocol.clone()),
         (port.clone(), port.clone()),
-        (0_u8..3, proptest::sample::select(vec![0_u16, 0, 0, 0x2000, 0x2003, 5])),
+        (
+            0_u8..3,
+            proptest::sample::select(vec![0_u16, 0, 0, 0x2000, 0x2003, 5]),
+        ),
     )
-        .prop_map(|((source, destination, protocol), ports, (options, fragment))| {
-            let mut bytes = vec![0x45 + options, 0, 0, 60, 0, 7];
-            bytes.extend(fragment.to_be_bytes());
-            bytes.extend([64, protocol, 0, 0]);
-            bytes.extend(source.iter().chain(&destination));
-            bytes.extend(std::iter::repeat_n(1, 4 * usize::from(options)));
-            bytes.extend(transport(ports));
-            (0x0800_u16, bytes)
-        });
+        .prop_map(
+            |((source, destination, protocol), ports, (options, fragment))| {
+                let mut bytes = vec![0x45 + options, 0, 0, 60, 0, 7];
+                bytes.extend(fragment.to_be_bytes());
+                bytes.extend([64, protocol, 0, 0]);
+                bytes.extend(source.iter().chain(&destination));
+                bytes.extend(std::iter::repeat_n(1, 4 * usize::from(options)));
+                bytes.extend(transport(ports));
+                (0x0800_u16, bytes)
+            },
+        );
     let six = (
         (address6.clone(), address6),
         protocol,
@@ -108,16 +133,24 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
         });
     let arp = (address.clone(), address).prop_map(|(source, destination)| {
         let mut bytes = vec![0, 1, 8, 0, 6, 4, 0, 1];
-        bytes.extend([2; 6].iter().chain(&source).chain(&[0; 6]).chain(&destination));
+        bytes.extend(
+            [2; 6]
+                .iter()
+                .chain(&source)
+                .chain(&[0; 6])
+                .chain(&destination),
+        );
         (0x0806, bytes)
     });
     let other = Just((0x88cc, vec![0x45; 40]));
-    prop_oneof![6 => four, 4 => six, 2 => arp, 1 => other].prop_map(|(kind, bytes): (u16, Vec<u8>)| {
-        let mut frame = vec![2; 12];
-        frame.extend(kind.to_be_bytes());
-        frame.extend(bytes);
-        frame
-    })
+    prop_oneof![6 => four, 4 => six, 2 => arp, 1 => other].prop_map(
+        |(kind, bytes): (u16, Vec<u8>)| {
+            let mut frame = vec![2; 12];
+            frame.extend(kind.to_be_bytes());
+            frame.extend(bytes);
+            frame
+        },
+    )
 }
 
 fn transport((source, destination): (u16, u16)) -> Vec<u8> {
@@ -166,7 +199,14 @@ fn test_holds(test: &Test, frame: &[u8]) -> bool {
         network::IPV6 => Some(bytes[6]),
         _ => None,
     };
-    let four = |at: usize| IpAddr::V4(Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]));
+    let four = |at: usize| {
+        IpAddr::V4(Ipv4Addr::new(
+            bytes[at],
+            bytes[at + 1],
+            bytes[at + 2],
+            bytes[at + 3],
+        ))
+    };
     let six = |at: usize| {
         let mut octets = [0; 16];
         octets.copy_from_slice(&bytes[at..at + 16]);
@@ -200,18 +240,32 @@ fn test_holds(test: &Test, frame: &[u8]) -> bool {
     }
     match test {
         Test::Network(networks) => network & networks != 0,
-        Test::Protocol { networks, protocol: wanted } => {
-            network & networks != 0 && protocol == Some(*wanted)
-        }
-        Test::Address { side, networks, address, mask } => {
+        Test::Protocol {
+            networks,
+            protocol: wanted,
+        } => network & networks != 0 && protocol == Some(*wanted),
+        Test::Address {
+            side,
+            networks,
+            address,
+            mask,
+        } => {
             network & networks != 0
                 && sided(*side, addresses, |found| match (found, mask, address) {
-                    (IpAddr::V4(found), IpAddr::V4(mask), IpAddr::V4(address)) => found & *mask == *address,
-                    (IpAddr::V6(found), IpAddr::V6(mask), IpAddr::V6(address)) => found & *mask == *address,
+                    (IpAddr::V4(found), IpAddr::V4(mask), IpAddr::V4(address)) => {
+                        found & *mask == *address
+                    }
+                    (IpAddr::V6(found), IpAddr::V6(mask), IpAddr::V6(address)) => {
+                        found & *mask == *address
+                    }
                     _ => false,
                 })
         }
-        Test::Port { side, protocol: wanted, range } => {
+        Test::Port {
+            side,
+            protocol: wanted,
+            range,
+        } => {
             wanted.is_none_or(|wanted| protocol == Some(wanted))
                 && sided(*side, ports, |port| range.contains(&port))
         }
@@ -250,7 +304,10 @@ fn numbers(file: &[u8]) -> Vec<usize> {
     let mut found = Vec::new();
     let mut rest = file.get(24..).unwrap_or_default();
     while let Some((header, behind)) = rest.split_at_checked(16) {
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]) as usize;
+        let word = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+                as usize
+        };
         found.push(word(0));
         rest = behind.get(word(8)..).unwrap_or_default();
     }
@@ -268,7 +325,10 @@ fn tcpdump_gives_the_same_answer() {
     fs::write(&file, pcap(&frames)).expect("a file");
     let (mut differences, mut matched) = (String::new(), 0);
     for _ in 0..300 {
-        let text = expression().new_tree(&mut runner).expect("an expression").current();
+        let text = expression()
+            .new_tree(&mut runner)
+            .expect("an expression")
+            .current();
         let answer = Command::new("tcpdump")
             .arg("-r")
             .arg(&file)
@@ -278,16 +338,30 @@ fn tcpdump_gives_the_same_answer() {
         let words = String::from_utf8_lossy(&answer.stderr);
         // What can never match, tcpdump refuses; that is an answer as well.
         let impossible = words.contains("expression rejects all packets");
-        assert!(answer.status.success() || impossible, "tcpdump on {text}: {words}");
-        let theirs = if impossible { Vec::new() } else { numbers(&answer.stdout) };
+        assert!(
+            answer.status.success() || impossible,
+            "tcpdump on {text}: {words}"
+        );
+        let theirs = if impossible {
+            Vec::new()
+        } else {
+            numbers(&answer.stdout)
+        };
         let filter = filter(&text);
         let ours: Vec<usize> = (0..frames.len())
             .filter(|&number| matches(&filter, &frames[number]))
             .collect();
         matched += ours.len();
         if ours != theirs {
-            let first = ours.iter().chain(&theirs).find(|number| ours.contains(number) != theirs.contains(number));
-            let _ = writeln!(differences, "{text}: packet {first:?} {:02x?}", first.map(|&number| &frames[number]));
+            let first = ours
+                .iter()
+                .chain(&theirs)
+                .find(|number| ours.contains(number) != theirs.contains(number));
+            let _ = writeln!(
+                differences,
+                "{text}: packet {first:?} {:02x?}",
+                first.map(|&number| &frames[number])
+            );
         }
     }
     assert!(differences.is_empty(), "{differences}");

@@ -2,9 +2,7 @@
 
 use std::net::IpAddr;
 
-use tracer_ebpf::program::{
-    ACCEPT, Instruction, MOST_INSTRUCTIONS, Program, REJECT, kind, side,
-};
+use tracer_ebpf::program::{ACCEPT, Instruction, MOST_INSTRUCTIONS, Program, REJECT, kind, side};
 
 use super::meaning::{Predicate, Side, Test};
 

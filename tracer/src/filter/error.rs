@@ -36,11 +36,8 @@ impl std::error::Error for Error {}
 
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns = |range: Range<usize>| {
-            self.text
-                .get(range)
-                .map_or(0, |part| part.chars().count())
-        };
+        let columns =
+            |range: Range<usize>| self.text.get(range).map_or(0, |part| part.chars().count());
         let before = columns(0..self.span.start);
         let carets = columns(self.span.clone()).max(1);
         write!(

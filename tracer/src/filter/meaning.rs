@@ -142,9 +142,7 @@ fn protocol_alone(word: ProtocolWord) -> Test {
 /// Network protocols that a word leaves.
 const fn networks(word: ProtocolWord) -> u8 {
     match word {
-        ProtocolWord::Tcp | ProtocolWord::Udp | ProtocolWord::Sctp => {
-            network::IPV4 | network::IPV6
-        }
+        ProtocolWord::Tcp | ProtocolWord::Udp | ProtocolWord::Sctp => network::IPV4 | network::IPV6,
         ProtocolWord::Icmp | ProtocolWord::Ip => network::IPV4,
         ProtocolWord::Icmp6 | ProtocolWord::Ip6 => network::IPV6,
         ProtocolWord::Arp => network::ARP,
@@ -335,7 +333,11 @@ impl Value<'_> {
         };
         let networks = allowed & family;
         if networks == 0 {
-            let word = self.qualifiers.protocol.as_ref().map(|(word, _)| word.word());
+            let word = self
+                .qualifiers
+                .protocol
+                .as_ref()
+                .map(|(word, _)| word.word());
             return Err(self.wrong(format!(
                 "`{}` has no such addresses",
                 word.unwrap_or_default()

@@ -14,7 +14,6 @@
 
 use std::fmt;
 
-
 use tracer_ebpf::program::{Program, kind, side};
 
 use crate::event::{Detail, Event};
@@ -61,10 +60,9 @@ impl Expression {
     pub fn names_cluster(&self) -> bool {
         fn names(node: &Node) -> bool {
             match node {
-                Node::Term(Term::Value { qualifiers, .. }) => matches!(
-                    qualifiers.kind,
-                    Kind::Pod | Kind::Service | Kind::Node
-                ),
+                Node::Term(Term::Value { qualifiers, .. }) => {
+                    matches!(qualifiers.kind, Kind::Pod | Kind::Service | Kind::Node)
+                }
                 Node::Term(Term::Protocol(_)) => false,
                 Node::Not(one) => names(one),
                 Node::And(one, two) | Node::Or(one, two) => names(one) || names(two),
@@ -158,10 +156,9 @@ impl Filter {
 
     /// Both directions of a packet are not the same to it.
     pub fn is_directed(&self) -> bool {
-        self.program
-            .used()
-            .iter()
-            .any(|test| matches!(test.kind, kind::ADDRESS | kind::PORT) && test.side != side::EITHER)
+        self.program.used().iter().any(|test| {
+            matches!(test.kind, kind::ADDRESS | kind::PORT) && test.side != side::EITHER
+        })
     }
 
     /// True when a packet alone matches, without following: `bytes` begin at the network header.

@@ -114,9 +114,7 @@ impl<'a> Parser<'a> {
             return Ok(node);
         }
         match (self.tokens.next(), open) {
-            (Some(token), _) => {
-                Err(self.error(token.span, "expected `and`, `or` or `)` here"))
-            }
+            (Some(token), _) => Err(self.error(token.span, "expected `and`, `or` or `)` here")),
             (None, Some(open)) => Err(self.error(open, "this is never closed; expected `)`")),
             (None, None) => Err(self.missing("`)`")),
         }
@@ -250,9 +248,9 @@ impl<'a> Parser<'a> {
         let second_is_value = {
             let mut ahead = self.tokens.clone();
             ahead.next();
-            ahead.next().is_some_and(|token| {
-                matches!(token.kind, TokenKind::Word(_) | TokenKind::Name(_))
-            })
+            ahead
+                .next()
+                .is_some_and(|token| matches!(token.kind, TokenKind::Word(_) | TokenKind::Name(_)))
         };
         !takes_names && second_is_value && !near_words(word).is_empty()
     }
@@ -307,7 +305,5 @@ fn nearest<'a>(typed: &str, words: impl Iterator<Item = &'a str>) -> String {
         .map(|word| (strsim::jaro_winkler(typed, word), word))
         .filter(|&(likeness, _)| likeness >= NEAR)
         .max_by(|one, two| one.0.total_cmp(&two.0))
-        .map_or_else(String::new, |(_, word)| {
-            format!("; did you mean `{word}`?")
-        })
+        .map_or_else(String::new, |(_, word)| format!("; did you mean `{word}`?"))
 }

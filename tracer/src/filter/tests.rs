@@ -70,10 +70,19 @@ fn short_forms_mean_their_long_ones() {
     for (short, long) in [
         ("port 80 or 443", "port 80 or port 443"),
         ("not port 80 or 443", "(not port 80) or port 443"),
-        ("tcp src port 80 or 443", "tcp src port 80 or tcp src port 443"),
-        ("host 10.0.0.1 and 10.0.0.2", "host 10.0.0.1 and host 10.0.0.2"),
+        (
+            "tcp src port 80 or 443",
+            "tcp src port 80 or tcp src port 443",
+        ),
+        (
+            "host 10.0.0.1 and 10.0.0.2",
+            "host 10.0.0.1 and host 10.0.0.2",
+        ),
         ("port (80 or 443)", "port 80 or port 443"),
-        ("host 10.0.0.1 and (10.0.0.2 or 10.0.0.3)", "host 10.0.0.1 and (host 10.0.0.2 or host 10.0.0.3)"),
+        (
+            "host 10.0.0.1 and (10.0.0.2 or 10.0.0.3)",
+            "host 10.0.0.1 and (host 10.0.0.2 or host 10.0.0.3)",
+        ),
         ("tcp or udp and port 53", "(tcp or udp) and port 53"),
         ("!tcp&&!udp", "not tcp and not udp"),
         ("net 10", "net 10.0.0.0/8"),
@@ -149,8 +158,8 @@ fn wrong_words_are_pointed_at() {
 #[test]
 fn too_many_tests_are_refused() {
     let many: Vec<_> = (0..33).map(|port| port.to_string()).collect();
-    let error = compiled(&format!("port {}", many.join(" or ")))
-        .expect_err("33 tests are more than 32");
+    let error =
+        compiled(&format!("port {}", many.join(" or "))).expect_err("33 tests are more than 32");
     assert!(error.message().contains("33 tests"), "{error}");
     assert!(compiled(&format!("port {}", many[1..].join(" or "))).is_ok());
 }

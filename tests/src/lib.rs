@@ -5,6 +5,7 @@ pub mod api_server;
 pub mod attach;
 pub mod cluster;
 pub mod field_notes;
+pub mod filter;
 pub mod fleet;
 pub mod matrix;
 pub mod rules;

@@ -81,6 +81,7 @@ fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
         "cluster run: Ctrl-C removes everything, causes are joined",
         tests::fleet::interrupted,
     ));
+    tests.extend(tests::filter::tests());
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),

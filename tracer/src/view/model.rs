@@ -216,10 +216,10 @@ impl JourneyView {
 }
 
 /// A fragment or copy as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BranchView {
     /// `fragment` or `copy`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// How it ended, in words.
     pub ending: String,
     /// Stages that it passed alone.
@@ -241,7 +241,8 @@ fn branches(journey: &Journey, names: &Names<'_>) -> Vec<BranchView> {
                 kind: match branch.kind {
                     BranchKind::Fragment => "fragment",
                     BranchKind::Copy => "copy",
-                },
+                }
+                .into(),
                 ending: ending(&alone, names),
                 path: stage::path(&alone, names),
             }

@@ -3,7 +3,9 @@
 
 pub mod api_server;
 pub mod cluster;
+pub mod paths;
 pub mod rules;
+pub mod schema;
 pub mod tour;
 
 use std::io::{BufRead as _, BufReader, Read};
@@ -96,9 +98,11 @@ impl Tracer {
     /// Runs it to its end, at most for two minutes.
     ///
     /// # Errors
-    /// When it cannot be started or does not end.
+    /// When it cannot be started or does not end, or prints an object that the schema does not allow.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Answer> {
-        finish(Command::new(&self.path).args(arguments))
+        let answer = finish(Command::new(&self.path).args(arguments))?;
+        schema::validate(&answer.stdout)?;
+        Ok(answer)
     }
 }
 
@@ -142,12 +146,14 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Errors
-    /// When it cannot be waited for.
+    /// When it cannot be waited for, or prints an object that the schema does not allow.
     pub fn finish(mut self) -> anyhow::Result<Answer> {
         let status = self.child.wait()?;
+        let stdout = self.stdout.join().unwrap_or_default();
+        schema::validate(&stdout)?;
         Ok(Answer {
             code: status.code().unwrap_or(-1),
-            stdout: self.stdout.join().unwrap_or_default(),
+            stdout,
             stderr: String::new(),
         })
     }

@@ -72,6 +72,7 @@ fn list() -> Vec<Test> {
             tests::cluster::differences,
         ),
     ];
+    tests.extend(tests::paths::tests());
     tests.extend(tests::rules::tests());
     for expectation in EXPECTATIONS {
         tests.push(Test::new(

@@ -72,6 +72,7 @@ fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
         ),
     ];
     tests.extend(tests::attach::tests());
+    tests.extend(tests::paths::tests());
     tests.extend(tests::rules::tests());
     tests.push(Test::new(
         "serve: a real drop is counted by reason and cause",

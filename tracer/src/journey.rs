@@ -3,8 +3,9 @@
 //! Identity is the skb's address, checked against what NAT leaves alone, so that a reused skb never
 //! joins two packets. Invariant: a journey never guesses; where its end was not seen it says so.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
+
+use hashbrown::HashMap;
 
 use crate::event::{Detail, Event, Tuple};
 use crate::hook::{Area, Role};
@@ -16,6 +17,8 @@ const IDLE_NS: u64 = 300_000_000;
 const NEIGHBOUR_IDLE_NS: u64 = 4_000_000_000;
 /// Most journeys under way; the oldest ends early beyond it.
 const MOST_ACTIVE: usize = 65_536;
+/// Events of a usual journey, so that its list seldom grows.
+const USUAL_EVENTS: usize = 32;
 /// Most events kept of one journey: a loop of a broken network ends here.
 const MOST_EVENTS: usize = 512;
 
@@ -97,17 +100,7 @@ impl Journey {
 
     /// The packet was refused: answered with RST or an ICMP error.
     pub fn rejected(&self) -> bool {
-        self.passed(Role::Reset)
-            || self.events.iter().any(|event| {
-                event.role() == Role::IcmpError
-                    && !matches!(
-                        event.detail,
-                        Detail::Icmp {
-                            kind: ICMP_REDIRECT,
-                            ..
-                        }
-                    )
-            })
+        self.events.iter().any(refuses)
     }
 
     /// The packet is for many, who may all ignore it.
@@ -128,7 +121,8 @@ impl Journey {
         let lone = self.events.len() == 1;
         let dropped =
             matches!(self.ending, Ending::Dropped { reason, .. } if reason.is_some() || !lone);
-        self.rejected() || dropped || self.passed(Role::RouteError)
+        dropped
+            || (self.events.iter()).any(|event| event.role() == Role::RouteError || refuses(event))
     }
 
     /// Namespaces that the packet was seen in, in order, each once in a row.
@@ -144,6 +138,20 @@ impl Journey {
             .iter()
             .rev()
             .find_map(|event| event.netns)
+    }
+}
+
+/// The event answers the packet with RST or an ICMP error.
+fn refuses(event: &Event) -> bool {
+    match event.role() {
+        Role::Reset => true,
+        Role::IcmpError => {
+            let Detail::Icmp { kind, .. } = event.detail else {
+                return true;
+            };
+            kind != ICMP_REDIRECT
+        }
+        _ => false,
     }
 }
 
@@ -219,7 +227,7 @@ impl Tracker {
         let (skb, last_ns) = (event.skb, event.time_ns);
         let mut journey = Journey {
             id: self.next_id,
-            events: Vec::new(),
+            events: Vec::with_capacity(USUAL_EVENTS),
             ending: Ending::OutOfSight,
         };
         self.next_id += 1;

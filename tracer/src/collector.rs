@@ -49,12 +49,28 @@ pub struct Counts {
     pub packets: u64,
     /// Journeys that failed.
     pub failed: u64,
-    /// Events per hook.
-    pub hooks: BTreeMap<HookId, u64>,
+    /// Events per hook, by its number; counted with every event.
+    hooks: Vec<u64>,
     /// Packets per namespace and interface index.
     pub devices: BTreeMap<(u32, u32), Traffic>,
     /// Drops by reason number and code address.
     pub drops: HashMap<(Option<u32>, u64), u64>,
+}
+
+impl Counts {
+    /// Events of each hook that had any.
+    pub fn hooks(&self) -> impl Iterator<Item = (HookId, u64)> + '_ {
+        let count = |hook: HookId| self.hooks.get(hook as usize).copied().unwrap_or(0);
+        (HookId::ALL.iter().map(move |&hook| (hook, count(hook)))).filter(|&(_, count)| count > 0)
+    }
+
+    fn count(&mut self, hook: HookId) {
+        let number = hook as usize;
+        if number >= self.hooks.len() {
+            self.hooks.resize(number + 1, 0);
+        }
+        self.hooks[number] += 1;
+    }
 }
 
 /// A connection that a cause stopped.
@@ -78,6 +94,8 @@ pub struct Collector {
     proxy_log: Option<Arc<ProxyLog>>,
     /// Namespaces seen in events.
     seen: BTreeSet<u32>,
+    /// The namespace of the last event.
+    last_seen: Option<u32>,
     /// Those that the facts were read of.
     asked: BTreeSet<u32>,
     /// Clients whose packets met an IPVS connection and were lost; the table is large and read only then.
@@ -112,6 +130,7 @@ impl Collector {
             cluster: None,
             proxy_log: None,
             seen: BTreeSet::new(),
+            last_seen: None,
             asked: BTreeSet::new(),
             ipvs_clients: BTreeMap::new(),
             unread_clients: false,
@@ -184,9 +203,11 @@ impl Collector {
     /// Takes an event; journeys that it ends go to `ended`.
     pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
         self.counts.events += 1;
-        *self.counts.hooks.entry(event.hook).or_default() += 1;
-        if let Some(netns) = event.netns {
-            self.seen.insert(netns);
+        self.counts.count(event.hook);
+        // Events come in runs of one namespace.
+        if event.netns != self.last_seen {
+            self.last_seen = event.netns;
+            self.seen.extend(event.netns);
         }
         match (event.role(), event.netns, event.ifindex) {
             (Role::Receive, Some(netns), Some(ifindex)) => {
@@ -258,13 +279,14 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            let mut asks = journey.is_suspicious();
             self.counts.failed += u64::from(journey.failed());
             self.remember_ipvs_client(&journey);
             self.remember_silence(&journey);
-            let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));
-            asks |= flow.is_some_and(Flow::is_stalled);
-            if asks {
+            let Some(added) = self.flows.add(journey) else {
+                continue;
+            };
+            let stalled = || self.flows.get(added.flow).is_some_and(Flow::is_stalled);
+            if added.suspicious || stalled() {
                 self.due_ns.get_or_insert(now_ns);
             }
         }

@@ -1,7 +1,6 @@
 //! Joins events to journeys.
 
-use std::collections::HashMap;
-
+use hashbrown::HashMap;
 use hashlink::LinkedHashMap;
 
 use super::layer::{Layers, Relation, belongs};
@@ -15,6 +14,8 @@ const IDLE_NS: u64 = 300_000_000;
 const NEIGHBOUR_IDLE_NS: u64 = 4_000_000_000;
 /// Most journeys under way; the one that was quiet longest ends early beyond it.
 const MOST_ACTIVE: usize = 65_536;
+/// Events of a usual journey, so that its list seldom grows.
+const USUAL_EVENTS: usize = 32;
 /// Most events kept of one journey: a loop of a broken network ends here.
 const MOST_EVENTS: usize = 512;
 /// Most fragments or copies kept of one packet: 64 KiB in pieces of the least IPv6 MTU.
@@ -152,6 +153,7 @@ impl Tracker {
         let active = Active {
             journey: Journey {
                 id,
+                events: Vec::with_capacity(USUAL_EVENTS),
                 ..Journey::default()
             },
             layers: Layers::default(),

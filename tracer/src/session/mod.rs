@@ -498,9 +498,8 @@ impl Session {
             packets: counts.packets,
             failed: counts.failed,
             hooks: counts
-                .hooks
-                .iter()
-                .map(|(hook, &count)| (hook.name(), count))
+                .hooks()
+                .map(|(hook, count)| (hook.name(), count))
                 .collect(),
             devices,
             drops,

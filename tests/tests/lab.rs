@@ -73,6 +73,7 @@ fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
     ];
     tests.extend(tests::attach::tests());
     tests.extend(tests::rules::tests());
+    tests.extend(tests::check::tests());
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),

@@ -83,6 +83,7 @@ fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
         tests::fleet::interrupted,
     ));
     tests.extend(tests::filter::tests());
+    tests.extend(tests::check::tests());
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),

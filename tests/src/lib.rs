@@ -2,8 +2,10 @@
 //! with its report.
 
 pub mod api_server;
+pub mod attach;
 pub mod cluster;
 pub mod fleet;
+pub mod matrix;
 pub mod rules;
 pub mod serve;
 pub mod tour;
@@ -16,6 +18,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
+
+/// Longest run of a command.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// One test: a name and what it does.
 pub struct Test {
@@ -100,7 +105,15 @@ impl Tracer {
     /// # Errors
     /// When it cannot be started or does not end.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Answer> {
-        finish(Command::new(&self.path).args(arguments))
+        self.run_within(arguments, LIMIT)
+    }
+
+    /// Runs it to its end, at most for so long.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
+    pub fn run_within(&self, arguments: &[&str], limit: Duration) -> anyhow::Result<Answer> {
+        finish_within(Command::new(&self.path).args(arguments), limit)
     }
 }
 
@@ -179,6 +192,10 @@ impl Running {
 /// # Errors
 /// When it cannot be started or does not end.
 pub fn finish(command: &mut Command) -> anyhow::Result<Answer> {
+    finish_within(command, LIMIT)
+}
+
+fn finish_within(command: &mut Command, limit: Duration) -> anyhow::Result<Answer> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -192,10 +209,10 @@ pub fn finish(command: &mut Command) -> anyhow::Result<Answer> {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if begun.elapsed() > Duration::from_secs(120) {
+        if begun.elapsed() > limit {
             child.kill()?;
             child.wait()?;
-            bail!("{command:?} did not end within two minutes");
+            bail!("{command:?} did not end within {} s", limit.as_secs());
         }
         std::thread::sleep(Duration::from_millis(20));
     };

@@ -152,9 +152,19 @@ impl Collector {
         self.tracker.evicted
     }
 
+    /// Flows known.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
     /// Flows and journeys that had to be forgotten to stay within bounds.
     pub const fn forgotten(&self) -> Forgotten {
         self.flows.forgotten()
+    }
+
+    /// Events were lost before this time.
+    pub const fn mark_loss(&mut self, now_ns: u64) {
+        self.tracker.mark_loss(now_ns);
     }
 
     /// Takes an event; journeys that it ends go to `ended`.

@@ -170,6 +170,8 @@ pub(super) mod tests {
                     reply: tuple("10.244.0.9:80", "10.244.0.3:4000"),
                     destination_nat: false,
                     relation: Some(3),
+                    status: 0,
+                    zone: 0,
                 },
             )
             .at(HookId::Forward)

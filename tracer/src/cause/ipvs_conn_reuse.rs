@@ -257,7 +257,9 @@ pub(super) mod tests {
         );
         let mut unknown = situation();
         unknown.without_sysctl(SETTING);
-        assert_eq!(unknown.only().certainty, Certainty::Likely);
+        let found = unknown.diagnose();
+        let own = found.iter().find(|found| found.code == CAUSE.code);
+        assert_eq!(own.map(|own| own.certainty), Some(Certainty::Likely));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod cluster;
 mod command;
 mod doctor;
 mod fleet;
+mod probe;
 mod reproduce;
 mod run;
 mod serve;
@@ -116,6 +117,9 @@ enum Command {
     /// Stay on at low cost: counts of what is lost for Prometheus, causes as far as they can be told.
     /// Example: tracer serve --listen 127.0.0.1:9464
     Serve(serve::Arguments),
+    /// Send a bounded test, trace only it, and say where it went; with --against set two ways side by side.
+    /// Example: tracer probe tcp://192.0.2.7:30000 --against tcp://192.0.2.8:30000
+    Probe(probe::Arguments),
     /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
     /// Example: tracer reproduce vip-nodeport-unbound
     Reproduce(reproduce::Arguments),
@@ -169,6 +173,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
         Command::Serve(arguments) => serve::run(&arguments, &cli.output),
+        Command::Probe(arguments) => probe::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),

@@ -13,12 +13,14 @@ use crate::collector::Collector;
 use crate::event::Event;
 use crate::journey::Journey;
 use crate::kernel::btf::Btf;
-use crate::kernel::load::{DropReasons, Options, Tracing};
+use crate::kernel::load::{Options, Tracing};
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Cluster, ClusterFacts};
 use crate::node::NetnsHandle;
 use crate::printer::Printer;
+use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
 use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView, monotonic_ns};
 
@@ -26,18 +28,27 @@ use metered::Metered;
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
 const PERIOD: Duration = Duration::from_millis(10);
+/// How often modules that came or went are looked for.
+const MODULES_PERIOD: Duration = Duration::from_secs(1);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
 
 /// What low cost does not see.
 const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
+/// How long after a bounded test its packets are waited for: longer than the silence that ends a journey.
+const AFTER_WORK: Duration = Duration::from_millis(450);
+/// Most journeys kept while a bounded test runs; more means that others' traffic drowns it.
+const MOST_GATHERED: usize = 262_144;
 
 /// A running trace.
 pub struct Session {
     tracing: Tracing,
     ring: Ring,
+    /// Events lost so far, as the journeys know it.
+    known_lost: u64,
     collector: Collector,
     reasons: DropReasons,
+    modules_looked: Instant,
     symbols: std::thread::JoinHandle<Symbols>,
     /// Set once the thread that reads them is done.
     read_symbols: Symbols,
@@ -69,7 +80,6 @@ impl Session {
         printer: Printer,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let symbols = std::thread::spawn(Symbols::read);
         let btf = Btf::vmlinux()
             .context("this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)")?;
         let mut tracing = Tracing::start(&btf, options)?;
@@ -80,8 +90,11 @@ impl Session {
             collector: Collector::new(held, unspecified),
             tracing,
             ring,
+            known_lost: 0,
             reasons,
-            symbols,
+            modules_looked: Instant::now(),
+            // Needed by the first drop only, so that it does not delay the start.
+            symbols: std::thread::spawn(Symbols::read),
             read_symbols: Symbols::default(),
             clock: Clock::now(),
             attached: started.elapsed(),
@@ -242,9 +255,39 @@ impl Session {
         self.collector.forget();
     }
 
+    /// Attaches to modules that were loaded meanwhile, and says so.
+    fn follow_modules(&mut self) -> anyhow::Result<()> {
+        if self.modules_looked.elapsed() < MODULES_PERIOD {
+            return Ok(());
+        }
+        self.modules_looked = Instant::now();
+        let changes = self.tracing.follow_modules();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        // Code of a new module has addresses of its own.
+        self.symbols = std::thread::spawn(Symbols::read);
+        self.read_symbols = Symbols::default();
+        for change in &changes {
+            let view = AttachedView::from(change);
+            self.printer.object("attached", &view, &view.words())?;
+        }
+        Ok(())
+    }
+
     fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        let ended = self.take()?;
+        let now = monotonic_ns();
+        self.settle_journeys(ended, now)?;
+        self.count_totals(now);
+        self.diagnose(hurry)
+    }
+
+    /// Empties the ring buffer; gives back the journeys that ended.
+    fn take(&mut self) -> anyhow::Result<Vec<Journey>> {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
+        self.follow_modules()?;
         let mut ended = Vec::new();
         let collector = &mut self.collector;
         self.ring.drain(BATCH, |raw| {
@@ -253,9 +296,17 @@ impl Session {
             }
         });
         let now = monotonic_ns();
+        let lost = self.ring.lost().total();
+        if lost > self.known_lost {
+            self.known_lost = lost;
+            self.collector.mark_loss(now);
+        }
         self.collector.expire(now, &mut ended);
-        self.settle_journeys(ended, now)?;
-        self.count_totals(now);
+        Ok(ended)
+    }
+
+    fn diagnose(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        let now = monotonic_ns();
         if !self.collector.is_due(now, hurry) {
             return Ok(Vec::new());
         }
@@ -279,35 +330,61 @@ impl Session {
         Ok(diagnoses)
     }
 
-    fn settle_journeys(&mut self, ended: Vec<Journey>, now: u64) -> anyhow::Result<()> {
-        if ended.is_empty() {
-            return Ok(());
-        }
-        self.collector.know_rules(&ended, now);
-        self.count_drops(&ended);
-        if ended.iter().any(|journey| self.printer.wants(journey)) {
-            self.collector.name_namespaces(now);
-            self.load_symbols(false);
-            // By field: the printer counts what it shows.
-            let names = Names {
-                facts: self.collector.facts(),
-                reasons: &self.reasons,
-                symbols: &self.read_symbols,
-                clock: self.clock,
-                cluster: self.collector.cluster(),
-            };
-            for journey in &ended {
-                if !self.printer.wants(journey) {
-                    continue;
-                }
-                self.want_pods(journey);
-                if let Some(view) = JourneyView::new(journey, &names) {
-                    self.printer.journey(&view)?;
-                }
+    /// Collects until `work` is done and what it sent has had time to end; gives back every journey of
+    /// that time, neither shown nor judged.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub async fn gather<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> anyhow::Result<(T, Vec<Journey>)> {
+        let mut journeys = Vec::new();
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(work);
+        let value = loop {
+            tokio::select! {
+                value = &mut work => break value,
+                _ = tick.tick() => journeys.extend(self.take()?),
             }
+            journeys.truncate(MOST_GATHERED);
+        };
+        let done = Instant::now();
+        while done.elapsed() < AFTER_WORK {
+            tick.tick().await;
+            journeys.extend(self.take()?);
         }
-        self.collector.keep(ended, now);
-        Ok(())
+        self.collector.finish(&mut journeys);
+        journeys.truncate(MOST_GATHERED);
+        Ok((value, journeys))
+    }
+
+    /// Judges gathered journeys, and prints what caused their losses.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn judge(&mut self, journeys: Vec<Journey>) -> anyhow::Result<Vec<Diagnosis>> {
+        let now = monotonic_ns();
+        self.collector.know_rules(&journeys, now);
+        self.collector.keep(journeys, now);
+        self.diagnose(true)
+    }
+
+    /// Journeys as they are shown.
+    pub fn views(&mut self, journeys: &[Journey]) -> Vec<JourneyView> {
+        let now = monotonic_ns();
+        self.collector.know_rules(journeys, now);
+        self.collector.name_namespaces(now);
+        self.load_symbols(true);
+        for journey in journeys {
+            self.want_pods(journey);
+        }
+        let names = self.names();
+        journeys
+            .iter()
+            .filter_map(|journey| JourneyView::new(journey, &names))
+            .collect()
     }
 
     /// Names for numbers, as known now.
@@ -319,6 +396,29 @@ impl Session {
             clock: self.clock,
             cluster: self.collector.cluster(),
         }
+    }
+
+    fn settle_journeys(&mut self, ended: Vec<Journey>, now: u64) -> anyhow::Result<()> {
+        if ended.is_empty() {
+            return Ok(());
+        }
+        self.collector.know_rules(&ended, now);
+        self.count_drops(&ended);
+        if ended.iter().any(|journey| self.printer.wants(journey)) {
+            self.collector.name_namespaces(now);
+            self.load_symbols(false);
+            for journey in &ended {
+                if !self.printer.wants(journey) {
+                    continue;
+                }
+                self.want_pods(journey);
+                if let Some(view) = JourneyView::new(journey, &self.names()) {
+                    self.printer.journey(&view)?;
+                }
+            }
+        }
+        self.collector.keep(ended, now);
+        Ok(())
     }
 
     /// Takes the symbols once they are read; with `wait` they are there afterwards.

@@ -4,9 +4,13 @@
 pub mod api_server;
 pub mod attach;
 pub mod cluster;
+pub mod field_notes;
+pub mod filter;
 pub mod fleet;
 pub mod matrix;
+pub mod paths;
 pub mod rules;
+pub mod schema;
 pub mod serve;
 pub mod tour;
 
@@ -103,7 +107,7 @@ impl Tracer {
     /// Runs it to its end, at most for two minutes.
     ///
     /// # Errors
-    /// When it cannot be started or does not end.
+    /// When it cannot be started or does not end, or prints an object that the schema does not allow.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Answer> {
         self.run_within(arguments, LIMIT)
     }
@@ -111,9 +115,11 @@ impl Tracer {
     /// Runs it to its end, at most for so long.
     ///
     /// # Errors
-    /// When it cannot be started or does not end.
+    /// As for [`Self::run`].
     pub fn run_within(&self, arguments: &[&str], limit: Duration) -> anyhow::Result<Answer> {
-        finish_within(Command::new(&self.path).args(arguments), limit)
+        let answer = finish_within(Command::new(&self.path).args(arguments), limit)?;
+        schema::validate(&answer.stdout)?;
+        Ok(answer)
     }
 }
 
@@ -176,12 +182,14 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Errors
-    /// When it cannot be waited for.
+    /// When it cannot be waited for, or prints an object that the schema does not allow.
     pub fn finish(mut self) -> anyhow::Result<Answer> {
         let status = self.child.wait()?;
+        let stdout = self.stdout.join().unwrap_or_default();
+        schema::validate(&stdout)?;
         Ok(Answer {
             code: status.code().unwrap_or(-1),
-            stdout: self.stdout.join().unwrap_or_default(),
+            stdout,
             stderr: String::new(),
         })
     }

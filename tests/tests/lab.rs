@@ -72,6 +72,7 @@ fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
         ),
     ];
     tests.extend(tests::attach::tests());
+    tests.extend(tests::paths::tests());
     tests.extend(tests::rules::tests());
     tests.push(Test::new(
         "serve: a real drop is counted by reason and cause",
@@ -81,12 +82,14 @@ fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
         "cluster run: Ctrl-C removes everything, causes are joined",
         tests::fleet::interrupted,
     ));
+    tests.extend(tests::filter::tests());
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),
             |tracer| reproduce(tracer, expectation, &[]),
         ));
     }
+    tests.extend(tests::field_notes::tests());
     tests.extend(tests::matrix::tests(tracer)?);
     Ok(tests)
 }

@@ -30,6 +30,9 @@ use tracer_ebpf::program::{Key, Program, network};
 
 use crate::read::{self, Skb};
 
+// Functions that are not inlined share the 512 bytes of stack in turn, and all return a number: the
+// verifier takes what another leaves in its place for a pointer.
+
 /// The compiled filter; the loader puts it here.
 #[unsafe(no_mangle)]
 static PROGRAM: Program = Program::EVERYTHING;
@@ -281,7 +284,9 @@ pub fn keep(hook: HookId, skb: u64, copy: &Skb) {
         HookId::IpvsNatTransmit | HookId::IpvsNat6Transmit | HookId::IpvsReply => {
             keep_identity(skb, copy);
         }
-        HookId::Fragment => keep_datagram(copy),
+        HookId::Fragment => {
+            keep_datagram(copy);
+        }
         HookId::DeviceTransmit => {
             let Some(remembered) = REMEMBERED.get_ptr_mut(0) else {
                 return;
@@ -310,36 +315,59 @@ fn remember_skb(skb: u64, identity: u64) {
 }
 
 #[inline(never)]
-fn keep_identity(skb: u64, copy: &Skb) {
+fn keep_identity(skb: u64, copy: &Skb) -> u32 {
     let mut found = Network::default();
     read_packet(copy, 0, &mut found);
     remember_skb(skb, KNOWN | u64::from(found.identity));
+    0
 }
 
 #[inline(never)]
-fn keep_datagram(copy: &Skb) {
+fn keep_datagram(copy: &Skb) -> u32 {
     let mut found = Network::default();
     read_packet(copy, 0, &mut found);
     if found.key.network != 0 {
-        remember_flow(&FlowKey::fragment(&found));
+        remember_datagram(&found);
     }
+    0
 }
 
 /// Keeps the packet's present addresses, unless the program knows them by itself.
 #[inline(never)]
-fn learn(copy: &Skb) {
+fn learn(copy: &Skb) -> u32 {
     let mut found = Network::default();
     read_packet(copy, 0, &mut found);
-    if found.key.source_port != 0 && evaluate(&found.key) == 0 {
+    if found.key.source_port != 0 && evaluate(&found.key) == 0 && flow_known(&found.key) == 0 {
         remember_flow(&FlowKey::of(&found.key));
     }
+    0
 }
 
 #[inline(always)]
 fn remember_flow(key: &FlowKey) {
-    if FLOWS.get_ptr(key).is_some() || FLOWS.insert(key, &1, 0).is_ok() {
+    if FLOWS.insert(key, &1, 0).is_ok() {
         set_used(FLOWS_USED);
     }
+}
+
+#[inline(never)]
+fn remember_datagram(found: &Network) -> u32 {
+    remember_flow(&FlowKey::fragment(found));
+    0
+}
+
+/// 1 when the addresses are those of a followed flow.
+#[inline(never)]
+fn flow_known(key: &Key) -> u32 {
+    let known =
+        used(FLOWS_USED) && key.source_port != 0 && FLOWS.get_ptr(FlowKey::of(key)).is_some();
+    u32::from(known)
+}
+
+/// 1 when a fragment's datagram is followed.
+#[inline(never)]
+fn datagram_known(found: &Network) -> u32 {
+    u32::from(used(FLOWS_USED) && FLOWS.get_ptr(FlowKey::fragment(found)).is_some())
 }
 
 /// The decision about an skb: bits from [`FOLLOWED`] on.
@@ -382,18 +410,16 @@ fn decide(skb: u64, copy: &Skb, device: u64, net: u64, at_link: u32) -> u32 {
         }
     }
     if own {
-        if found.fragment && found.transport != 0 {
-            remember_flow(&FlowKey::fragment(&found));
+        if found.fragment {
+            remember_datagram(&found);
         }
         return FOLLOWED;
     }
-    if used(FLOWS_USED) {
-        if found.key.source_port != 0 && FLOWS.get_ptr(&FlowKey::of(&found.key)).is_some() {
-            return FOLLOWED;
-        }
-        if found.fragment && FLOWS.get_ptr(&FlowKey::fragment(&found)).is_some() {
-            return FOLLOWED;
-        }
+    if flow_known(&found.key) != 0 {
+        return FOLLOWED;
+    }
+    if found.fragment && datagram_known(&found) != 0 {
+        return FOLLOWED;
     }
     let entry = copy.field::<u64>(Field::SkbNfct) & !7;
     if entry != 0 && entry_matches(entry, &mut found.key) {
@@ -474,12 +500,7 @@ fn tuple_matches(address: u64, key: &mut Key) -> u32 {
     } else {
         key.source_port
     };
-    if evaluate(key) != 0 {
-        return 1;
-    }
-    let flow =
-        used(FLOWS_USED) && key.source_port != 0 && FLOWS.get_ptr(&FlowKey::of(key)).is_some();
-    u32::from(flow)
+    evaluate(key) | flow_known(key)
 }
 
 #[inline(always)]
@@ -493,15 +514,13 @@ fn words(bytes: &[u8; 16]) -> [u64; 2] {
 fn quoted_matches(copy: &Skb, at_link: u32, found: &mut Network) -> bool {
     let outer = network_offset(copy, at_link);
     let inner = outer + u32::from(found.transport) + TRANSPORT_BYTES as u32;
-    let place = found.key;
-    *found = Network::default();
+    found.key.source = [0; 2];
+    found.key.destination = [0; 2];
+    found.key.network = 0;
+    found.transport = 0;
+    found.fragment = false;
     read_headers(copy, inner, 0, found);
-    found.key.interface = place.interface;
-    found.key.netns = place.netns;
-    evaluate(&found.key) != 0
-        || used(FLOWS_USED)
-            && found.key.source_port != 0
-            && FLOWS.get_ptr(&FlowKey::of(&found.key)).is_some()
+    evaluate(&found.key) | flow_known(&found.key) != 0
 }
 
 /// Where the network header begins, from the start of the buffer.
@@ -527,19 +546,19 @@ fn read_packet(copy: &Skb, at_link: u32, found: &mut Network) {
     );
 }
 
-/// Reads headers at an offset of the buffer; what cannot be read stays as it is. The protocol is an
+/// Reads headers at an offset of the buffer; 0 when there are none that can be read. The protocol is an
 /// EtherType in network order; IP goes by its version, since local output has no EtherType yet.
 #[inline(never)]
-fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) {
+fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) -> u32 {
     let head: u64 = copy.field(Field::SkbHead);
     let tail: u32 = copy.field(Field::SkbTail);
     let available = tail.wrapping_sub(offset);
     if head == 0 || available > 1 << 20 {
-        return;
+        return 0;
     }
     let start = head + u64::from(offset);
     let Some(bytes) = read::memory::<[u8; NETWORK_BYTES + TRANSPORT_BYTES]>(start) else {
-        return;
+        return 0;
     };
     let protocol = protocol as u16;
     let kind = if protocol == EtherType::Arp as u16 {
@@ -551,13 +570,13 @@ fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) {
         match bytes[0] >> 4 {
             4 => ethertype::IPV4,
             6 => ethertype::IPV6,
-            _ => return,
+            _ => return 0,
         }
     } else {
-        return;
+        return 0;
     };
     // SAFETY: the first bytes of a longer array.
-    *found = Network::read(
+    found.read(
         unsafe { &*bytes.as_ptr().cast::<[u8; NETWORK_BYTES]>() },
         kind,
     );
@@ -567,10 +586,10 @@ fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) {
     };
     if kind == ethertype::IPV6 && found.fragment {
         found.read_fragment6(behind(NETWORK_BYTES));
-        return;
+        return 0;
     }
     if found.transport == 0 || available < u32::from(found.transport) + TRANSPORT_BYTES as u32 {
-        return;
+        return 0;
     }
     match found.transport {
         20 => found.read_transport(behind(20)),
@@ -581,6 +600,7 @@ fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) {
             }
         }
     }
+    1
 }
 
 impl FlowKey {

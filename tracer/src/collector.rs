@@ -15,7 +15,7 @@ use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::kube::ClusterFacts;
-use crate::node::{Directory, NetnsHandle, NetnsId, Snapshot};
+use crate::node::{Directory, NetnsHandle, NetnsId, ProxyLog, Snapshot};
 use crate::ruling;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
@@ -27,6 +27,9 @@ const FACTS_AGE_NS: u64 = 1_000_000_000;
 
 /// Most clients of one namespace whose IPVS connections are looked up.
 const MOST_IPVS_CLIENTS: usize = 1024;
+
+/// Most namespaces that are read because a neighbour did not answer.
+const MOST_PEERS: usize = 256;
 
 /// Packets through one device.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -46,12 +49,28 @@ pub struct Counts {
     pub packets: u64,
     /// Journeys that failed.
     pub failed: u64,
-    /// Events per hook.
-    pub hooks: BTreeMap<HookId, u64>,
+    /// Events per hook, by its number; counted with every event.
+    hooks: Vec<u64>,
     /// Packets per namespace and interface index.
     pub devices: BTreeMap<(u32, u32), Traffic>,
     /// Drops by reason number and code address.
     pub drops: HashMap<(Option<u32>, u64), u64>,
+}
+
+impl Counts {
+    /// Events of each hook that had any.
+    pub fn hooks(&self) -> impl Iterator<Item = (HookId, u64)> + '_ {
+        let count = |hook: HookId| self.hooks.get(hook as usize).copied().unwrap_or(0);
+        (HookId::ALL.iter().map(move |&hook| (hook, count(hook)))).filter(|&(_, count)| count > 0)
+    }
+
+    fn count(&mut self, hook: HookId) {
+        let number = hook as usize;
+        if number >= self.hooks.len() {
+            self.hooks.resize(number + 1, 0);
+        }
+        self.hooks[number] += 1;
+    }
 }
 
 /// A connection that a cause stopped.
@@ -71,14 +90,20 @@ pub struct Collector {
     held: Vec<NetnsHandle>,
     facts: Snapshot,
     cluster: Option<Arc<ClusterFacts>>,
+    /// kube-proxy's log, which every reading of the facts gets.
+    proxy_log: Option<Arc<ProxyLog>>,
     /// Namespaces seen in events.
     seen: BTreeSet<u32>,
+    /// The namespace of the last event.
+    last_seen: Option<u32>,
     /// Those that the facts were read of.
     asked: BTreeSet<u32>,
     /// Clients whose packets met an IPVS connection and were lost; the table is large and read only then.
     ipvs_clients: BTreeMap<NetnsId, BTreeSet<SocketAddr>>,
     /// Clients came since the facts were read.
     unread_clients: bool,
+    /// Namespaces where a neighbour did not answer: the other ends of their devices may tell why.
+    silent: BTreeSet<NetnsId>,
     /// Namespaces whose rules seem to have ended a packet; the rules are many and read only then.
     filtering: BTreeSet<NetnsId>,
     /// When rules were last read.
@@ -103,10 +128,13 @@ impl Collector {
             held,
             facts: Snapshot::empty(),
             cluster: None,
+            proxy_log: None,
             seen: BTreeSet::new(),
+            last_seen: None,
             asked: BTreeSet::new(),
             ipvs_clients: BTreeMap::new(),
             unread_clients: false,
+            silent: BTreeSet::new(),
             filtering: BTreeSet::new(),
             rules_ns: None,
             due_ns: None,
@@ -142,6 +170,11 @@ impl Collector {
         self.held = held;
     }
 
+    /// What kube-proxy's log says.
+    pub fn set_proxy_log(&mut self, log: Option<Arc<ProxyLog>>) {
+        self.proxy_log = log;
+    }
+
     /// Journeys under way.
     pub fn active(&self) -> usize {
         self.tracker.active()
@@ -170,9 +203,11 @@ impl Collector {
     /// Takes an event; journeys that it ends go to `ended`.
     pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
         self.counts.events += 1;
-        *self.counts.hooks.entry(event.hook).or_default() += 1;
-        if let Some(netns) = event.netns {
-            self.seen.insert(netns);
+        self.counts.count(event.hook);
+        // Events come in runs of one namespace.
+        if event.netns != self.last_seen {
+            self.last_seen = event.netns;
+            self.seen.extend(event.netns);
         }
         match (event.role(), event.netns, event.ifindex) {
             (Role::Receive, Some(netns), Some(ifindex)) => {
@@ -244,15 +279,44 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            let mut asks = journey.is_suspicious();
             self.counts.failed += u64::from(journey.failed());
             self.remember_ipvs_client(&journey);
-            let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));
-            asks |= flow.is_some_and(Flow::is_stalled);
-            if asks {
+            self.remember_silence(&journey);
+            let Some(added) = self.flows.add(journey) else {
+                continue;
+            };
+            let stalled = || self.flows.get(added.flow).is_some_and(Flow::is_stalled);
+            if added.suspicious || stalled() {
                 self.due_ns.get_or_insert(now_ns);
             }
         }
+    }
+
+    /// Remembers where a neighbour did not answer.
+    fn remember_silence(&mut self, journey: &Journey) {
+        let place = journey
+            .events
+            .iter()
+            .find(|event| event.role() == Role::NeighbourFailed)
+            .and_then(|event| event.netns);
+        self.silent.extend(place.map(NetnsId));
+    }
+
+    /// The namespaces of the other ends of veth devices where a neighbour did not answer.
+    fn beyond_silence(&self) -> Vec<NetnsId> {
+        let known = |id: &NetnsId| self.facts.namespace(*id).is_some();
+        let mut beyond: Vec<NetnsId> = self
+            .silent
+            .iter()
+            .filter_map(|id| self.facts.namespace(*id))
+            .flat_map(|facts| &facts.links)
+            .filter_map(|link| link.peer_netns)
+            .filter(|id| !known(id))
+            .collect();
+        beyond.sort_unstable();
+        beyond.dedup();
+        beyond.truncate(MOST_PEERS);
+        beyond
     }
 
     /// Remembers whose connection has to be looked up in the table of IPVS.
@@ -290,7 +354,8 @@ impl Collector {
         }
         self.due_ns = None;
         // What the packets met may be younger than the facts.
-        if hurry || self.unread_clients || self.facts_are_old(now_ns) {
+        let unread = self.unread_clients || !self.seen.is_subset(&self.asked);
+        if hurry || unread || self.facts_are_old(now_ns) {
             self.read_facts();
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
@@ -334,6 +399,7 @@ impl Collector {
         self.seen.clear();
         self.asked.clear();
         self.ipvs_clients.clear();
+        self.silent.clear();
         self.filtering.clear();
         self.rules_ns = None;
         self.given.clear();
@@ -361,8 +427,13 @@ impl Collector {
         let ids: Vec<NetnsId> = self.seen.iter().map(|&netns| NetnsId(netns)).collect();
         self.asked.clone_from(&self.seen);
         self.facts = Snapshot::take(&directory, &ids);
+        let beyond = self.beyond_silence();
+        self.facts
+            .namespaces
+            .extend(Snapshot::take(&directory, &beyond).namespaces);
         self.facts.read_connections(&directory, &self.ipvs_clients);
         self.facts.read_rules(&directory, &self.filtering);
         self.facts.find_owners();
+        self.facts.proxy_log.clone_from(&self.proxy_log);
     }
 }

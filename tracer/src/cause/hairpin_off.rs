@@ -59,10 +59,21 @@ fn turned_back<'a>(evidence: &Evidence<'a>, failure: &Failure<'_>) -> Option<(Ne
     if !failure.dropped_for(&[], BRIDGE_DROPS) {
         return None;
     }
-    let (index, event) = failure.last(Role::Bridge)?;
-    let netns = failure.netns_at(index)?;
-    let site = evidence.site(netns)?;
-    let port = site.link(event.ifindex?)?;
+    // With br_netfilter the bridge itself is seen after its port.
+    let (netns, site, port) = failure
+        .journey
+        .events
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(_, event)| matches!(event.role(), Role::Bridge | Role::Receive))
+        .find_map(|(index, event)| {
+            let netns = failure.netns_at(index)?;
+            let site = evidence.site(netns)?;
+            let port = site.link(event.ifindex?)?;
+            port.bridge_port?;
+            Some((netns, site, port))
+        })?;
     let (first, last) = (
         failure.journey.first_tuple()?,
         failure.journey.last_tuple()?,

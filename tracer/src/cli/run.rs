@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::cluster::{Connection, settled_facts};
 use super::command::Command;
+use super::proxy_log::LogSource;
 use super::{Exit, Failure, Output, OutputFormat, need_root, runtime, value};
 use crate::filter::{Expression, Here};
 use crate::kernel::attach::Tier;
@@ -60,6 +61,8 @@ pub(super) struct Arguments {
     program_log: bool,
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    log: LogSource,
 }
 
 /// Why tracing stops.
@@ -79,6 +82,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     } else {
         Show::Failed
     };
+    let log = arguments.log.read()?;
     let printer = Printer::new(output.printer_format(), show).at_most(arguments.count);
     let mut cluster = None;
     let mut here = Here::default();
@@ -100,6 +104,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
         privilege::drop_unneeded()?;
+        session.know_proxy_log(log);
         // Its thread begins with the few capabilities that are left.
         if cluster.is_none() {
             cluster = arguments.connection.start()?;

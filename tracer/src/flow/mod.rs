@@ -135,6 +135,15 @@ impl Flow {
     }
 }
 
+/// Where a journey was added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Added {
+    /// The flow's number.
+    pub flow: u64,
+    /// The journey did not arrive, or met no virtual server.
+    pub suspicious: bool,
+}
+
 /// What had to be forgotten to stay within bounds.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Forgotten {
@@ -185,16 +194,20 @@ impl Flows {
         }
     }
 
-    /// Adds a journey; returns its flow's number, or `None` for a journey without addresses.
-    pub fn add(&mut self, journey: Journey) -> Option<u64> {
+    /// Adds a journey; `None` for a journey without addresses, which is nobody's.
+    pub fn add(&mut self, journey: Journey) -> Option<Added> {
         let first = journey.first_tuple()?;
         let (id, direction) = self
             .find(first)
             .unwrap_or_else(|| (self.open(first, &journey), Direction::Request));
         self.learn(id, direction, &journey);
-        self.push(id, direction, journey);
+        let suspicious = journey.is_suspicious();
+        self.push(id, direction, journey, suspicious);
         self.shed();
-        Some(id)
+        Some(Added {
+            flow: id,
+            suspicious,
+        })
     }
 
     /// A flow by its number.
@@ -307,7 +320,7 @@ impl Flows {
             });
     }
 
-    fn push(&mut self, id: u64, direction: Direction, mut journey: Journey) {
+    fn push(&mut self, id: u64, direction: Direction, mut journey: Journey, suspicious: bool) {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
@@ -315,7 +328,7 @@ impl Flows {
             Direction::Request => flow.requests += 1,
             Direction::Reply => flow.replies += 1,
         }
-        flow.suspicious += u64::from(journey.is_suspicious());
+        flow.suspicious += u64::from(suspicious);
         flow.last_ns = flow.last_ns.max(journey.start_ns());
         if flow.kept.is_none() {
             self.keeping.push(id, flow.last_ns);
@@ -412,6 +425,7 @@ mod tests {
             id,
             events,
             ending: Ending::Delivered,
+            ..Journey::default()
         }
     }
 
@@ -432,8 +446,8 @@ mod tests {
                 ("192.0.2.1:30000", "192.0.2.10:5000"),
             ],
         );
-        let id = flows.add(request).expect("a flow");
-        assert_eq!(flows.add(reply), Some(id));
+        let id = flows.add(request).expect("a flow").flow;
+        assert_eq!(flows.add(reply).map(|added| added.flow), Some(id));
         let flow = flows.get(id).expect("the flow");
         assert_eq!(flow.of(Direction::Reply).count(), 1);
         assert_eq!(flow.client.destination.port(), 30000);
@@ -471,7 +485,7 @@ mod tests {
             // The first one never falls quiet.
             let mut again = numbered(0, Ending::Delivered);
             again.events[0].time_ns = number + 1;
-            assert_eq!(flows.add(again), Some(1));
+            assert_eq!(flows.add(again).map(|added| added.flow), Some(1));
         }
         assert_eq!(flows.len(), 100);
         assert_eq!(flows.forgotten().flows, 50);

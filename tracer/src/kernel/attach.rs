@@ -139,10 +139,10 @@ pub(super) struct Attacher<'a> {
     modules: Modules,
     /// Set by the first refusal that will hold for every other function too.
     fentry_refused: AtomicBool,
-    /// Print the verifier's log of a refusal.
-    verbose: bool,
     /// Attach only what lost or refused packets meet.
     low_cost: bool,
+    /// Print the verifier's log of a refusal.
+    verbose: bool,
 }
 
 impl<'a> Attacher<'a> {
@@ -153,8 +153,8 @@ impl<'a> Attacher<'a> {
             kprobe: Abilities::read().kprobe,
             modules: Modules::read(),
             fentry_refused: AtomicBool::new(false),
-            verbose: options.program_log,
             low_cost: options.low_cost,
+            verbose: options.program_log,
         }
     }
 

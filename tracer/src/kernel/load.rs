@@ -237,11 +237,12 @@ impl Tracing {
             .collect()
     }
 
-    /// Rows of the hooks in some modules.
+    /// Rows of the hooks in some modules, without those that are not wanted.
     fn hooks_of(&self, modules: &[&str]) -> Vec<usize> {
         let inside = |state: &HookState| {
             let module = state.hook.place.module();
             module.is_some_and(|module| modules.contains(&module))
+                && state.outcome != Err(Gap::LeftOut)
         };
         (0..self.hooks.len())
             .filter(|&row| inside(&self.hooks[row]))

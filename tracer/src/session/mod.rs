@@ -18,7 +18,7 @@ use crate::kernel::reasons::DropReasons;
 use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Cluster, ClusterFacts};
-use crate::node::NetnsHandle;
+use crate::node::{NetnsHandle, ProxyLog};
 use crate::printer::Printer;
 use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
@@ -33,12 +33,12 @@ const MODULES_PERIOD: Duration = Duration::from_secs(1);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
 
-/// What low cost does not see.
-const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
 /// How long after a bounded test its packets are waited for: longer than the silence that ends a journey.
 const AFTER_WORK: Duration = Duration::from_millis(450);
 /// Most journeys kept while a bounded test runs; more means that others' traffic drowns it.
 const MOST_GATHERED: usize = 262_144;
+/// What low cost does not see.
+const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
 
 /// A running trace.
 pub struct Session {
@@ -131,6 +131,11 @@ impl Session {
         self.tracing.trace_only(&namespaces)?;
         self.collector.hold(held);
         Ok(())
+    }
+
+    /// Hands kube-proxy's log to the causes.
+    pub fn know_proxy_log(&mut self, log: Option<Arc<ProxyLog>>) {
+        self.collector.set_proxy_log(log);
     }
 
     /// What is known of the cluster; `None` when none is watched.
@@ -387,17 +392,6 @@ impl Session {
             .collect()
     }
 
-    /// Names for numbers, as known now.
-    fn names(&self) -> Names<'_> {
-        Names {
-            facts: self.collector.facts(),
-            reasons: &self.reasons,
-            symbols: &self.read_symbols,
-            clock: self.clock,
-            cluster: self.collector.cluster(),
-        }
-    }
-
     fn settle_journeys(&mut self, ended: Vec<Journey>, now: u64) -> anyhow::Result<()> {
         if ended.is_empty() {
             return Ok(());
@@ -419,6 +413,17 @@ impl Session {
         }
         self.collector.keep(ended, now);
         Ok(())
+    }
+
+    /// Names for numbers, as known now.
+    fn names(&self) -> Names<'_> {
+        Names {
+            facts: self.collector.facts(),
+            reasons: &self.reasons,
+            symbols: &self.read_symbols,
+            clock: self.clock,
+            cluster: self.collector.cluster(),
+        }
     }
 
     /// Takes the symbols once they are read; with `wait` they are there afterwards.
@@ -493,9 +498,8 @@ impl Session {
             packets: counts.packets,
             failed: counts.failed,
             hooks: counts
-                .hooks
-                .iter()
-                .map(|(hook, &count)| (hook.name(), count))
+                .hooks()
+                .map(|(hook, count)| (hook.name(), count))
                 .collect(),
             devices,
             drops,

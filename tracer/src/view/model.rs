@@ -262,7 +262,7 @@ fn arrived(journey: &Journey) -> Option<bool> {
 fn ending(journey: &Journey, names: &Names<'_>) -> String {
     match journey.ending {
         _ if journey.passed(Role::Reset) => "refused with RST".into(),
-        _ if journey.passed(Role::IcmpError) => "refused with an ICMP error".into(),
+        _ if journey.rejected() => "refused with an ICMP error".into(),
         Ending::Delivered => "delivered".into(),
         Ending::Dropped { location, reason } => {
             format!("dropped: {}", names.drop(location, reason))

@@ -65,7 +65,9 @@ impl Builder<'_> {
                 let found = |event: &Event| {
                     matches!(event.role(), Role::IpvsSchedule | Role::IpvsNoDestination)
                 };
-                if !rest.is_empty() && !rest.iter().any(found) {
+                // The node's own address is no service's, and a tunnel's packet goes there.
+                let carried = journey.is_carried(index);
+                if !carried && !rest.is_empty() && !rest.iter().any(found) {
                     self.step(event, format!("ipvs: no virtual server {address}"));
                 }
             }

@@ -3,6 +3,7 @@
 
 pub mod api_server;
 pub mod attach;
+pub mod check;
 pub mod cluster;
 pub mod field_notes;
 pub mod filter;
@@ -14,6 +15,7 @@ pub mod schema;
 pub mod serve;
 pub mod tour;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -268,6 +270,19 @@ impl Answer {
                 self.stderr.trim()
             )
         })
+    }
+
+    /// Events by hook, as the summary counts them.
+    ///
+    /// # Errors
+    /// When there is no summary.
+    pub fn hooks(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        let summary = self.object("summary")?;
+        let hooks = summary["hooks"]
+            .as_array()
+            .context("the summary has no hooks")?;
+        let count = |row: &Value| Some((row[0].as_str()?.to_owned(), row[1].as_u64()?));
+        Ok(hooks.iter().filter_map(count).collect())
     }
 
     /// Fails unless the exit code is this one.

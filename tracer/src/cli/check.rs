@@ -69,6 +69,14 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     facts.read_node();
     facts.proxy_log = log;
     facts.read_udp_entries(&directory);
+    // Rules matter here where packets are forwarded.
+    let forwarding = facts
+        .namespaces
+        .iter()
+        .filter(|facts| facts.sysctls.number("net/ipv4/ip_forward") == Some(1))
+        .map(|facts| facts.id)
+        .collect();
+    facts.read_rules(&directory, &forwarding);
     facts.find_owners();
     let (flows, reasons, symbols) = (Flows::default(), DropReasons::default(), Symbols::default());
     let names = DropNames {

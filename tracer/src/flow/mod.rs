@@ -8,15 +8,17 @@
 
 mod leg;
 mod quiet;
+mod store;
 
 use std::collections::VecDeque;
 
-use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use crate::event::{Event, Tuple};
 use crate::journey::Journey;
 use leg::{Leg, Legs, Place};
 use quiet::Quiet;
+use store::Store;
 
 /// Most flows kept; the one that was quiet longest goes first.
 const MOST_FLOWS: usize = 1 << 20;
@@ -25,6 +27,8 @@ const MOST_JOURNEY_BYTES: usize = 96 << 20;
 /// Journeys kept of one flow: its first ones and its last ones.
 const FIRST_JOURNEYS: usize = 8;
 const LAST_JOURNEYS: usize = 8;
+/// Tuples of a usual flow beside the client's: behind DNAT, and behind SNAT.
+const USUAL_LEGS: usize = 2;
 /// Most tuples of one flow beside the client's: a client that never changes its port meets new ones
 /// with every new translation.
 const MOST_LEGS: u8 = 32;
@@ -57,7 +61,7 @@ pub struct Flow {
     pub last_ns: u64,
     /// Addresses on the way beside the client's, in the direction of requests; those that another
     /// flow had first are not here.
-    legs: Vec<Leg>,
+    legs: SmallVec<[Leg; USUAL_LEGS]>,
     /// Which of a full `legs` is replaced next.
     next_leg: u8,
     kept: Option<Box<Kept>>,
@@ -155,7 +159,7 @@ pub struct Forgotten {
 
 /// All flows, bounded.
 pub struct Flows {
-    flows: HashMap<u64, Box<Flow>>,
+    flows: Store,
     /// Every request-direction tuple that a flow had, before and after NAT.
     legs: Legs,
     next_id: u64,
@@ -181,7 +185,7 @@ impl Flows {
     /// A store of at most so many flows and so many bytes of journeys.
     pub fn bounded(most: usize, most_journey_bytes: usize) -> Self {
         Self {
-            flows: HashMap::new(),
+            flows: Store::default(),
             legs: Legs::default(),
             next_id: 0,
             most,
@@ -212,12 +216,12 @@ impl Flows {
 
     /// A flow by its number.
     pub fn get(&self, id: u64) -> Option<&Flow> {
-        self.flows.get(&id).map(Box::as_ref)
+        self.flows.get(id)
     }
 
     /// Every flow, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Flow> {
-        self.flows.values().map(Box::as_ref)
+        self.flows.iter()
     }
 
     /// Number of flows.
@@ -227,7 +231,7 @@ impl Flows {
 
     /// True without flows.
     pub fn is_empty(&self) -> bool {
-        self.flows.is_empty()
+        self.len() == 0
     }
 
     /// What was forgotten so far.
@@ -259,11 +263,11 @@ impl Flows {
             suspicious: 0,
             first_ns: start_ns,
             last_ns: start_ns,
-            legs: Vec::new(),
+            legs: SmallVec::new(),
             next_leg: 0,
             kept: None,
         };
-        self.flows.insert(id, Box::new(flow));
+        self.flows.insert(flow);
         self.legs.insert(&client, Place::new(id, 0), |place| {
             tuple_at(&self.flows, place)
         });
@@ -283,10 +287,7 @@ impl Flows {
                 Direction::Request => tuple,
                 Direction::Reply => tuple.reversed(),
             };
-            let known = self
-                .flows
-                .get(&id)
-                .is_none_or(|flow| flow.has_leg(&request));
+            let known = self.flows.get(id).is_none_or(|flow| flow.has_leg(&request));
             if !known
                 && self
                     .legs
@@ -299,12 +300,10 @@ impl Flows {
     }
 
     fn add_leg(&mut self, id: u64, tuple: Tuple) {
-        let Some(flow) = self.flows.get_mut(&id) else {
+        let Some(flow) = self.flows.get_mut(id) else {
             return;
         };
         let index = if flow.legs.len() < usize::from(MOST_LEGS) {
-            // Most flows have one or two; growth in fours would be for nothing.
-            flow.legs.reserve_exact(1);
             flow.legs.push(tuple.into());
             flow.legs.len() as u8 - 1
         } else {
@@ -321,7 +320,7 @@ impl Flows {
     }
 
     fn push(&mut self, id: u64, direction: Direction, mut journey: Journey, suspicious: bool) {
-        let Some(flow) = self.flows.get_mut(&id) else {
+        let Some(flow) = self.flows.get_mut(id) else {
             return;
         };
         match direction {
@@ -350,7 +349,7 @@ impl Flows {
                     None => return,
                 },
             };
-            let Some(flow) = self.flows.get_mut(&id) else {
+            let Some(flow) = self.flows.get_mut(id) else {
                 continue;
             };
             if first_turn && !flow.is_settled() {
@@ -366,7 +365,7 @@ impl Flows {
         let Some(id) = self.quiet.pop(|id| heard(&self.flows, id)) else {
             return;
         };
-        let Some(flow) = self.flows.get(&id) else {
+        let Some(flow) = self.flows.get(id) else {
             return;
         };
         for (tuple, place) in flow.places() {
@@ -374,19 +373,19 @@ impl Flows {
         }
         self.forgotten.flows += 1;
         self.journey_bytes -= flow.kept.as_ref().map_or(0, |kept| kept.bytes());
-        self.flows.remove(&id);
+        self.flows.remove(id);
         for queue in [&mut self.keeping, &mut self.unsettled] {
-            queue.tidy(self.flows.len(), |id| self.flows.contains_key(&id));
+            queue.tidy(self.flows.len(), |id| self.flows.get(id).is_some());
         }
     }
 }
 
-fn tuple_at(flows: &HashMap<u64, Box<Flow>>, place: Place) -> Option<Tuple> {
-    flows.get(&place.flow())?.leg(place.leg())
+fn tuple_at(flows: &Store, place: Place) -> Option<Tuple> {
+    flows.get(place.flow())?.leg(place.leg())
 }
 
-fn heard(flows: &HashMap<u64, Box<Flow>>, id: u64) -> Option<u64> {
-    flows.get(&id).map(|flow| flow.last_ns)
+fn heard(flows: &Store, id: u64) -> Option<u64> {
+    flows.get(id).map(|flow| flow.last_ns)
 }
 
 #[cfg(test)]

@@ -204,6 +204,9 @@ impl Tracing {
             self.links.release(&ids);
         }
         for row in gone {
+            if self.hooks[row].outcome == Err(Gap::LeftOut) {
+                continue;
+            }
             let module = self.hooks[row].hook.place.module().unwrap_or_default();
             self.hooks[row].outcome = Err(Gap::ModuleNotLoaded(module));
         }
@@ -213,7 +216,8 @@ impl Tracing {
             for row in come {
                 let hook = self.hooks[row].hook;
                 // A kernel that has the function built in was attached to at the start.
-                if self.hooks[row].outcome.is_ok() {
+                let outcome = &self.hooks[row].outcome;
+                if outcome.is_ok() || *outcome == Err(Gap::LeftOut) {
                     continue;
                 }
                 let programs = programs.remove(hook.id.name()).unwrap_or_default();

@@ -157,7 +157,7 @@ mod tests {
             let log = read(&format!("I1209 started\n{line}\nI1209 goes on\n"));
             assert_eq!(log.no_tool.as_deref(), Some(line));
             assert_eq!(log.lines, 3);
-            let expected = address.parse().expect("an address");
+            let expected: IpAddr = address.parse().expect("an address");
             assert_eq!(log.undeleted.iter().collect::<Vec<_>>(), [&expected]);
         }
     }

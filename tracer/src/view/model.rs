@@ -180,8 +180,10 @@ pub struct JourneyView {
     /// Stages of its way.
     pub path: Vec<Stage>,
     /// Its other fragments, or copies that a bridge made of it.
+    #[serde(default)]
     pub branches: Vec<BranchView>,
     /// Events were lost while it was under way.
+    #[serde(default)]
     pub gap: bool,
     /// Every event, for `-v`.
     #[serde(skip)]

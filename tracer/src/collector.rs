@@ -434,6 +434,7 @@ impl Collector {
         self.facts.read_connections(&directory, &self.ipvs_clients);
         self.facts.read_rules(&directory, &self.filtering);
         self.facts.find_owners();
+        self.facts.read_node();
         self.facts.proxy_log.clone_from(&self.proxy_log);
     }
 }

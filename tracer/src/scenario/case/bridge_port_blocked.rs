@@ -1,6 +1,5 @@
 //! The pod's port of the bridge is not in state forwarding.
 
-use crate::scenario::traffic::{PATIENCE, tcp_attempt};
 use crate::scenario::world::at;
 use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
 
@@ -23,15 +22,13 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     world.serve_tcp(&site.pod, options.pod_port)?;
     let pod = at(options.pod, options.pod_port);
     if variant.fault {
-        // A port becomes forwarding some time after its link came up: first it has to be.
-        tcp_attempt(&site.client, pod, PATIENCE)?;
+        topology::settle_port(&site.node, "vethpod")?;
         site.node.run_all(&[
             format!(
                 "sysctl -qw net.ipv4.neigh.{}.retrans_time_ms=300",
                 options.bridge
             ),
             "bridge link set dev vethpod state 4".into(),
-            format!("ip neigh flush dev {}", options.bridge),
         ])?;
     }
     Ok(Plan::fixed_by(

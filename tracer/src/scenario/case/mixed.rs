@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::scenario::namespace::Namespace;
 use crate::scenario::topology::{self, Site};
-use crate::scenario::traffic::{Datagrams, PATIENCE, datagrams, tcp_attempt};
+use crate::scenario::traffic::{Datagrams, datagrams};
 use crate::scenario::world::at;
 use crate::scenario::{Need, Plan, Scenario, Target, Variant, World};
 
@@ -189,12 +189,8 @@ fn afflict(
             on_node(format!("ip link set {port} mtu 1500"))
         }
         Part::Blocked => {
-            // A port becomes forwarding some time after its link came up: first it has to be.
-            tcp_attempt(&site.client, to, PATIENCE)?;
-            node.run_all(&[
-                format!("bridge link set dev {port} state 4"),
-                format!("ip neigh flush dev {bridge}"),
-            ])?;
+            topology::settle_port(node, port)?;
+            node.run(&format!("bridge link set dev {port} state 4"))?;
             on_node(format!("bridge link set dev {port} state 3"))
         }
         Part::Busy => {

@@ -3,6 +3,7 @@
 #![no_main]
 #![allow(unreachable_pub, reason = "a binary exports programs, not items")]
 
+mod filter;
 mod probe;
 mod read;
 

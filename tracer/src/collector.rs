@@ -3,19 +3,19 @@
 //! Knows nothing of the kernel boundary or of a view: it is fed events and asked for answers, so a
 //! capture can feed it as well as the kernel.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tracer_ebpf::hook::HookId;
 
 use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
-use crate::event::{Detail, Event};
+use crate::event::{Detail, Event, Tuple};
 use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::kube::ClusterFacts;
-use crate::node::{Directory, NetnsHandle, NetnsId, Snapshot};
+use crate::node::{Directory, NetnsHandle, NetnsId, ProxyLog, Snapshot};
 use crate::ruling;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
@@ -49,12 +49,37 @@ pub struct Counts {
     pub packets: u64,
     /// Journeys that failed.
     pub failed: u64,
-    /// Events per hook.
-    pub hooks: BTreeMap<HookId, u64>,
+    /// Events per hook, by its number; counted with every event.
+    hooks: Vec<u64>,
     /// Packets per namespace and interface index.
     pub devices: BTreeMap<(u32, u32), Traffic>,
     /// Drops by reason number and code address.
     pub drops: HashMap<(Option<u32>, u64), u64>,
+}
+
+impl Counts {
+    /// Events of each hook that had any.
+    pub fn hooks(&self) -> impl Iterator<Item = (HookId, u64)> + '_ {
+        let count = |hook: HookId| self.hooks.get(hook as usize).copied().unwrap_or(0);
+        (HookId::ALL.iter().map(move |&hook| (hook, count(hook)))).filter(|&(_, count)| count > 0)
+    }
+
+    fn count(&mut self, hook: HookId) {
+        let number = hook as usize;
+        if number >= self.hooks.len() {
+            self.hooks.resize(number + 1, 0);
+        }
+        self.hooks[number] += 1;
+    }
+}
+
+/// A connection that a cause stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stopped {
+    /// Code of the cause.
+    pub code: &'static str,
+    /// Addresses as the one who began used them.
+    pub client: Tuple,
 }
 
 /// The collector.
@@ -65,8 +90,12 @@ pub struct Collector {
     held: Vec<NetnsHandle>,
     facts: Snapshot,
     cluster: Option<Arc<ClusterFacts>>,
+    /// kube-proxy's log, which every reading of the facts gets.
+    proxy_log: Option<Arc<ProxyLog>>,
     /// Namespaces seen in events.
     seen: BTreeSet<u32>,
+    /// The namespace of the last event.
+    last_seen: Option<u32>,
     /// Those that the facts were read of.
     asked: BTreeSet<u32>,
     /// Clients whose packets met an IPVS connection and were lost; the table is large and read only then.
@@ -83,6 +112,10 @@ pub struct Collector {
     due_ns: Option<u64>,
     /// Diagnoses given, with the certainty they had.
     given: HashMap<(&'static str, String), Certainty>,
+    /// Connections that each cause is known to have stopped.
+    stopped: HashMap<&'static str, HashSet<u64>>,
+    /// Those that nobody was told of yet.
+    newly_stopped: Vec<Stopped>,
     counts: Counts,
 }
 
@@ -95,7 +128,9 @@ impl Collector {
             held,
             facts: Snapshot::empty(),
             cluster: None,
+            proxy_log: None,
             seen: BTreeSet::new(),
+            last_seen: None,
             asked: BTreeSet::new(),
             ipvs_clients: BTreeMap::new(),
             unread_clients: false,
@@ -104,6 +139,8 @@ impl Collector {
             rules_ns: None,
             due_ns: None,
             given: HashMap::new(),
+            stopped: HashMap::new(),
+            newly_stopped: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -133,6 +170,11 @@ impl Collector {
         self.held = held;
     }
 
+    /// What kube-proxy's log says.
+    pub fn set_proxy_log(&mut self, log: Option<Arc<ProxyLog>>) {
+        self.proxy_log = log;
+    }
+
     /// Journeys under way.
     pub fn active(&self) -> usize {
         self.tracker.active()
@@ -153,12 +195,19 @@ impl Collector {
         self.flows.forgotten()
     }
 
+    /// Events were lost before this time.
+    pub const fn mark_loss(&mut self, now_ns: u64) {
+        self.tracker.mark_loss(now_ns);
+    }
+
     /// Takes an event; journeys that it ends go to `ended`.
     pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
         self.counts.events += 1;
-        *self.counts.hooks.entry(event.hook).or_default() += 1;
-        if let Some(netns) = event.netns {
-            self.seen.insert(netns);
+        self.counts.count(event.hook);
+        // Events come in runs of one namespace.
+        if event.netns != self.last_seen {
+            self.last_seen = event.netns;
+            self.seen.extend(event.netns);
         }
         match (event.role(), event.netns, event.ifindex) {
             (Role::Receive, Some(netns), Some(ifindex)) => {
@@ -230,13 +279,14 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            let mut asks = journey.is_suspicious();
             self.counts.failed += u64::from(journey.failed());
             self.remember_ipvs_client(&journey);
             self.remember_silence(&journey);
-            let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));
-            asks |= flow.is_some_and(Flow::is_stalled);
-            if asks {
+            let Some(added) = self.flows.add(journey) else {
+                continue;
+            };
+            let stalled = || self.flows.get(added.flow).is_some_and(Flow::is_stalled);
+            if added.suspicious || stalled() {
                 self.due_ns.get_or_insert(now_ns);
             }
         }
@@ -310,12 +360,36 @@ impl Collector {
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
         let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));
+        for diagnosis in &found {
+            self.note_stopped(diagnosis);
+        }
         found.retain(|diagnosis| {
             let key = (diagnosis.code, diagnosis.subject.clone());
             let before = self.given.insert(key, diagnosis.certainty);
             before.is_none_or(|before| before < diagnosis.certainty)
         });
         found
+    }
+
+    /// Counts each connection once for its cause, as long as its flow is kept.
+    fn note_stopped(&mut self, diagnosis: &Diagnosis) {
+        let flows = &self.flows;
+        let known = self.stopped.entry(diagnosis.code).or_default();
+        known.retain(|&id| flows.get(id).is_some());
+        for &id in &diagnosis.flows {
+            let Some(flow) = flows.get(id) else { continue };
+            if known.insert(id) {
+                self.newly_stopped.push(Stopped {
+                    code: diagnosis.code,
+                    client: flow.client,
+                });
+            }
+        }
+    }
+
+    /// The connections that causes stopped since the last call; each once per cause.
+    pub fn take_stopped(&mut self) -> Vec<Stopped> {
+        std::mem::take(&mut self.newly_stopped)
     }
 
     /// Forgets flows, facts and diagnoses: what comes next is judged by itself.
@@ -329,6 +403,8 @@ impl Collector {
         self.filtering.clear();
         self.rules_ns = None;
         self.given.clear();
+        self.stopped.clear();
+        self.newly_stopped.clear();
         self.due_ns = None;
     }
 
@@ -359,5 +435,6 @@ impl Collector {
         self.facts.read_rules(&directory, &self.filtering);
         self.facts.find_owners();
         self.facts.read_node();
+        self.facts.proxy_log.clone_from(&self.proxy_log);
     }
 }

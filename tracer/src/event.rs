@@ -255,9 +255,14 @@ pub enum Transport {
         /// Code.
         code: u8,
     },
+    /// A fragment that is not the first: its transport header is in another packet.
+    Fragment,
     /// Another protocol, or a header that was not captured.
     Other,
 }
+
+/// ICMPv6 types of neighbour discovery: solicitations, advertisements, redirect.
+const DISCOVERY: std::ops::RangeInclusive<u8> = 133..=137;
 
 /// TCP flag bits.
 pub mod tcp_flag {
@@ -281,31 +286,37 @@ impl Packet {
                 flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
             }
             Transport::Udp => true,
-            Transport::Icmp { .. } | Transport::Other => false,
+            Transport::Icmp { .. } | Transport::Fragment | Transport::Other => false,
         }
     }
 
     /// Parses headers; `network` is where the network header begins.
     fn parse(bytes: &[u8], network: usize) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes.get(network..)?).ok()?;
-        let (source, destination, ip_id) = match &ip {
+        let (source, destination, ip_id, later_fragment) = match &ip {
             LaxIpSlice::Ipv4(ip) => {
                 let header = ip.header();
                 (
                     IpAddr::from(header.source_addr()),
                     IpAddr::from(header.destination_addr()),
                     Some(header.identification()),
+                    header.fragments_offset().value() != 0,
                 )
             }
             LaxIpSlice::Ipv6(ip) => (
                 IpAddr::from(ip.header().source_addr()),
                 IpAddr::from(ip.header().destination_addr()),
                 None,
+                false,
             ),
         };
         let payload = ip.payload();
         let ip_protocol = payload.ip_number.0;
-        let (source_port, destination_port, transport) = transport(ip_protocol, payload.payload);
+        let (source_port, destination_port, transport) = if later_fragment {
+            (0, 0, Transport::Fragment)
+        } else {
+            transport(ip_protocol, payload.payload)
+        };
         Some(Self {
             tuple: Tuple {
                 protocol: ip_protocol,
@@ -315,6 +326,25 @@ impl Packet {
             ip_id,
             transport,
         })
+    }
+
+    /// True for a fragment of IPv4 that is not the first.
+    pub const fn is_later_fragment(&self) -> bool {
+        matches!(self.transport, Transport::Fragment)
+    }
+
+    /// True when both are fragments of one IPv4 packet, or one is the packet itself: RFC 791 tells
+    /// fragments by addresses, protocol and identification.
+    pub fn shares_fragments_with(&self, other: &Self) -> bool {
+        let key = |packet: &Self| {
+            let Tuple {
+                protocol,
+                source,
+                destination,
+            } = packet.tuple;
+            Some((packet.ip_id?, protocol, source.ip(), destination.ip()))
+        };
+        key(self).is_some() && key(self) == key(other)
     }
 
     /// True when `other` can be the same packet after NAT: addresses and ports may differ, what NAT
@@ -327,6 +357,14 @@ impl Packet {
             (Transport::Tcp { sequence: one, .. }, Transport::Tcp { sequence: two, .. }) => {
                 one == two
             }
+            // NAT leaves type and code alone, and does not touch neighbour discovery (RFC 4861), which has
+            // no number that would tell one packet from the next.
+            (Transport::Icmp { kind, .. }, Transport::Icmp { .. }) => {
+                let discovery = self.tuple.protocol == protocol::ICMP6 && DISCOVERY.contains(&kind);
+                self.transport == other.transport && (!discovery || self.tuple == other.tuple)
+            }
+            // Put together again, the packet goes on as the fragment that came last.
+            (Transport::Fragment, _) | (_, Transport::Fragment) => self.ip_id.is_some(),
             (one, two) => std::mem::discriminant(&one) == std::mem::discriminant(&two),
         }
     }
@@ -542,6 +580,23 @@ mod tests {
             }
         );
         assert_eq!(packet.ip_id, Some(0x645e));
+    }
+
+    #[test]
+    fn later_fragments_have_no_ports() {
+        let mut bytes = vec![
+            0x45, 0, 0, 40, 0x64, 0x5e, 0, 0xb9, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2,
+        ];
+        bytes.extend([0xab; 20]);
+        let packet = Packet::parse(&bytes, 0).expect("a packet");
+        assert!(packet.is_later_fragment());
+        assert_eq!(packet.tuple.source.port(), 0);
+        let mut first = packet.clone();
+        first.transport = Transport::Udp;
+        first.tuple.source.set_port(1000);
+        assert!(packet.shares_fragments_with(&first) && packet.may_be(&first));
+        first.ip_id = Some(1);
+        assert!(!packet.shares_fragments_with(&first));
     }
 
     #[test]

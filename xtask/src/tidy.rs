@@ -34,6 +34,8 @@ const ROOMS: &[Room] = &[
     room("flow", &["hook", "event", "journey"]),
     room("node", &["event"]),
     room("kube", &["event", "node"]),
+    room("fleet", &["kube"]),
+    room("metrics", &["event", "kube"]),
     room("expectation", &["event", "node", "kube"]),
     room("ruling", &["hook", "event", "journey", "node"]),
     room(

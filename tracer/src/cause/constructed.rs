@@ -252,8 +252,7 @@ impl Bench {
             length: 60,
             journey: Journey {
                 id,
-                events: Vec::new(),
-                ending: Ending::OutOfSight,
+                ..Journey::default()
             },
             bench: self,
         }

@@ -2,15 +2,17 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::run::host_name;
-use super::{Exit, Failure, Output, need_root};
+use super::{Exit, Failure, Output, fleet, need_root};
 use crate::expectation::{Proxy, compare, expected};
-use crate::kube::{Cluster, Options, Place, RBAC, Resource, State};
+use crate::kernel::privilege;
+use crate::kube::{Cluster, ClusterFacts, Options, Place, RBAC, Resource, State};
 use crate::node::{Directory, KubeProxy, NetnsFacts, NetnsHandle, ProxyReport};
 use crate::printer::{Printer, Show};
 use crate::view::cluster::ClusterView;
@@ -50,6 +52,22 @@ impl Connection {
         })
         .map(Some)
     }
+
+    /// The same before this thread gave up what tracing does not need; the watching thread does without.
+    pub(super) fn start_unprivileged(&self) -> anyhow::Result<Option<Cluster>> {
+        let starter = || {
+            privilege::drop_unneeded()?;
+            Ok(self.start()?)
+        };
+        std::thread::scope(|scope| scope.spawn(starter).join())
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("the thread that asks the cluster failed")))
+    }
+}
+
+/// The cluster's facts once everything was read, or as far as they are after ten seconds.
+pub(super) fn settled_facts(cluster: &Cluster) -> Option<Arc<ClusterFacts>> {
+    settled(cluster, Duration::from_secs(10));
+    cluster.state().facts().cloned()
 }
 
 /// Addresses of this namespace; none when they cannot be read.
@@ -84,8 +102,19 @@ enum Command {
     /// Compare what kube-proxy should have made on this node with what IPVS holds.
     /// Example: tracer cluster differences
     Differences(Facts),
+    /// Trace many nodes at once: a pod on each, everything removed in the end.
+    /// Example: tracer cluster run --image registry.example/tracer:1 --nodes zone=b --for 60s
+    Run(fleet::Run),
+    /// Remove what an earlier run left behind. Example: tracer cluster clean
+    Clean(fleet::Clean),
+    /// Print a DaemonSet for always-on use. Example: tracer cluster install --print --image IMAGE | kubectl apply -f -
+    Install(fleet::Install),
     /// Print the least rights that reading the facts needs. Example: tracer cluster rbac | kubectl apply -f -
-    Rbac,
+    Rbac {
+        /// Those that `cluster run` and `cluster clean` need instead.
+        #[arg(long)]
+        run: bool,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -99,10 +128,13 @@ struct Facts {
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     match &arguments.command {
-        Command::Rbac => {
-            print!("{RBAC}");
+        Command::Rbac { run } => {
+            print!("{}", if *run { crate::fleet::RBAC } else { RBAC });
             Ok(Exit::Healthy)
         }
+        Command::Run(run) => fleet::run(run, output),
+        Command::Clean(clean) => fleet::clean(clean, output),
+        Command::Install(install) => fleet::install(install),
         Command::Facts(facts) => show_facts(facts, output),
         Command::Differences(facts) => show_differences(facts, output),
     }

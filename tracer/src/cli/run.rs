@@ -8,9 +8,11 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::cluster::Connection;
+use super::cluster::{Connection, settled_facts};
 use super::command::Command;
+use super::proxy_log::LogSource;
 use super::{Exit, Failure, Output, OutputFormat, need_root, runtime, value};
+use crate::filter::{Expression, Here};
 use crate::kernel::attach::Tier;
 use crate::kernel::load::{Options, Tracing};
 use crate::kernel::privilege;
@@ -24,6 +26,14 @@ const AFTER_COMMAND: Duration = Duration::from_secs(1);
 /// What was typed.
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
+    /// Packets to trace, in tcpdump's words and `iface`, `netns`, `pid`, `pod`, `svc`, `node`; none for all.
+    /// What belongs to a matching packet is traced as well, through NAT and in both directions.
+    /// Example: tracer run udp port 53 and not host 192.0.2.1
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Trace only packets that match the filter themselves where they are.
+    #[arg(long)]
+    no_follow: bool,
     /// Stop after this long: 30s, 1m30s; a plain number is seconds.
     #[arg(long = "for", value_name = "TIME", value_parser = value::duration)]
     time: Option<Duration>,
@@ -51,6 +61,8 @@ pub(super) struct Arguments {
     program_log: bool,
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    log: LogSource,
 }
 
 /// Why tracing stops.
@@ -62,15 +74,29 @@ enum Stop {
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
+    let expression = Expression::parse(&arguments.filter.join(" "))
+        .map_err(|error| Failure::usage(error.to_string()))?;
     need_root("tracing")?;
     let show = if arguments.all {
         Show::All
     } else {
         Show::Failed
     };
+    let log = arguments.log.read()?;
     let printer = Printer::new(output.printer_format(), show).at_most(arguments.count);
+    let mut cluster = None;
+    let mut here = Here::default();
+    if expression.names_cluster() {
+        cluster = arguments.connection.start_unprivileged()?;
+        here.cluster = cluster.as_ref().and_then(settled_facts);
+    }
+    let filter = expression
+        .resolve(&here)
+        .map_err(|error| Failure::usage(error.to_string()))?;
     let options = Options {
         ring_bytes: arguments.buffer,
+        follow: !arguments.no_follow,
+        filter,
         program_log: arguments.program_log,
         ..Options::default()
     };
@@ -78,11 +104,15 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
         privilege::drop_unneeded()?;
+        session.know_proxy_log(log);
         // Its thread begins with the few capabilities that are left.
-        if let Some(cluster) = arguments.connection.start()? {
+        if cluster.is_none() {
+            cluster = arguments.connection.start()?;
+        }
+        if let Some(cluster) = cluster {
             session.watch(cluster);
         }
-        let ready = ready(&session);
+        let ready = ready(&session, &options);
         let words = ready.words();
         session.printer().object("ready", &ready, &words)?;
         if let Some(path) = &arguments.ready_file {
@@ -154,6 +184,8 @@ pub(super) async fn interrupted() {
 /// What is traced from now on.
 #[derive(Serialize)]
 struct ReadyView {
+    /// As typed; `None` for everything.
+    filter: Option<String>,
     host: String,
     kernel: String,
     probes: Vec<(&'static str, usize)>,
@@ -162,7 +194,7 @@ struct ReadyView {
     kubernetes: Option<ClusterView>,
 }
 
-fn ready(session: &Session) -> ReadyView {
+fn ready(session: &Session, options: &Options) -> ReadyView {
     let tracing = session.tracing();
     let count = |tier| {
         tracing
@@ -172,6 +204,7 @@ fn ready(session: &Session) -> ReadyView {
             .count()
     };
     ReadyView {
+        filter: (!options.filter.is_everything()).then(|| options.filter.to_string()),
         host: host_name(),
         kernel: kernel_release(),
         probes: [Tier::Fentry, Tier::Kprobe, Tier::Tracepoint]
@@ -204,6 +237,9 @@ impl ReadyView {
                 .as_ref()
                 .map_or_else(|| "Kubernetes: no".to_owned(), ClusterView::words)
         );
+        if let Some(filter) = &self.filter {
+            text += &format!("\nfilter: {filter}");
+        }
         for blind in &self.not_seen {
             text += &format!("\nnot seen: {blind}");
         }

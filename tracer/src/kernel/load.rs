@@ -9,13 +9,15 @@ use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::EbpfLogger;
 use tracer_ebpf::hook::HookId;
-use tracer_ebpf::layout::{ABSENT, FIELDS};
+use tracer_ebpf::layout::{ABSENT, FIELDS, WINDOW_BYTES, filter as bits, in_window};
+use tracer_ebpf::program::Program;
 
 use super::attach::{Attached, Attacher, Gap, HookState, Programs, attach_late};
 use super::btf::Btf;
 use super::links::Links;
 use super::modules::Modules;
 use super::ring::Ring;
+use crate::filter::Filter;
 use crate::hook::Hook;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf"));
@@ -27,8 +29,14 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Inode numbers of the only namespaces to trace; `None` for all.
     pub namespaces: Option<Vec<u32>>,
+    /// Packets to trace.
+    pub filter: Filter,
+    /// Trace what belongs to a matching packet as well: both directions, through NAT and tunnels.
+    pub follow: bool,
     /// Print what the programs themselves say about trouble, and why the verifier refuses one.
     pub program_log: bool,
+    /// Attach only what lost or refused packets meet.
+    pub low_cost: bool,
 }
 
 impl Default for Options {
@@ -36,7 +44,10 @@ impl Default for Options {
         Self {
             ring_bytes: 8 << 20,
             namespaces: None,
+            filter: Filter::default(),
+            follow: true,
             program_log: false,
+            low_cost: false,
         }
     }
 }
@@ -119,11 +130,16 @@ impl Tracing {
     /// When the programs cannot be loaded at all, or not a single hook attaches.
     pub fn start(btf: &Btf, options: &Options) -> anyhow::Result<Self> {
         let (layout, missing_fields) = resolve(btf);
+        let (window_start, window_length) = window(&layout)?;
         let settings = [
             // The enum and the tracepoint's argument came together in 5.17.
             u32::from(btf.enumeration("skb_drop_reason").is_some()),
             u32::from(options.namespaces.is_some()),
+            filter_bits(options),
+            window_start,
+            window_length,
         ];
+        let program = MatchProgram(*options.filter.program());
         // The loader reads type information of its own at the same time.
         let (kernel_btf, mut loader) = std::thread::scope(|scope| {
             let reader = scope.spawn(aya::Btf::from_sys_fs);
@@ -138,6 +154,7 @@ impl Tracing {
             .btf(None)
             .override_global("LAYOUT", layout.as_slice(), true)
             .override_global("SETTINGS", settings.as_slice(), true)
+            .override_global("PROGRAM", &program, true)
             .override_global(aya_log::LEVEL, log_level(options), true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .load(OBJECT)
@@ -145,7 +162,7 @@ impl Tracing {
         if let Some(namespaces) = &options.namespaces {
             keep_namespaces(&mut ebpf, namespaces)?;
         }
-        let attacher = Attacher::new(btf, &kernel_btf, options.program_log);
+        let attacher = Attacher::new(btf, &kernel_btf, options);
         let mut links = Links::default();
         let hooks: Vec<_> = attacher
             .attach_all(&mut ebpf)
@@ -187,6 +204,9 @@ impl Tracing {
             self.links.release(&ids);
         }
         for row in gone {
+            if self.hooks[row].outcome == Err(Gap::LeftOut) {
+                continue;
+            }
             let module = self.hooks[row].hook.place.module().unwrap_or_default();
             self.hooks[row].outcome = Err(Gap::ModuleNotLoaded(module));
         }
@@ -196,7 +216,8 @@ impl Tracing {
             for row in come {
                 let hook = self.hooks[row].hook;
                 // A kernel that has the function built in was attached to at the start.
-                if self.hooks[row].outcome.is_ok() {
+                let outcome = &self.hooks[row].outcome;
+                if outcome.is_ok() || *outcome == Err(Gap::LeftOut) {
                     continue;
                 }
                 let programs = programs.remove(hook.id.name()).unwrap_or_default();
@@ -216,11 +237,12 @@ impl Tracing {
             .collect()
     }
 
-    /// Rows of the hooks in some modules.
+    /// Rows of the hooks in some modules, without those that are not wanted.
     fn hooks_of(&self, modules: &[&str]) -> Vec<usize> {
         let inside = |state: &HookState| {
             let module = state.hook.place.module();
             module.is_some_and(|module| modules.contains(&module))
+                && state.outcome != Err(Gap::LeftOut)
         };
         (0..self.hooks.len())
             .filter(|&row| inside(&self.hooks[row]))
@@ -326,6 +348,54 @@ fn log_level(options: &Options) -> &'static u8 {
     } else {
         &0
     }
+}
+
+/// A match program as a global's bytes.
+#[derive(Clone, Copy)]
+struct MatchProgram(#[expect(dead_code, reason = "aya takes the value's bytes")] Program);
+
+// SAFETY: integers only, no padding (the sizes are asserted beside the type).
+unsafe impl aya::Pod for MatchProgram {}
+
+/// The bits of `Settings::filter`.
+fn filter_bits(options: &Options) -> u32 {
+    let filter = &options.filter;
+    [
+        (bits::ACTIVE, !filter.is_everything()),
+        (bits::FOLLOW, options.follow),
+        (bits::DIRECTED, filter.is_directed()),
+        (bits::INTERFACE, filter.reads_names()),
+        (bits::NAMESPACE, filter.reads_namespaces()),
+    ]
+    .iter()
+    .filter_map(|&(bit, set)| set.then_some(bit))
+    .sum()
+}
+
+/// Where the fields of `sk_buff` begin that are copied at once, and how many bytes they span.
+fn window(layout: &[u16]) -> anyhow::Result<(u32, u32)> {
+    let known = FIELDS
+        .iter()
+        .filter(|field| in_window(field.field))
+        .map(|field| field.field as usize)
+        .filter(|&index| layout[index] != ABSENT)
+        .map(|index| {
+            let (offset, size) = (layout[index], layout[FIELDS.len() + index]);
+            (u32::from(offset), u32::from(offset) + u32::from(size))
+        });
+    let start = known.clone().map(|(start, _)| start).min().unwrap_or(0) & !7;
+    let length = known
+        .map(|(_, end)| end)
+        .max()
+        .unwrap_or(0)
+        .saturating_sub(start);
+    if length == 0 || length > WINDOW_BYTES as u32 {
+        bail!(
+            "this kernel's sk_buff is laid out in an unknown way: the fields needed span {length} bytes \
+             from {start}; please report it with the output of `uname -r`"
+        );
+    }
+    Ok((start, length))
 }
 
 /// The `LAYOUT` global: offsets, then sizes; and what is missing.

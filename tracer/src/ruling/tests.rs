@@ -92,6 +92,7 @@ fn journey(between: &[Event]) -> Journey {
             location: 1,
             reason: None,
         },
+        ..Journey::default()
     }
 }
 

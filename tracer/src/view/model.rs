@@ -1,15 +1,16 @@
 //! The view model: one journey, one diagnosis, one summary, as they are shown.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::stage::{self, Stage};
 use crate::cause::{Diagnosis, Finding};
 use crate::event::{Detail, NetfilterHook, Packet, Transport, protocol, tcp_flag};
 use crate::hook::Role;
-use crate::journey::{Ending, Journey};
+use crate::journey::{BranchKind, Ending, Journey};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Claim, ClusterFacts};
@@ -120,6 +121,14 @@ impl Names<'_> {
         Some((filtered.hook, ruling::judge(journey, filtered, facts)?))
     }
 
+    /// Why a packet did not arrive, in few words: bounded in number, for counts.
+    pub fn lost_because(&self, journey: &Journey) -> String {
+        match journey.ending {
+            Ending::Dropped { location, reason } => self.drop(location, reason),
+            _ => ending(journey, self),
+        }
+    }
+
     /// A drop: the kernel's reason, else the function that dropped.
     pub fn drop(&self, location: u64, reason: Option<u32>) -> String {
         let named = reason
@@ -142,7 +151,7 @@ pub(super) fn named(name: Option<&str>, address: &str) -> String {
 }
 
 /// A finished journey as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JourneyView {
     /// Number.
     pub id: u64,
@@ -170,6 +179,12 @@ pub struct JourneyView {
     pub ending: String,
     /// Stages of its way.
     pub path: Vec<Stage>,
+    /// Its other fragments, or copies that a bridge made of it.
+    #[serde(default)]
+    pub branches: Vec<BranchView>,
+    /// Events were lost while it was under way.
+    #[serde(default)]
+    pub gap: bool,
     /// Every event, for `-v`.
     #[serde(skip)]
     pub events: Vec<String>,
@@ -178,10 +193,7 @@ pub struct JourneyView {
 impl JourneyView {
     /// Shows a journey; `None` when it has no addresses.
     pub fn new(journey: &Journey, names: &Names<'_>) -> Option<Self> {
-        let packet = journey
-            .events
-            .iter()
-            .find_map(|event| event.packet.as_ref())?;
+        let packet = journey.first_packet()?;
         let (first, last) = (journey.first_tuple()?, journey.last_tuple()?);
         let changed = (last.destination != first.destination).then_some(last.destination);
         Some(Self {
@@ -198,9 +210,46 @@ impl JourneyView {
             duration_us: journey.duration_ns() / 1000,
             ending: ending(journey, names),
             path: stage::path(journey, names),
+            branches: branches(journey, names),
+            gap: journey.gap,
             events: events(journey, names),
         })
     }
+}
+
+/// A fragment or copy as shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BranchView {
+    /// `fragment` or `copy`.
+    pub kind: Cow<'static, str>,
+    /// How it ended, in words.
+    pub ending: String,
+    /// Stages that it passed alone.
+    pub path: Vec<Stage>,
+}
+
+fn branches(journey: &Journey, names: &Names<'_>) -> Vec<BranchView> {
+    journey
+        .branches
+        .iter()
+        .map(|branch| {
+            let alone = Journey {
+                id: journey.id,
+                events: branch.events.clone(),
+                ending: branch.ending,
+                ..Journey::default()
+            };
+            BranchView {
+                kind: match branch.kind {
+                    BranchKind::Fragment => "fragment",
+                    BranchKind::Copy => "copy",
+                }
+                .into(),
+                ending: ending(&alone, names),
+                path: stage::path(&alone, names),
+            }
+        })
+        .collect()
 }
 
 fn arrived(journey: &Journey) -> Option<bool> {
@@ -213,7 +262,7 @@ fn arrived(journey: &Journey) -> Option<bool> {
 fn ending(journey: &Journey, names: &Names<'_>) -> String {
     match journey.ending {
         _ if journey.passed(Role::Reset) => "refused with RST".into(),
-        _ if journey.passed(Role::IcmpError) => "refused with an ICMP error".into(),
+        _ if journey.rejected() => "refused with an ICMP error".into(),
         Ending::Delivered => "delivered".into(),
         Ending::Dropped { location, reason } => {
             format!("dropped: {}", names.drop(location, reason))
@@ -241,6 +290,7 @@ fn protocol_words(packet: &Packet) -> String {
             format!("{name} {}", flags.join("+"))
         }
         Transport::Icmp { kind, code } => format!("{name} {kind}/{code}"),
+        Transport::Fragment => format!("{name} fragment"),
         Transport::Udp | Transport::Other => name,
     }
 }
@@ -343,15 +393,15 @@ pub(super) fn time_of_day(time: SystemTime) -> String {
 }
 
 /// A diagnosis as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DiagnosisView {
     /// Code of the cause.
-    pub cause: &'static str,
+    pub cause: Cow<'static, str>,
     /// `certain` or `likely`.
-    pub certainty: &'static str,
+    pub certainty: Cow<'static, str>,
     /// `error` or `warning`, where no packet was seen.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub severity: Option<&'static str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<Cow<'static, str>>,
     /// Protocol, address and port it is about.
     pub subject: String,
     /// Connections stopped.
@@ -361,7 +411,7 @@ pub struct DiagnosisView {
     /// In words.
     pub summary: String,
     /// Source and text of each piece of evidence.
-    pub evidence: Vec<(&'static str, String)>,
+    pub evidence: Vec<(Cow<'static, str>, String)>,
     /// What is missing to be certain.
     pub missing: Vec<String>,
     /// Ways to fix it.
@@ -373,10 +423,10 @@ pub struct DiagnosisView {
 }
 
 /// What a cause brings about, as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ConsequenceView {
     /// Code of the cause.
-    pub cause: &'static str,
+    pub cause: Cow<'static, str>,
     /// What it is about.
     pub subject: String,
     /// In words.
@@ -384,19 +434,19 @@ pub struct ConsequenceView {
 }
 
 /// A fix as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FixView {
     /// Lines to paste.
     pub lines: Vec<String>,
     /// What it may break.
-    pub risk: &'static str,
+    pub risk: Cow<'static, str>,
 }
 
 impl From<&Diagnosis> for DiagnosisView {
     fn from(diagnosis: &Diagnosis) -> Self {
         Self {
-            cause: diagnosis.code,
-            certainty: diagnosis.certainty.name(),
+            cause: diagnosis.code.into(),
+            certainty: diagnosis.certainty.name().into(),
             severity: None,
             subject: diagnosis.subject.clone(),
             failed_connections: diagnosis.failed,
@@ -405,7 +455,7 @@ impl From<&Diagnosis> for DiagnosisView {
             evidence: diagnosis
                 .evidence
                 .iter()
-                .map(|proof| (proof.source, proof.text.clone()))
+                .map(|proof| (proof.source.into(), proof.text.clone()))
                 .collect(),
             missing: diagnosis.missing.clone(),
             fixes: diagnosis
@@ -413,7 +463,7 @@ impl From<&Diagnosis> for DiagnosisView {
                 .iter()
                 .map(|fix| FixView {
                     lines: fix.lines.clone(),
-                    risk: fix.risk,
+                    risk: fix.risk.into(),
                 })
                 .collect(),
             check: diagnosis.check.clone(),
@@ -421,7 +471,7 @@ impl From<&Diagnosis> for DiagnosisView {
                 .consequences
                 .iter()
                 .map(|consequence| ConsequenceView {
-                    cause: consequence.code,
+                    cause: consequence.code.into(),
                     subject: consequence.subject.clone(),
                     summary: consequence.summary.clone(),
                 })
@@ -433,7 +483,7 @@ impl From<&Diagnosis> for DiagnosisView {
 impl From<&Finding> for DiagnosisView {
     fn from(finding: &Finding) -> Self {
         Self {
-            severity: Some(finding.severity.name()),
+            severity: Some(finding.severity.name().into()),
             ..Self::from(&finding.diagnosis)
         }
     }

@@ -1,15 +1,15 @@
 //! The stages of a journey in a person's words: many events, few words.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::model::Names;
-use crate::event::{Detail, Event, NetfilterHook, protocol};
+use crate::event::{Detail, Event, NetfilterHook, Tuple, protocol};
 use crate::hook::Role;
-use crate::journey::Journey;
+use crate::journey::{BranchKind, Journey};
 use crate::node::NetnsId;
 
 /// One stage.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Stage {
     /// Namespace, where it is another than the stage before.
     pub namespace: Option<String>,
@@ -30,6 +30,7 @@ pub fn path(journey: &Journey, names: &Names<'_>) -> Vec<Stage> {
         stages: Vec::new(),
     };
     for (index, event) in journey.events.iter().enumerate() {
+        builder.tunnel(journey, index, event);
         builder.event(journey, index, event);
     }
     builder.stages
@@ -64,7 +65,9 @@ impl Builder<'_> {
                 let found = |event: &Event| {
                     matches!(event.role(), Role::IpvsSchedule | Role::IpvsNoDestination)
                 };
-                if !rest.is_empty() && !rest.iter().any(found) {
+                // The node's own address is no service's, and a tunnel's packet goes there.
+                let carried = journey.is_carried(index);
+                if !carried && !rest.is_empty() && !rest.iter().any(found) {
                     self.step(event, format!("ipvs: no virtual server {address}"));
                 }
             }
@@ -86,9 +89,9 @@ impl Builder<'_> {
             (_, Role::IpvsReply) => self.step(event, "ipvs: reply".into()),
             (_, Role::IpvsNoDestination) => self.lose(event, "ipvs: no real server".into()),
             (_, Role::Nat) => self.nat(event, rest),
-            (Detail::Device { ifindex }, Role::Encapsulate) => {
-                let device = self.names.device(event.netns, *ifindex);
-                self.step(event, format!("vxlan {device}"));
+            // A packet that is taken out of it is said where it is first seen.
+            (_, Role::Decapsulate) if !journey.is_carried(index) => {
+                self.step(event, "vxlan".into())
             }
             (_, Role::Flood) => self.step(event, "flooded to every port".into()),
             (
@@ -104,8 +107,7 @@ impl Builder<'_> {
                     format!("accept queue of :{port} full ({waiting} wait, {most} may)"),
                 );
             }
-            (_, Role::Decapsulate) => self.step(event, "vxlan unwrapped".into()),
-            (_, Role::Fragment) => self.step(event, "fragmented".into()),
+            (_, Role::Fragment) => self.step(event, fragmented(journey)),
             (_, Role::Martian) => self.lose(event, "impossible source address".into()),
             (_, Role::ConntrackClash) => self.step(event, "conntrack clash".into()),
             (Detail::Neighbour { address, .. }, Role::NeighbourQueue) => {
@@ -118,7 +120,7 @@ impl Builder<'_> {
                     format!("neighbour {address} on {device} does not answer"),
                 );
             }
-            (Detail::Socket { state, port }, _) => {
+            (Detail::Socket { state, port }, _) if !journey.is_carried(index) => {
                 let kind = if *state == LISTEN {
                     "listening socket"
                 } else {
@@ -147,6 +149,32 @@ impl Builder<'_> {
                 self.dropped(event, journey, *location, *reason);
             }
             _ => {}
+        }
+    }
+
+    /// Says where a tunnel's packet is put around this one, and where it is taken out again.
+    fn tunnel(&mut self, journey: &Journey, index: usize, event: &Event) {
+        let starts = journey.carried.iter().any(|range| range.start == index);
+        if starts
+            && event.role() == Role::LocalOut
+            && let Some(packet) = &event.packet
+        {
+            let Tuple {
+                protocol,
+                source,
+                destination,
+            } = packet.tuple;
+            let (tunnel, from, to) = (tunnel_name(protocol), source.ip(), destination.ip());
+            self.step(event, format!("{tunnel}: wrapped in {from} → {to}"));
+        }
+        let ended = journey.carried.iter().find(|range| range.end == index);
+        let carrier = ended.and_then(|range| {
+            let carrier = &journey.events[range.clone()];
+            carrier.iter().find_map(|event| event.packet.as_ref())
+        });
+        if let Some(carrier) = carrier {
+            let tunnel = tunnel_name(carrier.tuple.protocol);
+            self.step(event, format!("{tunnel}: unwrapped"));
         }
     }
 
@@ -262,6 +290,24 @@ impl Builder<'_> {
                 .scheduler
                 .clone(),
         )
+    }
+}
+
+/// A tunnel by the protocol of its packets; VXLAN is the only one over UDP that is followed.
+const fn tunnel_name(number: u8) -> &'static str {
+    match number {
+        protocol::UDP => "vxlan",
+        47 => "gre",
+        _ => "ip tunnel",
+    }
+}
+
+fn fragmented(journey: &Journey) -> String {
+    let mut branches = journey.branches.iter();
+    if branches.any(|branch| branch.kind == BranchKind::Fragment) {
+        format!("fragmented into {}", journey.branches.len() + 1)
+    } else {
+        "fragmented".into()
     }
 }
 

@@ -1,12 +1,14 @@
 //! A live trace: programs, ring buffer, collector and printer put together.
 
+mod metered;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::time::MissedTickBehavior;
 
-use crate::cause::{Diagnosis, DropNames};
+use crate::cause::{Certainty, Diagnosis, DropNames};
 use crate::collector::Collector;
 use crate::event::Event;
 use crate::journey::Journey;
@@ -16,11 +18,13 @@ use crate::kernel::reasons::DropReasons;
 use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Cluster, ClusterFacts};
-use crate::node::NetnsHandle;
+use crate::node::{NetnsHandle, ProxyLog};
 use crate::printer::Printer;
 use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
 use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView, monotonic_ns};
+
+use metered::Metered;
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -29,10 +33,19 @@ const MODULES_PERIOD: Duration = Duration::from_secs(1);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
 
+/// How long after a bounded test its packets are waited for: longer than the silence that ends a journey.
+const AFTER_WORK: Duration = Duration::from_millis(450);
+/// Most journeys kept while a bounded test runs; more means that others' traffic drowns it.
+const MOST_GATHERED: usize = 262_144;
+/// What low cost does not see.
+const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
+
 /// A running trace.
 pub struct Session {
     tracing: Tracing,
     ring: Ring,
+    /// Events lost so far, as the journeys know it.
+    known_lost: u64,
     collector: Collector,
     reasons: DropReasons,
     modules_looked: Instant,
@@ -44,6 +57,8 @@ pub struct Session {
     attached: Duration,
     printer: Printer,
     cluster: Option<Watched>,
+    meter: Option<Metered>,
+    low_cost: bool,
 }
 
 /// A cluster that is watched beside the trace.
@@ -75,6 +90,7 @@ impl Session {
             collector: Collector::new(held, unspecified),
             tracing,
             ring,
+            known_lost: 0,
             reasons,
             modules_looked: Instant::now(),
             // Needed by the first drop only, so that it does not delay the start.
@@ -85,6 +101,8 @@ impl Session {
             started: Instant::now(),
             printer,
             cluster: None,
+            meter: None,
+            low_cost: options.low_cost,
         })
     }
 
@@ -113,6 +131,11 @@ impl Session {
         self.tracing.trace_only(&namespaces)?;
         self.collector.hold(held);
         Ok(())
+    }
+
+    /// Hands kube-proxy's log to the causes.
+    pub fn know_proxy_log(&mut self, log: Option<Arc<ProxyLog>>) {
+        self.collector.set_proxy_log(log);
     }
 
     /// What is known of the cluster; `None` when none is watched.
@@ -258,6 +281,15 @@ impl Session {
     }
 
     fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        let ended = self.take()?;
+        let now = monotonic_ns();
+        self.settle_journeys(ended, now)?;
+        self.count_totals(now);
+        self.diagnose(hurry)
+    }
+
+    /// Empties the ring buffer; gives back the journeys that ended.
+    fn take(&mut self) -> anyhow::Result<Vec<Journey>> {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
         self.follow_modules()?;
@@ -269,8 +301,17 @@ impl Session {
             }
         });
         let now = monotonic_ns();
+        let lost = self.ring.lost().total();
+        if lost > self.known_lost {
+            self.known_lost = lost;
+            self.collector.mark_loss(now);
+        }
         self.collector.expire(now, &mut ended);
-        self.settle_journeys(ended, now)?;
+        Ok(ended)
+    }
+
+    fn diagnose(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        let now = monotonic_ns();
         if !self.collector.is_due(now, hurry) {
             return Ok(Vec::new());
         }
@@ -280,11 +321,75 @@ impl Session {
             reasons: &self.reasons,
             symbols: &self.read_symbols,
         };
-        let diagnoses = self.collector.diagnose(now, hurry, names);
+        let mut diagnoses = self.collector.diagnose(now, hurry, names);
+        self.count_stopped();
+        if self.low_cost {
+            for diagnosis in &mut diagnoses {
+                diagnosis.certainty = Certainty::Likely;
+                diagnosis.missing.push(LOW_COST.into());
+            }
+        }
         for diagnosis in &diagnoses {
             self.printer.diagnosis(diagnosis)?;
         }
         Ok(diagnoses)
+    }
+
+    /// Collects until `work` is done and what it sent has had time to end; gives back every journey of
+    /// that time, neither shown nor judged.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub async fn gather<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> anyhow::Result<(T, Vec<Journey>)> {
+        let mut journeys = Vec::new();
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(work);
+        let value = loop {
+            tokio::select! {
+                value = &mut work => break value,
+                _ = tick.tick() => journeys.extend(self.take()?),
+            }
+            journeys.truncate(MOST_GATHERED);
+        };
+        let done = Instant::now();
+        while done.elapsed() < AFTER_WORK {
+            tick.tick().await;
+            journeys.extend(self.take()?);
+        }
+        self.collector.finish(&mut journeys);
+        journeys.truncate(MOST_GATHERED);
+        Ok((value, journeys))
+    }
+
+    /// Judges gathered journeys, and prints what caused their losses.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn judge(&mut self, journeys: Vec<Journey>) -> anyhow::Result<Vec<Diagnosis>> {
+        let now = monotonic_ns();
+        self.collector.know_rules(&journeys, now);
+        self.collector.keep(journeys, now);
+        self.diagnose(true)
+    }
+
+    /// Journeys as they are shown.
+    pub fn views(&mut self, journeys: &[Journey]) -> Vec<JourneyView> {
+        let now = monotonic_ns();
+        self.collector.know_rules(journeys, now);
+        self.collector.name_namespaces(now);
+        self.load_symbols(true);
+        for journey in journeys {
+            self.want_pods(journey);
+        }
+        let names = self.names();
+        journeys
+            .iter()
+            .filter_map(|journey| JourneyView::new(journey, &names))
+            .collect()
     }
 
     fn settle_journeys(&mut self, ended: Vec<Journey>, now: u64) -> anyhow::Result<()> {
@@ -292,28 +397,33 @@ impl Session {
             return Ok(());
         }
         self.collector.know_rules(&ended, now);
+        self.count_drops(&ended);
         if ended.iter().any(|journey| self.printer.wants(journey)) {
             self.collector.name_namespaces(now);
             self.load_symbols(false);
-            let names = Names {
-                facts: self.collector.facts(),
-                reasons: &self.reasons,
-                symbols: &self.read_symbols,
-                clock: self.clock,
-                cluster: self.collector.cluster(),
-            };
             for journey in &ended {
                 if !self.printer.wants(journey) {
                     continue;
                 }
                 self.want_pods(journey);
-                if let Some(view) = JourneyView::new(journey, &names) {
+                if let Some(view) = JourneyView::new(journey, &self.names()) {
                     self.printer.journey(&view)?;
                 }
             }
         }
         self.collector.keep(ended, now);
         Ok(())
+    }
+
+    /// Names for numbers, as known now.
+    fn names(&self) -> Names<'_> {
+        Names {
+            facts: self.collector.facts(),
+            reasons: &self.reasons,
+            symbols: &self.read_symbols,
+            clock: self.clock,
+            cluster: self.collector.cluster(),
+        }
     }
 
     /// Takes the symbols once they are read; with `wait` they are there afterwards.
@@ -361,13 +471,7 @@ impl Session {
         self.collector.name_namespaces(monotonic_ns());
         self.load_symbols(true);
         let counts = self.collector.counts();
-        let names = Names {
-            facts: self.collector.facts(),
-            reasons: &self.reasons,
-            symbols: &self.read_symbols,
-            clock: self.clock,
-            cluster: self.collector.cluster(),
-        };
+        let names = self.names();
         let mut drops = std::collections::BTreeMap::<String, u64>::new();
         for (&(reason, location), &count) in &counts.drops {
             *drops.entry(names.drop(location, reason)).or_default() += count;
@@ -394,9 +498,8 @@ impl Session {
             packets: counts.packets,
             failed: counts.failed,
             hooks: counts
-                .hooks
-                .iter()
-                .map(|(hook, &count)| (hook.name(), count))
+                .hooks()
+                .map(|(hook, count)| (hook.name(), count))
                 .collect(),
             devices,
             drops,

@@ -389,7 +389,11 @@ fn window(layout: &[u16]) -> anyhow::Result<(u32, u32)> {
             (u32::from(offset), u32::from(offset) + u32::from(size))
         });
     let start = known.clone().map(|(start, _)| start).min().unwrap_or(0) & !7;
-    let length = known.map(|(_, end)| end).max().unwrap_or(0).saturating_sub(start);
+    let length = known
+        .map(|(_, end)| end)
+        .max()
+        .unwrap_or(0)
+        .saturating_sub(start);
     if length == 0 || length > WINDOW_BYTES as u32 {
         bail!(
             "this kernel's sk_buff is laid out in an unknown way: the fields needed span {length} bytes \

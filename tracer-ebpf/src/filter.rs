@@ -17,8 +17,10 @@
 //!   joins nothing.
 
 use core::hint::black_box;
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use network_types::eth::EtherType;
@@ -30,8 +32,9 @@ use tracer_ebpf::program::{Key, Program, network};
 
 use crate::read::{self, Skb};
 
-// Functions that are not inlined share the 512 bytes of stack in turn, and all return a number: the
-// verifier takes what another leaves in its place for a pointer.
+// Functions that are not inlined share the 512 bytes of stack in turn. Each returns a number that its
+// caller looks at (`black_box` where it does not matter): in the register of one that returns nothing
+// the verifier may find a pointer to the stack, and refuses it.
 
 /// The compiled filter; the loader puts it here.
 #[unsafe(no_mangle)]
@@ -94,6 +97,12 @@ const FOLLOWED: u32 = 1 << 0;
 /// The flow has to be kept when its addresses are final.
 const UNLEARNED: u32 = 1 << 1;
 const IN_TUNNEL: u32 = 1 << 2;
+
+/// How [`decide`] works: the network header is where the data begins.
+const AT_LINK: u32 = 1 << 0;
+/// Conntrack entries and quoted packets are looked at as well. Hooks that trust what is remembered do
+/// without: what was found that way is in [`SKBS`] by then, and each way costs the verifier time.
+const WHOLE: u32 = 1 << 1;
 
 /// What is known of an skb before it is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -180,8 +189,14 @@ pub fn known(hook: HookId, skb: u64) -> Known {
 /// Decides about an skb that nothing is known of, and remembers the decision.
 #[inline(always)]
 pub fn decides(hook: HookId, skb: u64, copy: &Skb, device: u64, net: u64) -> bool {
-    let at_link = u32::from(matches!(hook, HookId::DeviceReceive));
-    let decision = decide(skb, copy, device, net, at_link);
+    let mut how = 0;
+    if matches!(hook, HookId::DeviceReceive) {
+        how |= AT_LINK;
+    }
+    if !matches!(trust(hook), Trust::Both) {
+        how |= WHOLE;
+    }
+    let decision = decide(skb, copy, device, net, how);
     if let Some(remembered) = REMEMBERED.get_ptr_mut(0) {
         // SAFETY: this CPU's own slot.
         let remembered = unsafe { &mut *remembered };
@@ -282,10 +297,10 @@ pub fn keep(hook: HookId, skb: u64, copy: &Skb) {
             remember_skb(skb, tunnel);
         }
         HookId::IpvsNatTransmit | HookId::IpvsNat6Transmit | HookId::IpvsReply => {
-            keep_identity(skb, copy);
+            black_box(keep_identity(skb, copy));
         }
         HookId::Fragment => {
-            keep_datagram(copy);
+            black_box(keep_datagram(copy));
         }
         HookId::DeviceTransmit => {
             let Some(remembered) = REMEMBERED.get_ptr_mut(0) else {
@@ -296,7 +311,7 @@ pub fn keep(hook: HookId, skb: u64, copy: &Skb) {
             if remembered.unlearned == skb {
                 remembered.unlearned = 0;
                 if remembered.tunnel != skb {
-                    learn(copy);
+                    black_box(learn(copy));
                 }
             }
         }
@@ -316,18 +331,20 @@ fn remember_skb(skb: u64, identity: u64) {
 
 #[inline(never)]
 fn keep_identity(skb: u64, copy: &Skb) -> u32 {
-    let mut found = Network::default();
-    read_packet(copy, 0, &mut found);
+    let mut room = MaybeUninit::uninit();
+    let found = empty(&mut room);
+    read_packet(copy, 0, found);
     remember_skb(skb, KNOWN | u64::from(found.identity));
     0
 }
 
 #[inline(never)]
 fn keep_datagram(copy: &Skb) -> u32 {
-    let mut found = Network::default();
-    read_packet(copy, 0, &mut found);
+    let mut room = MaybeUninit::uninit();
+    let found = empty(&mut room);
+    read_packet(copy, 0, found);
     if found.key.network != 0 {
-        remember_datagram(&found);
+        black_box(remember_datagram(found));
     }
     0
 }
@@ -335,8 +352,9 @@ fn keep_datagram(copy: &Skb) -> u32 {
 /// Keeps the packet's present addresses, unless the program knows them by itself.
 #[inline(never)]
 fn learn(copy: &Skb) -> u32 {
-    let mut found = Network::default();
-    read_packet(copy, 0, &mut found);
+    let mut room = MaybeUninit::uninit();
+    let found = empty(&mut room);
+    read_packet(copy, 0, found);
     if found.key.source_port != 0 && evaluate(&found.key) == 0 && flow_known(&found.key) == 0 {
         remember_flow(&FlowKey::of(&found.key));
     }
@@ -370,13 +388,34 @@ fn datagram_known(found: &Network) -> u32 {
     u32::from(used(FLOWS_USED) && FLOWS.get_ptr(FlowKey::fragment(found)).is_some())
 }
 
+/// No headers yet.
+///
+/// Zeroed by a read that fails at once: the verifier then knows nothing of what is in it. Paths that
+/// differ only in which words are known to be zero would each be verified by themselves.
+///
+/// In place, since a move would not fit the stack twice.
+#[inline(always)]
+fn empty(room: &mut MaybeUninit<Network>) -> &mut Network {
+    // SAFETY: the helper zeroes all of it, since nothing is mapped at 0, and every field may be zero.
+    unsafe {
+        bpf_probe_read_kernel(
+            room.as_mut_ptr().cast(),
+            size_of::<Network>() as u32,
+            core::ptr::null(),
+        );
+        room.assume_init_mut()
+    }
+}
+
 /// The decision about an skb: bits from [`FOLLOWED`] on.
 ///
 /// Not inlined: its stack is then shared with what the program does later.
 #[inline(never)]
-fn decide(skb: u64, copy: &Skb, device: u64, net: u64, at_link: u32) -> u32 {
-    let mut found = Network::default();
-    read_packet(copy, at_link, &mut found);
+fn decide(skb: u64, copy: &Skb, device: u64, net: u64, how: u32) -> u32 {
+    let at_link = how & AT_LINK;
+    let mut room = MaybeUninit::uninit();
+    let found = empty(&mut room);
+    read_packet(copy, at_link, found);
     if read::filter(filter::INTERFACE)
         && let Some(offset) = read::offset(Field::NetDeviceName)
         && device != 0
@@ -411,24 +450,31 @@ fn decide(skb: u64, copy: &Skb, device: u64, net: u64, at_link: u32) -> u32 {
     }
     if own {
         if found.fragment {
-            remember_datagram(&found);
+            black_box(remember_datagram(found));
         }
         return FOLLOWED;
     }
     if flow_known(&found.key) != 0 {
         return FOLLOWED;
     }
-    if found.fragment && datagram_known(&found) != 0 {
+    if found.fragment && datagram_known(found) != 0 {
         return FOLLOWED;
     }
+    if how & WHOLE == 0 {
+        return 0;
+    }
+    let identity = KNOWN | u64::from(found.identity);
     let entry = copy.field::<u64>(Field::SkbNfct) & !7;
+    let mut decision = 0;
     if entry != 0 && entry_matches(entry, &mut found.key) {
-        return FOLLOWED | UNLEARNED;
+        decision = FOLLOWED | UNLEARNED;
+    } else if found.quotes && quoted_matches(copy, at_link, found) {
+        decision = FOLLOWED;
     }
-    if found.quotes && quoted_matches(copy, at_link, &mut found) {
-        return FOLLOWED;
+    if decision != 0 {
+        remember_skb(skb, identity);
     }
-    0
+    decision
 }
 
 /// Zeroes what stands behind the zero that ends a name.
@@ -477,14 +523,23 @@ fn entry_matches(entry: u64, key: &mut Key) -> bool {
     };
     let first = entry + (hash + tuple) as u64;
     let second = first + (read::size(Field::ConnTuplehash) / 2) as u64;
-    tuple_matches(first, key) != 0 || tuple_matches(second, key) != 0
+    black_box(take_tuple(first, key));
+    if evaluate(key) | flow_known(key) != 0 {
+        return true;
+    }
+    black_box(take_tuple(second, key));
+    evaluate(key) | flow_known(key) != 0
 }
 
+/// Puts a tuple's ends into the key.
 #[inline(never)]
-fn tuple_matches(address: u64, key: &mut Key) -> u32 {
-    let Some(tuple) = read::memory::<Tuple>(address) else {
+fn take_tuple(address: u64, key: &mut Key) -> u32 {
+    let mut room = MaybeUninit::<Tuple>::uninit();
+    if !read::into(&mut room, address) {
         return 0;
-    };
+    }
+    // SAFETY: read just now, and every bit pattern is a valid `Tuple`.
+    let tuple = unsafe { room.assume_init_ref() };
     key.source = words(&tuple.source);
     key.destination = words(&tuple.destination);
     key.protocol = tuple.protocol_or_manipulation;
@@ -500,7 +555,7 @@ fn tuple_matches(address: u64, key: &mut Key) -> u32 {
     } else {
         key.source_port
     };
-    evaluate(key) | flow_known(key)
+    1
 }
 
 #[inline(always)]
@@ -519,7 +574,7 @@ fn quoted_matches(copy: &Skb, at_link: u32, found: &mut Network) -> bool {
     found.key.network = 0;
     found.transport = 0;
     found.fragment = false;
-    read_headers(copy, inner, 0, found);
+    black_box(read_headers(copy, inner, 0, found));
     evaluate(&found.key) | flow_known(&found.key) != 0
 }
 
@@ -538,12 +593,12 @@ pub fn network_offset(copy: &Skb, at_link: u32) -> u32 {
 #[inline(always)]
 fn read_packet(copy: &Skb, at_link: u32, found: &mut Network) {
     let protocol = copy.field::<u16>(Field::SkbProtocol);
-    read_headers(
+    black_box(read_headers(
         copy,
         network_offset(copy, at_link),
         u32::from(protocol),
         found,
-    );
+    ));
 }
 
 /// Reads headers at an offset of the buffer; 0 when there are none that can be read. The protocol is an
@@ -557,9 +612,12 @@ fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) -> 
         return 0;
     }
     let start = head + u64::from(offset);
-    let Some(bytes) = read::memory::<[u8; NETWORK_BYTES + TRANSPORT_BYTES]>(start) else {
+    let mut room = MaybeUninit::<[u8; NETWORK_BYTES + TRANSPORT_BYTES]>::uninit();
+    if !read::into(&mut room, start) {
         return 0;
-    };
+    }
+    // SAFETY: read just now.
+    let bytes = unsafe { room.assume_init_ref() };
     let protocol = protocol as u16;
     let kind = if protocol == EtherType::Arp as u16 {
         ethertype::ARP
@@ -595,8 +653,9 @@ fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) -> 
         20 => found.read_transport(behind(20)),
         40 => found.read_transport(behind(40)),
         other => {
-            if let Some(bytes) = read::memory::<[u8; TRANSPORT_BYTES]>(start + u64::from(other)) {
-                found.read_transport(&bytes);
+            let mut room = [0; TRANSPORT_BYTES];
+            if read::into(&mut room, start + u64::from(other)) {
+                found.read_transport(&room);
             }
         }
     }

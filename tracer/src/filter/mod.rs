@@ -190,11 +190,11 @@ impl Filter {
     fn matches_event(&self, event: &Event, name_of: &dyn Fn(u32, u32) -> Option<String>) -> bool {
         let mut keys = Vec::new();
         let place = key::of_place(event, name_of);
-        match &event.detail {
-            Detail::Conntrack {
-                original, reply, ..
-            } => keys.extend([original, reply].map(|tuple| key::of_tuple(tuple, place))),
-            _ => {}
+        if let Detail::Conntrack {
+            original, reply, ..
+        } = &event.detail
+        {
+            keys.extend([original, reply].map(|tuple| key::of_tuple(tuple, place)));
         }
         keys.extend(
             event

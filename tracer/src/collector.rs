@@ -13,9 +13,9 @@ use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
 use crate::event::{Detail, Event};
 use crate::flow::{Flow, Flows};
 use crate::hook::Role;
-use crate::journey::{Journey, Tracker};
+use crate::journey::{Journey, Place, Tracker};
 use crate::kube::ClusterFacts;
-use crate::node::{Directory, NetnsHandle, NetnsId, Snapshot};
+use crate::node::{NetnsId, Occasion, Reading, Snapshot, Source};
 use crate::ruling;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
@@ -58,9 +58,8 @@ pub struct Counts {
 pub struct Collector {
     tracker: Tracker,
     flows: Flows,
-    /// Namespaces that no process and no name leads to.
-    held: Vec<NetnsHandle>,
-    facts: Snapshot,
+    source: Source,
+    facts: Arc<Snapshot>,
     cluster: Option<Arc<ClusterFacts>>,
     /// Namespaces seen in events.
     seen: BTreeSet<u32>,
@@ -82,13 +81,14 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// A collector that also reads facts of the namespaces in `held`.
-    pub fn new(held: Vec<NetnsHandle>, unspecified_reason: Option<u32>) -> Self {
+    /// A collector that gets its facts from a source; `unspecified_reason` is the kernel's number of
+    /// NOT_SPECIFIED.
+    pub fn new(source: Source, unspecified_reason: Option<u32>) -> Self {
         Self {
             tracker: Tracker::new(unspecified_reason),
             flows: Flows::default(),
-            held,
-            facts: Snapshot::empty(),
+            source,
+            facts: Arc::new(Snapshot::empty()),
             cluster: None,
             seen: BTreeSet::new(),
             asked: BTreeSet::new(),
@@ -108,8 +108,40 @@ impl Collector {
     }
 
     /// The facts last read.
-    pub const fn facts(&self) -> &Snapshot {
+    pub fn facts(&self) -> &Snapshot {
         &self.facts
+    }
+
+    /// The facts that were read since the last call.
+    pub fn take_readings(&mut self) -> Vec<Reading> {
+        self.source.take_made()
+    }
+
+    /// Facts of a capture, to be used on their occasion.
+    pub fn add_reading(&mut self, reading: Reading) {
+        self.source.add(reading);
+    }
+
+    /// Uses the facts of a capture that this replay did not ask for.
+    pub fn catch_up(&mut self) {
+        if let Some(facts) = self.source.rest() {
+            self.facts = facts;
+        }
+    }
+
+    /// The journey that begins next gets this number.
+    pub const fn number_next(&mut self, id: u64) {
+        self.tracker.number_next(id);
+    }
+
+    /// The kernel's number of NOT_SPECIFIED, once a capture says it.
+    pub const fn set_unspecified(&mut self, reason: Option<u32>) {
+        self.tracker.set_unspecified(reason);
+    }
+
+    /// The flows.
+    pub const fn flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// What the cluster is like from now on.
@@ -128,7 +160,7 @@ impl Collector {
     }
 
     /// Takes an event; journeys that it ends go to `ended`.
-    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
+    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) -> Option<Place> {
         self.counts.events += 1;
         *self.counts.hooks.entry(event.hook).or_default() += 1;
         if let Some(netns) = event.netns {
@@ -154,7 +186,7 @@ impl Collector {
         if let Detail::Drop { location, reason } = event.detail {
             *self.counts.drops.entry((reason, location)).or_default() += 1;
         }
-        self.tracker.push(event, ended);
+        self.tracker.push(event, ended)
     }
 
     /// Ends journeys that nothing happened to for long.
@@ -169,17 +201,23 @@ impl Collector {
 
     /// Makes sure that facts name the namespaces seen so far.
     pub fn name_namespaces(&mut self, now_ns: u64) {
+        if let Some(facts) = self.source.next(Occasion::Names) {
+            self.facts = facts;
+        }
         let recently = self
             .facts
             .taken_ns
             .is_some_and(|taken| now_ns.saturating_sub(taken) < NAMES_PAUSE_NS);
         if !recently && !self.seen.is_subset(&self.asked) {
-            self.read_facts();
+            self.read_facts(Occasion::Names);
         }
     }
 
     /// Makes sure that facts hold the rules of namespaces where these packets seem to have met them.
     pub fn know_rules(&mut self, ended: &[Journey], now_ns: u64) {
+        if let Some(facts) = self.source.next(Occasion::Rules) {
+            self.facts = facts;
+        }
         let met: BTreeSet<NetnsId> = ended
             .iter()
             .filter_map(|journey| ruling::filtered(journey, true))
@@ -193,9 +231,12 @@ impl Collector {
         }
         self.filtering.extend(met);
         if self.seen.is_subset(&self.asked) {
-            self.facts.read_rules(&self.directory(), &self.filtering);
+            if let Some(directory) = self.source.directory() {
+                Arc::make_mut(&mut self.facts).read_rules(&directory, &self.filtering);
+                self.source.note(Occasion::Rules, &self.facts);
+            }
         } else {
-            self.read_facts();
+            self.read_facts(Occasion::Rules);
         }
         self.rules_ns = Some(now_ns);
     }
@@ -249,9 +290,12 @@ impl Collector {
             return Vec::new();
         }
         self.due_ns = None;
+        if let Some(facts) = self.source.next(Occasion::Diagnosis) {
+            self.facts = facts;
+        }
         // What the packets met may be younger than the facts.
         if hurry || self.unread_clients || self.facts_are_old(now_ns) {
-            self.read_facts();
+            self.read_facts(Occasion::Diagnosis);
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
         let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));
@@ -266,7 +310,7 @@ impl Collector {
     /// Forgets flows, facts and diagnoses: what comes next is judged by itself.
     pub fn forget(&mut self) {
         self.flows = Flows::default();
-        self.facts = Snapshot::empty();
+        self.facts = Arc::new(Snapshot::empty());
         self.asked.clear();
         self.ipvs_clients.clear();
         self.filtering.clear();
@@ -281,21 +325,18 @@ impl Collector {
             .is_none_or(|taken| now_ns.saturating_sub(taken) > FACTS_AGE_NS)
     }
 
-    fn directory(&self) -> Directory {
-        let mut directory = Directory::find();
-        for handle in &self.held {
-            directory.add(handle.clone());
-        }
-        directory
-    }
-
-    fn read_facts(&mut self) {
-        let directory = self.directory();
+    /// Reads this machine; a capture has given what it holds.
+    fn read_facts(&mut self, occasion: Occasion) {
+        let Some(directory) = self.source.directory() else {
+            return;
+        };
         let ids: Vec<NetnsId> = self.seen.iter().map(|&netns| NetnsId(netns)).collect();
         self.asked.clone_from(&self.seen);
-        self.facts = Snapshot::take(&directory, &ids);
-        self.facts.read_connections(&directory, &self.ipvs_clients);
-        self.facts.read_rules(&directory, &self.filtering);
-        self.facts.find_owners();
+        let mut facts = Snapshot::take(&directory, &ids);
+        facts.read_connections(&directory, &self.ipvs_clients);
+        facts.read_rules(&directory, &self.filtering);
+        facts.find_owners();
+        self.facts = Arc::new(facts);
+        self.source.note(occasion, &self.facts);
     }
 }

@@ -147,6 +147,15 @@ impl Journey {
     }
 }
 
+/// Where an event went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Number of the journey.
+    pub journey: u64,
+    /// Index in its events.
+    pub index: usize,
+}
+
 struct Active {
     journey: Journey,
     last_ns: u64,
@@ -173,46 +182,65 @@ impl Tracker {
         }
     }
 
+    /// This kernel's number of NOT_SPECIFIED.
+    pub const fn set_unspecified(&mut self, reason: Option<u32>) {
+        self.unspecified_reason = reason;
+    }
+
     /// Number of journeys under way.
     pub fn active(&self) -> usize {
         self.active.len()
     }
 
-    /// Takes an event; journeys that it ends go to `ended`.
-    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
+    /// The journey under way of an skb.
+    pub fn under_way(&self, skb: u64) -> Option<&Journey> {
+        self.active.get(&skb).map(|active| &active.journey)
+    }
+
+    /// The journey that begins next gets this number, as it had when it was recorded.
+    pub const fn number_next(&mut self, id: u64) {
+        self.next_id = id;
+    }
+
+    /// Takes an event; journeys that it ends go to `ended`. Gives the event's place, where it is kept.
+    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) -> Option<Place> {
         if event.skb == 0 {
-            return;
+            return None;
         }
         if let Some(active) = self.active.get_mut(&event.skb) {
             if continues(&active.journey, &event) {
-                if belongs(&active.journey, &event) {
-                    let over = ends(&active.journey, &event, self.unspecified_reason);
-                    active.last_ns = event.time_ns;
-                    let skb = event.skb;
-                    if active.journey.events.len() < MOST_EVENTS {
-                        active.journey.events.push(event);
-                    }
-                    if let Some(ending) = over
-                        && let Some(mut active) = self.active.remove(&skb)
-                    {
-                        active.journey.ending = ending;
-                        ended.push(active.journey);
-                    }
+                if !belongs(&active.journey, &event) {
+                    return None;
                 }
-                return;
+                let over = ends(&active.journey, &event, self.unspecified_reason);
+                active.last_ns = event.time_ns;
+                let skb = event.skb;
+                let place = Place {
+                    journey: active.journey.id,
+                    index: active.journey.events.len(),
+                };
+                let kept = place.index < MOST_EVENTS;
+                if kept {
+                    active.journey.events.push(event);
+                }
+                if let Some(ending) = over
+                    && let Some(mut active) = self.active.remove(&skb)
+                {
+                    active.journey.ending = ending;
+                    ended.push(active.journey);
+                }
+                return kept.then_some(place);
             }
             if let Some(old) = self.active.remove(&event.skb) {
                 ended.push(out_of_sight(old.journey));
             }
         }
         // Without headers there is nothing to tell about.
-        if event.packet.is_none() {
-            return;
-        }
-        self.start(event, ended);
+        event.packet.as_ref()?;
+        Some(self.start(event, ended))
     }
 
-    fn start(&mut self, event: Event, ended: &mut Vec<Journey>) {
+    fn start(&mut self, event: Event, ended: &mut Vec<Journey>) -> Place {
         if self.active.len() >= MOST_ACTIVE {
             self.evict_oldest(ended);
         }
@@ -221,6 +249,10 @@ impl Tracker {
             id: self.next_id,
             events: Vec::new(),
             ending: Ending::OutOfSight,
+        };
+        let place = Place {
+            journey: self.next_id,
+            index: 0,
         };
         self.next_id += 1;
         let over = ends(&journey, &event, self.unspecified_reason);
@@ -231,6 +263,7 @@ impl Tracker {
         } else {
             self.active.insert(skb, Active { journey, last_ns });
         }
+        place
     }
 
     fn evict_oldest(&mut self, ended: &mut Vec<Journey>) {
@@ -269,7 +302,7 @@ impl Tracker {
                 ended.push(out_of_sight(active.journey));
             }
         }
-        ended[first..].sort_by_key(Journey::start_ns);
+        ended[first..].sort_by_key(|journey| (journey.start_ns(), journey.id));
     }
 }
 

@@ -5,6 +5,8 @@
 //! A capture can replace what is left of `event`. `collector` joins the middle, `session` adds the
 //! live kernel on one side and `printer` on the other; `cli` only calls them.
 
+pub mod analysis;
+pub mod capture;
 pub mod cause;
 pub mod cli;
 pub mod collector;

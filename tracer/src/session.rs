@@ -1,4 +1,4 @@
-//! A live trace: programs, ring buffer, collector and printer put together.
+//! A live trace: programs, ring buffer, analysis and, where asked for, a capture put together.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,45 +6,44 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::time::MissedTickBehavior;
 
-use crate::cause::{Diagnosis, DropNames};
-use crate::collector::Collector;
+use crate::analysis::{Analysis, Kernel};
+use crate::capture::{Control, Counters, Recorder};
+use crate::cause::Diagnosis;
 use crate::event::Event;
 use crate::journey::Journey;
 use crate::kernel::btf::Btf;
 use crate::kernel::load::{DropReasons, Options, Tracing};
 use crate::kernel::ring::Ring;
-use crate::kernel::symbols::Symbols;
+use crate::kernel::symbols::Table;
 use crate::kube::{Cluster, ClusterFacts};
-use crate::node::NetnsHandle;
+use crate::node::{NetnsHandle, Source};
 use crate::printer::Printer;
 use crate::view::cluster::ClusterView;
-use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView, monotonic_ns};
+use crate::view::model::{Clock, SummaryView, monotonic_ns};
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
 const PERIOD: Duration = Duration::from_millis(10);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
+/// How often a capture is told what was lost and what tracing costs.
+const COUNTED: Duration = Duration::from_secs(1);
 
 /// A running trace.
 pub struct Session {
     tracing: Tracing,
     ring: Ring,
-    collector: Collector,
-    reasons: DropReasons,
-    symbols: std::thread::JoinHandle<Symbols>,
-    /// Set once the thread that reads them is done.
-    read_symbols: Symbols,
-    clock: Clock,
+    analysis: Analysis,
     started: Instant,
     attached: Duration,
-    printer: Printer,
     cluster: Option<Watched>,
+    recorder: Option<Recorder>,
+    /// When the capture was last told the counters.
+    counted: Instant,
 }
 
 /// A cluster that is watched beside the trace.
 struct Watched {
     cluster: Cluster,
-    facts: Option<Arc<ClusterFacts>>,
     /// What was last said of it.
     said: ClusterView,
 }
@@ -60,34 +59,44 @@ impl Session {
         printer: Printer,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let symbols = std::thread::spawn(Symbols::read);
+        let symbols = Table::begin();
         let btf = Btf::vmlinux()
             .context("this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)")?;
         let mut tracing = Tracing::start(&btf, options)?;
         let ring = tracing.take_ring()?;
-        let reasons = DropReasons::read(&btf);
-        let unspecified = reasons.number("NOT_SPECIFIED");
+        let kernel = Kernel {
+            reasons: Arc::new(DropReasons::read(&btf)),
+            symbols,
+            clock: Clock::now(),
+        };
         Ok(Self {
-            collector: Collector::new(held, unspecified),
+            analysis: Analysis::new(Source::live(held), kernel, printer),
             tracing,
             ring,
-            reasons,
-            symbols,
-            read_symbols: Symbols::default(),
-            clock: Clock::now(),
             attached: started.elapsed(),
             started: Instant::now(),
-            printer,
             cluster: None,
+            recorder: None,
+            counted: Instant::now(),
         })
+    }
+
+    /// What the kernel calls things.
+    pub const fn kernel(&mut self) -> &mut Kernel {
+        self.analysis.kernel()
+    }
+
+    /// Writes everything into a capture from now on.
+    pub fn record(&mut self, recorder: Recorder) {
+        self.analysis.name_all();
+        self.recorder = Some(recorder);
     }
 
     /// Names addresses by the cluster's facts from now on. Nothing waits for them.
     pub fn watch(&mut self, cluster: Cluster) {
         let state = cluster.state();
-        self.collector.set_cluster(state.facts().cloned());
+        self.analysis.set_cluster(state.facts().cloned());
         self.cluster = Some(Watched {
-            facts: state.facts().cloned(),
             said: ClusterView::from(&state),
             cluster,
         });
@@ -106,36 +115,15 @@ impl Session {
         let Some(state) = watched.cluster.news() else {
             return Ok(());
         };
-        watched.facts = state.facts().cloned();
-        self.collector.set_cluster(watched.facts.clone());
+        self.analysis.set_cluster(state.facts().cloned());
         let view = ClusterView::from(&state);
         if view.settled() && !view.says_the_same(&watched.said) {
-            self.printer.object("kubernetes", &view, &view.words())?;
+            self.analysis
+                .printer()
+                .object("kubernetes", &view, &view.words())?;
             watched.said = view;
         }
         Ok(())
-    }
-
-    /// Has the pods read that a journey met and that are on other nodes.
-    fn want_pods(&self, journey: &Journey) {
-        let Some(Watched {
-            cluster,
-            facts: Some(facts),
-            ..
-        }) = &self.cluster
-        else {
-            return;
-        };
-        for tuple in [journey.first_tuple(), journey.last_tuple()]
-            .into_iter()
-            .flatten()
-        {
-            for address in [tuple.source.ip(), tuple.destination.ip()] {
-                if facts.may_be_unread_pod(address) {
-                    cluster.want(address);
-                }
-            }
-        }
     }
 
     /// The programs at work.
@@ -150,7 +138,7 @@ impl Session {
 
     /// The printer.
     pub const fn printer(&mut self) -> &mut Printer {
-        &mut self.printer
+        self.analysis.printer()
     }
 
     /// Collects until `stop` is done.
@@ -186,7 +174,7 @@ impl Session {
         while begun.elapsed() < most {
             let (_, found) = self.collect(tokio::time::sleep(PERIOD * 3)).await?;
             diagnoses.extend(found);
-            if self.collector.active() == 0 {
+            if self.analysis.collector().active() == 0 {
                 break;
             }
         }
@@ -196,154 +184,171 @@ impl Session {
 
     /// Judges what comes next by itself.
     pub fn forget(&mut self) {
-        self.collector.forget();
+        self.analysis.collector().forget();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.control(Control::Forget);
+        }
     }
 
     fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
-        let mut ended = Vec::new();
-        let collector = &mut self.collector;
-        self.ring.drain(BATCH, |raw| {
+        let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
+        let drained = self.ring.drain(BATCH, |raw| {
             if let Some(event) = Event::decode(raw) {
-                collector.push(event, &mut ended);
+                if let Some(recorder) = recorder {
+                    recorder.event(raw);
+                }
+                analysis.push(event);
             }
         });
         let now = monotonic_ns();
-        self.collector.expire(now, &mut ended);
-        self.settle_journeys(ended, now)?;
-        if !self.collector.is_due(now, hurry) {
-            return Ok(Vec::new());
-        }
-        // A kernel without drop reasons is judged by where it drops.
-        self.load_symbols(true);
-        let names = DropNames {
-            reasons: &self.reasons,
-            symbols: &self.read_symbols,
-        };
-        let diagnoses = self.collector.diagnose(now, hurry, names);
-        for diagnosis in &diagnoses {
-            self.printer.diagnosis(diagnosis)?;
-        }
-        Ok(diagnoses)
-    }
-
-    fn settle_journeys(&mut self, ended: Vec<Journey>, now: u64) -> anyhow::Result<()> {
-        if ended.is_empty() {
-            return Ok(());
-        }
-        self.collector.know_rules(&ended, now);
-        if ended.iter().any(|journey| self.printer.wants(journey)) {
-            self.collector.name_namespaces(now);
-            self.load_symbols(false);
-            let names = Names {
-                facts: self.collector.facts(),
-                reasons: &self.reasons,
-                symbols: &self.read_symbols,
-                clock: self.clock,
-                cluster: self
-                    .cluster
-                    .as_ref()
-                    .and_then(|watched| watched.facts.as_deref()),
-            };
-            for journey in ended.iter().filter(|journey| self.printer.wants(journey)) {
-                self.want_pods(journey);
-                if let Some(view) = JourneyView::new(journey, &names) {
-                    self.printer.journey(&view)?;
-                }
+        let wanting = Wanting::of(self.cluster.as_ref(), analysis.cluster());
+        let step = analysis.step(now, hurry, |journey| wanting.want_pods(journey))?;
+        let readings = analysis.collector().take_readings();
+        if let Some(recorder) = recorder {
+            recorder.facts(readings);
+            if step.happened || drained > 0 {
+                recorder.names(analysis);
+                recorder.control(Control::Step { now_ns: now, hurry });
             }
+            recorder.diagnoses(&step.diagnoses);
+            self.count();
+            self.hand_over();
         }
-        self.collector.keep(ended, now);
-        Ok(())
+        Ok(step.diagnoses)
     }
 
-    /// Takes the symbols once they are read; with `wait` they are there afterwards.
-    fn load_symbols(&mut self, wait: bool) {
-        if self.read_symbols.is_empty() && (wait || self.symbols.is_finished()) {
-            let reader = std::mem::replace(&mut self.symbols, std::thread::spawn(Symbols::default));
-            self.read_symbols = reader.join().unwrap_or_default();
+    /// Tells the capture what was lost and what tracing costs, every second.
+    fn count(&mut self) {
+        if self.counted.elapsed() < COUNTED {
+            return;
+        }
+        self.counted = Instant::now();
+        let counters = self.counters();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.counters(counters);
         }
     }
 
-    /// Ends the trace: what is under way, a last look for causes, and the summary.
+    fn counters(&mut self) -> Counters {
+        let cost = self.tracing.cost();
+        Counters {
+            time_ns: monotonic_ns(),
+            lost: self.lost(),
+            kernel_runs: cost.runs,
+            kernel_ns: cost.time.as_nanos() as u64,
+            process_us: (process_ms() * 1e3) as u64,
+        }
+    }
+
+    /// Hands over to the capture's thread; a capture that fails is said, and the trace goes on.
+    fn hand_over(&mut self) {
+        let Some(recorder) = &mut self.recorder else {
+            return;
+        };
+        if let Err(error) = recorder.hand_over() {
+            self.recorder = None;
+            eprintln!("tracer: the capture ends here: {error:#}; tracing goes on without it");
+        }
+    }
+
+    /// Ends the trace: what is under way, a last look for causes, the summary, and the capture.
     ///
     /// # Errors
-    /// When printing fails.
+    /// When printing fails, or the capture cannot be completed.
     pub fn finish(mut self) -> anyhow::Result<Vec<Diagnosis>> {
         self.step(false)?;
-        let mut ended = Vec::new();
-        self.collector.finish(&mut ended);
-        self.settle_journeys(ended, monotonic_ns())?;
+        let now = monotonic_ns();
+        let wanting = Wanting::of(self.cluster.as_ref(), self.analysis.cluster());
+        self.analysis
+            .finish(now, |journey| wanting.want_pods(journey))?;
+        let readings = self.analysis.collector().take_readings();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.facts(readings);
+            recorder.names(&mut self.analysis);
+            recorder.control(Control::Finish { now_ns: now });
+        }
         let diagnoses = self.step(true)?;
         let summary = self.summary();
-        self.printer.summary(&summary)?;
+        self.analysis.printer().summary(&summary)?;
+        let readings = self.analysis.collector().take_readings();
+        let counters = self.counters();
+        if let Some(mut recorder) = self.recorder.take() {
+            recorder.facts(readings);
+            recorder.names(&mut self.analysis);
+            recorder.counters(counters);
+            let written = recorder.finish()?;
+            let words = written.words();
+            self.analysis
+                .printer()
+                .object("capture", &written, &words)?;
+        }
         Ok(diagnoses)
     }
 
     /// Everything that was lost, per cause.
-    fn lost(&self) -> Vec<(&'static str, u64)> {
+    fn lost(&mut self) -> Vec<(String, u64)> {
         let missed = self
             .tracing
             .missed()
             .map(|missed| ("program skipped by the kernel", missed));
-        let evicted = ("too many packets at once", self.collector.evicted());
+        let evicted = (
+            "too many packets at once",
+            self.analysis.collector().evicted(),
+        );
+        let unwritten = self.recorder.as_ref().map_or(0, Recorder::unwritten);
         let here = missed
             .into_iter()
-            .chain([evicted])
+            .chain([evicted, ("capture could not keep up", unwritten)])
             .filter(|&(_, count)| count > 0);
-        self.ring.lost().iter().chain(here).collect()
+        let lost = self.ring.lost();
+        lost.iter()
+            .chain(here)
+            .map(|(cause, count)| (cause.to_owned(), count))
+            .collect()
     }
 
     fn summary(&mut self) -> SummaryView {
-        self.collector.name_namespaces(monotonic_ns());
-        self.load_symbols(true);
-        let counts = self.collector.counts();
-        let names = Names {
-            facts: self.collector.facts(),
-            reasons: &self.reasons,
-            symbols: &self.read_symbols,
-            clock: self.clock,
-            cluster: self
-                .cluster
-                .as_ref()
-                .and_then(|watched| watched.facts.as_deref()),
-        };
-        let mut drops = std::collections::BTreeMap::<String, u64>::new();
-        for (&(reason, location), &count) in &counts.drops {
-            *drops.entry(names.drop(location, reason)).or_default() += count;
-        }
-        let mut drops: Vec<_> = drops.into_iter().collect();
-        drops.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
-        let devices = counts
-            .devices
-            .iter()
-            .map(|(&(netns, ifindex), traffic)| DeviceCount {
-                device: format!(
-                    "{}/{}",
-                    names.namespace(netns),
-                    names.device(Some(netns), ifindex)
-                ),
-                received: traffic.received,
-                sent: traffic.sent,
-            })
-            .collect();
         let cost = self.tracing.cost();
         SummaryView {
             seconds: self.started.elapsed().as_secs_f64(),
-            events: counts.events,
-            packets: counts.packets,
-            failed: counts.failed,
-            hooks: counts
-                .hooks
-                .iter()
-                .map(|(hook, &count)| (hook.name(), count))
-                .collect(),
-            devices,
-            drops,
             lost: self.lost(),
             kernel_runs: cost.runs,
             kernel_ms: cost.time.as_secs_f64() * 1e3,
             process_ms: process_ms(),
+            ..self.analysis.summary(monotonic_ns())
+        }
+    }
+}
+
+/// Has the pods read that journeys met and that are on other nodes.
+struct Wanting<'a> {
+    cluster: Option<(&'a Cluster, Arc<ClusterFacts>)>,
+}
+
+impl<'a> Wanting<'a> {
+    fn of(watched: Option<&'a Watched>, facts: Option<&Arc<ClusterFacts>>) -> Self {
+        Self {
+            cluster: watched
+                .map(|watched| &watched.cluster)
+                .zip(facts.map(Arc::clone)),
+        }
+    }
+
+    fn want_pods(&self, journey: &Journey) {
+        let Some((cluster, facts)) = &self.cluster else {
+            return;
+        };
+        for tuple in [journey.first_tuple(), journey.last_tuple()]
+            .into_iter()
+            .flatten()
+        {
+            for address in [tuple.source.ip(), tuple.destination.ip()] {
+                if facts.may_be_unread_pod(address) {
+                    cluster.want(address);
+                }
+            }
         }
     }
 }

@@ -9,9 +9,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::printer::{Format, Show};
 use crate::view::text::Style;
 
+mod capture;
 mod check;
 mod cluster;
 mod doctor;
+mod explain;
 mod reproduce;
 mod run;
 mod why;
@@ -28,6 +30,8 @@ pub enum Exit {
     Usage = 2,
     /// This machine cannot be traced.
     CannotTrace = 3,
+    /// The input is damaged.
+    Damaged = 4,
 }
 
 impl From<Exit> for ExitCode {
@@ -109,6 +113,8 @@ impl Output {
 enum Command {
     /// Trace this machine live. Example: tracer run --for 30
     Run(run::Arguments),
+    /// The answer of a live trace from its capture, on any machine. Example: tracer explain node.pcapng
+    Explain(explain::Arguments),
     /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
     /// Example: tracer reproduce vip-nodeport-unbound
     Reproduce(reproduce::Arguments),
@@ -161,6 +167,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
+        Command::Explain(arguments) => explain::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),

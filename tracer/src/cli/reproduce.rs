@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
+use super::capture::Capture;
 use super::run::{interrupted, kernel_release};
 use super::{Exit, Failure, Output, nearest, need_root, runtime};
 use crate::cause::Diagnosis;
@@ -68,6 +69,8 @@ pub(super) struct Arguments {
     /// Load the kernel modules that are needed (ip_vs, veth, bridge); they stay loaded.
     #[arg(long)]
     load_modules: bool,
+    #[command(flatten)]
+    capture: Capture,
 }
 
 #[derive(Serialize)]
@@ -196,6 +199,7 @@ async fn reproduce(
         ..LoadOptions::default()
     };
     let mut session = Session::start(&load, held, printer)?;
+    arguments.capture.start(&mut session)?;
     let attached = session.attached_in().as_secs_f64();
     session.printer().remark(&format!(
         "kernel {} · probes attached in {attached:.1} s",

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
+use super::capture::Capture;
 use super::cluster::Connection;
 use super::{Exit, Failure, Output, need_root, runtime};
 use crate::kernel::load::{Options, Tier, Tracing};
@@ -30,6 +31,8 @@ pub(super) struct Arguments {
     program_log: bool,
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    capture: Capture,
 }
 
 fn buffer(text: &str) -> Result<u32, String> {
@@ -55,6 +58,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let runtime = runtime()?;
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
+        arguments.capture.start(&mut session)?;
         privilege::drop_unneeded()?;
         // Its thread begins with the few capabilities that are left.
         if let Some(cluster) = arguments.connection.start()? {
@@ -164,7 +168,7 @@ impl ReadyView {
 }
 
 /// What cannot be seen, one line per reason.
-fn blind_spots(tracing: &Tracing) -> Vec<String> {
+pub(super) fn blind_spots(tracing: &Tracing) -> Vec<String> {
     let mut reasons: Vec<(String, Vec<&str>)> = Vec::new();
     for state in &tracing.hooks {
         let Err(gap) = &state.outcome else { continue };

@@ -8,6 +8,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     LinkAttribute, LinkExtentMask, LinkFlags, LinkHeader, LinkMessage,
 };
+use serde::{Deserialize, Serialize};
 
 use super::namespace::NetnsId;
 use super::netlink::{Conversation, ReadError, attributes};
@@ -15,7 +16,7 @@ use super::numbered::numbered;
 use super::table::Table;
 
 /// A network device.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Link {
     /// Interface index, unique in its namespace.
     pub index: u32,
@@ -43,8 +44,28 @@ pub struct Link {
     pub bridge_port: Option<BridgePort>,
 }
 
+impl Link {
+    /// A device of which no more than its name is known, as in other programs' captures.
+    pub fn named(index: u32, name: Option<String>) -> Self {
+        Self {
+            index,
+            name: name.unwrap_or_else(|| format!("if{index}")),
+            kind: None,
+            mtu: None,
+            up: false,
+            carrier: None,
+            state: None,
+            mac: None,
+            master: None,
+            peer_index: None,
+            peer_netns: None,
+            bridge_port: None,
+        }
+    }
+}
+
 /// A device's part in a bridge.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BridgePort {
     /// Spanning tree state: only `forwarding` lets packets pass.
     pub state: Option<BridgePortState>,
@@ -89,7 +110,7 @@ numbered! {
 }
 
 /// An Ethernet address.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {

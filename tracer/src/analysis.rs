@@ -1,0 +1,233 @@
+//! From events to what is said: the collector with the names of one kernel and a printer.
+//!
+//! A live session feeds it from the ring buffer, a replay from a capture. Both say the same because
+//! everything that is right of the events happens here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::cause::{Diagnosis, DropNames};
+use crate::collector::Collector;
+use crate::event::Event;
+use crate::journey::{Ending, Journey, Place};
+use crate::kernel::load::DropReasons;
+use crate::kernel::symbols::{Symbols, Table};
+use crate::kube::ClusterFacts;
+use crate::node::Source;
+use crate::printer::Printer;
+use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView};
+
+/// What the traced kernel calls things.
+pub struct Kernel {
+    /// Its drop reasons.
+    pub reasons: Arc<DropReasons>,
+    /// Its functions.
+    pub symbols: Table,
+    /// Its clock.
+    pub clock: Clock,
+}
+
+/// The middle of the program at work.
+pub struct Analysis {
+    collector: Collector,
+    kernel: Kernel,
+    printer: Printer,
+    cluster: Option<Arc<ClusterFacts>>,
+    /// Journeys that ended and are not yet told.
+    ended: Vec<Journey>,
+    /// Namespaces are named even when nothing is shown: a capture holds their names.
+    name_all: bool,
+}
+
+/// What one step came to.
+#[derive(Default)]
+pub struct Step {
+    /// New diagnoses.
+    pub diagnoses: Vec<Diagnosis>,
+    /// Journeys ended, or a diagnosis was due.
+    pub happened: bool,
+}
+
+impl Analysis {
+    /// Nothing seen yet.
+    pub fn new(source: Source, kernel: Kernel, printer: Printer) -> Self {
+        let unspecified = kernel.reasons.number("NOT_SPECIFIED");
+        Self {
+            collector: Collector::new(source, unspecified),
+            kernel,
+            printer,
+            cluster: None,
+            ended: Vec::new(),
+            name_all: false,
+        }
+    }
+
+    /// Names every namespace that is seen.
+    pub const fn name_all(&mut self) {
+        self.name_all = true;
+    }
+
+    /// The collector.
+    pub const fn collector(&mut self) -> &mut Collector {
+        &mut self.collector
+    }
+
+    /// What the kernel calls things.
+    pub const fn kernel(&mut self) -> &mut Kernel {
+        &mut self.kernel
+    }
+
+    /// The printer.
+    pub const fn printer(&mut self) -> &mut Printer {
+        &mut self.printer
+    }
+
+    /// What the cluster is like from now on.
+    pub fn set_cluster(&mut self, facts: Option<Arc<ClusterFacts>>) {
+        self.collector.set_cluster(facts.clone());
+        self.cluster = facts;
+    }
+
+    /// What the cluster is like.
+    pub const fn cluster(&self) -> Option<&Arc<ClusterFacts>> {
+        self.cluster.as_ref()
+    }
+
+    /// Takes an event; gives its place in a journey.
+    pub fn push(&mut self, event: Event) -> Option<Place> {
+        self.collector.push(event, &mut self.ended)
+    }
+
+    /// Tells what ended, and diagnoses what is due; at once with `hurry`. Each journey that is shown is
+    /// given to `met`.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn step(
+        &mut self,
+        now_ns: u64,
+        hurry: bool,
+        met: impl FnMut(&Journey),
+    ) -> anyhow::Result<Step> {
+        self.collector.expire(now_ns, &mut self.ended);
+        let mut happened = self.settle(now_ns, met)?;
+        let mut diagnoses = Vec::new();
+        if self.collector.is_due(now_ns, hurry) {
+            happened = true;
+            // A kernel without drop reasons is judged by where it drops.
+            self.kernel.symbols.wait();
+            let names = DropNames {
+                reasons: &self.kernel.reasons,
+                symbols: self.kernel.symbols.get(),
+            };
+            diagnoses = self.collector.diagnose(now_ns, hurry, names);
+            for diagnosis in &diagnoses {
+                self.printer.diagnosis(diagnosis)?;
+            }
+        }
+        Ok(Step {
+            diagnoses,
+            happened,
+        })
+    }
+
+    /// Ends every journey and tells them.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn finish(&mut self, now_ns: u64, met: impl FnMut(&Journey)) -> anyhow::Result<()> {
+        self.collector.finish(&mut self.ended);
+        self.settle(now_ns, met)?;
+        Ok(())
+    }
+
+    /// Tells the journeys that ended; false when there were none.
+    fn settle(&mut self, now_ns: u64, mut met: impl FnMut(&Journey)) -> anyhow::Result<bool> {
+        let ended = std::mem::take(&mut self.ended);
+        if self.name_all {
+            self.collector.name_namespaces(now_ns);
+        }
+        if ended.is_empty() {
+            return Ok(false);
+        }
+        self.collector.know_rules(&ended, now_ns);
+        if ended.iter().any(|journey| self.printer.wants(journey)) {
+            self.collector.name_namespaces(now_ns);
+            let dropped = |journey: &Journey| matches!(journey.ending, Ending::Dropped { .. });
+            if ended.iter().any(dropped) {
+                self.kernel.symbols.wait();
+            }
+            let names = self.names();
+            for journey in ended.iter().filter(|journey| self.printer.wants(journey)) {
+                met(journey);
+                if let Some(view) = JourneyView::new(journey, &names) {
+                    self.printer.journey(&view)?;
+                }
+            }
+        }
+        self.collector.keep(ended, now_ns);
+        Ok(true)
+    }
+
+    /// Names of what is known now.
+    pub fn names(&self) -> Names<'_> {
+        Names {
+            facts: self.collector.facts(),
+            reasons: &self.kernel.reasons,
+            symbols: self.kernel.symbols.get(),
+            clock: self.kernel.clock,
+            cluster: self.cluster.as_deref(),
+        }
+    }
+
+    /// What the events came to; what only a live trace knows is left out.
+    pub fn summary(&mut self, now_ns: u64) -> SummaryView {
+        self.collector.name_namespaces(now_ns);
+        self.kernel.symbols.wait();
+        let names = self.names();
+        let counts = self.collector.counts();
+        let mut drops = BTreeMap::<String, u64>::new();
+        for (&(reason, location), &count) in &counts.drops {
+            *drops.entry(names.drop(location, reason)).or_default() += count;
+        }
+        let mut drops: Vec<_> = drops.into_iter().collect();
+        drops.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        let devices = counts
+            .devices
+            .iter()
+            .map(|(&(netns, ifindex), traffic)| DeviceCount {
+                device: format!(
+                    "{}/{}",
+                    names.namespace(netns),
+                    names.device(Some(netns), ifindex)
+                ),
+                received: traffic.received,
+                sent: traffic.sent,
+            })
+            .collect();
+        SummaryView {
+            events: counts.events,
+            packets: counts.packets,
+            failed: counts.failed,
+            hooks: counts
+                .hooks
+                .iter()
+                .map(|(hook, &count)| (hook.name(), count))
+                .collect(),
+            devices,
+            drops,
+            ..SummaryView::default()
+        }
+    }
+}
+
+/// A kernel of which nothing is known.
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            reasons: Arc::default(),
+            symbols: Table::Read(Arc::new(Symbols::default())),
+            clock: Clock::recorded(std::time::SystemTime::UNIX_EPOCH, 0),
+        }
+    }
+}

@@ -2,6 +2,7 @@
 //! with its report.
 
 pub mod api_server;
+pub mod capture;
 pub mod cluster;
 pub mod rules;
 pub mod tour;

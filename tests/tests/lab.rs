@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<ExitCode> {
     check(loaded.success(), || {
         format!("this kernel lacks one of the modules {MODULES:?}")
     })?;
-    let passed = tests::run(&list(), &tracer, &filter, Path::new(RESULTS))?;
+    let passed = tests::run(&list(&tracer), &tracer, &filter, Path::new(RESULTS))?;
     Ok(if passed {
         ExitCode::SUCCESS
     } else {
@@ -49,7 +49,7 @@ fn main() -> anyhow::Result<ExitCode> {
     })
 }
 
-fn list() -> Vec<Test> {
+fn list(tracer: &Tracer) -> Vec<Test> {
     let mut tests = vec![
         Test::new("doctor: every hook attaches", every_hook_attaches),
         Test::new("hooks: each one fires", every_hook_fires),
@@ -73,6 +73,7 @@ fn list() -> Vec<Test> {
         ),
     ];
     tests.extend(tests::rules::tests());
+    tests.extend(tests::capture::tests(tracer));
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::cause::{Diagnosis, DropNames};
 use crate::collector::Collector;
 use crate::event::Event;
+use crate::flow::Flows;
 use crate::journey::{Ending, Journey, Place};
 use crate::kernel::load::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
@@ -72,6 +73,11 @@ impl Analysis {
         &mut self.collector
     }
 
+    /// The flows.
+    pub const fn flows(&self) -> &Flows {
+        self.collector.flows()
+    }
+
     /// What the kernel calls things.
     pub const fn kernel(&mut self) -> &mut Kernel {
         &mut self.kernel
@@ -99,7 +105,7 @@ impl Analysis {
     }
 
     /// Tells what ended, and diagnoses what is due; at once with `hurry`. Each journey that is shown is
-    /// given to `met`.
+    /// given to `met`, with the names as they are then.
     ///
     /// # Errors
     /// When printing fails.
@@ -107,7 +113,7 @@ impl Analysis {
         &mut self,
         now_ns: u64,
         hurry: bool,
-        met: impl FnMut(&Journey),
+        met: impl FnMut(&Journey, &Names<'_>),
     ) -> anyhow::Result<Step> {
         self.collector.expire(now_ns, &mut self.ended);
         let mut happened = self.settle(now_ns, met)?;
@@ -135,14 +141,22 @@ impl Analysis {
     ///
     /// # Errors
     /// When printing fails.
-    pub fn finish(&mut self, now_ns: u64, met: impl FnMut(&Journey)) -> anyhow::Result<()> {
+    pub fn finish(
+        &mut self,
+        now_ns: u64,
+        met: impl FnMut(&Journey, &Names<'_>),
+    ) -> anyhow::Result<()> {
         self.collector.finish(&mut self.ended);
         self.settle(now_ns, met)?;
         Ok(())
     }
 
     /// Tells the journeys that ended; false when there were none.
-    fn settle(&mut self, now_ns: u64, mut met: impl FnMut(&Journey)) -> anyhow::Result<bool> {
+    fn settle(
+        &mut self,
+        now_ns: u64,
+        mut met: impl FnMut(&Journey, &Names<'_>),
+    ) -> anyhow::Result<bool> {
         let ended = std::mem::take(&mut self.ended);
         if self.name_all {
             self.collector.name_namespaces(now_ns);
@@ -159,8 +173,10 @@ impl Analysis {
             }
             let names = self.names();
             for journey in ended.iter().filter(|journey| self.printer.wants(journey)) {
-                met(journey);
-                if let Some(view) = JourneyView::new(journey, &names) {
+                met(journey, &names);
+                if !self.printer.is_silent()
+                    && let Some(view) = JourneyView::new(journey, &names)
+                {
                     self.printer.journey(&view)?;
                 }
             }

@@ -21,6 +21,8 @@ pub enum Format {
     },
     /// One object a line.
     Json,
+    /// Nothing is written: whoever runs the analysis is told.
+    Silent,
 }
 
 /// Which journeys are shown.
@@ -74,6 +76,11 @@ impl Printer {
         self.show
     }
 
+    /// True when nothing is written.
+    pub const fn is_silent(&self) -> bool {
+        matches!(self.format, Format::Silent)
+    }
+
     /// Changes which journeys are shown.
     pub const fn set_show(&mut self, show: Show) {
         self.show = show;
@@ -96,7 +103,7 @@ impl Printer {
     pub fn remark(&self, line: &str) -> io::Result<()> {
         match self.format {
             Format::Text { .. } => writeln!(io::stdout(), "{line}"),
-            Format::Json => Ok(()),
+            Format::Json | Format::Silent => Ok(()),
         }
     }
 
@@ -110,6 +117,7 @@ impl Printer {
                 text::journey(&mut io::stdout(), view, style, verbose)
             }
             Format::Json => json::line(&mut io::stdout(), "journey", view),
+            Format::Silent => Ok(()),
         }
     }
 
@@ -122,6 +130,7 @@ impl Printer {
         match self.format {
             Format::Text { style, .. } => text::diagnosis(&mut io::stdout(), &view, style),
             Format::Json => json::line(&mut io::stdout(), "diagnosis", &view),
+            Format::Silent => Ok(()),
         }
     }
 
@@ -134,6 +143,7 @@ impl Printer {
         match self.format {
             Format::Text { style, .. } => text::diagnosis(&mut io::stdout(), &view, style),
             Format::Json => json::line(&mut io::stdout(), "finding", &view),
+            Format::Silent => Ok(()),
         }
     }
 
@@ -145,6 +155,7 @@ impl Printer {
         match self.format {
             Format::Text { style, .. } => text::summary(&mut io::stdout(), view, style),
             Format::Json => json::line(&mut io::stdout(), "summary", view),
+            Format::Silent => Ok(()),
         }
     }
 
@@ -161,6 +172,7 @@ impl Printer {
         match self.format {
             Format::Text { .. } => writeln!(io::stdout(), "{line}"),
             Format::Json => json::line(&mut io::stdout(), kind, value),
+            Format::Silent => Ok(()),
         }
     }
 }

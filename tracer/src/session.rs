@@ -204,7 +204,7 @@ impl Session {
         });
         let now = monotonic_ns();
         let wanting = Wanting::of(self.cluster.as_ref(), analysis.cluster());
-        let step = analysis.step(now, hurry, |journey| wanting.want_pods(journey))?;
+        let step = analysis.step(now, hurry, |journey, _| wanting.want_pods(journey))?;
         let readings = analysis.collector().take_readings();
         if let Some(recorder) = recorder {
             recorder.facts(readings);
@@ -262,7 +262,7 @@ impl Session {
         let now = monotonic_ns();
         let wanting = Wanting::of(self.cluster.as_ref(), self.analysis.cluster());
         self.analysis
-            .finish(now, |journey| wanting.want_pods(journey))?;
+            .finish(now, |journey, _| wanting.want_pods(journey))?;
         let readings = self.analysis.collector().take_readings();
         if let Some(recorder) = &mut self.recorder {
             recorder.facts(readings);

@@ -482,7 +482,11 @@ fn packet(
         )
     });
     match event.map_err(Unknown::from) {
-        Ok(event) => Ok(Some(Record::Event(Sighting { event, journey }))),
+        Ok(event) => Ok(Some(Record::Event(Sighting {
+            event,
+            journey,
+            interface: Some(number),
+        }))),
         Err(Unknown::Skipped(what)) => {
             skipped.add(what);
             Ok(None)

@@ -67,6 +67,8 @@ pub struct Sighting {
     pub event: Event,
     /// Number of its packet's journey.
     pub journey: Option<u64>,
+    /// The interface that it is shown at: its own, or that of the event before it.
+    pub interface: Option<u32>,
 }
 
 /// A packet that another program captured.
@@ -262,6 +264,7 @@ impl BareEvent {
         Ok(Sighting {
             event: event?,
             journey: self.journey,
+            interface: None,
         })
     }
 }

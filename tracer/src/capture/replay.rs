@@ -10,11 +10,12 @@ use super::record::{Control, Counters, Header, Packet, Record};
 use crate::analysis::{Analysis, Kernel};
 use crate::cause::Diagnosis;
 use crate::event::{Detail, Event};
+use crate::journey::Journey;
 use crate::kernel::load::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
 use crate::node::{Link, NetnsFacts, NetnsId, Occasion, Reading, Snapshot, Source};
 use crate::printer::Printer;
-use crate::view::model::Clock;
+use crate::view::model::{Clock, Names};
 
 /// Pause between two looks at packets that another program captured, by their times.
 const LOOK_NS: u64 = 100_000_000;
@@ -64,7 +65,7 @@ impl Replay {
     }
 
     /// Reads to the end, or to the first damage; what comes before it is used. `progress` is told the
-    /// position now and then.
+    /// position now and then, `met` each journey that the printer wants, with the names as they are then.
     ///
     /// # Errors
     /// When printing fails.
@@ -72,11 +73,12 @@ impl Replay {
         &mut self,
         reader: &mut Reader,
         mut progress: impl FnMut(u64),
+        mut met: impl FnMut(&Journey, &Names<'_>),
     ) -> anyhow::Result<Ended> {
         let mut records = 0u64;
         let error = loop {
             match reader.next() {
-                Ok(Some(record)) => self.take(record, reader)?,
+                Ok(Some(record)) => self.take(record, reader, &mut met)?,
                 Ok(None) => break None,
                 Err(error) => break Some(error),
             }
@@ -85,7 +87,7 @@ impl Replay {
                 progress(reader.position());
             }
         };
-        self.finish()?;
+        self.finish(&mut met)?;
         Ok(Ended { error })
     }
 
@@ -93,7 +95,12 @@ impl Replay {
     ///
     /// # Errors
     /// When printing fails.
-    pub fn take(&mut self, record: Record, reader: &Reader) -> anyhow::Result<()> {
+    pub fn take(
+        &mut self,
+        record: Record,
+        reader: &Reader,
+        met: &mut impl FnMut(&Journey, &Names<'_>),
+    ) -> anyhow::Result<()> {
         match record {
             Record::Header(header) => self.begin(*header),
             Record::Event(sighting) => {
@@ -104,8 +111,8 @@ impl Replay {
                 }
                 self.analysis.push(sighting.event);
             }
-            Record::Packet(packet) => self.take_packet(packet, reader)?,
-            Record::Control(control) => self.control(control)?,
+            Record::Packet(packet) => self.take_packet(&packet, reader, met)?,
+            Record::Control(control) => self.control(control, met)?,
             Record::Facts(reading) => {
                 let collector = self.analysis.collector();
                 collector.add_reading(reading);
@@ -149,17 +156,21 @@ impl Replay {
         self.last_ns = self.last_ns.max(time_ns);
     }
 
-    fn control(&mut self, control: Control) -> anyhow::Result<()> {
+    fn control(
+        &mut self,
+        control: Control,
+        met: &mut impl FnMut(&Journey, &Names<'_>),
+    ) -> anyhow::Result<()> {
         self.fresh = false;
         match control {
             Control::Step { now_ns, hurry } => {
-                let step = self.analysis.step(now_ns, hurry, |_| {})?;
+                let step = self.analysis.step(now_ns, hurry, &mut *met)?;
                 self.diagnoses.extend(step.diagnoses);
                 self.last_ns = self.last_ns.max(now_ns);
             }
             Control::Forget => self.analysis.collector().forget(),
             Control::Finish { now_ns } => {
-                self.analysis.finish(now_ns, |_| {})?;
+                self.analysis.finish(now_ns, &mut *met)?;
                 self.finished = true;
             }
         }
@@ -167,18 +178,33 @@ impl Replay {
         Ok(())
     }
 
-    /// A packet of another program: a device saw it, and no more is known.
-    fn take_packet(&mut self, packet: Packet, reader: &Reader) -> anyhow::Result<()> {
+    /// A packet of another program.
+    fn take_packet(
+        &mut self,
+        packet: &Packet,
+        reader: &Reader,
+        met: &mut impl FnMut(&Journey, &Names<'_>),
+    ) -> anyhow::Result<()> {
+        self.saw(packet.time_ns);
+        let event = self.event(packet, reader);
+        self.analysis.push(event);
+        if self.last_ns.saturating_sub(self.looked_ns) >= LOOK_NS
+            || self.packets.is_multiple_of(LOOK_PACKETS)
+        {
+            self.looked_ns = self.last_ns;
+            let step = self.analysis.step(self.last_ns, false, &mut *met)?;
+            self.diagnoses.extend(step.diagnoses);
+        }
+        Ok(())
+    }
+
+    /// A packet of another program as an event: a device saw it, and no more is known.
+    pub fn event(&mut self, packet: &Packet, reader: &Reader) -> Event {
         self.describe(reader);
         self.packets += 1;
-        self.saw(packet.time_ns);
-        let hook = if packet.outbound == Some(true) {
-            HookId::DeviceTransmit
-        } else {
-            HookId::DeviceReceive
-        };
-        let ifindex = packet.interface + 1;
-        self.analysis.push(Event {
+        let outbound = packet.outbound == Some(true);
+        let ifindex = packet.interface.saturating_add(1);
+        Event {
             time_ns: packet.time_ns,
             // Nothing tells whether two sights are of one packet.
             skb: self.packets,
@@ -186,23 +212,19 @@ impl Replay {
             ifindex: Some(ifindex),
             length: Some(packet.length),
             mark: None,
-            hook,
-            detail: if packet.outbound == Some(true) {
+            hook: if outbound {
+                HookId::DeviceTransmit
+            } else {
+                HookId::DeviceReceive
+            },
+            detail: if outbound {
                 Detail::Device { ifindex }
             } else {
                 Detail::None
             },
             not_ip: packet.headers.is_none(),
-            packet: packet.headers,
-        });
-        if self.last_ns.saturating_sub(self.looked_ns) >= LOOK_NS
-            || self.packets.is_multiple_of(LOOK_PACKETS)
-        {
-            self.looked_ns = self.last_ns;
-            let step = self.analysis.step(self.last_ns, false, |_| {})?;
-            self.diagnoses.extend(step.diagnoses);
+            packet: packet.headers.clone(),
         }
-        Ok(())
     }
 
     /// Names the interfaces of another program's file, as devices of one namespace.
@@ -229,11 +251,11 @@ impl Replay {
     }
 
     /// What was under way at the end, where the file does not say how it went on.
-    fn finish(&mut self) -> anyhow::Result<()> {
+    fn finish(&mut self, met: &mut impl FnMut(&Journey, &Names<'_>)) -> anyhow::Result<()> {
         let now_ns = self.last_ns;
         if !self.finished {
-            self.analysis.finish(now_ns, |_| {})?;
-            let step = self.analysis.step(now_ns, true, |_| {})?;
+            self.analysis.finish(now_ns, &mut *met)?;
+            let step = self.analysis.step(now_ns, true, &mut *met)?;
             self.diagnoses.extend(step.diagnoses);
         }
         self.analysis.collector().catch_up();

@@ -30,7 +30,11 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let mut reader = open(&arguments.file)?;
     let mut replay = Replay::new(Printer::new(output.printer_format(), show));
     let progress = progress(&arguments.file, reader.is_packed());
-    let ended = replay.run(&mut reader, |position| progress.set_position(position))?;
+    let ended = replay.run(
+        &mut reader,
+        |position| progress.set_position(position),
+        |_, _| {},
+    )?;
     progress.finish_and_clear();
     say_skipped(&reader);
     let named = !replay.diagnoses().is_empty();

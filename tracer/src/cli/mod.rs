@@ -16,6 +16,7 @@ mod doctor;
 mod explain;
 mod reproduce;
 mod run;
+mod show;
 mod why;
 
 /// Exit codes, the same for every command.
@@ -118,6 +119,8 @@ enum Command {
     /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
     /// Example: tracer reproduce vip-nodeport-unbound
     Reproduce(reproduce::Arguments),
+    /// Journeys, flows or events of a capture as tables. Example: tracer show node.pcapng --flows
+    Show(show::Arguments),
     /// Look over this node without traffic; exit code 1 when something is wrong.
     /// Example: tracer check --format json
     Check(check::Arguments),
@@ -169,6 +172,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
         Command::Explain(arguments) => explain::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
+        Command::Show(arguments) => show::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),
         Command::Cluster(arguments) => cluster::run(&arguments, &cli.output),

@@ -5,4 +5,5 @@ pub mod cluster;
 pub mod json;
 pub mod model;
 pub mod stage;
+pub mod table;
 pub mod text;

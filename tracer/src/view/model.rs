@@ -298,7 +298,7 @@ fn events(journey: &Journey, names: &Names<'_>) -> Vec<String> {
         .collect()
 }
 
-fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> String {
+pub(super) fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> String {
     match detail {
         Detail::None => String::new(),
         Detail::Netfilter(hook) => hook.name().into(),

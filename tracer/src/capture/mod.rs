@@ -23,6 +23,8 @@ mod reader;
 mod record;
 mod recorder;
 mod replay;
+#[cfg(test)]
+mod tests;
 mod wire;
 mod writer;
 

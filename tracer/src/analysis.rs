@@ -33,7 +33,6 @@ pub struct Analysis {
     collector: Collector,
     kernel: Kernel,
     printer: Printer,
-    cluster: Option<Arc<ClusterFacts>>,
     /// Journeys that ended and are not yet told.
     ended: Vec<Journey>,
     /// Namespaces are named even when nothing is shown: a capture holds their names.
@@ -57,7 +56,6 @@ impl Analysis {
             collector: Collector::new(source, unspecified),
             kernel,
             printer,
-            cluster: None,
             ended: Vec::new(),
             name_all: false,
         }
@@ -90,13 +88,12 @@ impl Analysis {
 
     /// What the cluster is like from now on.
     pub fn set_cluster(&mut self, facts: Option<Arc<ClusterFacts>>) {
-        self.collector.set_cluster(facts.clone());
-        self.cluster = facts;
+        self.collector.set_cluster(facts);
     }
 
     /// What the cluster is like.
     pub const fn cluster(&self) -> Option<&Arc<ClusterFacts>> {
-        self.cluster.as_ref()
+        self.collector.cluster()
     }
 
     /// Takes an event; gives its place in a journey.
@@ -171,8 +168,18 @@ impl Analysis {
             if ended.iter().any(dropped) {
                 self.kernel.symbols.wait();
             }
-            let names = self.names();
-            for journey in ended.iter().filter(|journey| self.printer.wants(journey)) {
+            // The printer is changed while the rest is looked at.
+            let names = Names {
+                facts: self.collector.facts(),
+                reasons: &self.kernel.reasons,
+                symbols: self.kernel.symbols.get(),
+                clock: self.kernel.clock,
+                cluster: self.collector.cluster().map(Arc::as_ref),
+            };
+            for journey in &ended {
+                if !self.printer.wants(journey) {
+                    continue;
+                }
                 met(journey, &names);
                 if !self.printer.is_silent()
                     && let Some(view) = JourneyView::new(journey, &names)
@@ -192,7 +199,7 @@ impl Analysis {
             reasons: &self.kernel.reasons,
             symbols: self.kernel.symbols.get(),
             clock: self.kernel.clock,
-            cluster: self.cluster.as_deref(),
+            cluster: self.collector.cluster().map(Arc::as_ref),
         }
     }
 

@@ -11,11 +11,11 @@ use tracer_ebpf::hook::HookId;
 
 use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
 use crate::event::{Detail, Event};
-use crate::flow::{Flow, Flows};
+use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
 use crate::journey::{Journey, Place, Tracker};
 use crate::kube::ClusterFacts;
-use crate::node::{NetnsId, Occasion, Reading, Snapshot, Source};
+use crate::node::{NetnsHandle, NetnsId, Occasion, Reading, Snapshot, Source};
 use crate::ruling;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
@@ -149,6 +149,16 @@ impl Collector {
         self.cluster = cluster;
     }
 
+    /// What the cluster is like, where one is known.
+    pub const fn cluster(&self) -> Option<&Arc<ClusterFacts>> {
+        self.cluster.as_ref()
+    }
+
+    /// Reads facts of these namespaces too, instead of those held so far.
+    pub fn hold(&mut self, held: Vec<NetnsHandle>) {
+        self.source.hold(held);
+    }
+
     /// Journeys under way.
     pub fn active(&self) -> usize {
         self.tracker.active()
@@ -157,6 +167,11 @@ impl Collector {
     /// Journeys that ended early because too many were under way.
     pub const fn evicted(&self) -> u64 {
         self.tracker.evicted
+    }
+
+    /// Flows and journeys that had to be forgotten to stay within bounds.
+    pub const fn forgotten(&self) -> Forgotten {
+        self.flows.forgotten()
     }
 
     /// Takes an event; journeys that it ends go to `ended`.
@@ -245,7 +260,7 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            let mut asks = journey.failed() || journey.ipvs_miss().is_some();
+            let mut asks = journey.is_suspicious();
             self.counts.failed += u64::from(journey.failed());
             self.remember_ipvs_client(&journey);
             let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));
@@ -311,6 +326,7 @@ impl Collector {
     pub fn forget(&mut self) {
         self.flows = Flows::default();
         self.facts = Arc::new(Snapshot::empty());
+        self.seen.clear();
         self.asked.clear();
         self.ipvs_clients.clear();
         self.filtering.clear();

@@ -58,12 +58,32 @@ fn opens(journey: &Journey) -> bool {
 pub struct Printer {
     format: Format,
     show: Show,
+    /// Journeys that may still be shown.
+    left: Option<u64>,
 }
 
 impl Printer {
     /// A printer.
     pub const fn new(format: Format, show: Show) -> Self {
-        Self { format, show }
+        Self {
+            format,
+            show,
+            left: None,
+        }
+    }
+
+    /// The same printer, that shows no more than so many journeys.
+    #[must_use]
+    pub const fn at_most(self, journeys: Option<u64>) -> Self {
+        Self {
+            left: journeys,
+            ..self
+        }
+    }
+
+    /// True once as many journeys were shown as are wanted.
+    pub const fn is_full(&self) -> bool {
+        matches!(self.left, Some(0))
     }
 
     /// Its format.
@@ -88,6 +108,9 @@ impl Printer {
 
     /// True when a journey is to be shown.
     pub fn wants(&self, journey: &Journey) -> bool {
+        if self.is_full() {
+            return false;
+        }
         match self.show {
             Show::All => true,
             Show::Failed => journey.failed(),
@@ -111,7 +134,8 @@ impl Printer {
     ///
     /// # Errors
     /// When writing fails.
-    pub fn journey(&self, view: &JourneyView) -> io::Result<()> {
+    pub fn journey(&mut self, view: &JourneyView) -> io::Result<()> {
+        self.left = self.left.map(|left| left.saturating_sub(1));
         match self.format {
             Format::Text { style, verbose } => {
                 text::journey(&mut io::stdout(), view, style, verbose)

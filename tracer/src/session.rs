@@ -102,6 +102,22 @@ impl Session {
         });
     }
 
+    /// Takes facts of a cluster that nobody watches: those of a reproduction.
+    pub fn set_cluster(&mut self, facts: Option<Arc<ClusterFacts>>) {
+        self.analysis.set_cluster(facts);
+    }
+
+    /// Traces these namespaces from now on and no others, when it was started for some only.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn trace_only(&mut self, held: Vec<NetnsHandle>) -> anyhow::Result<()> {
+        let namespaces: Vec<u32> = held.iter().map(|namespace| namespace.id().0).collect();
+        self.tracing.trace_only(&namespaces)?;
+        self.analysis.collector().hold(held);
+        Ok(())
+    }
+
     /// What is known of the cluster; `None` when none is watched.
     pub fn cluster(&self) -> Option<&ClusterView> {
         self.cluster.as_ref().map(|watched| &watched.said)
@@ -149,6 +165,19 @@ impl Session {
         &mut self,
         stop: impl Future<Output = T>,
     ) -> anyhow::Result<(T, Vec<Diagnosis>)> {
+        self.collect_until(stop, |_, _| None).await
+    }
+
+    /// The same, and as well until `enough` says so; it is asked after each step with the printer and
+    /// the diagnoses so far.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub async fn collect_until<T>(
+        &mut self,
+        stop: impl Future<Output = T>,
+        enough: impl Fn(&Printer, &[Diagnosis]) -> Option<T>,
+    ) -> anyhow::Result<(T, Vec<Diagnosis>)> {
         let mut diagnoses = Vec::new();
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -160,6 +189,9 @@ impl Session {
                     return Ok((value, diagnoses));
                 }
                 _ = tick.tick() => diagnoses.extend(self.step(false)?),
+            }
+            if let Some(value) = enough(self.analysis.printer(), &diagnoses) {
+                return Ok((value, diagnoses));
             }
         }
     }
@@ -293,14 +325,17 @@ impl Session {
             .tracing
             .missed()
             .map(|missed| ("program skipped by the kernel", missed));
-        let evicted = (
-            "too many packets at once",
-            self.analysis.collector().evicted(),
-        );
+        let collector = self.analysis.collector();
+        let (evicted, forgotten) = (collector.evicted(), collector.forgotten());
         let unwritten = self.recorder.as_ref().map_or(0, Recorder::unwritten);
         let here = missed
             .into_iter()
-            .chain([evicted, ("capture could not keep up", unwritten)])
+            .chain([
+                ("too many packets at once", evicted),
+                ("flow forgotten for newer ones", forgotten.flows),
+                ("failure forgotten for newer ones", forgotten.failures),
+                ("capture could not keep up", unwritten),
+            ])
             .filter(|&(_, count)| count > 0);
         let lost = self.ring.lost();
         lost.iter()

@@ -1,10 +1,10 @@
-//! `cargo xtask lint`: formatting and clippy, with warnings as errors.
+//! `cargo xtask lint`: structure, formatting and clippy, with warnings as errors.
 
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::setup;
+use crate::{setup, tidy};
 
 /// Every check and its arguments to cargo. The eBPF programs themselves compile for a target
 /// that clippy cannot host; their library is what both sides share.
@@ -30,6 +30,10 @@ const CHECKS: [(&str, &[&str]); 3] = [
 
 /// Runs the checks; the first that fails ends it.
 pub(crate) fn command() -> Result<ExitCode> {
+    let untidy = tidy::findings()?;
+    if !untidy.is_empty() {
+        bail!("the tree is untidy:\n{}", untidy.join("\n"));
+    }
     let toolchain = setup::ebpf_toolchain()?;
     for (name, arguments) in CHECKS {
         let status = toolchain

@@ -10,6 +10,7 @@ mod run;
 mod setup;
 mod step;
 mod test;
+mod tidy;
 mod tool;
 mod workspace;
 
@@ -34,7 +35,7 @@ enum Command {
     Run(run::Arguments),
     /// Run the unit tests here and the lab tests on real kernels
     Test(test::Arguments),
-    /// Check formatting and run clippy
+    /// Check structure and formatting, and run clippy
     Lint,
 }
 

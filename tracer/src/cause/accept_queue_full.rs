@@ -29,7 +29,6 @@ connections than its backlog.
 
 Fix: repair or restart the program; a larger backlog only helps against bursts.",
     explains: &[],
-    built: true,
     examine,
     audit,
 };
@@ -65,7 +64,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 }
 
 /// The listening socket that a flow's opening came to: namespace, address and port.
-fn waits_at(flow: &Flow) -> Option<(NetnsId, SocketAddr)> {
+pub(super) fn waits_at(flow: &Flow) -> Option<(NetnsId, SocketAddr)> {
     flow.of(Direction::Request).find_map(|journey| {
         let index = journey.events.iter().rposition(
             |event| matches!(event.detail, Detail::Socket { state, .. } if state == LISTEN),
@@ -192,7 +191,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
         .collect()
 }
 
-fn owner(socket: Option<&ListeningSocket>) -> String {
+pub(super) fn owner(socket: Option<&ListeningSocket>) -> String {
     socket.and_then(|socket| socket.owner.as_ref()).map_or_else(
         || "the program".to_owned(),
         |owner| format!("{} (process {})", owner.command, owner.pid),

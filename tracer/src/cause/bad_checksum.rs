@@ -21,7 +21,6 @@ Proof: the drop reason is one of IP_CSUM, TCP_CSUM, UDP_CSUM, ICMP_CSUM; the cou
 
 Fix: turn transmit checksum offload off on the sender's device, or update its driver.",
     explains: &[],
-    built: false,
     examine,
     audit: nothing,
 };

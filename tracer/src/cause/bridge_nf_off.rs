@@ -25,7 +25,6 @@ setting reads 0 or br_netfilter is not loaded.
 
 Fix: modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1.",
     explains: &[],
-    built: true,
     examine,
     audit,
 };

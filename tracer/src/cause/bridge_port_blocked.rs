@@ -26,7 +26,6 @@ not answer, and the port's state is not forwarding while its link is up.
 
 Fix: take the loop away or turn STP off on bridges of pods; set the port to forwarding.",
     explains: &["neighbour-failed"],
-    built: true,
     examine,
     audit,
 };

@@ -25,7 +25,6 @@ Proof: the packet was dropped by netfilter before conntrack knew it, and the tab
 
 Fix: raise nf_conntrack_max (each entry takes about 320 bytes), and find out who fills the table.",
     explains: &[],
-    built: true,
     examine,
     audit,
 };

@@ -23,7 +23,6 @@ function comes after that one in its hook; insert_failed (conntrack -S) counts t
 Fix: make resolvers use two ports (options single-request-reopen), run NodeLocal DNSCache (which has no
 DNAT), or give the service one proxy path that keeps a client on one endpoint.",
     explains: &[],
-    built: false,
     examine,
     audit: nothing,
 };

@@ -75,7 +75,7 @@ pub(super) fn node() -> Bench {
         ..route("0.0.0.0", 0, ETH0)
     });
     let mut bench = Bench {
-        flows: Flows::bounded(1 << 20),
+        flows: Flows::bounded(1 << 20, usize::MAX),
         facts: Snapshot::empty(),
         cluster: None,
         reasons: Vec::new(),
@@ -106,6 +106,8 @@ pub(super) fn link(index: u32, name: &str) -> Link {
         peer_index: None,
         peer_netns: None,
         bridge_port: None,
+        vxlan: None,
+        xdp: None,
     }
 }
 

@@ -35,7 +35,6 @@ Proof: the entry that the packet met, and the service's present endpoints, which
 
 Fix: delete the entry; then find out why kube-proxy did not.",
     explains: &["neighbour-failed", "no-route", "route-blackhole", "no-listener"],
-    built: true,
     examine,
     audit,
 };

@@ -22,7 +22,6 @@ an endpoint is chosen.
 
 Fix: see why the pods are not ready (kubectl describe pod: the probe's own words), and repair that.",
     explains: &["ipvs-no-destination", "no-listener"],
-    built: false,
     examine,
     audit: nothing,
 };

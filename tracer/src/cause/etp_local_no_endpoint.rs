@@ -31,7 +31,6 @@ nothing came back.
 Fix: use a node that has an endpoint, run one on every node, or set the policy to Cluster, which hides the
 client's address from the pods.",
     explains: &["ipvs-no-destination", "no-listener", "masquerade-missing"],
-    built: false,
     examine,
     audit: nothing,
 };

@@ -79,9 +79,7 @@ impl<'a> Evidence<'a> {
                 .entry((client.protocol, client.destination))
                 .or_default()
                 .push(flow);
-            let failed = flow
-                .kept()
-                .filter(|(_, journey)| journey.failed() || journey.ipvs_miss().is_some());
+            let failed = flow.kept().filter(|(_, journey)| journey.is_suspicious());
             failures.extend(failed.map(|(direction, journey)| Failure {
                 flow,
                 direction,
@@ -300,6 +298,13 @@ pub(super) fn endpoint(address: SocketAddr) -> String {
         address.ip().to_string()
     } else {
         address.to_string()
+    }
+}
+
+impl Journey {
+    /// It did not arrive, or met no virtual server where it may have expected one.
+    pub fn is_suspicious(&self) -> bool {
+        self.failed() || self.ipvs_miss().is_some()
     }
 }
 

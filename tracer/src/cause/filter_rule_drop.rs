@@ -21,7 +21,6 @@ Fix: remove or change the rule, or accept the packet in front of it. Rules come 
 that made them runs again: look for the one that did. iptables-nft and iptables-legacy keep separate
 tables; use the command that the fix names (most systems' iptables is one of both).",
     explains: &[],
-    built: true,
     examine,
     audit: |_| Vec::<Finding>::new(),
 };

@@ -5,7 +5,7 @@ use super::Diagnosis;
 use super::evidence::{Evidence, Failure, endpoint};
 use crate::event::{NetfilterHook, Tuple, protocol};
 use crate::node::NetnsId;
-use crate::node::netfilter::{Action, RuleTable, Tool};
+use crate::node::netfilter::{Action, Rule, RuleTable, Subject, Test, Tool, state};
 use crate::ruling::{self, Ending, Ruling};
 
 /// A failure that netfilter's rules ended.
@@ -33,6 +33,8 @@ pub(super) enum Kind {
     NetworkPolicy,
     /// The policy of a FORWARD chain.
     ForwardPolicy,
+    /// What conntrack could make nothing of.
+    Invalid,
     /// Any other.
     Rule,
 }
@@ -107,7 +109,9 @@ fn kind(ending: &Ending<'_>) -> Kind {
     };
     let comment = rule.comment.as_deref().unwrap_or_default();
     let of_kube_proxy = ending.table.tool == Tool::Nft && ending.table.name == KUBE_PROXY_TABLE;
-    if matches!(rule.action, Action::Reject(_))
+    if is_for_invalid(rule) {
+        Kind::Invalid
+    } else if matches!(rule.action, Action::Reject(_))
         && (comment.ends_with(NO_ENDPOINTS) || of_kube_proxy && ending.chain.name == "reject-chain")
     {
         Kind::NoEndpoints
@@ -121,6 +125,12 @@ fn kind(ending: &Ending<'_>) -> Kind {
     } else {
         Kind::Rule
     }
+}
+
+/// A rule that only ends what conntrack could make nothing of.
+fn is_for_invalid(rule: &Rule) -> bool {
+    let invalid = |test: &Test| !test.negated && test.on == Subject::State(state::INVALID);
+    rule.tests.iter().any(invalid)
 }
 
 /// The service that a comment of kube-proxy begins with: namespace, name, and the port's name.

@@ -24,7 +24,6 @@ the policy of the chain named is DROP.
 Fix: rules that accept the pods' networks, which container networks usually bring themselves; or policy
 ACCEPT. With Docker: set net.ipv4.ip_forward=1 before it starts, then it leaves the policy alone.",
     explains: &[],
-    built: true,
     examine,
     audit: |_| Vec::<Finding>::new(),
 };

@@ -25,7 +25,6 @@ it, and hairpin is off on the port.
 
 Fix: hairpinMode in the CNI configuration, and at once on the port itself.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

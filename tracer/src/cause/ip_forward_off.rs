@@ -24,7 +24,6 @@ Proof: routing refused the packet (ip_error, IP_INADDRERRORS) and the setting of
 
 Fix: sysctl -w net.ipv4.ip_forward=1, and the same in /etc/sysctl.d so that it lasts.",
     explains: &[],
-    built: true,
     examine,
     audit,
 };

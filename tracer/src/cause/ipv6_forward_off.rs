@@ -23,7 +23,6 @@ setting reads 0.
 
 Fix: sysctl -w net.ipv6.conf.all.forwarding=1, and the same in /etc/sysctl.d so that it lasts.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

@@ -29,7 +29,6 @@ a weight above 0 and room for connections.
 Fix: bring the endpoints back: kubectl get endpointslices, the selector, the pods' readiness; without
 Kubernetes add a real server or raise a weight with ipvsadm.",
     explains: &[],
-    built: true,
     examine,
     audit,
 };

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
+use super::ipvs_conn_reuse::is_delayed;
 use super::{Cause, Diagnosis};
 use crate::event::{Detail, NetfilterHook, protocol};
 use crate::hook::Role;
@@ -28,7 +29,6 @@ among the virtual server's (ipvsadm -Ln).
 Fix: net.ipv4.vs.expire_nodest_conn=1 (kube-proxy sets it from 1.13 on in ipvs mode): the next packet makes
 a new connection.",
     explains: &[],
-    built: true,
     examine,
     audit,
 };
@@ -46,7 +46,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             // Where every real server is still there nothing is stale.
             let connection = connection(evidence, failure, netns, tuple.destination);
             let known = connection.is_some_and(|found| has(server, found.real));
-            (!known).then_some((netns, tuple.protocol, tuple.destination))
+            (!known && !is_delayed(failure)).then_some((netns, tuple.protocol, tuple.destination))
         })
         .into_iter()
         .map(|((netns, number, address), failures)| {

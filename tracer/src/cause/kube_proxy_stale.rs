@@ -28,7 +28,6 @@ any more, for longer than a sync period.
 
 Fix: look at kube-proxy's health and log, and restart it.",
     explains: &["ipvs-no-destination", "neighbour-failed", "no-route", "no-listener"],
-    built: false,
     examine,
     audit,
 };

@@ -23,7 +23,6 @@ whatever it marked, which services without a local endpoint are too: that is onl
 
 Fix: add the client's prefix to spec.loadBalancerSourceRanges.",
     explains: &[],
-    built: true,
     examine,
     audit: |_| Vec::<Finding>::new(),
 };

@@ -22,7 +22,6 @@ address is local here or special.
 Fix: take the address from the one who has it wrongly, or take the loop away. net.ipv4.conf.DEVICE.accept_local=1
 lets a host take packets from its own addresses, where that is wanted.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

@@ -26,7 +26,6 @@ Proof: the answer came to its client with the endpoint's own address and was ref
 
 Fix: masquerade (source NAT) for these clients, or give the answer the way over the node that translated.",
     explains: &[],
-    built: false,
     examine,
     audit: nothing,
 };

@@ -35,6 +35,7 @@ mod bridge_nf_off;
 mod bridge_port_blocked;
 mod conntrack_full;
 mod conntrack_insert_clash;
+mod conntrack_invalid;
 mod dns_stale_conntrack;
 mod endpoint_not_ready;
 mod etp_local_no_endpoint;
@@ -43,8 +44,10 @@ mod forward_policy_drop;
 mod hairpin_off;
 mod ip_forward_off;
 mod ipv6_forward_off;
+mod ipvs_conn_reuse;
 mod ipvs_no_destination;
 mod ipvs_stale_connection;
+mod ipvs_weight_zero;
 mod kube_proxy_stale;
 mod lb_source_range;
 mod martian_source;
@@ -55,6 +58,7 @@ mod network_policy_drop;
 mod no_listener;
 mod no_route;
 mod nodeport_localhost;
+mod nodeport_taken;
 mod pod_on_docker0;
 mod receive_buffer_full;
 mod route_blackhole;
@@ -62,6 +66,8 @@ mod rp_filter;
 mod service_no_endpoints;
 mod service_rejected;
 mod snat_exhausted;
+mod syn_flood;
+mod tc_or_xdp_drop;
 mod terminating_endpoint;
 mod ttl_expired;
 mod veth_peer_down;
@@ -84,9 +90,6 @@ pub struct Cause {
     pub explanation: &'static str,
     /// Codes of the causes that it brings about: with shared flows they are its consequences.
     pub explains: &'static [&'static str],
-    /// A scenario builds it in the lab; else it is written from the kernel's source and tested on
-    /// constructed evidence.
-    pub built: bool,
     /// Looks for it among the packets that were lost.
     pub examine: fn(&Evidence<'_>) -> Vec<Diagnosis>,
     /// Looks for it in the facts alone.
@@ -96,6 +99,7 @@ pub struct Cause {
 /// The catalogue, the more special causes first; the order is the order of ranking among equals.
 pub const CATALOGUE: &[Cause] = &[
     vip_nodeport_unbound::CAUSE,
+    nodeport_taken::CAUSE,
     pod_on_docker0::CAUSE,
     terminating_endpoint::CAUSE,
     service_no_endpoints::CAUSE,
@@ -105,6 +109,8 @@ pub const CATALOGUE: &[Cause] = &[
     ipvs_no_destination::CAUSE,
     lb_source_range::CAUSE,
     network_policy_drop::CAUSE,
+    conntrack_invalid::CAUSE,
+    tc_or_xdp_drop::CAUSE,
     forward_policy_drop::CAUSE,
     filter_rule_drop::CAUSE,
     ip_forward_off::CAUSE,
@@ -118,8 +124,11 @@ pub const CATALOGUE: &[Cause] = &[
     ttl_expired::CAUSE,
     conntrack_full::CAUSE,
     accept_queue_full::CAUSE,
+    syn_flood::CAUSE,
     receive_buffer_full::CAUSE,
     dns_stale_conntrack::CAUSE,
+    ipvs_conn_reuse::CAUSE,
+    ipvs_weight_zero::CAUSE,
     ipvs_stale_connection::CAUSE,
     vxlan_no_fdb::CAUSE,
     bridge_port_blocked::CAUSE,
@@ -195,6 +204,12 @@ mod tests {
             "etp-local-no-endpoint",
             etp_local_no_endpoint::tests::situation,
         ),
+        ("nodeport-taken", nodeport_taken::tests::situation),
+        ("conntrack-invalid", conntrack_invalid::tests::situation),
+        ("tc-or-xdp-drop", tc_or_xdp_drop::tests::situation),
+        ("ipvs-conn-reuse", ipvs_conn_reuse::tests::situation),
+        ("ipvs-weight-zero", ipvs_weight_zero::tests::situation),
+        ("syn-flood", syn_flood::tests::situation),
         ("ipvs-no-destination", ipvs_no_destination::tests::situation),
         ("lb-source-range", lb_source_range::tests::situation),
         ("forward-policy-drop", forward_policy_drop::tests::situation),

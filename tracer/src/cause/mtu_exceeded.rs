@@ -31,7 +31,6 @@ smaller pieces, and their length is above the device's MTU.
 
 Fix: give the pods' interfaces (the CNI's mtu) the smallest MTU of the way, or let ICMP pass.",
     explains: &[],
-    built: true,
     examine,
     audit,
 };

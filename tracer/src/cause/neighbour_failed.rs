@@ -27,7 +27,6 @@ Proof: the kernel reported the neighbour as failed for the packet; the neighbour
 
 Fix: bring the host up or correct the address or route; with a full table raise gc_thresh3.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

@@ -17,7 +17,6 @@ say: that needs the NetworkPolicy objects that select the pod, so this is likely
 Fix: add the peer and the port to the policy that selects the pod, or remove the policy. Changing the
 rules themselves lasts only until the container network writes them again.",
     explains: &[],
-    built: true,
     examine,
     audit: |_| Vec::<Finding>::new(),
 };

@@ -28,7 +28,6 @@ that network namespace's sockets holds none for the address and port.
 
 Fix: start the program, make it listen on the address (0.0.0.0 or ::), or correct the port.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

@@ -28,7 +28,6 @@ Proof: routing refused the packet with ENETUNREACH, and the main table has no ro
 
 Fix: bring back what made the route (CNI daemon, link, DHCP), or add it.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

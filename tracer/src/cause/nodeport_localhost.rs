@@ -24,7 +24,6 @@ port exists on another address of the node.
 
 Fix: use one of the node's own addresses.",
     explains: &["no-listener"],
-    built: true,
     examine,
     audit: nothing,
 };

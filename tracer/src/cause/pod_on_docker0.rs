@@ -24,7 +24,6 @@ pod network (CNI configuration, cni0), and kubelet's or cri-dockerd's command li
 
 Fix: set the flag, restart kubelet, and recreate the pods; existing pods keep their address.",
     explains: &["no-route", "neighbour-failed", "no-listener"],
-    built: false,
     examine,
     audit,
 };

@@ -24,7 +24,6 @@ RcvbufErrors counts them.
 
 Fix: make the program read faster or run more of it; a larger buffer helps against bursts.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

@@ -26,7 +26,6 @@ for the destination.
 
 Fix: delete the route, or bring back the more special route that should be above it.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

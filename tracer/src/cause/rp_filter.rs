@@ -19,7 +19,6 @@ is on), and the route back to its source leads by another device.
 
 Fix: rp_filter=2 on the device, or make the routes symmetric.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

@@ -24,7 +24,6 @@ Proof: the service's EndpointSlices are empty, and the packet was given back whe
 
 Fix: make the selector and the pods' labels the same, or scale the deployment up.",
     explains: &["ipvs-no-destination", "no-listener"],
-    built: true,
     examine,
     audit: nothing,
 };

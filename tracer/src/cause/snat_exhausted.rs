@@ -26,7 +26,6 @@ protocol and port two packets cannot have raced; insert_failed counts them.
 
 Fix: a larger range or more addresses, --random-fully, connections that are kept and reused.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

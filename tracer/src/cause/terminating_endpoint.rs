@@ -35,7 +35,6 @@ Fix: bring its node back. Only when the node is surely down, or the container su
 deletion, then clear the finalizers. Force deletion removes the object, not necessarily the container: a pod
 of a StatefulSet may then run twice, and its address may be given to another.",
     explains: &["neighbour-failed", "no-route", "ipvs-stale-connection", "no-listener"],
-    built: false,
     examine,
     audit,
 };

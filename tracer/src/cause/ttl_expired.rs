@@ -26,7 +26,6 @@ before it expired; the two hops that repeat are named.
 
 Fix: the missing special route on one of the two, or a blackhole route over the range that nobody has.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

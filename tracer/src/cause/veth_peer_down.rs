@@ -26,7 +26,6 @@ carrier; it was dropped there or its neighbour did not answer.
 
 Fix: set the pod's interface up, or recreate the pod.",
     explains: &["neighbour-failed"],
-    built: true,
     examine,
     audit,
 };

@@ -37,7 +37,6 @@ none on this one; and the local route's src is the other address, or the configu
 Fix: give the virtual address its own prefix (/32) and restart kube-proxy; or name its prefix in
 nodePortAddresses; or upgrade kube-proxy to 1.27 or later.",
     explains: &["no-listener", "accept-queue-full"],
-    built: true,
     examine,
     audit,
 };
@@ -211,6 +210,11 @@ pub(super) fn on_service_device(facts: &Site<'_>, address: IpAddr) -> bool {
             .link(found.link)
             .is_some_and(|link| link.name == SERVICE_DEVICE)
     })
+}
+
+/// An address on which NodePorts answer: the node's own and no service's.
+pub(super) fn is_node_address(site: &Site<'_>, address: IpAddr) -> bool {
+    site.is_local(address) && !address.is_loopback() && !on_service_device(site, address)
 }
 
 /// The virtual server that shows that this port is a NodePort: same port, on another address that the

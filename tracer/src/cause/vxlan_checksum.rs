@@ -21,7 +21,6 @@ Proof: a UDP packet for the VXLAN port (8472 or 4789) was dropped with UDP_CSUM.
 
 Fix: turn the tunnel device's transmit checksum offload off on the sending node.",
     explains: &[],
-    built: false,
     examine,
     audit: nothing,
 };

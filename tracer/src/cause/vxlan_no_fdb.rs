@@ -29,7 +29,6 @@ answer; and neither neighbour entry nor forwarding entry leads on.
 
 Fix: restart the overlay's daemon on both nodes; by hand: bridge fdb append, ip neigh replace.",
     explains: &["neighbour-failed"],
-    built: true,
     examine,
     audit: nothing,
 };

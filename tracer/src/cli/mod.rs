@@ -12,11 +12,13 @@ use crate::view::text::Style;
 mod capture;
 mod check;
 mod cluster;
+mod command;
 mod doctor;
 mod explain;
 mod reproduce;
 mod run;
 mod show;
+mod value;
 mod why;
 
 /// Exit codes, the same for every command.
@@ -112,7 +114,7 @@ impl Output {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Trace this machine live. Example: tracer run --for 30
+    /// Trace this machine live. Example: tracer run --for 30s --cmd 'curl -m 2 http://192.0.2.7:30000'
     Run(run::Arguments),
     /// The answer of a live trace from its capture, on any machine. Example: tracer explain node.pcapng
     Explain(explain::Arguments),
@@ -180,11 +182,22 @@ pub fn main() -> ExitCode {
     };
     match done {
         Ok(exit) => exit.into(),
+        // Whoever read our output has had enough of it.
+        Err(Failure { error, .. }) if is_closed_pipe(&error) => Exit::Healthy.into(),
         Err(Failure { exit, error }) => {
             eprintln!("tracer: {error:#}");
             exit.into()
         }
     }
+}
+
+/// True when the error came of writing to a pipe that nobody reads any more.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }
 
 /// Refuses to go on without root, in words.
@@ -222,6 +235,13 @@ mod tests {
     #[test]
     fn the_definitions_hold() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_closed_pipe_is_found_behind_what_was_said_of_it() {
+        let kind = |kind| anyhow::Error::from(std::io::Error::from(kind)).context("printing");
+        assert!(is_closed_pipe(&kind(std::io::ErrorKind::BrokenPipe)));
+        assert!(!is_closed_pipe(&kind(std::io::ErrorKind::StorageFull)));
     }
 
     #[test]

@@ -1,30 +1,50 @@
 //! `tracer run`: trace this machine live.
 
+use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
 use super::capture::Capture;
 use super::cluster::Connection;
-use super::{Exit, Failure, Output, need_root, runtime};
+use super::command::Command;
+use super::{Exit, Failure, Output, OutputFormat, need_root, runtime, value};
 use crate::kernel::load::{Options, Tier, Tracing};
 use crate::kernel::privilege;
 use crate::printer::{Printer, Show};
 use crate::session::Session;
 use crate::view::cluster::ClusterView;
 
+/// Packets of a command that are still on their way when it ends are waited for this long.
+const AFTER_COMMAND: Duration = Duration::from_secs(1);
+
 /// What was typed.
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// Stop after this many seconds.
-    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: Option<u64>,
+    /// Stop after this long: 30s, 1m30s; a plain number is seconds.
+    #[arg(long = "for", value_name = "TIME", value_parser = value::duration)]
+    time: Option<Duration>,
+    /// Stop after so many packets were shown.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// Stop at the first cause that is named.
+    #[arg(long)]
+    until_diagnosis: bool,
+    /// Run this shell command, with the rights and input that this one has, and trace until it ends;
+    /// its output goes to standard error with --format json.
+    #[arg(long = "cmd", value_name = "COMMAND")]
+    command: Option<String>,
     /// Show packets that arrived as well, not only those that did not.
     #[arg(long)]
     all: bool,
-    /// Ring buffer size, MiB, a power of two.
-    #[arg(long, value_name = "MIB", default_value_t = 8, value_parser = buffer)]
+    /// Write this process's number into a file once it traces.
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    /// Ring buffer: 512K, 8M, 1GiB, rounded up to a power of two; a plain number is MiB.
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = value::buffer)]
     buffer: u32,
     /// Print what the kernel programs themselves say about trouble.
     #[arg(long)]
@@ -35,11 +55,12 @@ pub(super) struct Arguments {
     capture: Capture,
 }
 
-fn buffer(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(size @ 1..=1024) if u32::is_power_of_two(size) => Ok(size),
-        _ => Err("a power of two from 1 to 1024 is needed".into()),
-    }
+/// Why tracing stops.
+enum Stop {
+    /// Time is up, enough was seen, or somebody asked for it.
+    Now,
+    /// The command ended.
+    Command(std::io::Result<ExitStatus>),
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
@@ -49,9 +70,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     } else {
         Show::Failed
     };
-    let printer = Printer::new(output.printer_format(), show);
+    let printer = Printer::new(output.printer_format(), show).at_most(arguments.count);
     let options = Options {
-        ring_bytes: arguments.buffer << 20,
+        ring_bytes: arguments.buffer,
         program_log: arguments.program_log,
         ..Options::default()
     };
@@ -67,8 +88,27 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         let ready = ready(&session);
         let words = ready.words();
         session.printer().object("ready", &ready, &words)?;
-        let limit = arguments.seconds.map(Duration::from_secs);
-        let (_, mut diagnoses) = session.collect(stop(limit)).await?;
+        if let Some(path) = &arguments.ready_file {
+            std::fs::write(path, format!("{}\n", std::process::id()))
+                .with_context(|| format!("{} cannot be written", path.display()))?;
+        }
+        let command = arguments
+            .command
+            .as_deref()
+            .map(|line| Command::start(line, output.format == OutputFormat::Json))
+            .transpose()?;
+        let enough = |printer: &Printer, diagnoses: &[_]| {
+            let named = arguments.until_diagnosis && !diagnoses.is_empty();
+            (named || printer.is_full()).then_some(Stop::Now)
+        };
+        let (stop, mut diagnoses) = session
+            .collect_until(stop(arguments.time, command.as_ref()), enough)
+            .await?;
+        if let (Some(command), Stop::Command(status)) = (&command, stop) {
+            diagnoses.extend(session.settle(AFTER_COMMAND).await?);
+            let view = command.view(status.context("the command cannot be waited for")?);
+            session.printer().object("command", &view, &view.words())?;
+        }
         diagnoses.extend(session.finish()?);
         Ok(if diagnoses.is_empty() {
             Exit::Healthy
@@ -78,17 +118,24 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     })
 }
 
-/// Done on Ctrl-C, on SIGTERM, or after the limit.
-async fn stop(limit: Option<Duration>) {
+/// Done on Ctrl-C, on SIGTERM, after the limit, or when the command ends.
+async fn stop(limit: Option<Duration>, command: Option<&Command>) -> Stop {
     let limit = async {
         match limit {
             Some(limit) => tokio::time::sleep(limit).await,
             None => std::future::pending().await,
         }
     };
+    let ended = async {
+        match command {
+            Some(command) => command.ended().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        () = limit => {}
-        () = interrupted() => {}
+        () = limit => Stop::Now,
+        () = interrupted() => Stop::Now,
+        status = ended => Stop::Command(status),
     }
 }
 

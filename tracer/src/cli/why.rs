@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::{Exit, Failure, Output, nearest};
 use crate::cause::{self, CATALOGUE};
 use crate::printer::{Printer, Show};
+use crate::scenario::{self, NotOn};
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -24,7 +25,11 @@ struct CauseView {
     title: &'static str,
     explanation: &'static str,
     brings_about: &'static [&'static str],
+    /// A scenario builds it in the lab; else it is written from the kernel's source and tested on
+    /// constructed evidence.
     built_in_lab: bool,
+    /// Kernels that cannot show it, each with the reason.
+    not_on: Vec<String>,
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
@@ -34,7 +39,12 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         title: cause.title,
         explanation: cause.explanation,
         brings_about: cause.explains,
-        built_in_lab: cause.built,
+        built_in_lab: scenario::builds(cause.code),
+        not_on: scenario::find(cause.code)
+            .into_iter()
+            .flat_map(|scenario| scenario.not_on)
+            .map(NotOn::words)
+            .collect(),
     };
     let Some(code) = &arguments.code else {
         for cause in CATALOGUE {
@@ -43,13 +53,17 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
                 &view(cause),
                 &format!(
                     "{} {:<26} {}",
-                    if cause.built { ' ' } else { '*' },
+                    if scenario::builds(cause.code) {
+                        ' '
+                    } else {
+                        '*'
+                    },
                     cause.code,
                     cause.title
                 ),
             )?;
         }
-        if CATALOGUE.iter().any(|cause| !cause.built) {
+        if CATALOGUE.iter().any(|cause| !scenario::builds(cause.code)) {
             printer.remark("* no lab scenario builds it; the rule follows the kernel's source")?;
         }
         return Ok(Exit::Healthy);

@@ -50,6 +50,8 @@ fn node() -> NetnsFacts {
             peer_index: None,
             peer_netns: None,
             bridge_port: None,
+            vxlan: None,
+            xdp: None,
         })
         .into();
     for (link, address, prefix, source) in [

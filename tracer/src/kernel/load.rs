@@ -93,6 +93,22 @@ impl Default for Options {
     }
 }
 
+/// Has the programs keep the events of these namespaces and no others.
+fn keep_namespaces(ebpf: &mut Ebpf, namespaces: &[u32]) -> anyhow::Result<()> {
+    let map = ebpf
+        .map_mut("NAMESPACES")
+        .context("map NAMESPACES is missing")?;
+    let mut map = HashMap::<_, u32, u8>::try_from(map)?;
+    let before = map.keys().collect::<Result<Vec<u32>, _>>()?;
+    for inum in before.iter().filter(|inum| !namespaces.contains(inum)) {
+        map.remove(inum)?;
+    }
+    for inum in namespaces {
+        map.insert(inum, 1, 0)?;
+    }
+    Ok(())
+}
+
 /// Programs at work; dropping it detaches them.
 pub struct Tracing {
     ebpf: Ebpf,
@@ -197,6 +213,14 @@ impl Abilities {
 }
 
 impl Tracing {
+    /// Traces these namespaces from now on, when it was started for some only.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn trace_only(&mut self, namespaces: &[u32]) -> anyhow::Result<()> {
+        keep_namespaces(&mut self.ebpf, namespaces)
+    }
+
     /// Loads and attaches everything that this kernel allows.
     ///
     /// # Errors
@@ -219,13 +243,7 @@ impl Tracing {
             .load(OBJECT)
             .context("the kernel refuses the programs' maps; is this root, with CAP_BPF?")?;
         if let Some(namespaces) = &options.namespaces {
-            let map = ebpf
-                .map_mut("NAMESPACES")
-                .context("map NAMESPACES is missing")?;
-            let mut map = HashMap::<_, u32, u8>::try_from(map)?;
-            for inum in namespaces {
-                map.insert(inum, 1, 0)?;
-            }
+            keep_namespaces(&mut ebpf, namespaces)?;
         }
         let mut attacher = Attacher {
             ebpf: &mut ebpf,

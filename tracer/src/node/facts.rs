@@ -14,10 +14,10 @@ use super::link::{LinkRow, PeerPlace};
 use super::netlink::{Conversation, ReadError, attributes};
 use super::table::rows_or_missing;
 use super::{
-    Address, ConntrackEntry, Counters, Directory, FdbEntry, IpvsConnection, Link, ListeningSocket,
-    Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind, Ruleset, Sysctls,
-    VirtualServer, VirtualServerKey, address, conntrack, counter, fdb, ipvs, ipvs_connection, link,
-    neighbour, netfilter, policy_rule, route, socket, sysctl,
+    Address, ConntrackEntry, Counters, DeviceFilter, Directory, FdbEntry, HalfOpen, IpvsConnection,
+    Link, ListeningSocket, Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind,
+    Ruleset, Sysctls, VirtualServer, VirtualServerKey, address, conntrack, counter, device_filter,
+    fdb, ipvs, ipvs_connection, link, neighbour, netfilter, policy_rule, route, socket, sysctl,
 };
 
 /// What one network namespace was like.
@@ -39,6 +39,8 @@ pub struct NetnsFacts {
     pub ipvs: Option<Vec<VirtualServer>>,
     /// Sockets that wait for packets.
     pub sockets: Vec<ListeningSocket>,
+    /// Half-open connections, where listeners had to turn connections away and the kernel could be asked.
+    pub half_open: Option<Vec<HalfOpen>>,
     /// Kernel settings.
     pub sysctls: Sysctls,
     /// Counters of the kernel.
@@ -47,6 +49,9 @@ pub struct NetnsFacts {
     pub fdb: Vec<FdbEntry>,
     /// Policy rules.
     pub rules: Vec<PolicyRule>,
+    /// XDP programs and traffic control filters of the devices.
+    #[serde(default)]
+    pub device_filters: Vec<DeviceFilter>,
     /// IPVS connections that were asked for; see [`NetnsFacts::read_connections`].
     pub ipvs_connections: Vec<IpvsConnection>,
     /// UDP conntrack entries with another destination or without a reply; `None` before
@@ -88,10 +93,12 @@ impl NetnsFacts {
             neighbours: Vec::new(),
             ipvs: None,
             sockets: Vec::new(),
+            half_open: None,
             sysctls: Sysctls::default(),
             counters: Counters::default(),
             fdb: Vec::new(),
             rules: Vec::new(),
+            device_filters: Vec::new(),
             ipvs_connections: Vec::new(),
             udp_entries: None,
             ruleset: None,
@@ -110,6 +117,12 @@ impl NetnsFacts {
         self.ipvs = ipvs::read(&mut self.missing);
         self.sockets = socket::read(&mut self.missing);
         self.counters = counter::read(Path::new("/proc/thread-self/net"), &mut self.missing);
+        let turned_away = ["TcpExt TCPReqQFullDrop", "TcpExt TCPReqQFullDoCookies"]
+            .iter()
+            .any(|name| self.counters.get(name).is_some_and(|count| count > 0));
+        if turned_away {
+            self.half_open = socket::read_half_open(&mut self.missing);
+        }
         let names = self.links.iter().map(|link| link.name.as_str());
         self.sysctls = sysctl::read(Path::new("/proc/sys"), names, &mut self.missing);
     }
@@ -122,6 +135,7 @@ impl NetnsFacts {
         self.neighbours = neighbour::read(route, missing);
         self.fdb = fdb::read(route, missing);
         self.rules = policy_rule::read(route, missing);
+        self.device_filters = device_filter::read(route, &self.links, missing);
         // Last, as it makes the kernel strict with every later request on this socket.
         self.routes = route::read(route, missing);
     }

@@ -1,9 +1,12 @@
 //! Network devices (`ip -d link`).
 
 use std::fmt;
+use std::net::IpAddr;
 
 use netlink_packet_core::ParseableParametrized as _;
-use netlink_packet_core::{DecodeError, Emitable, NlaBuffer, parse_string, parse_u8};
+use netlink_packet_core::{
+    DecodeError, Emitable, NlaBuffer, parse_ip, parse_string, parse_u8, parse_u16_be, parse_u32,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     LinkAttribute, LinkExtentMask, LinkFlags, LinkHeader, LinkMessage,
@@ -42,6 +45,10 @@ pub struct Link {
     pub peer_netns: Option<NetnsId>,
     /// What its bridge does with it, for ports of a bridge.
     pub bridge_port: Option<BridgePort>,
+    /// The tunnel, for VXLAN devices.
+    pub vxlan: Option<Vxlan>,
+    /// Number of the XDP program on it.
+    pub xdp: Option<u32>,
 }
 
 impl Link {
@@ -60,9 +67,27 @@ impl Link {
             peer_index: None,
             peer_netns: None,
             bridge_port: None,
+            vxlan: None,
+            xdp: None,
         }
     }
 }
+
+/// What a VXLAN device wraps packets into.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Vxlan {
+    /// Network identifier.
+    pub id: Option<u32>,
+    /// UDP port of the other ends, and of this one.
+    pub port: Option<u16>,
+    /// Address that it sends from.
+    pub local: Option<IpAddr>,
+    /// Device that it sends by.
+    pub link: Option<u32>,
+}
+
+/// Every namespace has this device.
+pub(super) const LOOPBACK: &str = "lo";
 
 /// A device's part in a bridge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -171,12 +196,21 @@ fn parse(payload: &[u8]) -> Result<LinkRow, DecodeError> {
         peer_index: None,
         peer_netns: None,
         bridge_port: None,
+        vxlan: None,
+        xdp: None,
     };
     let mut peer_number = None;
     for attribute in attributes(payload, header.buffer_len()) {
         // The crate reads this attribute whole, and a newer kernel's addition would cost the kind.
         if attribute.kind() == libc::IFLA_LINKINFO {
             parse_link_info(&attribute, &mut link);
+            continue;
+        }
+        if attribute.kind() == IFLA_XDP {
+            link.xdp = attributes(attribute.value(), 0)
+                .find(|field| field.kind() == IFLA_XDP_PROG_ID)
+                .and_then(|field| parse_u32(field.value()).ok())
+                .filter(|&id| id != 0);
             continue;
         }
         match LinkAttribute::parse_with_param(&attribute, header.interface_family) {
@@ -204,11 +238,18 @@ fn parse(payload: &[u8]) -> Result<LinkRow, DecodeError> {
     Ok(LinkRow { link, peer })
 }
 
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_PROG_ID: u16 = 4;
+const VXLAN_ID: u16 = 1;
+const VXLAN_LINK: u16 = 3;
+const VXLAN_LOCAL: u16 = 4;
+const VXLAN_PORT: u16 = 15;
+const VXLAN_LOCAL6: u16 = 17;
 const BRIDGE_PORT_STATE: u16 = 1;
 const BRIDGE_PORT_HAIRPIN: u16 = 4;
 
 fn parse_link_info(info: &NlaBuffer<&[u8]>, link: &mut Link) {
-    let mut port_kind = None;
+    let (mut port_kind, mut data) = (None, None);
     let mut port = BridgePort {
         state: None,
         hairpin: None,
@@ -216,6 +257,7 @@ fn parse_link_info(info: &NlaBuffer<&[u8]>, link: &mut Link) {
     for attribute in attributes(info.value(), 0) {
         match attribute.kind() {
             libc::IFLA_INFO_KIND => link.kind = parse_string(attribute.value()).ok(),
+            libc::IFLA_INFO_DATA => data = Some(attribute),
             libc::IFLA_INFO_SLAVE_KIND => port_kind = parse_string(attribute.value()).ok(),
             libc::IFLA_INFO_SLAVE_DATA => {
                 for field in attributes(attribute.value(), 0) {
@@ -231,6 +273,29 @@ fn parse_link_info(info: &NlaBuffer<&[u8]>, link: &mut Link) {
         }
     }
     link.bridge_port = (port_kind.as_deref() == Some("bridge")).then_some(port);
+    link.vxlan = data
+        .filter(|_| link.kind.as_deref() == Some("vxlan"))
+        .map(|data| parse_vxlan(&data));
+}
+
+fn parse_vxlan(data: &NlaBuffer<&[u8]>) -> Vxlan {
+    let mut vxlan = Vxlan {
+        id: None,
+        port: None,
+        local: None,
+        link: None,
+    };
+    for field in attributes(data.value(), 0) {
+        let value = field.value();
+        match field.kind() {
+            VXLAN_ID => vxlan.id = parse_u32(value).ok(),
+            VXLAN_LINK => vxlan.link = parse_u32(value).ok().filter(|&index| index != 0),
+            VXLAN_LOCAL | VXLAN_LOCAL6 => vxlan.local = parse_ip(value).ok(),
+            VXLAN_PORT => vxlan.port = parse_u16_be(value).ok(),
+            _ => {}
+        }
+    }
+    vxlan
 }
 
 #[cfg(test)]
@@ -292,10 +357,49 @@ mod tests {
                 state: Some(BridgePortState::Forwarding),
                 hairpin: Some(true),
             }),
+            vxlan: None,
+            xdp: None,
         };
         assert_eq!(row.link, expected);
         assert_eq!(row.peer, Some(PeerPlace::Numbered(0)));
         assert_eq!(expected.mac.unwrap().to_string(), "02:00:00:00:00:09");
+    }
+
+    #[test]
+    fn a_vxlan_device_tells_its_tunnel_and_its_program() {
+        let attribute = |kind: u16, value: &[u8]| {
+            let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let data = [
+            attribute(VXLAN_ID, &1_u32.to_ne_bytes()),
+            attribute(VXLAN_LINK, &2_u32.to_ne_bytes()),
+            attribute(VXLAN_LOCAL, &[192, 0, 2, 1]),
+            attribute(VXLAN_PORT, &8472_u16.to_be_bytes()),
+        ];
+        let info = [
+            attribute(libc::IFLA_INFO_KIND, b"vxlan\0"),
+            attribute(libc::IFLA_INFO_DATA, &data.concat()),
+        ];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName("flannel.1".into())];
+        let mut bytes = bytes_of(&message);
+        bytes.extend(attribute(libc::IFLA_LINKINFO, &info.concat()));
+        bytes.extend(attribute(
+            IFLA_XDP,
+            &attribute(IFLA_XDP_PROG_ID, &7_u32.to_ne_bytes()),
+        ));
+        let link = parse(&bytes).unwrap().link;
+        let expected = Vxlan {
+            id: Some(1),
+            port: Some(8472),
+            local: Some("192.0.2.1".parse().unwrap()),
+            link: Some(2),
+        };
+        assert_eq!((link.vxlan, link.xdp), (Some(expected), Some(7)));
     }
 
     #[test]

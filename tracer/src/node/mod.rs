@@ -2,7 +2,7 @@
 //!
 //! Map: `namespace` finds and enters namespaces, `netlink` asks the kernel for a `table`, and one
 //! file per kind of fact (`link`, `address`, `route`, `policy_rule`, `neighbour`, `fdb`, `ipvs`,
-//! `ipvs_connection`, `conntrack`, `netfilter`, `socket`, `sysctl`, `counter`) holds
+//! `ipvs_connection`, `conntrack`, `device_filter`, `netfilter`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
 //! looks things up; `source` is where facts come from, this machine or a capture; `kube_proxy`, `proxy_report`,
 //! `component` and `pod` read processes instead, `cni` files; `numbered` makes
@@ -24,6 +24,7 @@ mod cni;
 mod component;
 mod conntrack;
 mod counter;
+mod device_filter;
 mod facts;
 mod fdb;
 mod ipvs;
@@ -58,12 +59,13 @@ pub use cni::Cni;
 pub use component::{COMPONENTS, Component};
 pub use conntrack::ConntrackEntry;
 pub use counter::Counters;
+pub use device_filter::{BpfProgram, DeviceFilter, FilterPlace};
 pub use facts::NetnsFacts;
 pub use fdb::FdbEntry;
 pub use ipvs::{ForwardingMethod, Persistence, RealServer, VirtualServer, VirtualServerKey};
 pub use ipvs_connection::IpvsConnection;
 pub use kube_proxy::KubeProxy;
-pub use link::{BridgePort, BridgePortState, Link, Mac, OperState};
+pub use link::{BridgePort, BridgePortState, Link, Mac, OperState, Vxlan};
 pub use namespace::{Directory, NetnsHandle, NetnsId};
 pub use neighbour::{Neighbour, NeighbourState};
 pub use netfilter::Ruleset;
@@ -71,7 +73,7 @@ pub use policy_rule::{PolicyRule, RuleAction};
 pub use proxy_configuration::ProxyConfiguration;
 pub use proxy_report::ProxyReport;
 pub use route::{NextHop, Prefix, Route, RouteKind, RouteProtocol};
-pub use socket::{ListeningSocket, Process, find_owners};
+pub use socket::{HalfOpen, ListeningSocket, Process, find_owners};
 pub use source::{Occasion, Reading, Source};
 pub use sysctl::Sysctls;
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use netlink_packet_core::{DecodeError, Parseable as _, parse_u8};
@@ -23,6 +23,7 @@ use super::table::{Table, rows_or_missing};
 const LIMIT: usize = 50_000;
 const DIAG_ATTR_V6ONLY: u16 = 11;
 const RESPONSE_BYTES: usize = 72;
+const STATE_SYN_RECEIVED: u8 = 3;
 const STATE_CLOSE: u8 = 7;
 const STATE_LISTEN: u8 = 10;
 
@@ -61,6 +62,15 @@ impl ListeningSocket {
             && self.port == port
             && (self.address.to_canonical() == address || any_of_family || both_families)
     }
+}
+
+/// Half-open connections (SYN received, no ACK yet) to one local address and port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HalfOpen {
+    /// Where the SYNs came to.
+    pub local: SocketAddr,
+    /// How many wait.
+    pub count: u32,
 }
 
 /// A process.
@@ -140,15 +150,53 @@ pub(super) fn read(missing: &mut Vec<Missing>) -> Vec<ListeningSocket> {
 }
 
 fn ask(kind: &Kind, family: &Family) -> Result<Table<ListeningSocket>, ReadError> {
-    let request = SockDiagMessage::InetRequest(InetRequest {
+    let mut conversation = Conversation::open(libc::NETLINK_SOCK_DIAG as isize)?;
+    conversation.dump(request(kind, family, kind.state), LIMIT, |payload| {
+        parse(payload, kind.protocol)
+    })
+}
+
+fn request(kind: &Kind, family: &Family, state: u8) -> SockDiagMessage {
+    SockDiagMessage::InetRequest(InetRequest {
         family: family.number,
         protocol: kind.protocol,
         extensions: ExtensionFlags::empty(),
-        states: StateFlags::from_bits_retain(1 << kind.state),
+        states: StateFlags::from_bits_retain(1 << state),
         socket_id: SocketId::new_v4(),
-    });
-    let mut conversation = Conversation::open(libc::NETLINK_SOCK_DIAG as isize)?;
-    conversation.dump(request, LIMIT, |payload| parse(payload, kind.protocol))
+    })
+}
+
+/// Half-open connections by where they came to; `None` where the kernel's diagnosis module is not loaded.
+/// The kernel goes over its whole table of connections for this, so it is asked only when a listener had to
+/// turn connections away.
+pub(super) fn read_half_open(missing: &mut Vec<Missing>) -> Option<Vec<HalfOpen>> {
+    let kind = KINDS
+        .iter()
+        .find(|kind| kind.state == STATE_LISTEN)
+        .filter(|kind| Path::new("/sys/module").join(kind.module).exists())?;
+    let mut counts: BTreeMap<SocketAddr, u32> = BTreeMap::new();
+    for family in &kind.families {
+        let result = Conversation::open(libc::NETLINK_SOCK_DIAG as isize).and_then(|mut asked| {
+            asked.dump(
+                request(kind, family, STATE_SYN_RECEIVED),
+                LIMIT,
+                |payload| {
+                    let id = InetResponseHeader::parse(payload)?.socket_id;
+                    let local = id.source_address.to_canonical();
+                    Ok(Some(SocketAddr::new(local, id.source_port)))
+                },
+            )
+        });
+        for local in rows_or_missing("half-open connections", result, missing) {
+            *counts.entry(local).or_default() += 1;
+        }
+    }
+    let found = counts.into_iter();
+    Some(
+        found
+            .map(|(local, count)| HalfOpen { local, count })
+            .collect(),
+    )
 }
 
 fn parse(payload: &[u8], protocol: u8) -> Result<Option<ListeningSocket>, DecodeError> {

@@ -54,6 +54,13 @@ impl Source {
         Self::Recorded(VecDeque::new())
     }
 
+    /// Other namespaces are held open from now on.
+    pub(crate) fn hold(&mut self, namespaces: Vec<NetnsHandle>) {
+        if let Self::Live { held, .. } = self {
+            *held = namespaces;
+        }
+    }
+
     /// The namespaces of this machine; none of a capture.
     pub(crate) fn directory(&self) -> Option<Directory> {
         let Self::Live { held, .. } = self else {

@@ -1,3 +1,5 @@
+//! Tests of which rule ended a packet.
+
 use tracer_ebpf::hook::HookId;
 
 use super::*;

@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 
 use anyhow::Context as _;
 
-use super::world::Namespace;
+use super::namespace::Namespace;
 use crate::event::protocol;
 use crate::node::{Directory, NetnsFacts, Route, RouteKind, RouteProtocol, VirtualServerKey};
 

@@ -1,13 +1,310 @@
 //! Reproductions: a topology, a fault, traffic, and the fix, in private namespaces.
 //!
-//! Map: `world` makes namespaces and runs commands in them, `traffic` sends and answers, `kube_proxy`
-//! makes what kube-proxy would have made, `vip_nodeport` is the case. Invariants: namespaces are held
-//! by descriptors of this process only, so that nothing is left behind however it ends; nothing
-//! outside of them is changed.
+//! Map: `case` is the registry, one file per cause; `options` is every address, port and name that a
+//! case may use; `topology` is the vocabulary of hosts that cases compose, in a `world` that keeps
+//! what was made alive; `namespace` runs commands in a host, `traffic` sends and answers,
+//! `kube_proxy` makes what kube-proxy would have made. Invariants: namespaces are held by descriptors
+//! of this process only, so that nothing is left behind however it ends; nothing outside of them is
+//! changed; the healthy variant of a case differs from the fault by the fault alone.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use crate::kube::ClusterFacts;
+use crate::node::NetnsHandle;
+
+pub mod case;
 pub mod kube_proxy;
+pub mod namespace;
+pub mod options;
+mod topology;
 pub mod traffic;
-pub mod vip_nodeport;
-pub mod world;
+mod world;
 
+pub use case::REGISTRY;
 pub use kube_proxy::stand_in;
+pub use options::Options;
+pub use traffic::Target;
+pub use world::World;
+
+/// A failure that can be built.
+pub struct Scenario {
+    /// Name: the code of the cause that it shows.
+    pub name: &'static str,
+    /// Codes of the causes that are to be named, the root first.
+    pub expects: &'static [&'static str],
+    /// What can be built; the first is what is built unless another is asked for.
+    pub variants: &'static [Variant],
+    /// Kernel modules and commands beyond those that every scenario needs.
+    pub needs: &'static [Need],
+    /// Kernels that cannot show it, and why.
+    pub not_on: &'static [NotOn],
+    /// Builds a variant.
+    pub build: fn(&mut World, &'static Variant) -> anyhow::Result<Plan>,
+}
+
+/// One form of a scenario.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Variant {
+    /// Stable name.
+    pub name: &'static str,
+    /// One line.
+    pub title: &'static str,
+    /// The fault is there; else everything answers and no cause is to be named.
+    pub fault: bool,
+}
+
+impl Variant {
+    /// The same hosts and the same traffic without the fault.
+    pub const HEALTHY: Self = Self {
+        name: "healthy",
+        title: "the fault is absent",
+        fault: false,
+    };
+
+    /// A form with the fault.
+    pub const fn fault(name: &'static str, title: &'static str) -> Self {
+        Self {
+            name,
+            title,
+            fault: true,
+        }
+    }
+}
+
+/// What a scenario needs of the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// A kernel module.
+    Module(&'static str),
+    /// A command.
+    Command(&'static str),
+}
+
+/// A kernel on which a scenario cannot be shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotOn {
+    /// Beginning of the kernel's release: `5.10.`.
+    pub kernel: &'static str,
+    /// Why.
+    pub why: &'static str,
+}
+
+impl NotOn {
+    /// In words.
+    pub fn words(&self) -> String {
+        format!("{}x: {}", self.kernel, self.why)
+    }
+}
+
+/// What is sent in a built case, and what mends it.
+pub struct Plan {
+    /// What is tried, in order.
+    pub targets: Vec<Target>,
+    /// What is tried after the fix; empty for the same.
+    pub after: Vec<Target>,
+    /// Mends the fault.
+    pub fix: Fix,
+}
+
+/// Mends a fault.
+pub type Fix = Box<dyn FnOnce(&mut World) -> anyhow::Result<()> + Send>;
+
+impl Plan {
+    /// A plan whose fix is a list of commands in one host.
+    pub fn fixed_by(
+        targets: Vec<Target>,
+        host: &namespace::Namespace,
+        lines: impl Into<Vec<String>>,
+    ) -> Self {
+        let (host, lines) = (host.clone(), lines.into());
+        Self::fixed_with(targets, move |_| host.run_all(&lines))
+    }
+
+    /// A plan with any fix.
+    pub fn fixed_with(
+        targets: Vec<Target>,
+        fix: impl FnOnce(&mut World) -> anyhow::Result<()> + Send + 'static,
+    ) -> Self {
+        Self {
+            targets,
+            after: Vec::new(),
+            fix: Box::new(fix),
+        }
+    }
+
+    /// A plan whose fix is to use something else.
+    pub fn avoided_by(targets: Vec<Target>, after: Vec<Target>) -> Self {
+        Self {
+            targets,
+            after,
+            fix: Box::new(|_| Ok(())),
+        }
+    }
+}
+
+/// A scenario, built.
+pub struct Case {
+    world: World,
+    targets: Vec<Target>,
+    after: Vec<Target>,
+    fix: Option<Fix>,
+}
+
+impl Case {
+    /// The namespaces, held open.
+    pub fn namespaces(&self) -> Vec<NetnsHandle> {
+        self.world.namespaces()
+    }
+
+    /// What the cluster says, where the case has one.
+    pub fn cluster(&self) -> Option<Arc<ClusterFacts>> {
+        self.world.cluster.clone()
+    }
+
+    /// What is tried, in order.
+    pub fn targets(&self) -> Vec<Target> {
+        self.targets.clone()
+    }
+
+    /// Applies the fix, once.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub fn apply_fix(&mut self) -> anyhow::Result<()> {
+        if !self.after.is_empty() {
+            self.targets = std::mem::take(&mut self.after);
+        }
+        match self.fix.take() {
+            Some(fix) => fix(&mut self.world),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Scenario {
+    /// Builds a variant.
+    ///
+    /// # Errors
+    /// When a namespace cannot be made or a command fails.
+    pub fn build(
+        &self,
+        variant: &'static Variant,
+        options: Options,
+        announce: namespace::Announce,
+    ) -> anyhow::Result<Case> {
+        let mut world = World::new(options, announce);
+        let Plan {
+            targets,
+            after,
+            fix,
+        } = (self.build)(&mut world, variant)?;
+        Ok(Case {
+            world,
+            targets,
+            after,
+            fix: Some(fix),
+        })
+    }
+
+    /// What this machine lacks for it; with `load_modules` modules are loaded first.
+    pub fn missing(&self, load_modules: bool) -> Vec<String> {
+        let modules = self.needs.iter().filter_map(|need| match need {
+            Need::Module(name) => Some(*name),
+            Need::Command(_) => None,
+        });
+        if load_modules {
+            // What cannot be loaded is seen to be missing below.
+            let _ = Command::new("modprobe")
+                .arg("-a")
+                .args(["veth", "bridge"])
+                .args(modules.clone())
+                .output();
+        }
+        let absent = modules
+            .filter(|name| !Path::new("/sys/module").join(name).exists())
+            .map(str::to_owned);
+        let commands = self.needs.iter().filter_map(|need| match need {
+            Need::Command(name) => Some(*name),
+            Need::Module(_) => None,
+        });
+        let commands = ["ip", "sysctl"]
+            .into_iter()
+            .chain(commands)
+            .filter(|name| find_command(name).is_none())
+            .map(|name| format!("the command {name}"));
+        absent.chain(commands).collect()
+    }
+
+    /// Why this kernel cannot show it; `None` when it can.
+    pub fn impossible_on(&self, release: &str) -> Option<&'static str> {
+        self.not_on
+            .iter()
+            .find(|row| release.starts_with(row.kernel))
+            .map(|row| row.why)
+    }
+}
+
+/// A command's file, found as a shell would.
+fn find_command(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(|file| file.is_file())
+}
+
+/// The scenario with this name.
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    REGISTRY.iter().find(|scenario| scenario.name == name)
+}
+
+/// Whether a scenario builds the cause with this code, and it alone.
+pub fn builds(code: &str) -> bool {
+    REGISTRY.iter().any(|scenario| scenario.expects == [code])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cause;
+
+    #[test]
+    fn every_scenario_expects_causes_of_the_catalogue() {
+        for scenario in REGISTRY {
+            assert!(!scenario.expects.is_empty(), "{}", scenario.name);
+            for code in scenario.expects {
+                assert!(cause::find(code).is_some(), "{}: {code}", scenario.name);
+            }
+            if let [code] = scenario.expects {
+                assert_eq!(scenario.name, *code);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_a_fault_comes_first() {
+        for (index, scenario) in REGISTRY.iter().enumerate() {
+            assert!(
+                REGISTRY[..index]
+                    .iter()
+                    .all(|other| other.name != scenario.name)
+            );
+            let variants = scenario.variants;
+            assert!(
+                variants.first().is_some_and(|first| first.fault),
+                "{}",
+                scenario.name
+            );
+            assert_eq!(
+                variants.iter().filter(|v| **v == Variant::HEALTHY).count(),
+                1,
+                "{}",
+                scenario.name
+            );
+            for (index, variant) in variants.iter().enumerate() {
+                assert!(variants[..index].iter().all(|v| v.name != variant.name));
+            }
+        }
+    }
+}

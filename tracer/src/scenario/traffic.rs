@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::world::Namespace;
+use super::namespace::Namespace;
 
 const QUESTION: &[u8] = b"who answers?\n";
 const ANSWER: &[u8] = b"the pod answers\n";
@@ -49,6 +49,92 @@ pub struct Attempt {
     pub outcome: Outcome,
     /// How long it took.
     pub elapsed: Duration,
+}
+
+/// Patience of a client: long enough for a slow machine, short enough for a hanging connection.
+pub const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// A way of trying that only one case has.
+pub type Custom = Arc<dyn Fn(&Namespace) -> anyhow::Result<Attempt> + Send + Sync>;
+
+/// How a target is tried.
+#[derive(Clone)]
+enum How {
+    Tcp,
+    Udp,
+    Custom(Custom),
+}
+
+/// Something that a host tries.
+#[derive(Clone)]
+pub struct Target {
+    /// What it is.
+    pub label: &'static str,
+    /// Where it is.
+    pub address: SocketAddr,
+    from: Namespace,
+    how: How,
+    /// Once only, however many attempts the options ask for.
+    once: bool,
+}
+
+impl Target {
+    /// A TCP connection with a question and an answer.
+    pub fn tcp(label: &'static str, from: &Namespace, address: SocketAddr) -> Self {
+        Self::new(label, from, address, How::Tcp)
+    }
+
+    /// A question and an answer over UDP.
+    pub fn udp(label: &'static str, from: &Namespace, address: SocketAddr) -> Self {
+        Self::new(label, from, address, How::Udp)
+    }
+
+    /// Anything else.
+    pub fn custom(
+        label: &'static str,
+        from: &Namespace,
+        address: SocketAddr,
+        attempt: impl Fn(&Namespace) -> anyhow::Result<Attempt> + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(label, from, address, How::Custom(Arc::new(attempt)))
+    }
+
+    fn new(label: &'static str, from: &Namespace, address: SocketAddr, how: How) -> Self {
+        Self {
+            label,
+            address,
+            from: from.clone(),
+            how,
+            once: false,
+        }
+    }
+
+    /// Tried once only.
+    pub fn once(self) -> Self {
+        Self { once: true, ..self }
+    }
+
+    /// Tries it.
+    ///
+    /// # Errors
+    /// When the host cannot be entered.
+    pub fn send(&self, requests: u32) -> anyhow::Result<Vec<Attempt>> {
+        let requests = if self.once { 1 } else { requests };
+        (0..requests)
+            .map(|_| match &self.how {
+                How::Tcp => tcp_attempt(&self.from, self.address, PATIENCE),
+                How::Udp => udp_attempt(&self.from, self.address, PATIENCE),
+                How::Custom(attempt) => attempt(&self.from),
+            })
+            .collect()
+    }
+}
+
+impl Attempt {
+    /// True when it came to what a working network gives.
+    pub fn answered(&self) -> bool {
+        self.outcome == Outcome::Answered
+    }
 }
 
 /// Connects over TCP, asks, and waits for the answer.
@@ -102,6 +188,58 @@ pub fn udp_attempt(
     })
 }
 
+/// How datagrams are sent: more than once from one socket, until one answer comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagrams {
+    /// Port that they are sent from; 0 for any.
+    pub from_port: u16,
+    /// Bytes of each.
+    pub bytes: usize,
+    /// How many are sent before the first answer is waited for.
+    pub burst: usize,
+    /// How often the burst is sent at most.
+    pub tries: u32,
+}
+
+impl Datagrams {
+    /// One small datagram from any port, sent up to three times.
+    pub const ONE: Self = Self {
+        from_port: 0,
+        bytes: QUESTION.len(),
+        burst: 1,
+        tries: 3,
+    };
+}
+
+/// Sends datagrams and waits for an answer, `PATIENCE` in all.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn datagrams(client: &Namespace, to: SocketAddr, plan: Datagrams) -> anyhow::Result<Attempt> {
+    attempt(client, move || {
+        let exchange = || {
+            let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, plan.from_port))?;
+            socket.set_read_timeout(Some(PATIENCE / plan.tries.max(1)))?;
+            socket.connect(to)?;
+            let mut answered = Err(io::Error::from(io::ErrorKind::TimedOut));
+            for _ in 0..plan.tries {
+                for _ in 0..plan.burst {
+                    socket.send(&vec![b'x'; plan.bytes])?;
+                }
+                answered = socket.recv(&mut [0; 64]);
+                if answered.is_ok() {
+                    break;
+                }
+            }
+            answered
+        };
+        match exchange() {
+            Ok(_) => Outcome::Answered,
+            Err(error) => outcome(&error, Outcome::NoAnswer),
+        }
+    })
+}
+
 fn attempt(client: &Namespace, work: impl FnOnce() -> Outcome + Send) -> anyhow::Result<Attempt> {
     let begun = Instant::now();
     let outcome = client.enter(|| Ok(work()))?;
@@ -130,18 +268,20 @@ impl Server {
     ///
     /// # Errors
     /// When the port cannot be listened on.
-    pub fn tcp(namespace: &Namespace, port: u16) -> anyhow::Result<Self> {
-        let listener = namespace.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+    pub fn tcp(namespace: &Namespace, address: IpAddr, port: u16) -> anyhow::Result<Self> {
+        let listener = namespace.enter(|| TcpListener::bind((address, port)))?;
         listener.set_nonblocking(true)?;
         Ok(Self::spawn(move || {
-            if let Ok((mut stream, _)) = listener.accept() {
-                // A client that went away is the client's to report.
-                let _ = stream
-                    .set_nonblocking(false)
-                    .and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(1))))
-                    .and_then(|()| stream.read(&mut [0; 64]))
-                    .and_then(|_| stream.write_all(ANSWER));
-            }
+            let Ok((mut stream, _)) = listener.accept() else {
+                return false;
+            };
+            // A client that went away is the client's to report.
+            let _ = stream
+                .set_nonblocking(false)
+                .and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(1))))
+                .and_then(|()| stream.read(&mut [0; 64]))
+                .and_then(|_| stream.write_all(ANSWER));
+            true
         }))
     }
 
@@ -153,20 +293,24 @@ impl Server {
         let socket = namespace.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
         socket.set_nonblocking(true)?;
         Ok(Self::spawn(move || {
-            if let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
-                // As above.
-                let _ = socket.send_to(ANSWER, from);
-            }
+            let Ok((_, from)) = socket.recv_from(&mut [0; 64]) else {
+                return false;
+            };
+            // As above.
+            let _ = socket.send_to(ANSWER, from);
+            true
         }))
     }
 
-    fn spawn(mut serve: impl FnMut() + Send + 'static) -> Self {
+    /// Serves until it is to stop; `serve` says whether there was something to do.
+    fn spawn(mut serve: impl FnMut() -> bool + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                serve();
-                std::thread::sleep(POLL);
+                if !serve() {
+                    std::thread::sleep(POLL);
+                }
             }
         });
         Self {

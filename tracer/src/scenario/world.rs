@@ -1,92 +1,108 @@
-//! Private network namespaces and commands in them.
+//! What a case is made of while it lives: hosts, servers, processes that stand in for others, and
+//! what the cluster says.
 
 use std::io;
-use std::path::Path;
-use std::process::Command;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context as _, bail};
-use nix::sched::{CloneFlags, unshare};
-
+use super::kube_proxy::StandIn;
+use super::namespace::{Announce, Namespace};
+use super::options::{HOSTS, Options};
+use super::traffic::Server;
+use crate::kube::ClusterFacts;
 use crate::node::NetnsHandle;
 
-/// Is told every command before it runs.
-pub type Announce = Box<dyn FnMut(&str) + Send>;
-
-/// A private namespace; gone when the last clone of it is.
-#[derive(Clone)]
-pub struct Namespace {
-    name: String,
-    handle: NetnsHandle,
+/// Everything that a case made; it is gone when this is dropped.
+pub struct World {
+    /// Addresses, ports and names.
+    pub options: Options,
+    /// What the cluster says, for causes that need its objects.
+    pub cluster: Option<Arc<ClusterFacts>>,
+    /// Processes that stand in for kube-proxy or the kubelet.
+    pub stand_ins: Vec<StandIn>,
     announce: Arc<Mutex<Announce>>,
+    hosts: Vec<Namespace>,
+    servers: Vec<Server>,
+    /// Sockets that are held and never served.
+    sockets: Vec<OwnedFd>,
 }
 
-impl Namespace {
-    /// Makes a namespace. Nothing is mounted: only descriptors of this process lead to it.
-    ///
-    /// # Errors
-    /// When the kernel refuses, for want of CAP_SYS_ADMIN for one.
-    pub fn new(name: &str, announce: &Arc<Mutex<Announce>>) -> anyhow::Result<Self> {
-        let made = std::thread::spawn(|| -> io::Result<NetnsHandle> {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            NetnsHandle::from_path(Path::new("/proc/thread-self/ns/net"))
-        });
-        let handle = made
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the thread that made it failed")))
-            .with_context(|| format!("a private network namespace {name} cannot be made"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            handle: handle.named(name),
-            announce: Arc::clone(announce),
-        })
-    }
-
-    /// The namespace as facts are read through.
-    pub const fn handle(&self) -> &NetnsHandle {
-        &self.handle
-    }
-
-    /// Runs a closure in the namespace, on a thread of its own.
-    ///
-    /// # Errors
-    /// When the namespace cannot be entered, or what the closure says.
-    pub fn enter<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> anyhow::Result<T> {
-        let done = self
-            .handle
-            .run(work)
-            .with_context(|| format!("namespace {} cannot be entered", self.name))?;
-        Ok(done?)
-    }
-
-    /// Runs a command, its words separated by single spaces, in the namespace.
-    ///
-    /// # Errors
-    /// When it is not installed, or with what it said when it fails.
-    pub fn run(&self, line: &str) -> anyhow::Result<()> {
-        if let Ok(mut announce) = self.announce.lock() {
-            announce(&format!("{}# {line}", self.name));
+impl World {
+    pub(super) fn new(options: Options, announce: Announce) -> Self {
+        Self {
+            options,
+            cluster: None,
+            stand_ins: Vec::new(),
+            announce: Arc::new(Mutex::new(announce)),
+            hosts: Vec::new(),
+            servers: Vec::new(),
+            sockets: Vec::new(),
         }
-        let mut words = line.split(' ');
-        let program = words.next().unwrap_or_default();
-        let output = self
-            .enter(|| Command::new(program).args(words).output())
-            .with_context(|| format!("{program} cannot be run; is it installed?"))?;
-        if !output.status.success() {
-            bail!(
-                "{}# {line}: {}",
-                self.name,
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-        }
+    }
+
+    /// A new host: one of [`HOSTS`], called as the options say.
+    pub(super) fn host(&mut self, name: &str) -> anyhow::Result<Namespace> {
+        let place = HOSTS.iter().position(|host| *host == name);
+        let called = place.and_then(|place| self.options.hosts.get(place));
+        let host = Namespace::new(called.map_or(name, String::as_str), &self.announce)?;
+        host.run("ip link set lo up")?;
+        self.hosts.push(host.clone());
+        Ok(host)
+    }
+
+    /// Answers TCP connections on a port of a host.
+    pub(super) fn serve_tcp(&mut self, host: &Namespace, port: u16) -> anyhow::Result<()> {
+        self.serve_tcp_on(host, Ipv4Addr::UNSPECIFIED.into(), port)
+    }
+
+    /// Answers TCP connections on a port of one address of a host.
+    pub(super) fn serve_tcp_on(
+        &mut self,
+        host: &Namespace,
+        address: IpAddr,
+        port: u16,
+    ) -> anyhow::Result<()> {
+        self.servers.push(Server::tcp(host, address, port)?);
         Ok(())
     }
 
-    /// Runs several commands, a line each.
-    ///
-    /// # Errors
-    /// With the first that fails.
-    pub fn run_all(&self, lines: &[String]) -> anyhow::Result<()> {
-        lines.iter().try_for_each(|line| self.run(line))
+    /// Stops every server.
+    pub(super) fn stop_servers(&mut self) {
+        self.servers.clear();
     }
+
+    /// Opens sockets in a host and holds them without ever reading from them.
+    pub(super) fn hold<S: Into<OwnedFd> + Send>(
+        &mut self,
+        host: &Namespace,
+        open: impl FnOnce() -> io::Result<Vec<S>> + Send,
+    ) -> anyhow::Result<()> {
+        let opened = host.enter(open)?;
+        self.sockets.extend(opened.into_iter().map(Into::into));
+        Ok(())
+    }
+
+    /// Closes what is held.
+    pub(super) fn let_go(&mut self) {
+        self.sockets.clear();
+    }
+
+    /// Answers UDP datagrams on a port of a host.
+    pub(super) fn serve_udp(&mut self, host: &Namespace, port: u16) -> anyhow::Result<()> {
+        self.servers.push(Server::udp(host, port)?);
+        Ok(())
+    }
+
+    pub(super) fn namespaces(&self) -> Vec<NetnsHandle> {
+        self.hosts
+            .iter()
+            .map(|host| host.handle().clone())
+            .collect()
+    }
+}
+
+/// An address and port.
+pub(super) fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), port)
 }

@@ -1,3 +1,5 @@
+//! Tests of the facts: what is read, what is missing, what is compared.
+
 use super::*;
 use crate::node::{Prefix, RouteProtocol, Scope};
 

@@ -1,3 +1,5 @@
+//! Tests of IPVS facts on recorded netlink answers.
+
 use super::*;
 
 const AF_INET: u16 = libc::AF_INET as u16;

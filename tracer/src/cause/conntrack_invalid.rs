@@ -1,0 +1,203 @@
+//! `conntrack-invalid`: conntrack could make nothing of a packet, and it was dropped or left untranslated.
+//!
+//! Source: `nf_conntrack_tcp_packet` refuses packets outside of the window and answers without a request
+//! (net/netfilter/nf_conntrack_proto_tcp.c); such packets carry no entry, so NAT passes them by.
+//! kubernetes/kubernetes #74840, #94861, #117924.
+
+use super::audit::nothing;
+use super::evidence::{Evidence, Failure};
+use super::filtered::{Kind, diagnoses};
+use super::{Cause, Diagnosis};
+use crate::event::{Detail, Transport, Tuple, tcp_flag};
+use crate::hook::Role;
+use crate::node::NetnsId;
+
+pub(super) const CAUSE: Cause = Cause {
+    code: "conntrack-invalid",
+    title: "conntrack finds the packet invalid: it is dropped by a rule, or goes on untranslated and is refused",
+    explanation: "\
+Conntrack follows each TCP connection's sequence numbers. A packet outside of the window, or of a connection
+that it does not know (asymmetric routes, an entry that expired or was deleted), is INVALID and has no entry.
+Rules such as kube-proxy's in KUBE-FORWARD drop it. Where no rule does, NAT passes it by: the answer of a
+service's pod reaches the client with the pod's own address, and the client resets the connection.
+
+Proof: a rule whose condition is the state INVALID dropped the packet; or conntrack saw the packet, its entry
+says that it is to be translated, and it went on untranslated and was answered with RST.
+
+Fix: nf_conntrack_tcp_be_liberal=1 takes what is outside of the window; asymmetric routes want repair.",
+    explains: &[],
+    built: true,
+    examine,
+    audit: nothing,
+};
+
+const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+
+fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    let mut found = diagnoses(evidence, Kind::Invalid, |stop| {
+        let summary = format!(
+            "Conntrack could make nothing of packets (outside of the TCP window, or of a connection that it does not \
+             know), and {} drops what is INVALID.",
+            stop.place()
+        );
+        heal(Diagnosis::new(&CAUSE, stop.place(), summary))
+    });
+    found.extend(
+        evidence
+            .group(|failure| {
+                untranslated(failure).map(|(netns, stray, _)| (netns, stray.source.ip()))
+            })
+            .into_iter()
+            .filter_map(|((netns, _), failures)| refused(evidence, netns, &failures)),
+    );
+    found
+}
+
+/// An answer that its entry wants translated, and that reached the client as it was: where conntrack saw
+/// it, its addresses, and those that its client knows.
+fn untranslated(failure: &Failure<'_>) -> Option<(NetnsId, Tuple, Tuple)> {
+    failure.journey.passed(Role::Reset).then_some(())?;
+    let packet = failure.packet_at(usize::MAX)?;
+    let Transport::Tcp { flags, .. } = packet.transport else {
+        return None;
+    };
+    // An answer to an opening that is not translated has other causes.
+    let middle = flags & tcp_flag::SYN == 0 && flags & tcp_flag::RST == 0;
+    let events = &failure.journey.events;
+    let (index, original) =
+        events
+            .iter()
+            .enumerate()
+            .find_map(|(index, event)| match event.detail {
+                Detail::Conntrack {
+                    original, reply, ..
+                } if reply == packet.tuple && original.destination != reply.source => {
+                    Some((index, original))
+                }
+                _ => None,
+            })?;
+    middle.then_some(())?;
+    Some((failure.netns_at(index)?, packet.tuple, original))
+}
+
+fn refused(
+    evidence: &Evidence<'_>,
+    netns: NetnsId,
+    failures: &[&Failure<'_>],
+) -> Option<Diagnosis> {
+    let first = failures.first()?;
+    let (_, answer, original) = untranslated(first)?;
+    let site = evidence.site(netns);
+    let liberal = site.and_then(|site| site.sysctl(LIBERAL));
+    let counted = site.and_then(|site| site.facts.counters.get("conntrack invalid"));
+    let asked = original.destination;
+    Some(
+        heal(Diagnosis::new(
+            &CAUSE,
+            format!("tcp {asked}"),
+            format!(
+                "Answers of {} to {} kept their own address, although the client knows the connection as {asked}: conntrack \
+                 found them INVALID, so NAT passed them by, and the client reset the connection.",
+                answer.source, answer.destination
+            ),
+        ))
+        .stopped(evidence, failures)
+        .prove(
+            "packet",
+            format!("{} reached its client untranslated; RST sent", first.words()),
+        )
+        .prove(
+            "conntrack",
+            format!(
+                "tcp {} → {asked}, reply {} → {}: the answer was to be translated",
+                original.source, answer.source, answer.destination
+            ),
+        )
+        .prove_if("sysctl", liberal.map(|value| format!("{} = {value}", LIBERAL.replace('/', "."))))
+        .prove_if("counter", counted.filter(|&count| count > 0).map(|count| format!("conntrack counted {count} invalid packets"))),
+    )
+}
+
+fn heal(diagnosis: Diagnosis) -> Diagnosis {
+    diagnosis
+        .fix(
+            [
+                "sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1",
+                "echo 'net.netfilter.nf_conntrack_tcp_be_liberal = 1' > /etc/sysctl.d/99-conntrack.conf   # lasting",
+            ],
+            "packets outside of the window are let through to the endpoints, which check them themselves",
+        )
+        .fix(
+            ["ip route get CLIENT   # on both nodes: do both directions go the same way?"],
+            "none: this only looks; conntrack must see both directions",
+        )
+        .check("conntrack -S | grep -o 'invalid=[0-9]*'   # no longer rises")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::cause::Certainty;
+    use crate::cause::constructed::{Bench, CNI0, ETH0, at, node};
+
+    const POD: u32 = 7;
+
+    /// A pod's data packet to a client that asked a service.
+    fn answer(translate: bool) -> Bench {
+        let mut bench = node();
+        let transport = Transport::Tcp {
+            sequence: 5000,
+            flags: tcp_flag::ACK,
+        };
+        let tuple = |source: &str, destination: &str| Tuple {
+            protocol: 6,
+            source: at(source),
+            destination: at(destination),
+        };
+        let asked = if translate {
+            "10.96.0.5:80"
+        } else {
+            "10.244.0.9:80"
+        };
+        bench
+            .packet(6, "10.244.0.9:80", "10.244.0.3:4000", transport)
+            .receive(CNI0)
+            .with(
+                HookId::ConntrackTcp,
+                Detail::Conntrack {
+                    original: tuple("10.244.0.3:4000", asked),
+                    reply: tuple("10.244.0.9:80", "10.244.0.3:4000"),
+                    destination_nat: false,
+                    relation: Some(3),
+                },
+            )
+            .at(HookId::Forward)
+            .netns(POD)
+            .receive(ETH0)
+            .at(HookId::TcpReceive)
+            .at(HookId::TcpReset)
+            .dropped("NO_SOCKET", "tcp_v4_rcv");
+        bench
+    }
+
+    pub(in crate::cause) fn situation() -> Bench {
+        answer(true)
+    }
+
+    #[test]
+    fn an_untranslated_answer_is_reset_by_its_client() {
+        let found = situation().only();
+        assert_eq!(
+            (found.code, found.certainty),
+            (CAUSE.code, Certainty::Certain)
+        );
+        assert!(found.summary.contains("10.96.0.5:80"), "{found:#?}");
+    }
+
+    #[test]
+    fn an_answer_without_translation_is_another_case() {
+        assert_eq!(answer(false).codes(), [] as [&str; 0]);
+    }
+}

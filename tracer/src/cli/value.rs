@@ -1,0 +1,67 @@
+//! Values as people type them: lengths of time and sizes.
+
+use std::time::Duration;
+
+/// Smallest and largest ring buffer, bytes: a page, and what an event's position can count.
+const BUFFER: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
+/// Bytes that a plain number stands for.
+const MEBIBYTE: u64 = 1 << 20;
+
+/// A length of time above zero: `30s`, `1m 30s`, `500ms`; a plain number is seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => humantime::parse_duration(text)
+            .map_err(|error| format!("{error}; examples: 30s, 1m30s, 500ms"))?,
+    };
+    if parsed.is_zero() {
+        return Err("more than nothing is needed; examples: 30s, 1m30s, 500ms".into());
+    }
+    Ok(parsed)
+}
+
+/// Bytes of a ring buffer: `512K`, `8M`, `1GiB`, all by 1024; a plain number is MiB. Rounded up to the
+/// power of two that the kernel asks for.
+pub(super) fn buffer(text: &str) -> Result<u32, String> {
+    let bytes = parse_size::Config::new()
+        .with_binary()
+        .with_default_factor(MEBIBYTE)
+        .parse_size(text)
+        .map_err(|error| format!("{error}; examples: 512K, 8M, 64MiB"))?;
+    Some(bytes)
+        .filter(|bytes| BUFFER.contains(bytes))
+        .and_then(|bytes| u32::try_from(bytes.next_power_of_two()).ok())
+        .ok_or_else(|| "a size from 4K to 1G is needed".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_as_people_type_them() {
+        for (text, milliseconds) in [("30", 30_000), ("1m 30s", 90_000), ("250ms", 250)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
+        }
+        for wrong in ["", "0", "0s", "-1", "5 parsecs"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_rounded_up_to_a_power_of_two() {
+        for (text, bytes) in [
+            ("8", 8 << 20),
+            ("8M", 8 << 20),
+            ("8MiB", 8 << 20),
+            ("5 MB", 8 << 20),
+            ("512k", 512 << 10),
+            ("1G", 1 << 30),
+        ] {
+            assert_eq!(buffer(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "0", "1K", "2G", "much", "-8M"] {
+            assert!(buffer(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,552 @@
+//! Joins journeys to flows: both directions of a connection and every address it has on the way.
+//!
+//! A flow is its addresses, counts and times, about 300 bytes, for as long as it is among the
+//! [`MOST_FLOWS`] heard of last. The journeys behind it are kept beside: first and last ones of each
+//! flow, all together in [`MOST_JOURNEY_BYTES`]. Where that is too little, answered flows without a
+//! failure give theirs up first, the quietest before the others; causes read failures and flows
+//! without an answer.
+
+mod leg;
+mod quiet;
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+
+use crate::event::{Event, Tuple};
+use crate::journey::Journey;
+use leg::{Leg, Legs, Place};
+use quiet::Quiet;
+
+/// Most flows kept; the one that was quiet longest goes first.
+const MOST_FLOWS: usize = 1 << 20;
+/// Most bytes of kept journeys, all flows together.
+const MOST_JOURNEY_BYTES: usize = 96 << 20;
+/// Journeys kept of one flow: its first ones and its last ones.
+const FIRST_JOURNEYS: usize = 8;
+const LAST_JOURNEYS: usize = 8;
+/// Most tuples of one flow beside the client's: a client that never changes its port meets new ones
+/// with every new translation.
+const MOST_LEGS: u8 = 32;
+
+/// Which way a journey goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// From the one who began.
+    Request,
+    /// Back to the one who began.
+    Reply,
+}
+
+/// A connection, or what a datagram protocol has in place of one.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Number, from 1, in the order of first sight.
+    pub id: u64,
+    /// Addresses as the one who began used them.
+    pub client: Tuple,
+    /// Journeys of the one who began.
+    pub requests: u64,
+    /// Journeys back.
+    pub replies: u64,
+    /// Journeys of either direction that did not arrive, or met no virtual server.
+    pub suspicious: u64,
+    /// Start of the first journey, CLOCK_MONOTONIC nanoseconds.
+    pub first_ns: u64,
+    /// Start of the last journey, CLOCK_MONOTONIC nanoseconds.
+    pub last_ns: u64,
+    /// Addresses on the way beside the client's, in the direction of requests; those that another
+    /// flow had first are not here.
+    legs: Vec<Leg>,
+    /// Which of a full `legs` is replaced next.
+    next_leg: u8,
+    kept: Option<Box<Kept>>,
+}
+
+/// Journeys of one flow.
+#[derive(Clone, Default, Debug)]
+struct Kept {
+    first: Vec<(Direction, Journey)>,
+    last: VecDeque<(Direction, Journey)>,
+}
+
+impl Kept {
+    /// Adds a journey; gives the one that has to go for it.
+    fn push(&mut self, direction: Direction, journey: Journey) -> Option<Journey> {
+        if self.first.len() < FIRST_JOURNEYS {
+            self.first.push((direction, journey));
+            return None;
+        }
+        let over = (self.last.len() == LAST_JOURNEYS).then(|| self.last.pop_front());
+        self.last.push_back((direction, journey));
+        over.flatten().map(|(_, journey)| journey)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &(Direction, Journey)> {
+        self.first.iter().chain(&self.last)
+    }
+
+    fn bytes(&self) -> usize {
+        self.iter().map(|(_, journey)| bytes(journey)).sum()
+    }
+}
+
+/// Bytes that a kept journey takes.
+fn bytes(journey: &Journey) -> usize {
+    journey.events.capacity() * size_of::<Event>() + size_of::<(Direction, Journey)>()
+}
+
+impl Flow {
+    /// The kept journeys, in order.
+    pub fn kept(&self) -> impl Iterator<Item = (Direction, &Journey)> {
+        self.kept
+            .iter()
+            .flat_map(|kept| kept.iter())
+            .map(|(direction, journey)| (*direction, journey))
+    }
+
+    /// The kept journeys of one direction, in order.
+    pub fn of(&self, direction: Direction) -> impl Iterator<Item = &Journey> {
+        self.kept()
+            .filter(move |&(way, _)| way == direction)
+            .map(|(_, journey)| journey)
+    }
+
+    /// It was answered, and nothing that it sent or got was lost.
+    pub const fn is_settled(&self) -> bool {
+        self.replies > 0 && self.suspicious == 0
+    }
+
+    fn leg(&self, number: u8) -> Option<Tuple> {
+        match number {
+            0 => Some(self.client),
+            _ => self.legs.get(usize::from(number) - 1).map(Leg::tuple),
+        }
+    }
+
+    fn has_leg(&self, tuple: &Tuple) -> bool {
+        self.client == *tuple || self.legs.iter().any(|leg| leg.tuple() == *tuple)
+    }
+
+    /// Every tuple of it with its place.
+    fn places(&self) -> impl Iterator<Item = (Tuple, Place)> + '_ {
+        let all = (0..=MOST_LEGS).map_while(|number| Some((number, self.leg(number)?)));
+        all.map(|(number, tuple)| (tuple, Place::new(self.id, number)))
+    }
+}
+
+/// What had to be forgotten to stay within bounds.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Forgotten {
+    /// Flows: a later packet of one begins a new flow.
+    pub flows: u64,
+    /// Flows that have lost their journeys though they had a failure or no answer.
+    pub failures: u64,
+}
+
+/// All flows, bounded.
+pub struct Flows {
+    flows: HashMap<u64, Box<Flow>>,
+    /// Every request-direction tuple that a flow had, before and after NAT.
+    legs: Legs,
+    next_id: u64,
+    most: usize,
+    most_journey_bytes: usize,
+    journey_bytes: usize,
+    /// All flows.
+    quiet: Quiet,
+    /// Flows with journeys.
+    keeping: Quiet,
+    /// Those of them that were not settled when their turn came.
+    unsettled: Quiet,
+    forgotten: Forgotten,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Self::bounded(MOST_FLOWS, MOST_JOURNEY_BYTES)
+    }
+}
+
+impl Flows {
+    /// A store of at most so many flows and so many bytes of journeys.
+    pub fn bounded(most: usize, most_journey_bytes: usize) -> Self {
+        Self {
+            flows: HashMap::new(),
+            legs: Legs::default(),
+            next_id: 0,
+            most,
+            most_journey_bytes,
+            journey_bytes: 0,
+            quiet: Quiet::default(),
+            keeping: Quiet::default(),
+            unsettled: Quiet::default(),
+            forgotten: Forgotten::default(),
+        }
+    }
+
+    /// Adds a journey; returns its flow's number, or `None` for a journey without addresses.
+    pub fn add(&mut self, journey: Journey) -> Option<u64> {
+        let first = journey.first_tuple()?;
+        let (id, direction) = self
+            .find(first)
+            .unwrap_or_else(|| (self.open(first, &journey), Direction::Request));
+        self.learn(id, direction, &journey);
+        self.push(id, direction, journey);
+        self.shed();
+        Some(id)
+    }
+
+    /// A flow by its number.
+    pub fn get(&self, id: u64) -> Option<&Flow> {
+        self.flows.get(&id).map(Box::as_ref)
+    }
+
+    /// Every flow, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Flow> {
+        self.flows.values().map(Box::as_ref)
+    }
+
+    /// Number of flows.
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// True without flows.
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// What was forgotten so far.
+    pub const fn forgotten(&self) -> Forgotten {
+        self.forgotten
+    }
+
+    /// The flow of a tuple, and which way the tuple goes.
+    pub fn find(&self, tuple: Tuple) -> Option<(u64, Direction)> {
+        let at = |place| tuple_at(&self.flows, place);
+        if let Some(place) = self.legs.find(&tuple, at) {
+            return Some((place.flow(), Direction::Request));
+        }
+        let place = self.legs.find(&tuple.reversed(), at)?;
+        Some((place.flow(), Direction::Reply))
+    }
+
+    fn open(&mut self, client: Tuple, journey: &Journey) -> u64 {
+        if self.flows.len() >= self.most {
+            self.forget_quietest();
+        }
+        self.next_id += 1;
+        let (id, start_ns) = (self.next_id, journey.start_ns());
+        let flow = Flow {
+            id,
+            client,
+            requests: 0,
+            replies: 0,
+            suspicious: 0,
+            first_ns: start_ns,
+            last_ns: start_ns,
+            legs: Vec::new(),
+            next_leg: 0,
+            kept: None,
+        };
+        self.flows.insert(id, Box::new(flow));
+        self.legs.insert(&client, Place::new(id, 0), |place| {
+            tuple_at(&self.flows, place)
+        });
+        self.quiet.push(id, start_ns);
+        id
+    }
+
+    /// Takes up the addresses that a journey had on its way.
+    fn learn(&mut self, id: u64, direction: Direction, journey: &Journey) {
+        let mut before = None;
+        for tuple in journey.tuples() {
+            // Most hooks see what the hook before saw.
+            if before.replace(tuple) == Some(tuple) {
+                continue;
+            }
+            let request = match direction {
+                Direction::Request => tuple,
+                Direction::Reply => tuple.reversed(),
+            };
+            let known = self
+                .flows
+                .get(&id)
+                .is_none_or(|flow| flow.has_leg(&request));
+            if !known
+                && self
+                    .legs
+                    .find(&request, |place| tuple_at(&self.flows, place))
+                    .is_none()
+            {
+                self.add_leg(id, request);
+            }
+        }
+    }
+
+    fn add_leg(&mut self, id: u64, tuple: Tuple) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let index = if flow.legs.len() < usize::from(MOST_LEGS) {
+            // Most flows have one or two; growth in fours would be for nothing.
+            flow.legs.reserve_exact(1);
+            flow.legs.push(tuple.into());
+            flow.legs.len() as u8 - 1
+        } else {
+            let index = flow.next_leg;
+            flow.next_leg = (index + 1) % MOST_LEGS;
+            let old = std::mem::replace(&mut flow.legs[usize::from(index)], tuple.into());
+            self.legs.remove(&old.tuple(), Place::new(id, index + 1));
+            index
+        };
+        self.legs
+            .insert(&tuple, Place::new(id, index + 1), |place| {
+                tuple_at(&self.flows, place)
+            });
+    }
+
+    fn push(&mut self, id: u64, direction: Direction, mut journey: Journey) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        match direction {
+            Direction::Request => flow.requests += 1,
+            Direction::Reply => flow.replies += 1,
+        }
+        flow.suspicious += u64::from(journey.is_suspicious());
+        flow.last_ns = flow.last_ns.max(journey.start_ns());
+        if flow.kept.is_none() {
+            self.keeping.push(id, flow.last_ns);
+        }
+        journey.events.shrink_to_fit();
+        self.journey_bytes += bytes(&journey);
+        let over = flow.kept.get_or_insert_default().push(direction, journey);
+        self.journey_bytes -= over.as_ref().map_or(0, bytes);
+    }
+
+    /// Gives up journeys beyond what may be kept.
+    fn shed(&mut self) {
+        while self.journey_bytes > self.most_journey_bytes {
+            let heard = |id| heard(&self.flows, id);
+            let (id, first_turn) = match self.keeping.pop(heard) {
+                Some(id) => (id, true),
+                None => match self.unsettled.pop(heard) {
+                    Some(id) => (id, false),
+                    None => return,
+                },
+            };
+            let Some(flow) = self.flows.get_mut(&id) else {
+                continue;
+            };
+            if first_turn && !flow.is_settled() {
+                self.unsettled.push(id, flow.last_ns);
+                continue;
+            }
+            self.forgotten.failures += u64::from(!flow.is_settled());
+            self.journey_bytes -= flow.kept.take().map_or(0, |kept| kept.bytes());
+        }
+    }
+
+    fn forget_quietest(&mut self) {
+        let Some(id) = self.quiet.pop(|id| heard(&self.flows, id)) else {
+            return;
+        };
+        let Some(flow) = self.flows.get(&id) else {
+            return;
+        };
+        for (tuple, place) in flow.places() {
+            self.legs.remove(&tuple, place);
+        }
+        self.forgotten.flows += 1;
+        self.journey_bytes -= flow.kept.as_ref().map_or(0, |kept| kept.bytes());
+        self.flows.remove(&id);
+        for queue in [&mut self.keeping, &mut self.unsettled] {
+            queue.tidy(self.flows.len(), |id| self.flows.contains_key(&id));
+        }
+    }
+}
+
+fn tuple_at(flows: &HashMap<u64, Box<Flow>>, place: Place) -> Option<Tuple> {
+    flows.get(&place.flow())?.leg(place.leg())
+}
+
+fn heard(flows: &HashMap<u64, Box<Flow>>, id: u64) -> Option<u64> {
+    flows.get(&id).map(|flow| flow.last_ns)
+}
+
+#[cfg(test)]
+mod tests {
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::event::{Detail, Event, Packet, Transport};
+    use crate::journey::Ending;
+
+    fn journey(id: u64, tuples: &[(&str, &str)]) -> Journey {
+        let events = tuples
+            .iter()
+            .map(|(source, destination)| Event {
+                time_ns: id,
+                skb: id,
+                netns: None,
+                ifindex: None,
+                length: None,
+                mark: None,
+                hook: HookId::Output,
+                detail: Detail::None,
+                packet: Some(Packet {
+                    tuple: Tuple {
+                        protocol: 17,
+                        source: source.parse().expect("an address"),
+                        destination: destination.parse().expect("an address"),
+                    },
+                    ip_id: None,
+                    transport: Transport::Udp,
+                }),
+                not_ip: false,
+            })
+            .collect();
+        Journey {
+            id,
+            events,
+            ending: Ending::Delivered,
+        }
+    }
+
+    #[test]
+    fn a_reply_finds_its_request_through_nat() {
+        let mut flows = Flows::default();
+        let request = journey(
+            1,
+            &[
+                ("192.0.2.10:5000", "192.0.2.1:30000"),
+                ("10.0.0.1:5000", "10.0.0.2:3000"),
+            ],
+        );
+        let reply = journey(
+            2,
+            &[
+                ("10.0.0.2:3000", "10.0.0.1:5000"),
+                ("192.0.2.1:30000", "192.0.2.10:5000"),
+            ],
+        );
+        let id = flows.add(request).expect("a flow");
+        assert_eq!(flows.add(reply), Some(id));
+        let flow = flows.get(id).expect("the flow");
+        assert_eq!(flow.of(Direction::Reply).count(), 1);
+        assert_eq!(flow.client.destination.port(), 30000);
+    }
+
+    /// A flow of its own for every number, a microsecond after the one before.
+    fn numbered(number: u64, ending: Ending) -> Journey {
+        let source = format!("10.{}.{}.1:4000", number >> 8 & 255, number & 255);
+        let mut journey = journey(
+            number + 1,
+            &[(&source, "192.0.2.1:53"), (&source, "10.9.9.9:53")],
+        );
+        journey.ending = ending;
+        journey
+    }
+
+    fn answer(number: u64) -> Journey {
+        let client = format!("10.{}.{}.1:4000", number >> 8 & 255, number & 255);
+        journey(
+            number + 1,
+            &[("10.9.9.9:53", &client), ("192.0.2.1:53", &client)],
+        )
+    }
+
+    const LOST: Ending = Ending::Dropped {
+        location: 1,
+        reason: Some(9),
+    };
+
+    #[test]
+    fn the_quietest_flow_goes_first_and_is_counted() {
+        let mut flows = Flows::bounded(100, usize::MAX);
+        for number in 0..150 {
+            flows.add(numbered(number, Ending::Delivered));
+            // The first one never falls quiet.
+            let mut again = numbered(0, Ending::Delivered);
+            again.events[0].time_ns = number + 1;
+            assert_eq!(flows.add(again), Some(1));
+        }
+        assert_eq!(flows.len(), 100);
+        assert_eq!(flows.forgotten().flows, 50);
+        assert!(flows.get(2).is_none() && flows.get(51).is_none() && flows.get(52).is_some());
+        let gone = numbered(1, Ending::Delivered);
+        assert_eq!(flows.find(gone.first_tuple().expect("addresses")), None);
+        assert_eq!(flows.find(gone.last_tuple().expect("addresses")), None);
+    }
+
+    #[test]
+    fn settled_flows_give_up_their_journeys_first() {
+        let each = 2 * bytes(&{
+            let mut journey = answer(0);
+            journey.events.shrink_to_fit();
+            journey
+        });
+        let mut flows = Flows::bounded(1000, 10 * each);
+        for number in 0..100 {
+            // Every tenth is lost, every tenth has no answer.
+            match number % 10 {
+                0 if number < 50 => flows.add(numbered(number, LOST)),
+                1 if number < 50 => flows.add(numbered(number, Ending::Transmitted)),
+                _ => flows
+                    .add(numbered(number, Ending::Delivered))
+                    .and_then(|_| flows.add(answer(number))),
+            };
+        }
+        assert_eq!(flows.len(), 100);
+        assert!(flows.journey_bytes <= 10 * each);
+        let kept = flows.iter().map(|flow| {
+            flow.kept()
+                .map(|(_, journey)| bytes(journey))
+                .sum::<usize>()
+        });
+        assert_eq!(kept.sum::<usize>(), flows.journey_bytes);
+        let with_journeys = |flow: &&Flow| flow.kept().next().is_some();
+        let unsettled: Vec<_> = flows.iter().filter(|flow| !flow.is_settled()).collect();
+        assert_eq!(unsettled.len(), 10);
+        assert!(unsettled.iter().all(with_journeys));
+        assert_eq!(flows.forgotten(), Forgotten::default());
+        // What is left of a settled flow.
+        let second = flows.get(3).expect("the flow");
+        assert!(!with_journeys(&second));
+        assert_eq!((second.requests, second.replies), (1, 1));
+        // Only failures are left to be given up.
+        for number in 100..200 {
+            flows.add(numbered(number, LOST));
+        }
+        assert!(flows.journey_bytes <= 10 * each);
+        assert_eq!(flows.forgotten().failures, 90);
+        assert!(with_journeys(&flows.get(200).expect("the last flow")));
+    }
+
+    #[test]
+    fn old_translations_make_room() {
+        let mut flows = Flows::default();
+        for port in 1..=1000 {
+            let translated = format!("10.0.0.1:{port}");
+            flows.add(journey(
+                port,
+                &[
+                    ("192.0.2.10:5000", "192.0.2.1:53"),
+                    (&translated, "10.0.0.2:53"),
+                ],
+            ));
+        }
+        let find = |port: u16| {
+            flows.find(Tuple {
+                protocol: 17,
+                source: "10.0.0.2:53".parse().expect("an address"),
+                destination: format!("10.0.0.1:{port}").parse().expect("an address"),
+            })
+        };
+        assert_eq!(find(1000), Some((1, Direction::Reply)));
+        assert_eq!(find(1000 - u16::from(MOST_LEGS)), None);
+        assert_eq!(flows.len(), 1);
+    }
+}

@@ -1,0 +1,40 @@
+//! The node sends a client on to an endpoint of another node, which answers the client directly.
+
+use crate::scenario::world::at;
+use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "masquerade-missing",
+    expects: &["masquerade-missing"],
+    variants: &[
+        Variant::fault("missing", "the service's packets are not masqueraded"),
+        Variant::HEALTHY,
+    ],
+    needs: &[
+        Need::Module("vxlan"),
+        Need::Command("bridge"),
+        Need::Command("iptables"),
+    ],
+    not_on: &[],
+    build,
+};
+
+fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
+    let (site, peer) = topology::two_nodes(world)?;
+    let options = world.options.clone();
+    world.serve_tcp(&peer.pod, options.pod_port)?;
+    topology::service(world, &site.node, options.peer_pod)?;
+    let fix = format!(
+        "iptables -t nat -A POSTROUTING -d {}/32 -p tcp --dport {} -j MASQUERADE",
+        options.peer_pod, options.pod_port
+    );
+    if !variant.fault {
+        site.node.run(&fix)?;
+    }
+    let service = at(options.service, options.service_port);
+    Ok(Plan::fixed_by(
+        vec![Target::tcp("a service", &site.client, service)],
+        &site.node,
+        [fix],
+    ))
+}

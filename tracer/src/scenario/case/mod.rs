@@ -1,0 +1,58 @@
+//! The registry: one file per cause, named by its code, with how it is built, sent to and mended.
+
+use super::Scenario;
+
+mod accept_queue_full;
+mod bridge_nf_off;
+mod bridge_port_blocked;
+mod filter_rule_drop;
+mod forward_policy_drop;
+mod hairpin_off;
+mod ip_forward_off;
+mod ipv6_forward_off;
+mod ipvs_no_destination;
+mod ipvs_stale_connection;
+mod martian_source;
+mod masquerade_missing;
+mod mtu_exceeded;
+mod neighbour_failed;
+mod no_listener;
+mod no_route;
+mod nodeport_localhost;
+mod receive_buffer_full;
+mod route_blackhole;
+mod rp_filter;
+mod snat_exhausted;
+mod ttl_expired;
+mod veth_peer_down;
+mod vip_nodeport_unbound;
+mod vxlan_no_fdb;
+
+/// Every scenario, in the order of the catalogue of causes.
+pub const REGISTRY: &[Scenario] = &[
+    vip_nodeport_unbound::SCENARIO,
+    ipvs_no_destination::SCENARIO,
+    forward_policy_drop::SCENARIO,
+    filter_rule_drop::SCENARIO,
+    ip_forward_off::SCENARIO,
+    ipv6_forward_off::SCENARIO,
+    rp_filter::SCENARIO,
+    martian_source::SCENARIO,
+    route_blackhole::SCENARIO,
+    no_route::SCENARIO,
+    neighbour_failed::SCENARIO,
+    mtu_exceeded::SCENARIO,
+    ttl_expired::SCENARIO,
+    accept_queue_full::SCENARIO,
+    receive_buffer_full::SCENARIO,
+    ipvs_stale_connection::SCENARIO,
+    vxlan_no_fdb::SCENARIO,
+    bridge_port_blocked::SCENARIO,
+    veth_peer_down::SCENARIO,
+    hairpin_off::SCENARIO,
+    snat_exhausted::SCENARIO,
+    nodeport_localhost::SCENARIO,
+    bridge_nf_off::SCENARIO,
+    masquerade_missing::SCENARIO,
+    no_listener::SCENARIO,
+];

@@ -1,0 +1,142 @@
+//! A NodePort that answers on the node's address and not on its virtual address: what kube-proxy up
+//! to 1.22 makes of a secondary address, and of a nodePortAddresses that leaves it out.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::event::protocol;
+use crate::scenario::kube_proxy::{self, Service, StandIn};
+use crate::scenario::namespace::Namespace;
+use crate::scenario::topology;
+use crate::scenario::world::at;
+use crate::scenario::{Need, Plan, Scenario, Target, Variant, World};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "vip-nodeport-unbound",
+    expects: &["vip-nodeport-unbound"],
+    variants: &[
+        Variant::fault(
+            "unbound",
+            "the VIP is a secondary address; kube-proxy up to 1.22 makes no virtual server for it",
+        ),
+        Variant::fault("held-port", "the same, and kube-proxy listens on the port"),
+        Variant::fault("udp", "the same over UDP"),
+        Variant::fault("nodeport-addresses", "nodePortAddresses leaves the VIP out"),
+        Variant::fault("two-vips", "two VIPs, of which one has its own prefix"),
+        Variant {
+            name: "vip-32",
+            title: "the VIP is a /32",
+            fault: false,
+        },
+        Variant {
+            name: "other-mask",
+            title: "the VIP has another prefix than the node's address",
+            fault: false,
+        },
+        Variant::HEALTHY,
+    ],
+    needs: &[
+        Need::Module("ip_vs"),
+        Need::Module("ip_vs_rr"),
+        Need::Command("ipvsadm"),
+        Need::Command("iptables"),
+    ],
+    not_on: &[],
+    build,
+};
+
+fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
+    let site = topology::site(world)?;
+    let options = world.options.clone();
+    let udp = variant.name == "udp";
+    let prefix = match variant.name {
+        "vip-32" | "nodeport-addresses" | "healthy" => 32,
+        "other-mask" => 25,
+        _ => 24,
+    };
+    let (interface, vip) = (options.interface.clone(), options.vip);
+    site.node
+        .run(&format!("ip addr add {vip}/{prefix} dev {interface}"))?;
+    if udp {
+        world.serve_udp(&site.pod, options.pod_port)?;
+    } else {
+        world.serve_tcp(&site.pod, options.pod_port)?;
+    }
+    let proxy = Proxy {
+        service: Service {
+            protocol: if udp { protocol::UDP } else { protocol::TCP },
+            node_port: options.node_port,
+            endpoint: at(options.pod, options.pod_port),
+        },
+        holds_port: variant.name == "held-port",
+    };
+    kube_proxy::prepare(&site.node, &proxy.service)?;
+
+    let target = |label, address: Ipv4Addr| {
+        let address = at(address, options.node_port);
+        if udp {
+            Target::udp(label, &site.client, address)
+        } else {
+            Target::tcp(label, &site.client, address)
+        }
+    };
+    let mut targets = vec![
+        target("the node's address", options.node),
+        target("the VIP", vip),
+    ];
+    if variant.name == "two-vips" {
+        let second = Ipv4Addr::from_bits(vip.to_bits() ^ 1);
+        site.node
+            .run(&format!("ip addr add {second}/32 dev {interface}"))?;
+        targets.push(target("the second VIP", second));
+    }
+
+    let node = site.node;
+    if variant.name == "nodeport-addresses" {
+        proxy.restart(world, &node, Some(&[options.node]))?;
+        return Ok(Plan::fixed_with(targets, move |world| {
+            proxy.restart(world, &node, Some(&[options.node, vip]))
+        }));
+    }
+    proxy.restart(world, &node, None)?;
+    Ok(Plan::fixed_with(targets, move |world| {
+        node.run_all(&[
+            format!("ip addr del {vip}/{prefix} dev {interface}"),
+            format!("ip addr add {vip}/32 dev {interface}"),
+        ])?;
+        proxy.restart(world, &node, None)
+    }))
+}
+
+/// kube-proxy and its one service.
+struct Proxy {
+    service: Service,
+    /// It listens on the NodePort, as up to 1.23.
+    holds_port: bool,
+}
+
+impl Proxy {
+    /// kube-proxy started anew, with nodePortAddresses of these /32, and its first sync.
+    fn restart(
+        &self,
+        world: &mut World,
+        node: &Namespace,
+        only: Option<&[Ipv4Addr]>,
+    ) -> anyhow::Result<()> {
+        let mut arguments = vec!["--proxy-mode=ipvs".to_owned()];
+        if let Some(only) = only {
+            let list: Vec<_> = only.iter().map(|address| format!("{address}/32")).collect();
+            arguments.push(format!("--nodeport-addresses={}", list.join(",")));
+        }
+        let held = self
+            .holds_port
+            .then_some((self.service.protocol, self.service.node_port));
+        // The old one lets go of the port first.
+        world.stand_ins.clear();
+        world
+            .stand_ins
+            .push(StandIn::start(node, held, &arguments)?);
+        let only: Option<Vec<IpAddr>> =
+            only.map(|only| only.iter().copied().map(IpAddr::V4).collect());
+        kube_proxy::sync(node, &self.service, only.as_deref())
+    }
+}

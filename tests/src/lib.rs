@@ -2,8 +2,10 @@
 //! with its report.
 
 pub mod api_server;
+pub mod attach;
 pub mod capture;
 pub mod cluster;
+pub mod matrix;
 pub mod rules;
 pub mod tour;
 
@@ -15,6 +17,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
+
+/// Longest run of a command.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// One test: a name and what it does.
 pub struct Test {
@@ -99,7 +104,15 @@ impl Tracer {
     /// # Errors
     /// When it cannot be started or does not end.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Answer> {
-        finish(Command::new(&self.path).args(arguments))
+        self.run_within(arguments, LIMIT)
+    }
+
+    /// Runs it to its end, at most for so long.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
+    pub fn run_within(&self, arguments: &[&str], limit: Duration) -> anyhow::Result<Answer> {
+        finish_within(Command::new(&self.path).args(arguments), limit)
     }
 }
 
@@ -159,6 +172,10 @@ impl Running {
 /// # Errors
 /// When it cannot be started or does not end.
 pub fn finish(command: &mut Command) -> anyhow::Result<Answer> {
+    finish_within(command, LIMIT)
+}
+
+fn finish_within(command: &mut Command, limit: Duration) -> anyhow::Result<Answer> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -172,10 +189,10 @@ pub fn finish(command: &mut Command) -> anyhow::Result<Answer> {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if begun.elapsed() > Duration::from_secs(120) {
+        if begun.elapsed() > limit {
             child.kill()?;
             child.wait()?;
-            bail!("{command:?} did not end within two minutes");
+            bail!("{command:?} did not end within {} s", limit.as_secs());
         }
         std::thread::sleep(Duration::from_millis(20));
     };

@@ -98,6 +98,7 @@ impl Tour {
             "ping -c 1 -W 4 192.0.2.99",
             "ping -6 -c 1 -W 4 2001:db8::99",
             "ping -6 -c 1 -W 1 2001:db8:1::1",
+            "ping -6 -c 1 -W 1 2001:db8:9::1",
         ] {
             finish(
                 Command::new("ip")
@@ -140,7 +141,8 @@ impl Tour {
         receiver
             .recv(&mut [0; 8])
             .context("nothing came over IPv6")?;
-        inside(CLIENT, clash)
+        inside(CLIENT, clash)?;
+        command("ip netns exec tour-c conntrack -F")
     }
 }
 

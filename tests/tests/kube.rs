@@ -11,7 +11,7 @@ use tests::api_server::{ApiServer, Fault, Options as ServerOptions, Slices};
 use tracer::event::{Detail, Event, Packet, Transport, Tuple, protocol};
 use tracer::hook::Role;
 use tracer::journey::{Ending, Journey};
-use tracer::kernel::load::DropReasons;
+use tracer::kernel::reasons::DropReasons;
 use tracer::kernel::symbols::Symbols;
 use tracer::kube::{Cluster, ClusterFacts, Freshness, ObjectName, Options, Place, Resource, State};
 use tracer::node::Snapshot;

@@ -74,6 +74,8 @@ pub union Detail {
     pub route: Route,
     /// Socket that the packet met.
     pub socket: Socket,
+    /// Queue of the listening socket that a request came to.
+    pub queue: Queue,
     /// ICMP error sent.
     pub icmp: Icmp,
     /// Packet freed as dropped.
@@ -135,8 +137,9 @@ pub struct Tuple {
     pub source: [u8; 16],
     /// Network order; the ICMP id for ICMP.
     pub source_port: u16,
-    /// Address family in the original tuple; in the reply tuple the programs put the low 16 bits of
-    /// the entry's status (`IPS_*`) here, where the family would only be said again.
+    /// In the original tuple the address family, with the high byte of the entry's zone above it; in
+    /// the reply tuple the programs put the low 16 bits of the entry's status (`IPS_*`) here, where
+    /// the family would only be said again.
     pub family_or_status: u16,
     /// Destination address, IPv4 in the first four bytes.
     pub destination: [u8; 16],
@@ -144,7 +147,7 @@ pub struct Tuple {
     pub destination_port: u16,
     /// IP protocol in the original tuple; in the reply tuple what NAT changes: 0 source, 1 destination.
     pub protocol_or_manipulation: u8,
-    /// In the reply tuple the packet's direction: for NAT 0 original, 1 reply; where conntrack knows
+    /// In the original tuple the low byte of the entry's zone. In the reply tuple the packet's direction: for NAT 0 original, 1 reply; where conntrack knows
     /// the entry its `enum ip_conntrack_info` (0 established, 1 related, 2 new, 3 and 4 the replies).
     pub direction: u8,
 }
@@ -181,6 +184,20 @@ pub struct Socket {
     pub reserved: u8,
     /// Local port, host order.
     pub port: u16,
+}
+
+/// The accept queue of a listening socket (`struct sock`).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Queue {
+    /// Connections that wait to be accepted.
+    pub waiting: u32,
+    /// One more than this is refused.
+    pub most: u32,
+    /// Local port, host order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
 }
 
 /// An ICMP error about the packet.

@@ -36,6 +36,8 @@ hooks! {
     BridgeReceive = 4, "bridge_receive";
     /// A bridge sends the packet out of a port.
     BridgeForward = 5, "bridge_forward";
+    /// A bridge does not know the port, and sends the packet out of all.
+    BridgeFlood = 62, "bridge_flood";
     /// The packet enters a bridge from the bridge device itself.
     BridgeTransmit = 6, "bridge_transmit";
     /// A bridge hands the packet up to its own device.
@@ -72,6 +74,8 @@ hooks! {
     Local6Deliver = 37, "local6_deliver";
     /// The IPv6 route leads on: forwarding.
     Forward6 = 38, "forward6";
+    /// The IPv6 route is an error.
+    Route6Error = 63, "route6_error";
     /// A packet made on this host enters IPv6 output.
     Local6Out = 39, "local6_out";
     /// IPv6 output, before POSTROUTING.
@@ -96,6 +100,8 @@ hooks! {
     ConntrackClash = 46, "conntrack_clash";
     /// A new conntrack entry becomes valid.
     ConntrackConfirm = 18, "conntrack_confirm";
+    /// A conntrack entry is removed: expired, deleted, or let go by its owner. No packet belongs to it.
+    ConntrackDelete = 65, "conntrack_delete";
     /// Netfilter NAT rewrites the packet.
     Nat = 19, "nat";
     /// IPVS looks for an existing connection.
@@ -122,6 +128,8 @@ hooks! {
     TcpReceive = 27, "tcp_receive";
     /// UDP looks for a socket.
     UdpReceive = 28, "udp_receive";
+    /// A TCP socket that listens takes a request for a connection.
+    TcpRequest = 64, "tcp_request";
     /// A TCP socket takes the packet.
     TcpDeliver = 29, "tcp_deliver";
     /// A UDP socket takes the packet.

@@ -3,6 +3,7 @@
 #![no_main]
 #![allow(unreachable_pub, reason = "a binary exports programs, not items")]
 
+mod filter;
 mod probe;
 mod read;
 
@@ -49,6 +50,7 @@ functions! {
     kprobe_bridge_forward, fentry_bridge_forward => probe::bridge::forward;
     kprobe_bridge_transmit, fentry_bridge_transmit => probe::bridge::transmit;
     kprobe_bridge_local, fentry_bridge_local => probe::bridge::local;
+    kprobe_bridge_flood, fentry_bridge_flood => probe::bridge::flood;
     kprobe_ip4_receive, fentry_ip4_receive => probe::ip::receive;
     kprobe_route_input, fentry_route_input => probe::ip::route_input;
     kprobe_local_deliver, fentry_local_deliver => probe::ip::local_deliver;
@@ -60,6 +62,7 @@ functions! {
     kprobe_output_finish, fentry_output_finish => probe::ip::output_finish;
     kprobe_netfilter_hook, fentry_netfilter_hook => probe::netfilter::hook;
     kprobe_conntrack_confirm, fentry_conntrack_confirm => probe::conntrack::confirm;
+    kprobe_conntrack_delete, fentry_conntrack_delete => probe::conntrack::delete;
     kprobe_nat, fentry_nat => probe::conntrack::nat;
     kprobe_ipvs_lookup, fentry_ipvs_lookup => probe::ipvs::lookup;
     kprobe_ipvs_service_find, fentry_ipvs_service_find => probe::ipvs::service_find;
@@ -70,6 +73,7 @@ functions! {
     kprobe_ipvs_leave, fentry_ipvs_leave => probe::ipvs::leave;
     kprobe_tcp_receive, fentry_tcp_receive => probe::socket::tcp_receive;
     kprobe_udp_receive, fentry_udp_receive => probe::socket::udp_receive;
+    kprobe_tcp_request, fentry_tcp_request => probe::socket::tcp_request;
     kprobe_tcp_deliver, fentry_tcp_deliver => probe::socket::tcp_deliver;
     kprobe_udp_deliver, fentry_udp_deliver => probe::socket::udp_deliver;
     kprobe_tcp_reset, fentry_tcp_reset => probe::socket::tcp_reset;
@@ -80,6 +84,7 @@ functions! {
     kprobe_ip6_receive, fentry_ip6_receive => probe::ip::receive6;
     kprobe_local6_deliver, fentry_local6_deliver => probe::ip::local_deliver6;
     kprobe_forward6, fentry_forward6 => probe::ip::forward6;
+    kprobe_route6_error, fentry_route6_error => probe::ip::route_error6;
     kprobe_local6_out, fentry_local6_out => probe::ip::local_out6;
     kprobe_output6, fentry_output6 => probe::ip::output6;
     kprobe_output6_finish, fentry_output6_finish => probe::ip::output_finish6;

@@ -7,7 +7,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use tracer_ebpf::layout::{ABSENT, Field, Layout, Settings};
+use tracer_ebpf::layout::{ABSENT, Field, Layout, Settings, WINDOW_BYTES};
 
 #[unsafe(no_mangle)]
 static LAYOUT: Layout = Layout::UNKNOWN;
@@ -16,6 +16,9 @@ static LAYOUT: Layout = Layout::UNKNOWN;
 static SETTINGS: Settings = Settings {
     drop_reason: 0,
     only_namespaces: 0,
+    filter: 0,
+    window_start: 0,
+    window_length: 0,
 };
 
 /// True when the drop tracepoint has a reason argument.
@@ -30,6 +33,13 @@ pub fn drop_reason() -> bool {
 pub fn only_namespaces() -> bool {
     // SAFETY: as above.
     unsafe { read_volatile(addr_of!(SETTINGS.only_namespaces)) != 0 }
+}
+
+/// True when one of these bits (`layout::filter`) is set; the verifier removes what is not.
+#[inline(always)]
+pub fn filter(bits: u32) -> bool {
+    // SAFETY: as above.
+    unsafe { read_volatile(addr_of!(SETTINGS.filter)) & bits != 0 }
 }
 
 /// Offset of a field in its structure.
@@ -99,13 +109,11 @@ pub fn bytes<const N: usize>(to: &mut [u8; N], count: usize, address: u64) -> bo
     unsafe { bpf_probe_read_kernel(to.as_mut_ptr().cast(), count as u32, address as *const _) == 0 }
 }
 
-/// Bytes of an `sk_buff` that hold every field in use (its size is 224 to 232 on known kernels).
-const SKB_BYTES: usize = 232;
-
-/// A copy of an `sk_buff`: one read instead of one per field.
+/// A copy of the part of an `sk_buff` that holds the fields of `layout::in_window`: one read instead
+/// of one per field.
 #[repr(align(8))]
 pub struct Skb {
-    bytes: MaybeUninit<[u8; SKB_BYTES]>,
+    bytes: MaybeUninit<[u8; WINDOW_BYTES]>,
 }
 
 impl Skb {
@@ -117,15 +125,25 @@ impl Skb {
         }
     }
 
-    /// Copies the `sk_buff` at `address`; false when it cannot be read.
+    /// Copies from the `sk_buff` at `address`; false when it cannot be read.
     #[inline(always)]
     pub fn fill(&mut self, address: u64) -> bool {
-        // SAFETY: the helper writes exactly the room's bytes, zeroes on failure.
+        // SAFETY: a valid static, as above.
+        let (start, length) = unsafe {
+            (
+                read_volatile(addr_of!(SETTINGS.window_start)),
+                read_volatile(addr_of!(SETTINGS.window_length)),
+            )
+        };
+        if length > WINDOW_BYTES as u32 {
+            return false;
+        }
+        // SAFETY: the helper writes at most the room's bytes, zeroes on failure.
         unsafe {
             bpf_probe_read_kernel(
                 self.bytes.as_mut_ptr().cast(),
-                SKB_BYTES as u32,
-                address as *const _,
+                length,
+                (address + u64::from(start)) as *const _,
             ) == 0
         }
     }
@@ -133,12 +151,17 @@ impl Skb {
     /// A field of the copy; zero where this kernel has none.
     #[inline(always)]
     pub fn field<T: Copy + Default>(&self, field: Field) -> T {
+        // SAFETY: a valid static, as above.
+        let start = unsafe { read_volatile(addr_of!(SETTINGS.window_start)) } as usize;
         let offset = match offset(field) {
-            Some(offset) if offset <= SKB_BYTES - size_of::<T>() => offset,
-            _ => return T::default(),
+            Some(offset) => offset.wrapping_sub(start),
+            None => return T::default(),
         };
+        if offset > WINDOW_BYTES - size_of::<T>() {
+            return T::default();
+        }
         // SAFETY: in bounds by the check above, written by `fill` before any use, and aligned as the
-        // kernel aligns it, since the copy is as aligned as an `sk_buff`.
+        // kernel aligns it, since the window begins at a multiple of eight bytes.
         unsafe {
             self.bytes
                 .as_ptr()

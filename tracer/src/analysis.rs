@@ -10,8 +10,8 @@ use crate::cause::{Diagnosis, DropNames};
 use crate::collector::Collector;
 use crate::event::Event;
 use crate::flow::Flows;
-use crate::journey::{Ending, Journey, Place};
-use crate::kernel::load::DropReasons;
+use crate::journey::{Ending, Journey};
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
 use crate::kube::ClusterFacts;
 use crate::node::Source;
@@ -73,7 +73,7 @@ impl Analysis {
 
     /// The flows.
     pub const fn flows(&self) -> &Flows {
-        self.collector.flows()
+        self.collector.all_flows()
     }
 
     /// What the kernel calls things.
@@ -96,8 +96,8 @@ impl Analysis {
         self.collector.cluster()
     }
 
-    /// Takes an event; gives its place in a journey.
-    pub fn push(&mut self, event: Event) -> Option<Place> {
+    /// Takes an event; gives the number of its journey.
+    pub fn push(&mut self, event: Event) -> Option<u64> {
         self.collector.push(event, &mut self.ended)
     }
 
@@ -113,25 +113,64 @@ impl Analysis {
         met: impl FnMut(&Journey, &Names<'_>),
     ) -> anyhow::Result<Step> {
         self.collector.expire(now_ns, &mut self.ended);
-        let mut happened = self.settle(now_ns, met)?;
-        let mut diagnoses = Vec::new();
-        if self.collector.is_due(now_ns, hurry) {
-            happened = true;
-            // A kernel without drop reasons is judged by where it drops.
-            self.kernel.symbols.wait();
-            let names = DropNames {
-                reasons: &self.kernel.reasons,
-                symbols: self.kernel.symbols.get(),
-            };
-            diagnoses = self.collector.diagnose(now_ns, hurry, names);
-            for diagnosis in &diagnoses {
-                self.printer.diagnosis(diagnosis)?;
-            }
-        }
+        let ended = self.settle(now_ns, met)?;
+        let due = self.collector.is_due(now_ns, hurry);
         Ok(Step {
-            diagnoses,
-            happened,
+            diagnoses: self.diagnose(now_ns, hurry)?,
+            happened: ended || due,
         })
+    }
+
+    /// Diagnoses what is due, and prints it.
+    fn diagnose(&mut self, now_ns: u64, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        if !self.collector.is_due(now_ns, hurry) {
+            return Ok(Vec::new());
+        }
+        // A kernel without drop reasons is judged by where it drops.
+        self.kernel.symbols.wait();
+        let names = DropNames {
+            reasons: &self.kernel.reasons,
+            symbols: self.kernel.symbols.get(),
+        };
+        let diagnoses = self.collector.diagnose(now_ns, hurry, names);
+        for diagnosis in &diagnoses {
+            self.printer.diagnosis(diagnosis)?;
+        }
+        Ok(diagnoses)
+    }
+
+    /// The journeys that ended by now, neither told nor judged.
+    pub fn take_ended(&mut self, now_ns: u64) -> Vec<Journey> {
+        self.collector.expire(now_ns, &mut self.ended);
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Ends every journey; they are neither told nor judged.
+    pub fn take_all(&mut self) -> Vec<Journey> {
+        self.collector.finish(&mut self.ended);
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Judges journeys that were taken, and prints what caused their losses.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn judge(&mut self, journeys: Vec<Journey>, now_ns: u64) -> anyhow::Result<Vec<Diagnosis>> {
+        self.collector.know_rules(&journeys, now_ns);
+        self.collector.keep(journeys, now_ns);
+        self.diagnose(now_ns, true)
+    }
+
+    /// Journeys as they are shown.
+    pub fn views(&mut self, journeys: &[Journey], now_ns: u64) -> Vec<JourneyView> {
+        self.collector.know_rules(journeys, now_ns);
+        self.collector.name_namespaces(now_ns);
+        self.kernel.symbols.wait();
+        let names = self.names();
+        journeys
+            .iter()
+            .filter_map(|journey| JourneyView::new(journey, &names))
+            .collect()
     }
 
     /// Ends every journey and tells them.

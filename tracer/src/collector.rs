@@ -13,7 +13,7 @@ use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
 use crate::event::{Detail, Event};
 use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
-use crate::journey::{Journey, Place, Tracker};
+use crate::journey::{Journey, Tracker};
 use crate::kube::ClusterFacts;
 use crate::node::{NetnsHandle, NetnsId, Occasion, Reading, Snapshot, Source};
 use crate::ruling;
@@ -139,8 +139,8 @@ impl Collector {
         self.tracker.set_unspecified(reason);
     }
 
-    /// The flows.
-    pub const fn flows(&self) -> &Flows {
+    /// Every flow.
+    pub const fn all_flows(&self) -> &Flows {
         &self.flows
     }
 
@@ -169,13 +169,23 @@ impl Collector {
         self.tracker.evicted
     }
 
+    /// Flows known.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
     /// Flows and journeys that had to be forgotten to stay within bounds.
     pub const fn forgotten(&self) -> Forgotten {
         self.flows.forgotten()
     }
 
-    /// Takes an event; journeys that it ends go to `ended`.
-    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) -> Option<Place> {
+    /// Events were lost before this time.
+    pub const fn mark_loss(&mut self, now_ns: u64) {
+        self.tracker.mark_loss(now_ns);
+    }
+
+    /// Takes an event; journeys that it ends go to `ended`. Gives the number of the event's journey.
+    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) -> Option<u64> {
         self.counts.events += 1;
         *self.counts.hooks.entry(event.hook).or_default() += 1;
         if let Some(netns) = event.netns {

@@ -69,6 +69,10 @@ pub enum Detail {
         /// What the packet is to the entry (`enum ip_conntrack_info`), where the hook says it: 0
         /// established, 1 related, 2 new, 3 and 4 the same in the other direction.
         relation: Option<u8>,
+        /// `IPS_*` bits, the low sixteen.
+        status: u16,
+        /// Zone; 0 is the one that everything is in unless told otherwise.
+        zone: u16,
     },
     /// The packet's route.
     Route {
@@ -83,6 +87,15 @@ pub enum Detail {
     Socket {
         /// TCP state number.
         state: u8,
+        /// Local port.
+        port: u16,
+    },
+    /// The accept queue of the listening socket that a request came to.
+    Queue {
+        /// Connections that wait to be accepted.
+        waiting: u32,
+        /// A request that finds more than this waiting is dropped.
+        most: u32,
         /// Local port.
         port: u16,
     },
@@ -255,6 +268,8 @@ pub enum Transport {
         /// Code.
         code: u8,
     },
+    /// A fragment that is not the first: its transport header is in another packet.
+    Fragment,
     /// Another protocol, or a header that was not captured.
     Other,
 }
@@ -281,31 +296,37 @@ impl Packet {
                 flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
             }
             Transport::Udp => true,
-            Transport::Icmp { .. } | Transport::Other => false,
+            Transport::Icmp { .. } | Transport::Fragment | Transport::Other => false,
         }
     }
 
     /// Parses headers; `network` is where the network header begins.
     pub fn parse(bytes: &[u8], network: usize) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes.get(network..)?).ok()?;
-        let (source, destination, ip_id) = match &ip {
+        let (source, destination, ip_id, later_fragment) = match &ip {
             LaxIpSlice::Ipv4(ip) => {
                 let header = ip.header();
                 (
                     IpAddr::from(header.source_addr()),
                     IpAddr::from(header.destination_addr()),
                     Some(header.identification()),
+                    header.fragments_offset().value() != 0,
                 )
             }
             LaxIpSlice::Ipv6(ip) => (
                 IpAddr::from(ip.header().source_addr()),
                 IpAddr::from(ip.header().destination_addr()),
                 None,
+                false,
             ),
         };
         let payload = ip.payload();
         let ip_protocol = payload.ip_number.0;
-        let (source_port, destination_port, transport) = transport(ip_protocol, payload.payload);
+        let (source_port, destination_port, transport) = if later_fragment {
+            (0, 0, Transport::Fragment)
+        } else {
+            transport(ip_protocol, payload.payload)
+        };
         Some(Self {
             tuple: Tuple {
                 protocol: ip_protocol,
@@ -315,6 +336,25 @@ impl Packet {
             ip_id,
             transport,
         })
+    }
+
+    /// True for a fragment of IPv4 that is not the first.
+    pub const fn is_later_fragment(&self) -> bool {
+        matches!(self.transport, Transport::Fragment)
+    }
+
+    /// True when both are fragments of one IPv4 packet, or one is the packet itself: RFC 791 tells
+    /// fragments by addresses, protocol and identification.
+    pub fn shares_fragments_with(&self, other: &Self) -> bool {
+        let key = |packet: &Self| {
+            let Tuple {
+                protocol,
+                source,
+                destination,
+            } = packet.tuple;
+            Some((packet.ip_id?, protocol, source.ip(), destination.ip()))
+        };
+        key(self).is_some() && key(self) == key(other)
     }
 
     /// True when `other` can be the same packet after NAT: addresses and ports may differ, what NAT
@@ -327,6 +367,8 @@ impl Packet {
             (Transport::Tcp { sequence: one, .. }, Transport::Tcp { sequence: two, .. }) => {
                 one == two
             }
+            // Put together again, the packet goes on as the fragment that came last.
+            (Transport::Fragment, _) | (_, Transport::Fragment) => self.ip_id.is_some(),
             (one, two) => std::mem::discriminant(&one) == std::mem::discriminant(&two),
         }
     }
@@ -437,10 +479,11 @@ impl Detail {
                 | HookId::ConntrackTcp
                 | HookId::ConntrackUdp
                 | HookId::ConntrackIcmp
+                | HookId::ConntrackDelete
                 | HookId::Nat => {
                     let raw::Conntrack { original, reply } = detail.conntrack;
-                    let (protocol, family) =
-                        (original.protocol_or_manipulation, original.family_or_status);
+                    let protocol = original.protocol_or_manipulation;
+                    let family = original.family_or_status & 0xff;
                     let tuple = |tuple: raw::Tuple| Tuple {
                         protocol,
                         source: endpoint(&tuple.source, tuple.source_port, family),
@@ -455,6 +498,8 @@ impl Detail {
                             HookId::ConntrackTcp | HookId::ConntrackUdp | HookId::ConntrackIcmp
                         )
                         .then_some(reply.direction),
+                        status: reply.family_or_status,
+                        zone: original.family_or_status & 0xff00 | u16::from(original.direction),
                     }
                 }
                 HookId::LocalDeliver
@@ -477,6 +522,11 @@ impl Detail {
                 | HookId::Udp6Deliver => Self::Socket {
                     state: detail.socket.state,
                     port: detail.socket.port,
+                },
+                HookId::TcpRequest => Self::Queue {
+                    waiting: detail.queue.waiting,
+                    most: detail.queue.most,
+                    port: detail.queue.port,
                 },
                 HookId::NeighbourQueue | HookId::NeighbourFailed | HookId::Neighbour6Failed => {
                     let ipv6 = event.protocol == ETHERTYPE_IPV6.to_be();
@@ -534,6 +584,23 @@ mod tests {
             }
         );
         assert_eq!(packet.ip_id, Some(0x645e));
+    }
+
+    #[test]
+    fn later_fragments_have_no_ports() {
+        let mut bytes = vec![
+            0x45, 0, 0, 40, 0x64, 0x5e, 0, 0xb9, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2,
+        ];
+        bytes.extend([0xab; 20]);
+        let packet = Packet::parse(&bytes, 0).expect("a packet");
+        assert!(packet.is_later_fragment());
+        assert_eq!(packet.tuple.source.port(), 0);
+        let mut first = packet.clone();
+        first.transport = Transport::Udp;
+        first.tuple.source.set_port(1000);
+        assert!(packet.shares_fragments_with(&first) && packet.may_be(&first));
+        first.ip_id = Some(1);
+        assert!(!packet.shares_fragments_with(&first));
     }
 
     #[test]

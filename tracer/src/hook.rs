@@ -14,6 +14,8 @@ pub enum Role {
     Veth,
     /// The packet is inside a bridge.
     Bridge,
+    /// The bridge sends the packet out of every port.
+    Flood,
     /// The packet is wrapped into a tunnel's.
     Encapsulate,
     /// The packet is taken out of a tunnel's.
@@ -52,6 +54,8 @@ pub enum Role {
     ConntrackConfirm,
     /// A conntrack entry clashes with another.
     ConntrackClash,
+    /// A conntrack entry is removed.
+    ConntrackDelete,
     /// NAT rewrites the packet.
     Nat,
     /// IPVS looks for a connection.
@@ -70,6 +74,8 @@ pub enum Role {
     IpvsNoDestination,
     /// A transport looks for a socket.
     Transport,
+    /// A listening socket takes a request.
+    Request,
     /// A socket takes the packet.
     Deliver,
     /// The packet is answered with RST.
@@ -128,7 +134,7 @@ impl Role {
     pub const fn area(self) -> Area {
         match self {
             Self::Receive | Self::Transmit | Self::Veth => Area::Device,
-            Self::Bridge => Area::Bridge,
+            Self::Bridge | Self::Flood => Area::Bridge,
             Self::Encapsulate | Self::Decapsulate => Area::Tunnel,
             Self::Ip
             | Self::RouteLookup
@@ -143,9 +149,11 @@ impl Role {
             | Self::Fragment => Area::Ip,
             Self::NeighbourQueue | Self::NeighbourFailed => Area::Neighbour,
             Self::Netfilter => Area::Netfilter,
-            Self::Conntrack | Self::ConntrackConfirm | Self::ConntrackClash | Self::Nat => {
-                Area::Conntrack
-            }
+            Self::Conntrack
+            | Self::ConntrackConfirm
+            | Self::ConntrackClash
+            | Self::ConntrackDelete
+            | Self::Nat => Area::Conntrack,
             Self::IpvsLookup
             | Self::IpvsService
             | Self::IpvsSchedule
@@ -153,7 +161,9 @@ impl Role {
             | Self::IpvsTransmit
             | Self::IpvsReply
             | Self::IpvsNoDestination => Area::Ipvs,
-            Self::Transport | Self::Deliver | Self::Reset | Self::IcmpError => Area::Socket,
+            Self::Transport | Self::Request | Self::Deliver | Self::Reset | Self::IcmpError => {
+                Area::Socket
+            }
             Self::Drop => Area::Drop,
         }
     }
@@ -246,6 +256,7 @@ pub const CATALOGUE: &[Hook] = &[
         "bridge",
         "__br_forward",
     ),
+    module(HookId::BridgeFlood, Role::Flood, "bridge", "br_flood"),
     module(
         HookId::BridgeTransmit,
         Role::Bridge,
@@ -288,6 +299,7 @@ pub const CATALOGUE: &[Hook] = &[
     function(HookId::Ip6Receive, Role::Ip, "ip6_rcv_core"),
     function(HookId::Local6Deliver, Role::LocalIn, "ip6_input"),
     function(HookId::Forward6, Role::Forward, "ip6_forward"),
+    function(HookId::Route6Error, Role::RouteError, "ip6_pkt_discard"),
     function(HookId::Local6Out, Role::LocalOut, "__ip6_local_out"),
     function(HookId::Output6, Role::Output, "ip6_output"),
     function(
@@ -340,6 +352,12 @@ pub const CATALOGUE: &[Hook] = &[
         Role::ConntrackConfirm,
         "nf_conntrack",
         "__nf_conntrack_confirm",
+    ),
+    module(
+        HookId::ConntrackDelete,
+        Role::ConntrackDelete,
+        "nf_conntrack",
+        "nf_ct_delete",
     ),
     module(HookId::Nat, Role::Nat, "nf_nat", "nf_nat_manip_pkt"),
     module(
@@ -404,6 +422,7 @@ pub const CATALOGUE: &[Hook] = &[
     ),
     function(HookId::TcpReceive, Role::Transport, "tcp_v4_rcv"),
     function(HookId::UdpReceive, Role::Transport, "udp_rcv"),
+    function(HookId::TcpRequest, Role::Request, "tcp_conn_request"),
     function(HookId::TcpDeliver, Role::Deliver, "tcp_v4_do_rcv"),
     function(HookId::UdpDeliver, Role::Deliver, "udp_queue_rcv_one_skb"),
     function(HookId::TcpReset, Role::Reset, "tcp_v4_send_reset"),
@@ -423,8 +442,8 @@ pub const CATALOGUE: &[Hook] = &[
 ];
 
 /// Row of each hook number; asked for every event.
-const ROWS: [usize; 64] = {
-    let mut rows = [0; 64];
+const ROWS: [usize; 80] = {
+    let mut rows = [0; 80];
     let mut row = 0;
     while row < CATALOGUE.len() {
         rows[CATALOGUE[row].id as usize] = row;
@@ -435,7 +454,12 @@ const ROWS: [usize; 64] = {
 
 /// The row of a hook.
 pub const fn of(id: HookId) -> &'static Hook {
-    &CATALOGUE[ROWS[id as usize]]
+    &CATALOGUE[row(id)]
+}
+
+/// Index of a hook in the catalogue.
+pub const fn row(id: HookId) -> usize {
+    ROWS[id as usize]
 }
 
 #[cfg(test)]

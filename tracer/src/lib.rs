@@ -2,6 +2,7 @@
 //!
 //! Data flows one way: `kernel` → `event` → `journey` → `flow` → `cause` (with `node` facts) → `view`.
 //! `kube` gives facts of the cluster, `expectation` what kube-proxy should have made of them.
+//! `probe` sends a bounded test and picks its journeys out of all others.
 //! A capture can replace what is left of `event`. `collector` joins the middle, `session` adds the
 //! live kernel on one side and `printer` on the other; `cli` only calls them.
 
@@ -12,6 +13,7 @@ pub mod cli;
 pub mod collector;
 pub mod event;
 pub mod expectation;
+pub mod filter;
 pub mod flow;
 pub mod hook;
 pub mod journey;
@@ -19,6 +21,7 @@ pub mod kernel;
 pub mod kube;
 pub mod node;
 pub mod printer;
+pub mod probe;
 pub mod ruling;
 pub mod scenario;
 pub mod session;

@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 
 use crate::cause::{Diagnosis, Finding};
-use crate::event::{Transport, tcp_flag};
 use crate::journey::Journey;
 use crate::view::json;
 use crate::view::model::{DiagnosisView, JourneyView, SummaryView};
@@ -47,11 +46,7 @@ fn opens(journey: &Journey) -> bool {
     else {
         return false;
     };
-    match packet.transport {
-        Transport::Tcp { flags, .. } => flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN,
-        Transport::Udp => true,
-        Transport::Icmp { .. } | Transport::Other => false,
-    }
+    packet.opens()
 }
 
 /// Writes views to standard output.

@@ -12,26 +12,38 @@ use crate::cause::Diagnosis;
 use crate::event::Event;
 use crate::journey::Journey;
 use crate::kernel::btf::Btf;
-use crate::kernel::load::{DropReasons, Options, Tracing};
+use crate::kernel::load::{Options, Tracing};
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Table;
 use crate::kube::{Cluster, ClusterFacts};
 use crate::node::{NetnsHandle, Source};
 use crate::printer::Printer;
+use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
-use crate::view::model::{Clock, SummaryView, monotonic_ns};
+use crate::view::model::{Clock, JourneyView, SummaryView, monotonic_ns};
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
 const PERIOD: Duration = Duration::from_millis(10);
+/// How often modules that came or went are looked for.
+const MODULES_PERIOD: Duration = Duration::from_secs(1);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
 /// How often a capture is told what was lost and what tracing costs.
 const COUNTED: Duration = Duration::from_secs(1);
 
+/// How long after a bounded test its packets are waited for: longer than the silence that ends a journey.
+const AFTER_WORK: Duration = Duration::from_millis(450);
+/// Most journeys kept while a bounded test runs; more means that others' traffic drowns it.
+const MOST_GATHERED: usize = 262_144;
+
 /// A running trace.
 pub struct Session {
     tracing: Tracing,
     ring: Ring,
+    /// Events lost so far, as the journeys know it.
+    known_lost: u64,
+    modules_looked: Instant,
     analysis: Analysis,
     started: Instant,
     attached: Duration,
@@ -59,20 +71,22 @@ impl Session {
         printer: Printer,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let symbols = Table::begin();
         let btf = Btf::vmlinux()
             .context("this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)")?;
         let mut tracing = Tracing::start(&btf, options)?;
         let ring = tracing.take_ring()?;
         let kernel = Kernel {
             reasons: Arc::new(DropReasons::read(&btf)),
-            symbols,
+            // Needed by the first drop only, so that it does not delay the start.
+            symbols: Table::begin(),
             clock: Clock::now(),
         };
         Ok(Self {
             analysis: Analysis::new(Source::live(held), kernel, printer),
             tracing,
             ring,
+            known_lost: 0,
+            modules_looked: Instant::now(),
             attached: started.elapsed(),
             started: Instant::now(),
             cluster: None,
@@ -222,9 +236,32 @@ impl Session {
         }
     }
 
-    fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+    /// Attaches to modules that were loaded meanwhile, and says so.
+    fn follow_modules(&mut self) -> anyhow::Result<()> {
+        if self.modules_looked.elapsed() < MODULES_PERIOD {
+            return Ok(());
+        }
+        self.modules_looked = Instant::now();
+        let changes = self.tracing.follow_modules();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        // Code of a new module has addresses of its own.
+        self.analysis.kernel().symbols = Table::begin();
+        for change in &changes {
+            let view = AttachedView::from(change);
+            self.analysis
+                .printer()
+                .object("attached", &view, &view.words())?;
+        }
+        Ok(())
+    }
+
+    /// Empties the ring buffer; gives how many events there were, and the time now.
+    fn take(&mut self) -> anyhow::Result<(usize, u64)> {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
+        self.follow_modules()?;
         let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
         let drained = self.ring.drain(BATCH, |raw| {
             if let Some(event) = Event::decode(raw) {
@@ -235,6 +272,20 @@ impl Session {
             }
         });
         let now = monotonic_ns();
+        let lost = self.ring.lost().total();
+        if lost > self.known_lost {
+            self.known_lost = lost;
+            analysis.collector().mark_loss(now);
+            if let Some(recorder) = recorder {
+                recorder.control(Control::Loss { now_ns: now });
+            }
+        }
+        Ok((drained, now))
+    }
+
+    fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        let (drained, now) = self.take()?;
+        let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
         let wanting = Wanting::of(self.cluster.as_ref(), analysis.cluster());
         let step = analysis.step(now, hurry, |journey, _| wanting.want_pods(journey))?;
         let readings = analysis.collector().take_readings();
@@ -249,6 +300,59 @@ impl Session {
             self.hand_over();
         }
         Ok(step.diagnoses)
+    }
+
+    /// Collects until `work` is done and what it sent has had time to end; gives back every journey of
+    /// that time, neither shown nor judged.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub async fn gather<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> anyhow::Result<(T, Vec<Journey>)> {
+        let mut journeys = Vec::new();
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(work);
+        let value = loop {
+            tokio::select! {
+                value = &mut work => break value,
+                _ = tick.tick() => self.gather_ended(&mut journeys)?,
+            }
+        };
+        let done = Instant::now();
+        while done.elapsed() < AFTER_WORK {
+            tick.tick().await;
+            self.gather_ended(&mut journeys)?;
+        }
+        journeys.extend(self.analysis.take_all());
+        journeys.truncate(MOST_GATHERED);
+        Ok((value, journeys))
+    }
+
+    fn gather_ended(&mut self, journeys: &mut Vec<Journey>) -> anyhow::Result<()> {
+        let (_, now) = self.take()?;
+        journeys.extend(self.analysis.take_ended(now));
+        journeys.truncate(MOST_GATHERED);
+        Ok(())
+    }
+
+    /// Judges gathered journeys, and prints what caused their losses.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn judge(&mut self, journeys: Vec<Journey>) -> anyhow::Result<Vec<Diagnosis>> {
+        self.analysis.judge(journeys, monotonic_ns())
+    }
+
+    /// Journeys as they are shown.
+    pub fn views(&mut self, journeys: &[Journey]) -> Vec<JourneyView> {
+        let wanting = Wanting::of(self.cluster.as_ref(), self.analysis.cluster());
+        for journey in journeys {
+            wanting.want_pods(journey);
+        }
+        self.analysis.views(journeys, monotonic_ns())
     }
 
     /// Tells the capture what was lost and what tracing costs, every second.

@@ -3,6 +3,8 @@
 //! One file per command; this one only routes. Paths live in `workspace`, announcements in
 //! `step`, the two errors with an exit code of their own in `failure`.
 
+mod bench;
+mod built;
 mod failure;
 mod lab;
 mod lint;
@@ -35,6 +37,8 @@ enum Command {
     Run(run::Arguments),
     /// Run the unit tests here and the lab tests on real kernels
     Test(test::Arguments),
+    /// Measure what tracing costs, beside targets and another tracer
+    Bench(bench::Arguments),
     /// Check structure and formatting, and run clippy
     Lint,
 }
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::command(arguments),
         Command::Run(arguments) => run::command(arguments),
         Command::Test(arguments) => test::command(&arguments),
+        Command::Bench(arguments) => bench::command(&arguments),
         Command::Lint => lint::command(),
     };
     outcome.unwrap_or_else(|error| failure::report(&error))

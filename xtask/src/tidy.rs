@@ -59,10 +59,32 @@ const ROOMS: &[Room] = &[
     room(
         "view",
         &[
-            "hook", "event", "journey", "node", "kube", "ruling", "cause", "kernel",
+            "hook", "event", "journey", "flow", "node", "kube", "ruling", "cause", "kernel",
         ],
     ),
     room("printer", &["event", "journey", "cause", "view"]),
+    room(
+        "analysis",
+        &[
+            "event",
+            "journey",
+            "flow",
+            "node",
+            "kube",
+            "cause",
+            "kernel",
+            "collector",
+            "view",
+            "printer",
+        ],
+    ),
+    room(
+        "capture",
+        &[
+            "hook", "event", "journey", "node", "kube", "cause", "kernel", "view", "printer",
+            "analysis",
+        ],
+    ),
     room("scenario", &["event", "node"]),
 ];
 const FREE: &[&str] = &["cli", "session", "lib", "main"];

@@ -25,6 +25,12 @@ pub fn forward(ctx: &impl Arguments) -> Option<()> {
     })
 }
 
+/// `br_flood(br, skb, type, ...)`.
+#[inline(always)]
+pub fn flood(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::BridgeFlood, ctx.argument(1)?).emit()
+}
+
 /// `br_dev_xmit(skb, dev)`.
 #[inline(always)]
 pub fn transmit(ctx: &impl Arguments) -> Option<()> {

@@ -4,7 +4,7 @@ use tracer_ebpf::event::Detail;
 use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::Field;
 
-use super::{Arguments, Sight};
+use super::{Arguments, Sight, emit_without_packet};
 use crate::read;
 
 /// `__nf_conntrack_confirm(skb)`.
@@ -48,6 +48,18 @@ pub fn clash(ctx: &impl Arguments) -> Option<()> {
     Sight::new(HookId::ConntrackClash, ctx.argument(0)?).emit()
 }
 
+/// `nf_ct_delete(ct, portid, report)`: the way of every removal, by time, by hand and by IPVS.
+#[inline(always)]
+pub fn delete(ctx: &impl Arguments) -> Option<()> {
+    let entry = ctx.argument(0)?;
+    let net: u64 = read::field(entry, Field::ConnNet);
+    emit_without_packet(
+        HookId::ConntrackDelete,
+        read::field(net, Field::NetInum),
+        |detail| fill(detail, entry, 0, 0),
+    )
+}
+
 /// `nf_nat_manip_pkt(skb, ct, manip, direction)`.
 #[inline(always)]
 pub fn nat(ctx: &impl Arguments) -> Option<()> {
@@ -77,6 +89,10 @@ fn fill(detail: &mut Detail, entry: u64, manipulation: u8, direction: u8) -> boo
     if !read::into(&mut conntrack.original, first) || !read::into(&mut conntrack.reply, second) {
         return false;
     }
+    let zone: u16 = read::field(entry, Field::ConnZone);
+    conntrack.original.direction = zone as u8;
+    conntrack.original.family_or_status =
+        conntrack.original.family_or_status & 0xff | zone & 0xff00;
     conntrack.reply.family_or_status = read::field::<u32>(entry, Field::ConnStatus) as u16;
     conntrack.reply.protocol_or_manipulation = manipulation;
     conntrack.reply.direction = direction;

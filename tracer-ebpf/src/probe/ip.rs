@@ -96,6 +96,12 @@ pub fn forward6(ctx: &impl Arguments) -> Option<()> {
     Sight::new(HookId::Forward6, ctx.argument(0)?).emit()
 }
 
+/// `ip6_pkt_discard(skb)`: where an IPv6 route without a way leads.
+#[inline(always)]
+pub fn route_error6(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::Route6Error, ctx.argument(0)?).emit()
+}
+
 /// `__ip6_local_out(net, sk, skb)`.
 #[inline(always)]
 pub fn local_out6(ctx: &impl Arguments) -> Option<()> {

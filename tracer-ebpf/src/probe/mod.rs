@@ -14,6 +14,7 @@ use tracer_ebpf::event::{DETAIL_BYTES, Detail, Event, Lost, PACKET_BYTES, valid}
 use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::Field;
 
+use crate::filter::{self, Known};
 use crate::read::{self, Skb};
 
 pub mod bridge;
@@ -93,6 +94,7 @@ fn current() -> Option<u64> {
 }
 
 /// Where a packet was seen.
+#[derive(Clone, Copy)]
 struct Sight {
     hook: HookId,
     skb: u64,
@@ -121,8 +123,33 @@ impl Sight {
     /// given the skb's copy.
     #[inline(always)]
     fn emit_with(self, fill: impl FnOnce(&mut Detail, &Skb) -> bool) -> Option<()> {
-        let mut skb = Skb::room();
-        if !skb.fill(self.skb) {
+        let (hook, skb) = (self.hook, self.skb);
+        if !filter::active() {
+            let mut copy = Skb::room();
+            return self.read(&mut copy)?.report(&copy, fill);
+        }
+        let known = filter::known(hook, skb);
+        if known == Known::NotFollowed {
+            filter::passed(hook, skb, false);
+            return None;
+        }
+        let mut copy = Skb::room();
+        let place = self.read(&mut copy)?;
+        if known == Known::Unknown
+            && !filter::decides(hook, skb, &copy, place.device, place.namespace())
+        {
+            filter::passed(hook, skb, false);
+            return None;
+        }
+        filter::keep(hook, skb, &copy);
+        filter::passed(hook, skb, true);
+        place.report(&copy, fill)
+    }
+
+    /// Copies the skb; `None` and a count when it cannot be read.
+    #[inline(always)]
+    fn read(self, copy: &mut Skb) -> Option<Place> {
+        if !copy.fill(self.skb) {
             // Without the address: BTF programs may not take a kernel pointer apart.
             debug!(
                 (),
@@ -131,17 +158,40 @@ impl Sight {
             lost(Lost::UnreadableSkb);
             return None;
         }
-        let skb = &skb;
-        let device: u64 = skb.field(Field::SkbDev);
-        let mut net = self.net;
+        Some(Place {
+            device: read::field(self.skb, Field::SkbDev),
+            sight: self,
+        })
+    }
+}
+
+/// Where a packet is, as far as its skb says.
+struct Place {
+    sight: Sight,
+    /// The skb's device; 0 when it has none.
+    device: u64,
+}
+
+impl Place {
+    /// The network namespace's address; 0 when nothing leads to it.
+    #[inline(always)]
+    fn namespace(&self) -> u64 {
+        let mut net = self.sight.net;
         if net == 0 {
-            net = read::field(device, Field::NetDeviceNet);
+            net = read::field(self.device, Field::NetDeviceNet);
         }
         if net == 0 {
-            net = read::field(skb.field(Field::SkbSk), Field::SockNet);
+            let sock: u64 = read::field(self.sight.skb, Field::SkbSk);
+            net = read::field(sock, Field::SockNet);
         }
-        let netns: u32 = read::field(net, Field::NetInum);
-        let ifindex: u32 = read::field(device, Field::NetDeviceIfindex);
+        net
+    }
+
+    /// Reserves, fills and submits.
+    #[inline(always)]
+    fn report(self, skb: &Skb, fill: impl FnOnce(&mut Detail, &Skb) -> bool) -> Option<()> {
+        let netns: u32 = read::field(self.namespace(), Field::NetInum);
+        let ifindex: u32 = read::field(self.device, Field::NetDeviceIfindex);
         if !wanted(netns) {
             return None;
         }
@@ -152,8 +202,8 @@ impl Sight {
         // SAFETY: the reservation is ours until submitted; every field is written below.
         let event = unsafe { &mut *slot.as_mut_ptr() };
         event.time_ns = unsafe { bpf_ktime_get_ns() };
-        event.skb = self.skb;
-        event.hook = self.hook as u16;
+        event.skb = self.sight.skb;
+        event.hook = self.sight.hook as u16;
         event.length = skb.field(Field::SkbLen);
         event.mark = skb.field(Field::SkbMark);
         event.protocol = skb.field(Field::SkbProtocol);
@@ -172,7 +222,7 @@ impl Sight {
         }
         event.packet_len = 0;
         event.network_offset = 0;
-        if headers(event, skb, self.hook) {
+        if headers(event, skb, self.sight.hook) {
             bits |= valid::PACKET;
         }
         event.valid = bits;
@@ -190,7 +240,17 @@ fn wanted(netns: u32) -> bool {
 /// Emits an event of a function that works on the remembered skb; it carries no packet bytes.
 #[inline(always)]
 fn emit_current(hook: HookId, fill: impl FnOnce(&mut Detail) -> Option<()>) -> Option<()> {
-    let skb = current()?;
+    emit_bare(hook, current()?, 0, |detail| fill(detail).is_some())
+}
+
+/// Emits an event without packet bytes.
+#[inline(always)]
+fn emit_bare(
+    hook: HookId,
+    skb: u64,
+    netns: u32,
+    fill: impl FnOnce(&mut Detail) -> bool,
+) -> Option<()> {
     let Some(mut slot) = EVENTS.reserve::<Event>(0) else {
         lost(Lost::RingFull);
         return None;
@@ -199,7 +259,7 @@ fn emit_current(hook: HookId, fill: impl FnOnce(&mut Detail) -> Option<()>) -> O
     let event = unsafe { &mut *slot.as_mut_ptr() };
     event.time_ns = unsafe { bpf_ktime_get_ns() };
     event.skb = skb;
-    event.netns = 0;
+    event.netns = netns;
     event.ifindex = 0;
     event.length = 0;
     event.mark = 0;
@@ -208,13 +268,29 @@ fn emit_current(hook: HookId, fill: impl FnOnce(&mut Detail) -> Option<()>) -> O
     event.packet_len = 0;
     event.network_offset = 0;
     event.detail.bytes = [0; DETAIL_BYTES];
-    event.valid = if fill(&mut event.detail).is_some() {
+    event.valid = if fill(&mut event.detail) {
         valid::DETAIL
     } else {
         0
     };
+    if netns != 0 {
+        event.valid |= valid::NETNS;
+    }
     slot.submit(BPF_RB_NO_WAKEUP as u64);
     Some(())
+}
+
+/// Emits an event of a namespace that is about no packet.
+#[inline(always)]
+fn emit_without_packet(
+    hook: HookId,
+    netns: u32,
+    fill: impl FnOnce(&mut Detail) -> bool,
+) -> Option<()> {
+    if !wanted(netns) {
+        return None;
+    }
+    emit_bare(hook, 0, netns, fill)
 }
 
 /// Copies the packet's headers, from the link header where there is one; false when they cannot be
@@ -223,12 +299,8 @@ fn emit_current(hook: HookId, fill: impl FnOnce(&mut Detail) -> Option<()>) -> O
 fn headers(event: &mut Event, skb: &Skb, hook: HookId) -> bool {
     let head: u64 = skb.field(Field::SkbHead);
     let tail: u32 = skb.field(Field::SkbTail);
-    // The tracepoint of device receive fires before the network header is set.
-    let network = if matches!(hook, HookId::DeviceReceive) {
-        skb.field::<u64>(Field::SkbData).wrapping_sub(head) as u32
-    } else {
-        u32::from(skb.field::<u16>(Field::SkbNetworkHeader))
-    };
+    let at_link = u32::from(matches!(hook, HookId::DeviceReceive));
+    let network = filter::network_offset(skb, at_link);
     let mac = u32::from(skb.field::<u16>(Field::SkbMacHeader));
     let link = network.wrapping_sub(mac);
     // Link and IPv6 headers together would push TCP's out of the event.

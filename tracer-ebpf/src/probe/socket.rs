@@ -1,6 +1,6 @@
 //! Transport: the packet meets a socket, or is answered with RST or an ICMP error.
 
-use tracer_ebpf::event::{Icmp, Socket};
+use tracer_ebpf::event::{Icmp, Queue, Socket};
 use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::Field;
 
@@ -74,6 +74,24 @@ fn deliver(hook: HookId, ctx: &impl Arguments) -> Option<()> {
             port,
         };
         state != 0
+    })
+}
+
+/// `tcp_conn_request(rsk_ops, af_ops, sk, skb)`: IPv4's and IPv6's.
+#[inline(always)]
+pub fn tcp_request(ctx: &impl Arguments) -> Option<()> {
+    let sock = ctx.argument(2)?;
+    let net = read::field(sock, Field::SockNet);
+    Sight::in_namespace(HookId::TcpRequest, ctx.argument(3)?, net).emit_with(|detail, _| {
+        let most = read::field(sock, Field::SockMostAccepting);
+        detail.queue = Queue {
+            waiting: read::field(sock, Field::SockAccepting),
+            most,
+            port: read::field(sock, Field::SockNum),
+            reserved: 0,
+        };
+        // A socket that listens with room for none is as rare as useless.
+        most != 0
     })
 }
 

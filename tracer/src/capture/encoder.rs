@@ -13,8 +13,7 @@ use super::wire::{WireEvent, to_cbor};
 use super::{ENTERPRISE, MOST_BLOCK};
 use crate::event::{Event, protocol};
 use crate::hook::Role;
-use crate::journey::Place;
-use crate::kernel::load::DropReasons;
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::ClusterFacts;
 use crate::node::{Link, NetnsId, Reading, Snapshot};
@@ -86,7 +85,8 @@ impl Headers {
 /// An event with what the writer knows of it.
 pub(super) struct Told<'a> {
     pub(super) event: &'a Event,
-    pub(super) place: Option<Place>,
+    /// Number of the packet's journey.
+    pub(super) journey: Option<u64>,
     /// The packet's bytes; those of an event before it where it has none.
     pub(super) headers: Option<Headers>,
     /// They are of an event before it.
@@ -254,7 +254,7 @@ impl Encoder {
                     time_ns: told.event.time_ns,
                     netns: told.event.netns,
                     ifindex: told.event.ifindex,
-                    journey: told.place.map(|place| place.journey),
+                    journey: told.journey,
                     event: typed.clone(),
                 }
                 .to_bytes()?,
@@ -290,8 +290,8 @@ impl Encoder {
         if direction != 0 {
             packet.option(option::PACKET_FLAGS, &direction.to_le_bytes());
         }
-        if let Some(place) = told.place {
-            packet.option(option::PACKET_ID, &place.journey.to_le_bytes());
+        if let Some(journey) = told.journey {
+            packet.option(option::PACKET_ID, &journey.to_le_bytes());
         }
         packet.custom(typed);
         packet.end();

@@ -96,6 +96,11 @@ pub enum Control {
         /// Without waiting for what may follow.
         hurry: bool,
     },
+    /// Events were lost before now: what is under way may have gaps.
+    Loss {
+        /// CLOCK_MONOTONIC, nanoseconds.
+        now_ns: u64,
+    },
     /// What came before was forgotten: a reproduction goes on to its next phase.
     Forget,
     /// Every journey was ended.

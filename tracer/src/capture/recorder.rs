@@ -11,7 +11,7 @@ use super::record::{Control, Counters, Header, Record};
 use super::writer::Writer;
 use crate::analysis::Analysis;
 use crate::cause::Diagnosis;
-use crate::kernel::load::DropReasons;
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::ClusterFacts;
 use crate::node::Reading;
@@ -36,7 +36,7 @@ pub struct Recorder {
     thread: Option<JoinHandle<anyhow::Result<Written>>>,
     pending: Vec<Item>,
     unwritten: u64,
-    knows_symbols: bool,
+    symbols: Option<Arc<Symbols>>,
     cluster: Option<Arc<ClusterFacts>>,
 }
 
@@ -67,7 +67,7 @@ impl Recorder {
             thread: Some(thread),
             pending: Vec::new(),
             unwritten: 0,
-            knows_symbols: false,
+            symbols: None,
             cluster: None,
         })
     }
@@ -89,11 +89,12 @@ impl Recorder {
 
     /// The names that were known when conclusions were drawn.
     pub fn names(&mut self, analysis: &mut Analysis) {
-        if !self.knows_symbols
-            && let Some(symbols) = analysis.kernel().symbols.read()
-        {
-            self.knows_symbols = true;
-            self.pending.push(Item::Symbols(Arc::clone(symbols)));
+        // They are read again when a module comes.
+        let symbols = analysis.kernel().symbols.read();
+        if symbols.map(Arc::as_ptr) != self.symbols.as_ref().map(Arc::as_ptr) {
+            self.symbols = symbols.cloned();
+            let known = self.symbols.clone().unwrap_or_default();
+            self.pending.push(Item::Symbols(known));
         }
         let cluster = analysis.cluster();
         let same = match (&self.cluster, cluster) {

@@ -11,7 +11,7 @@ use crate::analysis::{Analysis, Kernel};
 use crate::cause::Diagnosis;
 use crate::event::{Detail, Event};
 use crate::journey::Journey;
-use crate::kernel::load::DropReasons;
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
 use crate::node::{Link, NetnsFacts, NetnsId, Occasion, Reading, Snapshot, Source};
 use crate::printer::Printer;
@@ -167,6 +167,10 @@ impl Replay {
                 let step = self.analysis.step(now_ns, hurry, &mut *met)?;
                 self.diagnoses.extend(step.diagnoses);
                 self.last_ns = self.last_ns.max(now_ns);
+            }
+            Control::Loss { now_ns } => {
+                self.analysis.collector().mark_loss(now_ns);
+                return Ok(());
             }
             Control::Forget => self.analysis.collector().forget(),
             Control::Finish { now_ns } => {

@@ -11,8 +11,7 @@ use super::encoder::{Encoder, Headers, Told};
 use super::record::{Control, Header, Record};
 use super::{ReadError, Reader, Replay};
 use crate::event::{Detail, Event, Packet, Transport, Tuple};
-use crate::journey::Place;
-use crate::kernel::load::DropReasons;
+use crate::kernel::reasons::DropReasons;
 use crate::node::{Link, NetnsFacts, NetnsId, Occasion, Reading, Snapshot};
 use crate::printer::{Format, Printer, Show};
 
@@ -70,6 +69,8 @@ fn events() -> Vec<Event> {
                 reply: tuple("192.168.3.187:30000", "192.168.3.10:36380"),
                 destination_nat: true,
                 relation: Some(2),
+                status: 8,
+                zone: 3,
             },
         ),
         (
@@ -140,10 +141,10 @@ fn capture() -> (Vec<u8>, Vec<usize>) {
     encoder.begin(&mut start).expect("a beginning");
     let symbols = vec![(0xffff_ffff_8123_4567, "tcp_v4_rcv".to_owned())];
     put(&mut encoder, Record::Symbols(symbols));
-    for (index, event) in events().iter().enumerate() {
+    for event in &events() {
         let told = Told {
             event,
-            place: Some(Place { journey: 7, index }),
+            journey: Some(7),
             headers: Some(syn()),
             borrowed: false,
             site: (event.netns, event.ifindex),
@@ -456,7 +457,7 @@ fn payload_is_not_kept() {
         let mut bytes = Vec::new();
         let told = Told {
             event: &datagram,
-            place: None,
+            journey: None,
             headers: Some(headers),
             borrowed: false,
             site: (Some(NETNS), Some(2)),

@@ -50,6 +50,8 @@ enum WireDetail {
         reply: WireTuple,
         destination_nat: bool,
         relation: Option<u8>,
+        status: u16,
+        zone: u16,
     },
     Route {
         kind: u16,
@@ -64,6 +66,11 @@ enum WireDetail {
     },
     Neighbour(IpAddr, u32),
     Device(u32),
+    Queue {
+        waiting: u32,
+        most: u32,
+        port: u16,
+    },
 }
 
 #[derive(Serialize, Deserialize, Debug, PartialEq)]
@@ -97,11 +104,15 @@ impl From<&Detail> for WireDetail {
                 reply,
                 destination_nat,
                 relation,
+                status,
+                zone,
             } => Self::Conntrack {
                 original: original.into(),
                 reply: reply.into(),
                 destination_nat,
                 relation,
+                status,
+                zone,
             },
             Detail::Route {
                 kind,
@@ -117,6 +128,15 @@ impl From<&Detail> for WireDetail {
             Detail::Drop { location, reason } => Self::Drop { location, reason },
             Detail::Neighbour { address, ifindex } => Self::Neighbour(address, ifindex),
             Detail::Device { ifindex } => Self::Device(ifindex),
+            Detail::Queue {
+                waiting,
+                most,
+                port,
+            } => Self::Queue {
+                waiting,
+                most,
+                port,
+            },
         }
     }
 }
@@ -133,11 +153,15 @@ impl From<WireDetail> for Detail {
                 reply,
                 destination_nat,
                 relation,
+                status,
+                zone,
             } => Self::Conntrack {
                 original: original.into(),
                 reply: reply.into(),
                 destination_nat,
                 relation,
+                status,
+                zone,
             },
             WireDetail::Route {
                 kind,
@@ -153,6 +177,15 @@ impl From<WireDetail> for Detail {
             WireDetail::Drop { location, reason } => Self::Drop { location, reason },
             WireDetail::Neighbour(address, ifindex) => Self::Neighbour { address, ifindex },
             WireDetail::Device(ifindex) => Self::Device { ifindex },
+            WireDetail::Queue {
+                waiting,
+                most,
+                port,
+            } => Self::Queue {
+                waiting,
+                most,
+                port,
+            },
         }
     }
 }

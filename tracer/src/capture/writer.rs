@@ -16,8 +16,8 @@ use super::record::{Control, Header, Record};
 use super::recorder::Item;
 use crate::event::{Detail, Event};
 use crate::hook;
-use crate::journey::{Journey, Place, Tracker};
-use crate::kernel::load::DropReasons;
+use crate::journey::{Journey, Tracker};
+use crate::kernel::reasons::DropReasons;
 use crate::view::stage;
 
 /// Longest that an event waits for its words. With [`FLUSH`] it bounds what a crash costs.
@@ -36,7 +36,7 @@ enum Waiting {
 /// An event and what is known of it.
 struct Known {
     event: Event,
-    place: Option<Place>,
+    journey: Option<u64>,
     headers: Option<Headers>,
     borrowed: bool,
     site: (Option<u32>, Option<u32>),
@@ -49,6 +49,7 @@ struct Known {
 /// What an event without bytes of its own is shown with.
 #[derive(Clone, Copy)]
 struct Last {
+    journey: Option<u64>,
     headers: Option<Headers>,
     site: (Option<u32>, Option<u32>),
 }
@@ -61,7 +62,7 @@ pub(super) struct Writer {
     queue: VecDeque<Waiting>,
     /// How many entries have left the queue: the number of its first.
     gone: u64,
-    /// Numbers of the entries of each journey under way, by the index of the event.
+    /// Numbers of the entries of each journey under way.
     entries: HashMap<u64, Vec<u64>>,
     last: HashMap<u64, Last>,
     /// Addresses whose names are not known yet.
@@ -169,48 +170,40 @@ impl Writer {
         });
         let before = self.last.get(&event.skb).copied();
         let mut ended = Vec::new();
-        let place = self.tracker.push(event.clone(), &mut ended);
-        for journey in &ended {
-            self.settle(journey, true);
-        }
-        // Without a place there is no packet that it could be shown with.
-        let before = before.filter(|_| place.is_some_and(|place| place.index > 0));
+        let number = self.gone + self.queue.len() as u64;
+        let journey = self.tracker.push(event.clone(), &mut ended);
+        // Without a journey there is no packet that it could be shown with.
+        let before = before.filter(|last| last.journey == journey && journey.is_some());
         let headers = own.or(before.and_then(|last| last.headers));
         let site = if event.netns.is_some() || event.ifindex.is_some() {
             (event.netns, event.ifindex)
         } else {
             before.map_or((None, None), |last| last.site)
         };
-        if place.is_some() && self.tracker.under_way(event.skb).is_some() {
-            self.last.insert(event.skb, Last { headers, site });
+        if journey.is_some() {
+            let last = Last {
+                journey,
+                headers,
+                site,
+            };
+            self.last.insert(event.skb, last);
         }
-        let number = self.gone + self.queue.len() as u64;
-        let mut settled = place.is_none();
-        let mut words = None;
-        if let Some(place) = place {
-            if let Some(journey) = ended.iter().find(|journey| journey.id == place.journey) {
-                settled = true;
-                words = self
-                    .words(journey)
-                    .into_iter()
-                    .rfind(|(index, _)| *index == place.index)
-                    .map(|(_, text)| text);
-            } else {
-                let entries = self.entries.entry(place.journey).or_default();
-                entries.resize(place.index, u64::MAX);
-                entries.push(number);
-            }
+        if let Some(journey) = journey {
+            self.entries.entry(journey).or_default().push(number);
         }
         self.queue.push_back(Waiting::Event(Box::new(Known {
             borrowed: own.is_none() && headers.is_some(),
             event,
-            place,
+            settled: journey.is_none(),
+            journey,
             headers,
             site,
-            words,
-            settled,
+            words: None,
             arrived: Instant::now(),
         })));
+        for journey in &ended {
+            self.settle(journey, true);
+        }
     }
 
     /// Names code addresses in the file.
@@ -236,22 +229,11 @@ impl Writer {
         match control {
             Control::Step { now_ns, .. } => self.tracker.expire(now_ns, &mut ended),
             Control::Finish { .. } => self.tracker.finish(&mut ended),
-            Control::Forget => {}
+            Control::Forget | Control::Loss { .. } => {}
         }
         for journey in &ended {
             self.settle(journey, true);
         }
-    }
-
-    /// What happened at each event of a journey that has words.
-    fn words(&self, journey: &Journey) -> Vec<(usize, String)> {
-        stage::path(journey, &self.encoder.names())
-            .into_iter()
-            .map(|stage| {
-                let mark = if stage.lost { "✗ " } else { "" };
-                (stage.event, format!("{mark}{}", stage.text))
-            })
-            .collect()
     }
 
     /// Gives the waiting events of a journey their words.
@@ -259,19 +241,32 @@ impl Writer {
         let Some(entries) = self.entries.get(&journey.id) else {
             return;
         };
-        let words = self.words(journey);
         for &number in entries {
             if let Some(known) = waiting(&mut self.queue, self.gone, number) {
                 known.settled = true;
+                if over {
+                    self.last.remove(&known.event.skb);
+                }
             }
         }
-        for (index, text) in words {
-            let Some(known) = entries
-                .get(index)
-                .and_then(|&number| waiting(&mut self.queue, self.gone, number))
+        for stage in stage::path(journey, &self.encoder.names()) {
+            let Some(event) = journey.events.get(stage.event) else {
+                continue;
+            };
+            // Pieces and copies change places in a journey when it ends; an event stays itself.
+            let same = entries.iter().copied().find(|&number| {
+                waiting(&mut self.queue, self.gone, number).is_some_and(|known| {
+                    known.event.time_ns == event.time_ns
+                        && known.event.hook == event.hook
+                        && known.event.skb == event.skb
+                })
+            });
+            let Some(known) = same.and_then(|number| waiting(&mut self.queue, self.gone, number))
             else {
                 continue;
             };
+            let mark = if stage.lost { "✗ " } else { "" };
+            let text = format!("{mark}{}", stage.text);
             match &mut known.words {
                 Some(words) => {
                     words.push_str(", ");
@@ -282,11 +277,6 @@ impl Writer {
         }
         if over {
             self.entries.remove(&journey.id);
-            if let Some(first) = journey.events.first()
-                && self.tracker.under_way(first.skb).is_none()
-            {
-                self.last.remove(&first.skb);
-            }
         }
     }
 
@@ -329,7 +319,7 @@ impl Writer {
         self.encoder.event(
             &Told {
                 event: &known.event,
-                place: known.place,
+                journey: known.journey,
                 headers: known.headers,
                 borrowed: known.borrowed,
                 site: known.site,

@@ -100,6 +100,8 @@ pub(super) mod tests {
             reply: tuple(target, back),
             destination_nat: false,
             relation: None,
+            status: 0,
+            zone: 0,
         };
         let way = if number == protocol::UDP {
             bench.udp("10.244.0.9:4000", "10.96.0.10:53")

@@ -26,7 +26,6 @@ says that it is to be translated, and it went on untranslated and was answered w
 
 Fix: nf_conntrack_tcp_be_liberal=1 takes what is outside of the window; asymmetric routes want repair.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };
@@ -171,6 +170,8 @@ pub(super) mod tests {
                     reply: tuple("10.244.0.9:80", "10.244.0.3:4000"),
                     destination_nat: false,
                     relation: Some(3),
+                    status: 0,
+                    zone: 0,
                 },
             )
             .at(HookId::Forward)

@@ -9,7 +9,7 @@ use super::{Diagnosis, diagnose};
 use crate::event::{Detail, Event, NetfilterHook, Packet, Transport, Tuple, protocol, tcp_flag};
 use crate::flow::Flows;
 use crate::journey::{Ending, Journey, Tracker};
-use crate::kernel::load::DropReasons;
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::ClusterFacts;
 use crate::node::{
@@ -252,8 +252,7 @@ impl Bench {
             length: 60,
             journey: Journey {
                 id,
-                events: Vec::new(),
-                ending: Ending::OutOfSight,
+                ..Journey::default()
             },
             bench: self,
         }

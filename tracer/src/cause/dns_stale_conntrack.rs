@@ -14,6 +14,7 @@ use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, Tuple, protocol};
 use crate::flow::Direction;
 use crate::hook::Role;
+use crate::kube::Resource;
 use crate::node::{ConntrackEntry, NetnsId};
 
 pub(super) const CAUSE: Cause = Cause {
@@ -97,8 +98,13 @@ fn entry(failure: &Failure<'_>) -> Option<(usize, Tuple, Tuple)> {
         })
 }
 
-/// The service's endpoints by IPVS; `None` when IPVS does not serve it.
+/// The service's present endpoints, and who says so: IPVS, else the cluster. `None` when neither knows.
 fn serving(evidence: &Evidence<'_>, stale: Stale) -> Option<Vec<SocketAddr>> {
+    by_ipvs(evidence, stale).or_else(|| by_cluster(evidence, stale.service))
+}
+
+/// The real servers that take connections; `None` when IPVS does not serve it.
+fn by_ipvs(evidence: &Evidence<'_>, stale: Stale) -> Option<Vec<SocketAddr>> {
     let server = evidence.site(stale.netns)?.virtual_server(
         protocol::UDP,
         stale.service.ip(),
@@ -110,6 +116,24 @@ fn serving(evidence: &Evidence<'_>, stale: Stale) -> Option<Vec<SocketAddr>> {
             .iter()
             .filter(|real| real.weight > 0)
             .map(|real| SocketAddr::new(real.address, real.port))
+            .collect(),
+    )
+}
+
+/// The serving endpoints in the service's EndpointSlices, while these are fresh.
+fn by_cluster(evidence: &Evidence<'_>, service: SocketAddr) -> Option<Vec<SocketAddr>> {
+    let cluster = evidence
+        .cluster
+        .filter(|cluster| cluster.fresh(&[Resource::Services, Resource::Endpoints]))?;
+    let object = cluster.service_at(protocol::UDP, service)?;
+    Some(
+        cluster
+            .endpoints_of(&object.name)
+            .filter(|(endpoint, _)| endpoint.serving)
+            .flat_map(|(endpoint, ports)| {
+                let udp = ports.iter().filter(|port| port.protocol == protocol::UDP);
+                udp.filter_map(|port| Some(SocketAddr::new(endpoint.address, port.port?)))
+            })
             .collect(),
     )
 }
@@ -137,6 +161,7 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
         .site(netns)
         .map_or_else(|| format!("netns {netns}"), Site::name);
     let serving = serving(evidence, stale);
+    let by_ipvs = by_ipvs(evidence, stale).is_some();
     let rival = rival(evidence, stale);
     let first = failures.first();
     let entry = first.and_then(|failure| entry(failure));
@@ -180,7 +205,7 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
             )
         }),
     )
-    .prove_if("ipvs", serving.as_ref().map(|now| format!("udp {service} has {}", list(now))))
+    .prove_if(if by_ipvs { "ipvs" } else { "endpoints" }, serving.as_ref().map(|now| format!("udp {service} has {}", list(now))))
     .prove_if(
         "packet",
         first.map(|failure| format!("{} followed the entry to {target}; {tries} packets of its port did", failure.words())),
@@ -194,7 +219,7 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
         "the service's present endpoints (its rules or EndpointSlices)",
     )
     .fix(
-        delete(service, serving.is_some()),
+        delete(service, by_ipvs),
         "the service's UDP clients get a new endpoint; answers under way to the old entries are lost",
     )
     .fix(
@@ -304,6 +329,8 @@ pub(super) mod tests {
             reply: tuple(target, client),
             destination_nat: false,
             relation: None,
+            status: 0,
+            zone: 0,
         };
         let way = bench
             .udp(client, "10.96.0.10:53")

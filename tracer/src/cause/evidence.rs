@@ -10,7 +10,7 @@ use crate::event::{Event, Packet, Transport, protocol, tcp_flag};
 use crate::flow::{Direction, Flow, Flows};
 use crate::hook::Role;
 use crate::journey::{Ending, Journey};
-use crate::kernel::load::DropReasons;
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::ClusterFacts;
 use crate::node::{NetnsId, Snapshot};

@@ -29,7 +29,6 @@ the table with weight 0, and the packet was lost behind it.
 
 Fix: remove the real server when its pod is gone; expire_nodest_conn=1 then ends its connections.",
     explains: &["neighbour-failed", "no-route", "route-blackhole", "no-listener"],
-    built: true,
     examine,
     audit,
 };

@@ -37,6 +37,7 @@ mod conntrack_full;
 mod conntrack_insert_clash;
 mod conntrack_invalid;
 mod dns_stale_conntrack;
+mod duplicate_address;
 mod endpoint_not_ready;
 mod etp_local_no_endpoint;
 mod filter_rule_drop;
@@ -66,6 +67,7 @@ mod rp_filter;
 mod service_no_endpoints;
 mod service_rejected;
 mod snat_exhausted;
+mod source_address_ambiguous;
 mod syn_flood;
 mod tc_or_xdp_drop;
 mod terminating_endpoint;
@@ -74,6 +76,7 @@ mod veth_peer_down;
 mod vip_nodeport_unbound;
 mod vxlan_checksum;
 mod vxlan_no_fdb;
+mod vxlan_udp_blocked;
 
 pub use audit::{Finding, Severity, audit};
 pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
@@ -106,6 +109,9 @@ pub const CATALOGUE: &[Cause] = &[
     endpoint_not_ready::CAUSE,
     etp_local_no_endpoint::CAUSE,
     kube_proxy_stale::CAUSE,
+    duplicate_address::CAUSE,
+    vxlan_udp_blocked::CAUSE,
+    source_address_ambiguous::CAUSE,
     ipvs_no_destination::CAUSE,
     lb_source_range::CAUSE,
     network_policy_drop::CAUSE,
@@ -203,6 +209,12 @@ mod tests {
         (
             "etp-local-no-endpoint",
             etp_local_no_endpoint::tests::situation,
+        ),
+        ("duplicate-address", duplicate_address::tests::situation),
+        ("vxlan-udp-blocked", vxlan_udp_blocked::tests::situation),
+        (
+            "source-address-ambiguous",
+            source_address_ambiguous::tests::situation,
         ),
         ("nodeport-taken", nodeport_taken::tests::situation),
         ("conntrack-invalid", conntrack_invalid::tests::situation),

@@ -1,7 +1,10 @@
 //! `network-policy-drop`: a policy chain of the container network dropped the packet.
 
+use std::collections::BTreeSet;
+
 use super::filtered::{self, Kind, Stop};
 use super::{Cause, Diagnosis, Evidence, Finding};
+use crate::kube::Resource;
 
 pub(super) const CAUSE: Cause = Cause {
     code: "network-policy-drop",
@@ -37,6 +40,7 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
         .ruling
         .as_ref()
         .map_or_else(String::new, |ruling| ruling.ending.chain.name.clone());
+    let policies = policies(evidence, stop);
     Diagnosis::new(
         &CAUSE,
         stop.place(),
@@ -47,7 +51,8 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
         ),
     )
     .prove_if("rule", stop.comment().map(|comment| format!("{chain} says: {comment}")))
-    .lacking("the NetworkPolicy that selects the pod")
+    .prove_if("policy", policies.as_ref().map(|names| format!("NetworkPolicies that select the pod: {names}")))
+    .lacking_if(policies.is_none(), "the NetworkPolicy that selects the pod")
     .fix(
         [
             "kubectl get networkpolicy -A   # those whose podSelector selects the pod",
@@ -56,6 +61,22 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
         "allows what the policy was written to stop: ask its owner",
     )
     .check(filtered::check(evidence, stop))
+}
+
+/// The policies that select one of the packet's pods, by name; `None` when the cluster knows none.
+fn policies<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Option<String> {
+    let cluster = evidence
+        .cluster
+        .filter(|cluster| cluster.fresh(&[Resource::NetworkPolicies, Resource::Pods]))?;
+    let tuple = stop.tuple(evidence)?;
+    let names: BTreeSet<String> = [tuple.destination.ip(), tuple.source.ip()]
+        .into_iter()
+        .flat_map(|address| cluster.pods_at(address))
+        .filter_map(|name| cluster.pod(name))
+        .flat_map(|pod| cluster.policies_of(pod))
+        .map(|policy| policy.name.to_string())
+        .collect();
+    (!names.is_empty()).then(|| names.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]

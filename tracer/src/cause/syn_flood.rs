@@ -30,7 +30,6 @@ TCPReqQFullDrop, and the socket has as many half-open connections as its backlog
 
 Fix: net.ipv4.tcp_syncookies=1; then find out where the SYNs come from, or why the answers get lost.",
     explains: &[],
-    built: true,
     examine,
     audit,
 };

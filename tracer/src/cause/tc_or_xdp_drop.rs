@@ -25,7 +25,6 @@ it is for them to say.
 Fix: ask whom the program belongs to (bpftool prog show), change its rules; take it off only when nobody
 needs it.",
     explains: &[],
-    built: true,
     examine,
     audit: nothing,
 };

@@ -10,7 +10,7 @@ use super::cluster::{Connection, settled};
 use super::{Exit, Failure, Output};
 use crate::cause::{self, DropNames, Evidence, Severity};
 use crate::flow::Flows;
-use crate::kernel::load::DropReasons;
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Cluster, State};
 use crate::node::{Directory, Missing, Snapshot};

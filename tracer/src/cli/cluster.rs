@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -10,7 +11,8 @@ use serde::Serialize;
 use super::run::host_name;
 use super::{Exit, Failure, Output, need_root};
 use crate::expectation::{Proxy, compare, expected};
-use crate::kube::{Cluster, Options, Place, RBAC, Resource, State};
+use crate::kernel::privilege;
+use crate::kube::{Cluster, ClusterFacts, Options, Place, RBAC, Resource, State};
 use crate::node::{Directory, KubeProxy, NetnsFacts, NetnsHandle, ProxyReport};
 use crate::printer::{Printer, Show};
 use crate::view::cluster::ClusterView;
@@ -50,6 +52,22 @@ impl Connection {
         })
         .map(Some)
     }
+
+    /// The same before this thread gave up what tracing does not need; the watching thread does without.
+    pub(super) fn start_unprivileged(&self) -> anyhow::Result<Option<Cluster>> {
+        let starter = || {
+            privilege::drop_unneeded()?;
+            Ok(self.start()?)
+        };
+        std::thread::scope(|scope| scope.spawn(starter).join())
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("the thread that asks the cluster failed")))
+    }
+}
+
+/// The cluster's facts once everything was read, or as far as they are after ten seconds.
+pub(super) fn settled_facts(cluster: &Cluster) -> Option<Arc<ClusterFacts>> {
+    settled(cluster, Duration::from_secs(10));
+    cluster.state().facts().cloned()
 }
 
 /// Addresses of this namespace; none when they cannot be read.

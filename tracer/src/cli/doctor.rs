@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::{Exit, Failure, Output, need_root};
 use crate::kernel::btf::Btf;
-use crate::kernel::load::{DropReasons, Options, Tracing};
+use crate::kernel::load::{Options, Tracing};
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::printer::{Printer, Show};
 

@@ -15,6 +15,7 @@ mod cluster;
 mod command;
 mod doctor;
 mod explain;
+mod probe;
 mod reproduce;
 mod run;
 mod show;
@@ -118,6 +119,9 @@ enum Command {
     Run(run::Arguments),
     /// The answer of a live trace from its capture, on any machine. Example: tracer explain node.pcapng
     Explain(explain::Arguments),
+    /// Send a bounded test, trace only it, and say where it went; with --against set two ways side by side.
+    /// Example: tracer probe tcp://192.0.2.7:30000 --against tcp://192.0.2.8:30000
+    Probe(probe::Arguments),
     /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
     /// Example: tracer reproduce vip-nodeport-unbound
     Reproduce(reproduce::Arguments),
@@ -173,6 +177,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
         Command::Explain(arguments) => explain::run(&arguments, &cli.output),
+        Command::Probe(arguments) => probe::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Show(arguments) => show::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),

@@ -9,10 +9,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::capture::Capture;
-use super::cluster::Connection;
+use super::cluster::{Connection, settled_facts};
 use super::command::Command;
 use super::{Exit, Failure, Output, OutputFormat, need_root, runtime, value};
-use crate::kernel::load::{Options, Tier, Tracing};
+use crate::filter::{Expression, Here};
+use crate::kernel::attach::Tier;
+use crate::kernel::load::{Options, Tracing};
 use crate::kernel::privilege;
 use crate::printer::{Printer, Show};
 use crate::session::Session;
@@ -24,6 +26,14 @@ const AFTER_COMMAND: Duration = Duration::from_secs(1);
 /// What was typed.
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
+    /// Packets to trace, in tcpdump's words and `iface`, `netns`, `pid`, `pod`, `svc`, `node`; none for all.
+    /// What belongs to a matching packet is traced as well, through NAT and in both directions.
+    /// Example: tracer run udp port 53 and not host 192.0.2.1
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Trace only packets that match the filter themselves where they are.
+    #[arg(long)]
+    no_follow: bool,
     /// Stop after this long: 30s, 1m30s; a plain number is seconds.
     #[arg(long = "for", value_name = "TIME", value_parser = value::duration)]
     time: Option<Duration>,
@@ -64,6 +74,8 @@ enum Stop {
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
+    let expression = Expression::parse(&arguments.filter.join(" "))
+        .map_err(|error| Failure::usage(error.to_string()))?;
     need_root("tracing")?;
     let show = if arguments.all {
         Show::All
@@ -71,8 +83,19 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         Show::Failed
     };
     let printer = Printer::new(output.printer_format(), show).at_most(arguments.count);
+    let mut cluster = None;
+    let mut here = Here::default();
+    if expression.names_cluster() {
+        cluster = arguments.connection.start_unprivileged()?;
+        here.cluster = cluster.as_ref().and_then(settled_facts);
+    }
+    let filter = expression
+        .resolve(&here)
+        .map_err(|error| Failure::usage(error.to_string()))?;
     let options = Options {
         ring_bytes: arguments.buffer,
+        follow: !arguments.no_follow,
+        filter,
         program_log: arguments.program_log,
         ..Options::default()
     };
@@ -82,10 +105,13 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         arguments.capture.start(&mut session)?;
         privilege::drop_unneeded()?;
         // Its thread begins with the few capabilities that are left.
-        if let Some(cluster) = arguments.connection.start()? {
+        if cluster.is_none() {
+            cluster = arguments.connection.start()?;
+        }
+        if let Some(cluster) = cluster {
             session.watch(cluster);
         }
-        let ready = ready(&session);
+        let ready = ready(&session, &options);
         let words = ready.words();
         session.printer().object("ready", &ready, &words)?;
         if let Some(path) = &arguments.ready_file {
@@ -157,6 +183,8 @@ pub(super) async fn interrupted() {
 /// What is traced from now on.
 #[derive(Serialize)]
 struct ReadyView {
+    /// As typed; `None` for everything.
+    filter: Option<String>,
     host: String,
     kernel: String,
     probes: Vec<(&'static str, usize)>,
@@ -165,7 +193,7 @@ struct ReadyView {
     kubernetes: Option<ClusterView>,
 }
 
-fn ready(session: &Session) -> ReadyView {
+fn ready(session: &Session, options: &Options) -> ReadyView {
     let tracing = session.tracing();
     let count = |tier| {
         tracing
@@ -175,6 +203,7 @@ fn ready(session: &Session) -> ReadyView {
             .count()
     };
     ReadyView {
+        filter: (!options.filter.is_everything()).then(|| options.filter.to_string()),
         host: host_name(),
         kernel: kernel_release(),
         probes: [Tier::Fentry, Tier::Kprobe, Tier::Tracepoint]
@@ -207,6 +236,9 @@ impl ReadyView {
                 .as_ref()
                 .map_or_else(|| "Kubernetes: no".to_owned(), ClusterView::words)
         );
+        if let Some(filter) = &self.filter {
+            text += &format!("\nfilter: {filter}");
+        }
         for blind in &self.not_seen {
             text += &format!("\nnot seen: {blind}");
         }

@@ -1,76 +1,26 @@
-//! Loads the programs and attaches each hook in the best way that this kernel allows.
+//! Loads the programs and keeps them at work.
 
-use std::collections::HashSet;
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{BtfTracePoint, FEntry, KProbe};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::EbpfLogger;
 use tracer_ebpf::hook::HookId;
-use tracer_ebpf::layout::{ABSENT, FIELDS};
+use tracer_ebpf::layout::{ABSENT, FIELDS, WINDOW_BYTES, filter as bits, in_window};
+use tracer_ebpf::program::Program;
 
+use super::attach::{Attached, Attacher, Gap, HookState, Programs, attach_late};
 use super::btf::Btf;
+use super::links::Links;
+use super::modules::Modules;
 use super::ring::Ring;
-use crate::hook::{self, Hook, Place};
+use crate::filter::Filter;
+use crate::hook::Hook;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf"));
-
-/// What fentry cannot take: functions with more arguments are refused by kernels before 6.12.
-const FENTRY_ARGUMENTS: usize = 6;
-
-/// How a hook is attached.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Tier {
-    /// BTF tracepoint.
-    Tracepoint,
-    /// Function entry by BPF trampoline.
-    Fentry,
-    /// Function entry by kprobe.
-    Kprobe,
-}
-
-impl Tier {
-    /// In words.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tracepoint => "tracepoint",
-            Self::Fentry => "fentry",
-            Self::Kprobe => "kprobe",
-        }
-    }
-}
-
-/// Why a hook is not attached.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Gap {
-    /// Its module is not loaded; what it does cannot happen on this node now.
-    ModuleNotLoaded(&'static str),
-    /// The kernel offers no way.
-    Refused(String),
-}
-
-impl std::fmt::Display for Gap {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::ModuleNotLoaded(module) => write!(f, "module {module} is not loaded"),
-            Self::Refused(why) => f.write_str(why),
-        }
-    }
-}
-
-/// One hook and what became of it.
-#[derive(Clone, Debug)]
-pub struct HookState {
-    /// Row of the catalogue.
-    pub hook: &'static Hook,
-    /// How it is attached, or why not.
-    pub outcome: Result<Tier, Gap>,
-}
 
 /// What to load.
 #[derive(Clone, Debug)]
@@ -79,6 +29,10 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Inode numbers of the only namespaces to trace; `None` for all.
     pub namespaces: Option<Vec<u32>>,
+    /// Packets to trace.
+    pub filter: Filter,
+    /// Trace what belongs to a matching packet as well: both directions, through NAT and tunnels.
+    pub follow: bool,
     /// Print what the programs themselves say about trouble, and why the verifier refuses one.
     pub program_log: bool,
 }
@@ -88,6 +42,8 @@ impl Default for Options {
         Self {
             ring_bytes: 8 << 20,
             namespaces: None,
+            filter: Filter::default(),
+            follow: true,
             program_log: false,
         }
     }
@@ -109,8 +65,34 @@ fn keep_namespaces(ebpf: &mut Ebpf, namespaces: &[u32]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Keeps the link of an attached hook.
+fn keep(links: &mut Links, hook: &'static Hook, attached: Attached) -> HookState {
+    let outcome = attached.map(|(tier, link)| {
+        links.add(hook.id, link);
+        tier
+    });
+    HookState { hook, outcome }
+}
+
+/// What became of the hooks of one module while tracing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ModuleChange {
+    /// The module.
+    pub module: &'static str,
+    /// It is loaded now.
+    pub loaded: bool,
+    /// Its hooks that are attached now.
+    pub attached: Vec<&'static str>,
+    /// Its hooks that are not, with the reason, where it is loaded.
+    pub refused: Vec<(&'static str, String)>,
+}
+
 /// Programs at work; dropping it detaches them.
 pub struct Tracing {
+    links: Links,
+    /// The modules that hooks are attached to.
+    modules: Modules,
+    verbose: bool,
     ebpf: Ebpf,
     /// Every hook of the catalogue, in order.
     pub hooks: Vec<HookState>,
@@ -130,88 +112,6 @@ pub struct KernelCost {
     pub time: Duration,
 }
 
-/// Names that `enum skb_drop_reason` has on this kernel.
-#[derive(Clone, Default, Debug)]
-pub struct DropReasons(std::collections::HashMap<u32, String>);
-
-impl DropReasons {
-    /// From the kernel's BTF; empty before 5.17.
-    pub fn read(btf: &Btf) -> Self {
-        let values = btf.enumeration("skb_drop_reason").unwrap_or_default();
-        Self(
-            values
-                .into_iter()
-                .filter_map(|(name, value)| {
-                    let name = name
-                        .strip_prefix("SKB_DROP_REASON_")
-                        .or(name.strip_prefix("SKB_"))?;
-                    Some((u32::try_from(value).ok()?, name.to_owned()))
-                })
-                .collect(),
-        )
-    }
-
-    /// True when this kernel has none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Number of a reason by its name without prefix.
-    pub fn number(&self, name: &str) -> Option<u32> {
-        self.0
-            .iter()
-            .find(|(_, found)| *found == name)
-            .map(|(&number, _)| number)
-    }
-
-    /// Every number with its name.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
-        self.0.iter().map(|(&number, name)| (number, name.as_str()))
-    }
-
-    /// Name of a reason, without its prefix.
-    pub fn name(&self, reason: u32) -> Option<&str> {
-        self.0.get(&reason).map(String::as_str)
-    }
-}
-
-impl FromIterator<(u32, String)> for DropReasons {
-    fn from_iter<I: IntoIterator<Item = (u32, String)>>(reasons: I) -> Self {
-        Self(reasons.into_iter().collect())
-    }
-}
-
-/// Facts about this kernel that decide the tiers.
-#[derive(Clone, Debug)]
-pub struct Abilities {
-    /// Kprobes exist.
-    pub kprobe: bool,
-    /// Loaded or built-in modules, as /sys/module lists them.
-    modules: HashSet<String>,
-}
-
-impl Abilities {
-    /// Looks at this kernel.
-    pub fn read() -> Self {
-        let modules = fs::read_dir("/sys/module")
-            .map(|entries| {
-                entries
-                    .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-                    .collect()
-            })
-            .unwrap_or_default();
-        Self {
-            kprobe: Path::new("/sys/bus/event_source/devices/kprobe").exists(),
-            modules,
-        }
-    }
-
-    /// True when a module is loaded.
-    pub fn has_module(&self, name: &str) -> bool {
-        self.modules.contains(name)
-    }
-}
-
 impl Tracing {
     /// Traces these namespaces from now on, when it was started for some only.
     ///
@@ -227,17 +127,31 @@ impl Tracing {
     /// When the programs cannot be loaded at all, or not a single hook attaches.
     pub fn start(btf: &Btf, options: &Options) -> anyhow::Result<Self> {
         let (layout, missing_fields) = resolve(btf);
+        let (window_start, window_length) = window(&layout)?;
         let settings = [
             // The enum and the tracepoint's argument came together in 5.17.
             u32::from(btf.enumeration("skb_drop_reason").is_some()),
             u32::from(options.namespaces.is_some()),
+            filter_bits(options),
+            window_start,
+            window_length,
         ];
-        let kernel_btf =
-            aya::Btf::from_sys_fs().context("the kernel's type information cannot be read")?;
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&kernel_btf))
+        let program = MatchProgram(*options.filter.program());
+        // The loader reads type information of its own at the same time.
+        let (kernel_btf, mut loader) = std::thread::scope(|scope| {
+            let reader = scope.spawn(aya::Btf::from_sys_fs);
+            let loader = EbpfLoader::new();
+            (reader.join(), loader)
+        });
+        let kernel_btf = kernel_btf
+            .map_err(|_| anyhow!("the thread that reads the kernel's type information panicked"))?
+            .context("the kernel's type information cannot be read")?;
+        let mut ebpf = loader
+            // The programs have no relocations by type.
+            .btf(None)
             .override_global("LAYOUT", layout.as_slice(), true)
             .override_global("SETTINGS", settings.as_slice(), true)
+            .override_global("PROGRAM", &program, true)
             .override_global(aya_log::LEVEL, log_level(options), true)
             .map_max_entries("EVENTS", options.ring_bytes)
             .load(OBJECT)
@@ -245,20 +159,12 @@ impl Tracing {
         if let Some(namespaces) = &options.namespaces {
             keep_namespaces(&mut ebpf, namespaces)?;
         }
-        let mut attacher = Attacher {
-            ebpf: &mut ebpf,
-            btf,
-            kernel_btf: &kernel_btf,
-            abilities: Abilities::read(),
-            fentry_refused: false,
-            verbose: options.program_log,
-        };
-        let hooks: Vec<_> = hook::CATALOGUE
-            .iter()
-            .map(|hook| HookState {
-                hook,
-                outcome: attacher.attach(hook),
-            })
+        let attacher = Attacher::new(btf, &kernel_btf, options.program_log);
+        let mut links = Links::default();
+        let hooks: Vec<_> = attacher
+            .attach_all(&mut ebpf)
+            .into_iter()
+            .map(|(hook, attached)| keep(&mut links, hook, attached))
             .collect();
         if !hooks.iter().any(|state| state.outcome.is_ok()) {
             let why = hooks.iter().find_map(|state| state.outcome.as_ref().err());
@@ -273,12 +179,84 @@ impl Tracing {
             .transpose()?;
         let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok();
         Ok(Self {
+            links,
+            modules: attacher.into_modules(),
+            verbose: options.program_log,
             ebpf,
             hooks,
             missing_fields,
             program_log,
             _statistics,
         })
+    }
+
+    /// Attaches to modules that were loaded since the last call, lets go of those that went, and says
+    /// which. Cheap while nothing changes.
+    pub fn follow_modules(&mut self) -> Vec<ModuleChange> {
+        let now = Modules::read();
+        let changes = now.since(&self.modules);
+        let gone = self.hooks_of(&changes.gone);
+        if !gone.is_empty() {
+            let ids: Vec<_> = gone.iter().map(|&row| self.hooks[row].hook.id).collect();
+            self.links.release(&ids);
+        }
+        for row in gone {
+            let module = self.hooks[row].hook.place.module().unwrap_or_default();
+            self.hooks[row].outcome = Err(Gap::ModuleNotLoaded(module));
+        }
+        let come = self.hooks_of(&changes.come);
+        if !come.is_empty() {
+            let mut programs = Programs::of_all(&mut self.ebpf);
+            for row in come {
+                let hook = self.hooks[row].hook;
+                // A kernel that has the function built in was attached to at the start.
+                if self.hooks[row].outcome.is_ok() {
+                    continue;
+                }
+                let programs = programs.remove(hook.id.name()).unwrap_or_default();
+                let attached = attach_late(hook, programs, self.verbose);
+                self.hooks[row] = keep(&mut self.links, hook, attached);
+            }
+        }
+        self.modules = now;
+        let went = changes
+            .gone
+            .iter()
+            .filter(|module| !changes.come.contains(module));
+        let changed = went.map(|&module| (module, false));
+        changed
+            .chain(changes.come.iter().map(|&module| (module, true)))
+            .map(|(module, loaded)| self.module_change(module, loaded))
+            .collect()
+    }
+
+    /// Rows of the hooks in some modules.
+    fn hooks_of(&self, modules: &[&str]) -> Vec<usize> {
+        let inside = |state: &HookState| {
+            let module = state.hook.place.module();
+            module.is_some_and(|module| modules.contains(&module))
+        };
+        (0..self.hooks.len())
+            .filter(|&row| inside(&self.hooks[row]))
+            .collect()
+    }
+
+    fn module_change(&self, module: &'static str, loaded: bool) -> ModuleChange {
+        let (mut attached, mut refused) = (Vec::new(), Vec::new());
+        for row in self.hooks_of(&[module]) {
+            let state = &self.hooks[row];
+            match &state.outcome {
+                Ok(_) => attached.push(state.hook.id.name()),
+                Err(gap) if loaded => refused.push((state.hook.id.name(), gap.to_string())),
+                Err(_) => {}
+            }
+        }
+        ModuleChange {
+            module,
+            loaded,
+            attached,
+            refused,
+        }
     }
 
     /// Takes the ring buffer and the loss counters; once.
@@ -364,6 +342,54 @@ fn log_level(options: &Options) -> &'static u8 {
     }
 }
 
+/// A match program as a global's bytes.
+#[derive(Clone, Copy)]
+struct MatchProgram(#[expect(dead_code, reason = "aya takes the value's bytes")] Program);
+
+// SAFETY: integers only, no padding (the sizes are asserted beside the type).
+unsafe impl aya::Pod for MatchProgram {}
+
+/// The bits of `Settings::filter`.
+fn filter_bits(options: &Options) -> u32 {
+    let filter = &options.filter;
+    [
+        (bits::ACTIVE, !filter.is_everything()),
+        (bits::FOLLOW, options.follow),
+        (bits::DIRECTED, filter.is_directed()),
+        (bits::INTERFACE, filter.reads_names()),
+        (bits::NAMESPACE, filter.reads_namespaces()),
+    ]
+    .iter()
+    .filter_map(|&(bit, set)| set.then_some(bit))
+    .sum()
+}
+
+/// Where the fields of `sk_buff` begin that are copied at once, and how many bytes they span.
+fn window(layout: &[u16]) -> anyhow::Result<(u32, u32)> {
+    let known = FIELDS
+        .iter()
+        .filter(|field| in_window(field.field))
+        .map(|field| field.field as usize)
+        .filter(|&index| layout[index] != ABSENT)
+        .map(|index| {
+            let (offset, size) = (layout[index], layout[FIELDS.len() + index]);
+            (u32::from(offset), u32::from(offset) + u32::from(size))
+        });
+    let start = known.clone().map(|(start, _)| start).min().unwrap_or(0) & !7;
+    let length = known
+        .map(|(_, end)| end)
+        .max()
+        .unwrap_or(0)
+        .saturating_sub(start);
+    if length == 0 || length > WINDOW_BYTES as u32 {
+        bail!(
+            "this kernel's sk_buff is laid out in an unknown way: the fields needed span {length} bytes \
+             from {start}; please report it with the output of `uname -r`"
+        );
+    }
+    Ok((start, length))
+}
+
 /// The `LAYOUT` global: offsets, then sizes; and what is missing.
 fn resolve(btf: &Btf) -> (Vec<u16>, Vec<String>) {
     let mut missing = Vec::new();
@@ -388,108 +414,4 @@ fn resolve(btf: &Btf) -> (Vec<u16>, Vec<String>) {
             .unwrap_or(0)
     });
     (offsets.chain(sizes).collect(), missing)
-}
-
-struct Attacher<'a> {
-    ebpf: &'a mut Ebpf,
-    btf: &'a Btf,
-    kernel_btf: &'a aya::Btf,
-    abilities: Abilities,
-    /// Set by the first refusal that will hold for every other function too.
-    fentry_refused: bool,
-    /// Print the verifier's log of a refusal.
-    verbose: bool,
-}
-
-impl Attacher<'_> {
-    fn attach(&mut self, hook: &Hook) -> Result<Tier, Gap> {
-        if let Some(module) = hook.place.module()
-            && !self.abilities.has_module(module)
-            && self.btf.arguments(hook.place.symbol()).is_none()
-        {
-            return Err(Gap::ModuleNotLoaded(module));
-        }
-        let attached = match hook.place {
-            Place::Tracepoint(name) => self.tracepoint(hook, name).map(|()| Tier::Tracepoint),
-            Place::Function(name) | Place::ModuleFunction { name, .. } => self.function(hook, name),
-        };
-        attached.map_err(|error| {
-            if self.verbose {
-                eprintln!("{}: {error:#}", hook.id.name());
-            }
-            Gap::Refused(in_one_line(&error))
-        })
-    }
-
-    fn function(&mut self, hook: &Hook, name: &str) -> anyhow::Result<Tier> {
-        let fits = self
-            .btf
-            .arguments(name)
-            .is_some_and(|count| count <= FENTRY_ARGUMENTS);
-        if fits && !self.fentry_refused {
-            match self.fentry(hook, name) {
-                Ok(()) => return Ok(Tier::Fentry),
-                Err(error) if is_not_permitted(&error) => self.fentry_refused = true,
-                Err(_) => {}
-            }
-        }
-        if !self.abilities.kprobe {
-            return Err(if self.fentry_refused {
-                anyhow!("no kprobes in this kernel, and fentry is not permitted: lockdown?")
-            } else {
-                anyhow!("no kprobes in this kernel, and fentry does not reach this function")
-            });
-        }
-        self.kprobe(hook, name).map(|()| Tier::Kprobe)
-    }
-
-    fn tracepoint(&mut self, hook: &Hook, name: &str) -> anyhow::Result<()> {
-        let kernel_btf = self.kernel_btf;
-        let program: &mut BtfTracePoint = self.program("tp", hook)?.try_into()?;
-        program.load(name, kernel_btf)?;
-        program.attach()?;
-        Ok(())
-    }
-
-    fn fentry(&mut self, hook: &Hook, name: &str) -> anyhow::Result<()> {
-        let kernel_btf = self.kernel_btf;
-        let program: &mut FEntry = self.program("fentry", hook)?.try_into()?;
-        program.load(name, kernel_btf)?;
-        program.attach()?;
-        Ok(())
-    }
-
-    fn kprobe(&mut self, hook: &Hook, name: &str) -> anyhow::Result<()> {
-        let program: &mut KProbe = self.program("kprobe", hook)?.try_into()?;
-        program.load()?;
-        program.attach(name, 0)?;
-        Ok(())
-    }
-
-    fn program(&mut self, kind: &str, hook: &Hook) -> anyhow::Result<&mut aya::programs::Program> {
-        let name = format!("{kind}_{}", hook.id.name());
-        self.ebpf
-            .program_mut(&name)
-            .with_context(|| format!("program {name} is not in the object"))
-    }
-}
-
-/// An error without the verifier's log, which is for the developers of the programs.
-fn in_one_line(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}");
-    let text = text.split("Verifier output").next().unwrap_or_default();
-    text.lines()
-        .next()
-        .unwrap_or_default()
-        .trim_end_matches(['.', ' ', ':'])
-        .to_owned()
-}
-
-/// True for a refusal that does not depend on the function (lockdown, missing capability).
-fn is_not_permitted(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|io| io.raw_os_error() == Some(libc::EPERM))
-    })
 }

@@ -20,6 +20,7 @@ mod endpoint;
 mod facts;
 mod name;
 mod node;
+mod objects;
 mod pod;
 mod policy;
 mod service;

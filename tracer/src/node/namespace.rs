@@ -202,6 +202,21 @@ impl Directory {
         held.or_else(|| self.found.get(&id)?.name.as_deref())
     }
 
+    /// The namespace with this name.
+    pub fn named(&self, name: &str) -> Option<NetnsId> {
+        self.ids()
+            .into_iter()
+            .find(|&id| self.name(id) == Some(name))
+    }
+
+    /// Every name that a namespace has.
+    pub fn names(&self) -> Vec<&str> {
+        self.ids()
+            .into_iter()
+            .filter_map(|id| self.name(id))
+            .collect()
+    }
+
     /// Some of the processes in a namespace, lowest pid first.
     pub fn processes(&self, id: NetnsId) -> &[u32] {
         self.found.get(&id).map_or(&[], |found| &found.processes)

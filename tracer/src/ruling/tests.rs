@@ -92,6 +92,7 @@ fn journey(between: &[Event]) -> Journey {
             location: 1,
             reason: None,
         },
+        ..Journey::default()
     }
 }
 
@@ -230,6 +231,8 @@ fn the_state_that_conntrack_saw() {
                 reply: tuple.reversed(),
                 destination_nat: false,
                 relation,
+                status: 0,
+                zone: 0,
             },
         )
     };

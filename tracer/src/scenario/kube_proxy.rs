@@ -3,6 +3,7 @@
 //! Source: kubernetes pkg/proxy/ipvs/proxier.go and netlink_linux.go as of 1.22.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt as _;
@@ -14,9 +15,8 @@ use super::namespace::Namespace;
 use crate::event::protocol;
 use crate::node::{Directory, NetnsFacts, Route, RouteKind, RouteProtocol, VirtualServerKey};
 
-/// Set for the process that stands in for kube-proxy: what it holds.
+/// Set for a process that stands in for another: what it holds.
 const STAND_IN: &str = "TRACER_STAND_IN";
-const NAME: &std::ffi::CStr = c"kube-proxy";
 
 /// A NodePort service with one endpoint.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +110,7 @@ pub fn sync(node: &Namespace, service: &Service, only: Option<&[IpAddr]>) -> any
     Ok(())
 }
 
-/// A process called kube-proxy in a namespace: it holds a port, or only has a command line. It ends
+/// A process with the name and the command line of another, in a namespace: it holds a port, or only has a command line. It ends
 /// when the pipe to it closes, so it cannot outlive us.
 pub struct StandIn {
     child: Child,
@@ -123,6 +123,7 @@ impl StandIn {
     /// # Errors
     /// When it cannot be started.
     pub fn start(
+        name: &str,
         node: &Namespace,
         held: Option<(u8, u16)>,
         arguments: &[String],
@@ -134,7 +135,7 @@ impl StandIn {
         );
         let mut child = node.enter(|| {
             Command::new(program)
-                .arg0("kube-proxy")
+                .arg0(name)
                 .args(arguments)
                 .env(STAND_IN, held)
                 .stdin(Stdio::piped())
@@ -148,7 +149,7 @@ impl StandIn {
         if let Some(mut stdout) = child.stdout.take() {
             stdout
                 .read_exact(&mut ready)
-                .context("the process that stands in for kube-proxy did not start")?;
+                .context("the process that stands in for another did not start")?;
         }
         Ok(Self {
             child,
@@ -169,7 +170,12 @@ impl Drop for StandIn {
 pub fn stand_in() -> Option<ExitCode> {
     let held = std::env::var(STAND_IN).ok()?;
     // The name is only for people and for `ps`.
-    let _ = nix::sys::prctl::set_name(NAME);
+    if let Some(name) = std::env::args_os()
+        .next()
+        .and_then(|name| CString::new(name.into_encoded_bytes()).ok())
+    {
+        let _ = nix::sys::prctl::set_name(&name);
+    }
     let (kind, port) = held.split_once(' ')?;
     let port = port.parse().unwrap_or(0);
     let bound = match kind {

@@ -2,7 +2,7 @@
 //!
 //! Map: `case` is the registry, one file per cause; `options` is every address, port and name that a
 //! case may use; `topology` is the vocabulary of hosts that cases compose, in a `world` that keeps
-//! what was made alive; `namespace` runs commands in a host, `traffic` sends and answers,
+//! what was made alive; `objects` is what the cluster says; `namespace` runs commands in a host, `traffic` sends and answers,
 //! `kube_proxy` makes what kube-proxy would have made. Invariants: namespaces are held by descriptors
 //! of this process only, so that nothing is left behind however it ends; nothing outside of them is
 //! changed; the healthy variant of a case differs from the fault by the fault alone.
@@ -17,6 +17,8 @@ use crate::node::NetnsHandle;
 pub mod case;
 pub mod kube_proxy;
 pub mod namespace;
+mod objects;
+mod offload;
 pub mod options;
 mod topology;
 pub mod traffic;
@@ -40,6 +42,8 @@ pub struct Scenario {
     pub needs: &'static [Need],
     /// Kernels that cannot show it, and why.
     pub not_on: &'static [NotOn],
+    /// Why the cause can be named as likely only; `None` where certainty is expected.
+    pub likely: Option<&'static str>,
     /// Builds a variant.
     pub build: fn(&mut World, &'static Variant) -> anyhow::Result<Plan>,
 }
@@ -53,6 +57,8 @@ pub struct Variant {
     pub title: &'static str,
     /// The fault is there; else everything answers and no cause is to be named.
     pub fault: bool,
+    /// Causes that are to be named instead of the scenario's own, in the order of the targets.
+    pub expects: &'static [&'static str],
 }
 
 impl Variant {
@@ -61,6 +67,7 @@ impl Variant {
         name: "healthy",
         title: "the fault is absent",
         fault: false,
+        expects: &[],
     };
 
     /// A form with the fault.
@@ -69,6 +76,17 @@ impl Variant {
             name,
             title,
             fault: true,
+            expects: &[],
+        }
+    }
+
+    /// A form with several faults, or one beside other traffic.
+    pub const fn mixed(name: &'static str, expects: &'static [&'static str]) -> Self {
+        Self {
+            name,
+            title: "two things at once",
+            fault: true,
+            expects,
         }
     }
 }
@@ -104,6 +122,8 @@ pub struct Plan {
     pub targets: Vec<Target>,
     /// What is tried after the fix; empty for the same.
     pub after: Vec<Target>,
+    /// Commands whose output shows the fault to a person, each in its host.
+    pub shows: Vec<(namespace::Namespace, String)>,
     /// Mends the fault.
     pub fix: Fix,
 }
@@ -130,6 +150,7 @@ impl Plan {
         Self {
             targets,
             after: Vec::new(),
+            shows: Vec::new(),
             fix: Box::new(fix),
         }
     }
@@ -139,8 +160,16 @@ impl Plan {
         Self {
             targets,
             after,
+            shows: Vec::new(),
             fix: Box::new(|_| Ok(())),
         }
+    }
+
+    /// The same plan with a command whose output shows the fault to a person.
+    #[must_use]
+    pub fn showing(mut self, host: &namespace::Namespace, line: impl Into<String>) -> Self {
+        self.shows.push((host.clone(), line.into()));
+        self
     }
 }
 
@@ -149,6 +178,7 @@ pub struct Case {
     world: World,
     targets: Vec<Target>,
     after: Vec<Target>,
+    shows: Vec<(namespace::Namespace, String)>,
     fix: Option<Fix>,
 }
 
@@ -168,6 +198,17 @@ impl Case {
         self.targets.clone()
     }
 
+    /// What shows the fault to a person: the command, and what it prints now.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub fn show(&self) -> anyhow::Result<Vec<(String, String)>> {
+        self.shows
+            .iter()
+            .map(|(host, line)| Ok((line.clone(), host.output(line)?)))
+            .collect()
+    }
+
     /// Applies the fix, once.
     ///
     /// # Errors
@@ -184,6 +225,15 @@ impl Case {
 }
 
 impl Scenario {
+    /// The causes that are to be named for a variant, the root first.
+    pub fn expected(&self, variant: &Variant) -> &'static [&'static str] {
+        match (variant.fault, variant.expects) {
+            (false, _) => &[],
+            (true, []) => self.expects,
+            (true, expects) => expects,
+        }
+    }
+
     /// Builds a variant.
     ///
     /// # Errors
@@ -198,12 +248,14 @@ impl Scenario {
         let Plan {
             targets,
             after,
+            shows,
             fix,
         } = (self.build)(&mut world, variant)?;
         Ok(Case {
             world,
             targets,
             after,
+            shows,
             fix: Some(fix),
         })
     }
@@ -272,9 +324,12 @@ mod tests {
     #[test]
     fn every_scenario_expects_causes_of_the_catalogue() {
         for scenario in REGISTRY {
-            assert!(!scenario.expects.is_empty(), "{}", scenario.name);
-            for code in scenario.expects {
-                assert!(cause::find(code).is_some(), "{}: {code}", scenario.name);
+            for variant in scenario.variants {
+                let expected = scenario.expected(variant);
+                assert_eq!(variant.fault, !expected.is_empty(), "{}", scenario.name);
+                for code in expected {
+                    assert!(cause::find(code).is_some(), "{}: {code}", scenario.name);
+                }
             }
             if let [code] = scenario.expects {
                 assert_eq!(scenario.name, *code);

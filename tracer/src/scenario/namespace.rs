@@ -65,7 +65,27 @@ impl Namespace {
     /// # Errors
     /// When it is not installed, or with what it said when it fails.
     pub fn run(&self, line: &str) -> anyhow::Result<()> {
+        if let Some((name, value)) = line
+            .strip_prefix("sysctl -qw ")
+            .and_then(|setting| setting.split_once('='))
+        {
+            return self.set(line, name, value);
+        }
         self.output(line).map(drop)
+    }
+
+    /// What `sysctl -qw` does, without a process for it.
+    fn set(&self, line: &str, name: &str, value: &str) -> anyhow::Result<()> {
+        self.announce(line);
+        // As there: with slashes a device's name may hold a dot.
+        let place = if name.contains('/') {
+            name.to_owned()
+        } else {
+            name.replace('.', "/")
+        };
+        let file = Path::new("/proc/sys").join(place);
+        self.enter(|| std::fs::write(&file, value))
+            .with_context(|| format!("{}# {line}", self.name))
     }
 
     fn execute(&self, line: &str) -> anyhow::Result<String> {
@@ -89,7 +109,8 @@ impl Namespace {
     /// # Errors
     /// With the first that fails.
     pub fn run_all(&self, lines: &[String]) -> anyhow::Result<()> {
-        let is_ip = |line: &String| line.starts_with("ip ");
+        // Options of `ip` itself hold for a whole batch.
+        let is_ip = |line: &String| line.starts_with("ip ") && !line.starts_with("ip -");
         lines
             .chunk_by(|one, other| is_ip(one) && is_ip(other))
             .try_for_each(|lines| match lines {
@@ -131,7 +152,8 @@ impl Namespace {
         Ok(())
     }
 
-    fn announce(&self, line: &str) {
+    /// Says a command.
+    pub(super) fn announce(&self, line: &str) {
         if let Ok(mut announce) = self.announce.lock() {
             announce(&format!("{}# {line}", self.name));
         }

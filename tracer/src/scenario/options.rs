@@ -44,6 +44,8 @@ pub struct Options {
     pub bridge: String,
     /// The node's VXLAN device.
     pub overlay: String,
+    /// Name of the application: its service, its pods and their label.
+    pub app: String,
     /// Names of the hosts, in the order of [`HOSTS`].
     pub hosts: Vec<String>,
     /// A switch of its own carries the LAN; else a wire does where there are two hosts only.
@@ -78,6 +80,7 @@ impl Default for Options {
             interface: "enp1s0".into(),
             bridge: "cni0".into(),
             overlay: "flannel.1".into(),
+            app: "grafana".into(),
             hosts: HOSTS.iter().map(|&name| name.to_owned()).collect(),
             switched: false,
             bystanders: 0,
@@ -125,6 +128,7 @@ impl Options {
             interface: name(&["lan", "ens", "wan", "bond"]),
             bridge: name(&["br-pods", "kbr", "nat", "cbr"]),
             overlay: name(&["vx", "overlay", "tun"]),
+            app: name(&["shop", "api", "mail"]),
             hosts: HOSTS
                 .iter()
                 .map(|host| format!("{}-{}", name(&["red", "oak", "west", "n"]), host.len()))

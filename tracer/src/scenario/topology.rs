@@ -5,7 +5,7 @@
 //!                       └── interface node2 bridge ── eth0 pod3      overlay: node ⇄ node2
 //! ```
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::namespace::Namespace;
 use super::world::World;
@@ -36,20 +36,16 @@ struct End<'a> {
     device: &'a str,
 }
 
-/// A veth pair between two hosts, both ends up.
+/// A veth pair between two hosts; the first end is up.
 fn wire(one: &End<'_>, other: &End<'_>) -> anyhow::Result<()> {
     // `ip` moves a device to another namespace by a file that leads to it, and only descriptors of
     // this process lead to ours.
-    one.host.run_all(&[
-        format!(
-            "ip link add {} type veth peer name {} netns {}",
-            one.device,
-            other.device,
-            other.host.path()
-        ),
-        format!("ip link set {} up", one.device),
-    ])?;
-    other.host.run(&format!("ip link set {} up", other.device))
+    one.host.run(&format!(
+        "ip link add {} up type veth peer name {} netns {}",
+        one.device,
+        other.device,
+        other.host.path()
+    ))
 }
 
 /// A client and a node with a pod.
@@ -131,6 +127,7 @@ fn build(world: &mut World, switched: bool) -> anyhow::Result<Site> {
     for number in 0..options.bystanders {
         let pod = world.host(&format!("idle{number}"))?;
         plug(node, &options.bridge, &format!("vethidle{number}"), &pod)?;
+        pod.run("ip link set eth0 up")?;
     }
     Ok(site)
 }
@@ -147,7 +144,7 @@ fn attach(site: &Site, host: &Namespace, device: &str, port: &str) -> anyhow::Re
             device: port,
         },
     )?;
-    switch.run(&format!("ip link set {port} master lan"))
+    switch.run(&format!("ip link set {port} up master lan"))
 }
 
 /// A bridge with an address.
@@ -188,9 +185,10 @@ pub(super) fn second_pod(world: &mut World, site: &Site) -> anyhow::Result<Names
     Ok(pod)
 }
 
-/// An address and a default route on a host's eth0.
-fn dress(host: &Namespace, own: Ipv4Addr, gateway: Ipv4Addr) -> anyhow::Result<()> {
+/// Sets a host's eth0 up, with an address and a default route.
+pub(super) fn dress(host: &Namespace, own: Ipv4Addr, gateway: Ipv4Addr) -> anyhow::Result<()> {
     host.run_all(&[
+        "ip link set eth0 up".into(),
         format!("ip addr add {own}/24 dev eth0"),
         format!("ip route add default via {gateway}"),
     ])
@@ -214,7 +212,7 @@ fn overlay(
     let far_net = network(far_bridge);
     node.run_all(&[
         format!(
-            "ip link add {device} address {} type vxlan id 1 dev {interface} local {here} dstport 8472 nolearning",
+            "ip link add {device} address {} type vxlan id 1 dev {interface} local {here} dstport 8472 nolearning udpcsum",
             vtep_mac(here)
         ),
         format!("ip link set {device} up"),
@@ -263,5 +261,43 @@ pub(super) fn service(world: &World, node: &Namespace, endpoint: Ipv4Addr) -> an
     node.run(&format!(
         "iptables -t nat -A PREROUTING -d {}/32 -p tcp --dport {} -j DNAT --to-destination {endpoint}:{}",
         options.service, options.service_port, options.pod_port
+    ))
+}
+
+/// The same for UDP.
+pub(super) fn udp_service(
+    world: &World,
+    node: &Namespace,
+    endpoint: Ipv4Addr,
+) -> anyhow::Result<()> {
+    let options = &world.options;
+    node.run(&format!(
+        "iptables -t nat -A PREROUTING -d {}/32 -p udp --dport {} -j DNAT --to-destination {endpoint}:{}",
+        options.service, options.service_port, options.pod_port
+    ))
+}
+
+/// A TCP virtual server as kube-proxy in ipvs mode makes it, without real servers yet; the command
+/// that adds the pod.
+pub(super) fn virtual_server(
+    world: &World,
+    site: &Site,
+    server: SocketAddr,
+) -> anyhow::Result<String> {
+    let options = &world.options;
+    if server.ip() == options.service {
+        // kube-proxy keeps ClusterIPs on a device of their own.
+        site.node.run_all(&[
+            "ip link add kube-ipvs0 type dummy".into(),
+            format!("ip addr add {}/32 dev kube-ipvs0", options.service),
+        ])?;
+    }
+    site.node.run_all(&[
+        "sysctl -qw net.ipv4.vs.conntrack=1".into(),
+        format!("ipvsadm -A -t {server} -s rr"),
+    ])?;
+    Ok(format!(
+        "ipvsadm -a -t {server} -r {}:{} -m -w 1",
+        options.pod, options.pod_port
     ))
 }

@@ -302,6 +302,16 @@ impl Server {
         }))
     }
 
+    /// The opposite of a server: asks an address over TCP again and again.
+    pub fn load(from: &Namespace, to: SocketAddr) -> Self {
+        let from = from.clone();
+        Self::spawn(move || {
+            // What it is for is what others come to beside it.
+            let _ = tcp_attempt(&from, to, PATIENCE);
+            false
+        })
+    }
+
     /// Serves until it is to stop; `serve` says whether there was something to do.
     fn spawn(mut serve: impl FnMut() -> bool + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));

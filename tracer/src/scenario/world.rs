@@ -67,6 +67,11 @@ impl World {
         Ok(())
     }
 
+    /// Asks an address over TCP again and again until the case ends.
+    pub(super) fn load(&mut self, from: &Namespace, to: SocketAddr) {
+        self.servers.push(Server::load(from, to));
+    }
+
     /// Stops every server.
     pub(super) fn stop_servers(&mut self) {
         self.servers.clear();

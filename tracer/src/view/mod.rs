@@ -1,9 +1,11 @@
 //! What a person or a program sees. `model` turns domain values into plain text fields once; `text`
 //! and `json` only print them, so both carry the same facts.
 
+pub mod attached;
 pub mod cluster;
 pub mod json;
 pub mod model;
+pub mod probe;
 pub mod stage;
 pub mod table;
 pub mod text;

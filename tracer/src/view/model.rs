@@ -9,8 +9,8 @@ use super::stage::{self, Stage};
 use crate::cause::{Diagnosis, Finding};
 use crate::event::{Detail, NetfilterHook, Packet, Transport, protocol, tcp_flag};
 use crate::hook::Role;
-use crate::journey::{Ending, Journey};
-use crate::kernel::load::DropReasons;
+use crate::journey::{BranchKind, Ending, Journey};
+use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Claim, ClusterFacts};
 use crate::node::{NetnsFacts, NetnsId, Snapshot};
@@ -193,6 +193,10 @@ pub struct JourneyView {
     pub ending: String,
     /// Stages of its way.
     pub path: Vec<Stage>,
+    /// Its other fragments, or copies that a bridge made of it.
+    pub branches: Vec<BranchView>,
+    /// Events were lost while it was under way.
+    pub gap: bool,
     /// Every event, for `-v`.
     #[serde(skip)]
     pub events: Vec<String>,
@@ -201,10 +205,7 @@ pub struct JourneyView {
 impl JourneyView {
     /// Shows a journey; `None` when it has no addresses.
     pub fn new(journey: &Journey, names: &Names<'_>) -> Option<Self> {
-        let packet = journey
-            .events
-            .iter()
-            .find_map(|event| event.packet.as_ref())?;
+        let packet = journey.first_packet()?;
         let (first, last) = (journey.first_tuple()?, journey.last_tuple()?);
         let changed = (last.destination != first.destination).then_some(last.destination);
         Some(Self {
@@ -221,9 +222,45 @@ impl JourneyView {
             duration_us: journey.duration_ns() / 1000,
             ending: ending(journey, names),
             path: stage::path(journey, names),
+            branches: branches(journey, names),
+            gap: journey.gap,
             events: events(journey, names),
         })
     }
+}
+
+/// A fragment or copy as shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct BranchView {
+    /// `fragment` or `copy`.
+    pub kind: &'static str,
+    /// How it ended, in words.
+    pub ending: String,
+    /// Stages that it passed alone.
+    pub path: Vec<Stage>,
+}
+
+fn branches(journey: &Journey, names: &Names<'_>) -> Vec<BranchView> {
+    journey
+        .branches
+        .iter()
+        .map(|branch| {
+            let alone = Journey {
+                id: journey.id,
+                events: branch.events.clone(),
+                ending: branch.ending,
+                ..Journey::default()
+            };
+            BranchView {
+                kind: match branch.kind {
+                    BranchKind::Fragment => "fragment",
+                    BranchKind::Copy => "copy",
+                },
+                ending: ending(&alone, names),
+                path: stage::path(&alone, names),
+            }
+        })
+        .collect()
 }
 
 fn arrived(journey: &Journey) -> Option<bool> {
@@ -264,6 +301,7 @@ fn protocol_words(packet: &Packet) -> String {
             format!("{name} {}", flags.join("+"))
         }
         Transport::Icmp { kind, code } => format!("{name} {kind}/{code}"),
+        Transport::Fragment => format!("{name} fragment"),
         Transport::Udp | Transport::Other => name,
     }
 }
@@ -308,11 +346,26 @@ pub(super) fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> 
         } => format!("looks for {} {address}", protocol::name(*number)),
         Detail::Connection { real, .. } => format!("chose {real}"),
         Detail::Conntrack {
-            original, reply, ..
-        } => format!(
-            "conntrack {} → {}, reply {} → {}",
-            original.source, original.destination, reply.source, reply.destination
-        ),
+            original,
+            reply,
+            zone,
+            ..
+        } => {
+            let zone = if *zone == 0 {
+                String::new()
+            } else {
+                format!(" zone {zone}")
+            };
+            format!(
+                "conntrack {} → {}, reply {} → {}{zone}",
+                original.source, original.destination, reply.source, reply.destination
+            )
+        }
+        Detail::Queue {
+            waiting,
+            most,
+            port,
+        } => format!("{waiting} of {most} wait to be accepted on port {port}"),
         Detail::Route {
             kind,
             error,

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::model::Names;
-use crate::event::{Detail, Event, NetfilterHook, protocol};
+use crate::event::{Detail, Event, NetfilterHook, Tuple, protocol};
 use crate::hook::Role;
-use crate::journey::Journey;
+use crate::journey::{BranchKind, Journey};
 use crate::node::NetnsId;
 
 /// One stage.
@@ -35,6 +35,7 @@ pub fn path(journey: &Journey, names: &Names<'_>) -> Vec<Stage> {
     };
     for (index, event) in journey.events.iter().enumerate() {
         builder.index = index;
+        builder.tunnel(journey, index, event);
         builder.event(journey, index, event);
     }
     builder.stages
@@ -93,12 +94,25 @@ impl Builder<'_> {
             (_, Role::IpvsReply) => self.step(event, "ipvs: reply".into()),
             (_, Role::IpvsNoDestination) => self.lose(event, "ipvs: no real server".into()),
             (_, Role::Nat) => self.nat(event, rest),
-            (Detail::Device { ifindex }, Role::Encapsulate) => {
-                let device = self.names.device(event.netns, *ifindex);
-                self.step(event, format!("vxlan {device}"));
+            // A packet that is taken out of it is said where it is first seen.
+            (_, Role::Decapsulate) if !journey.is_carried(index) => {
+                self.step(event, "vxlan".into())
             }
-            (_, Role::Decapsulate) => self.step(event, "vxlan unwrapped".into()),
-            (_, Role::Fragment) => self.step(event, "fragmented".into()),
+            (_, Role::Flood) => self.step(event, "flooded to every port".into()),
+            (
+                Detail::Queue {
+                    waiting,
+                    most,
+                    port,
+                },
+                _,
+            ) if waiting > most => {
+                self.lose(
+                    event,
+                    format!("accept queue of :{port} full ({waiting} wait, {most} may)"),
+                );
+            }
+            (_, Role::Fragment) => self.step(event, fragmented(journey)),
             (_, Role::Martian) => self.lose(event, "impossible source address".into()),
             (_, Role::ConntrackClash) => self.step(event, "conntrack clash".into()),
             (Detail::Neighbour { address, .. }, Role::NeighbourQueue) => {
@@ -111,7 +125,7 @@ impl Builder<'_> {
                     format!("neighbour {address} on {device} does not answer"),
                 );
             }
-            (Detail::Socket { state, port }, _) => {
+            (Detail::Socket { state, port }, _) if !journey.is_carried(index) => {
                 let kind = if *state == LISTEN {
                     "listening socket"
                 } else {
@@ -140,6 +154,32 @@ impl Builder<'_> {
                 self.dropped(event, journey, *location, *reason);
             }
             _ => {}
+        }
+    }
+
+    /// Says where a tunnel's packet is put around this one, and where it is taken out again.
+    fn tunnel(&mut self, journey: &Journey, index: usize, event: &Event) {
+        let starts = journey.carried.iter().any(|range| range.start == index);
+        if starts
+            && event.role() == Role::LocalOut
+            && let Some(packet) = &event.packet
+        {
+            let Tuple {
+                protocol,
+                source,
+                destination,
+            } = packet.tuple;
+            let (tunnel, from, to) = (tunnel_name(protocol), source.ip(), destination.ip());
+            self.step(event, format!("{tunnel}: wrapped in {from} → {to}"));
+        }
+        let ended = journey.carried.iter().find(|range| range.end == index);
+        let carrier = ended.and_then(|range| {
+            let carrier = &journey.events[range.clone()];
+            carrier.iter().find_map(|event| event.packet.as_ref())
+        });
+        if let Some(carrier) = carrier {
+            let tunnel = tunnel_name(carrier.tuple.protocol);
+            self.step(event, format!("{tunnel}: unwrapped"));
         }
     }
 
@@ -257,6 +297,24 @@ impl Builder<'_> {
                 .scheduler
                 .clone(),
         )
+    }
+}
+
+/// A tunnel by the protocol of its packets; VXLAN is the only one over UDP that is followed.
+const fn tunnel_name(number: u8) -> &'static str {
+    match number {
+        protocol::UDP => "vxlan",
+        47 => "gre",
+        _ => "ip tunnel",
+    }
+}
+
+fn fragmented(journey: &Journey) -> String {
+    let mut branches = journey.branches.iter();
+    if branches.any(|branch| branch.kind == BranchKind::Fragment) {
+        format!("fragmented into {}", journey.branches.len() + 1)
+    } else {
+        "fragmented".into()
     }
 }
 

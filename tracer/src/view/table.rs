@@ -44,7 +44,7 @@ impl FlowRow {
             source: names.named(client.protocol, client.source),
             destination: names.named(client.protocol, client.destination),
             real_destination: real.map(|real| names.named(client.protocol, real)),
-            packets: flow.journeys,
+            packets: flow.requests + flow.replies,
             failed: flow.kept().filter(|(_, journey)| journey.failed()).count(),
             answered: flow.of(Direction::Reply).next().is_some(),
         }

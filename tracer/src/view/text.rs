@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::model::{DiagnosisView, JourneyView, SummaryView, named};
+use super::stage::Stage;
 
 /// Colours, or none.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +16,9 @@ const RED: &str = "31";
 const GREEN: &str = "32";
 const BOLD: &str = "1";
 const DIM: &str = "2";
+
+/// Fragments and copies of one packet that are shown without -v.
+const MOST_BRANCHES: usize = 4;
 
 /// Width of prose, columns.
 const WIDTH: usize = 110;
@@ -59,8 +63,36 @@ pub fn journey(
         None => style.paint(DIM, "…"),
     };
     writeln!(out, "{head:<100} {mark} {} µs", view.duration_us)?;
+    let mut stages = stages(&view.path, style);
+    if stages.is_empty() {
+        stages.push(view.ending.clone());
+    } else if view.arrived.is_none() {
+        stages.push(style.paint(DIM, &view.ending));
+    }
+    if view.gap {
+        stages.push(style.paint(RED, "events were lost meanwhile"));
+    }
+    writeln!(out, "    {}", stages.join(" ▸ "))?;
+    let most = if verbose { usize::MAX } else { MOST_BRANCHES };
+    for branch in view.branches.iter().take(most) {
+        let mut way = self::stages(&branch.path, style);
+        way.push(style.paint(DIM, &branch.ending));
+        writeln!(out, "      and a {}: {}", branch.kind, way.join(" ▸ "))?;
+    }
+    if view.branches.len() > most {
+        writeln!(out, "      and {} more", view.branches.len() - most)?;
+    }
+    if verbose {
+        for event in &view.events {
+            writeln!(out, "      {}", event.trim_end())?;
+        }
+    }
+    Ok(())
+}
+
+fn stages(path: &[Stage], style: Style) -> Vec<String> {
     let mut stages = Vec::new();
-    for stage in &view.path {
+    for stage in path {
         let mut text = String::new();
         if let Some(namespace) = &stage.namespace {
             text += &style.paint(DIM, &format!("[{namespace}] "));
@@ -72,18 +104,7 @@ pub fn journey(
         };
         stages.push(text);
     }
-    if stages.is_empty() {
-        stages.push(view.ending.clone());
-    } else if view.arrived.is_none() {
-        stages.push(style.paint(DIM, &view.ending));
-    }
-    writeln!(out, "    {}", stages.join(" ▸ "))?;
-    if verbose {
-        for event in &view.events {
-            writeln!(out, "      {}", event.trim_end())?;
-        }
-    }
-    Ok(())
+    stages
 }
 
 /// One diagnosis.

@@ -1,4 +1,4 @@
-//! Downloads kernels from Debian's archive.
+//! Downloads kernels and single programs from Debian's archive.
 //!
 //! apt does the work (mirrors, signatures, checksums) on lists and folders of its own below the
 //! target folder: it needs no root, and the system's apt does not notice.
@@ -35,21 +35,14 @@ pub(super) fn download(series: Series, cache: &Path) -> Result<String> {
 fn fetch(series: Series, cache: &Path) -> Result<String> {
     let mut complaints = Vec::new();
     for suites in series.suites() {
-        let apt = PrivateApt::create(series, suites)?;
-        let step = Step::start(format!(
-            "reading Debian's package lists of {}",
-            suites.join(", ")
-        ));
+        let apt = PrivateApt::create(series.name(), suites)?;
         // A suite may have left the mirror while the others of its group still serve.
-        if let Err(error) =
-            tool::run_in_step(apt.command("apt-get")?.args(["update", "--quiet"]), &step)
-        {
+        if let Err(error) = apt.update(suites) {
             complaints.push(format!("{error:#}"));
         }
         let Some(release) = apt.newest(series)? else {
             continue;
         };
-        step.done();
         let packages = apt.packages(&release)?;
         install(&apt, &packages, &release, cache)?;
         return Ok(release);
@@ -67,17 +60,10 @@ fn install(apt: &PrivateApt, packages: &[Package], release: &str, cache: &Path) 
     for folder in [&archives, &root] {
         workspace::create_folder(folder)?;
     }
-    apt.download(packages, release, &archives)?;
+    apt.download(&format!("Linux {release}"), packages, &archives)?;
 
     let unpacking = Step::start(format!("unpacking Linux {release}"));
-    for archive in files(&archives)? {
-        tool::output(
-            tool::command("dpkg-deb")?
-                .arg("--extract")
-                .arg(archive)
-                .arg(&root),
-        )?;
-    }
+    unpack(&archives, &root)?;
     // Newer packages use /usr/lib only, where depmod and modprobe do not look.
     if !root.join("lib").exists() {
         std::os::unix::fs::symlink("usr/lib", root.join("lib")).context("cannot link lib")?;
@@ -89,6 +75,47 @@ fn install(apt: &PrivateApt, packages: &[Package], release: &str, cache: &Path) 
     unpacking.done();
     step::note(format!("Linux {release} is kept in {}", finished.display()));
     Ok(())
+}
+
+/// Unpacks every archive of a folder.
+fn unpack(archives: &Path, root: &Path) -> Result<()> {
+    for archive in files(archives)? {
+        tool::output(
+            tool::command("dpkg-deb")?
+                .arg("--extract")
+                .arg(archive)
+                .arg(root),
+        )?;
+    }
+    Ok(())
+}
+
+/// A program of one package of a suite, unpacked into `cache/PACKAGE` and not installed; `path` is
+/// where the package has it.
+pub(super) fn program(package: &str, path: &str, suite: &str, cache: &Path) -> Result<PathBuf> {
+    let folder = cache.join(package);
+    let program = folder.join(path);
+    if program.exists() {
+        return Ok(program);
+    }
+    let apt = PrivateApt::create(suite, &[suite])?;
+    apt.update(&[suite])?;
+    let found = apt
+        .package(package)?
+        .with_context(|| format!("Debian {suite} has no package {package}"))?;
+    let aside = tempfile::Builder::new()
+        .prefix(".partial-")
+        .tempdir_in(cache)
+        .with_context(|| format!("cannot create a folder in {}", cache.display()))?;
+    let (archives, root) = (aside.path().join("archives"), aside.path().join("root"));
+    for folder in [&archives, &root] {
+        workspace::create_folder(folder)?;
+    }
+    apt.download(package, &[found], &archives)?;
+    unpack(&archives, &root)?;
+    fs::rename(&root, &folder)
+        .with_context(|| format!("cannot move {package} to {}", folder.display()))?;
+    Ok(program)
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -110,8 +137,8 @@ struct PrivateApt {
 }
 
 impl PrivateApt {
-    fn create(series: Series, suites: &[&str]) -> Result<Self> {
-        let folder = workspace::cache(&format!("lab/apt/{}", series.name()))?;
+    fn create(name: &str, suites: &[&str]) -> Result<Self> {
+        let folder = workspace::cache(&format!("lab/apt/{name}"))?;
         for part in ["state/lists/partial", "cache/archives/partial"] {
             workspace::create_folder(&folder.join(part))?;
         }
@@ -154,6 +181,17 @@ impl PrivateApt {
         Ok(command)
     }
 
+    /// Reads the package lists of its suites.
+    fn update(&self, suites: &[&str]) -> Result<()> {
+        let step = Step::start(format!(
+            "reading Debian's package lists of {}",
+            suites.join(", ")
+        ));
+        tool::run_in_step(self.command("apt-get")?.args(["update", "--quiet"]), &step)?;
+        step.done();
+        Ok(())
+    }
+
     /// The newest release of the series that the lists hold.
     fn newest(&self, series: Series) -> Result<Option<String>> {
         let names = tool::output(
@@ -168,23 +206,29 @@ impl PrivateApt {
         let mut found = Vec::new();
         for part in ["linux-image", "linux-base", "linux-binary", "linux-modules"] {
             let name = format!("{part}-{release}");
-            let shown =
-                tool::run(
-                    self.command("apt-cache")?
-                        .args(["show", "--no-all-versions", &name]),
-                )?;
-            let stanza = String::from_utf8_lossy(&shown.stdout).into_owned();
-            if let Some(bytes) = field(&stanza, "Size").and_then(|size| size.parse().ok()) {
-                found.push(Package { name, bytes });
-            }
+            found.extend(self.package(&name)?);
         }
         Ok(found)
     }
 
-    fn download(&self, packages: &[Package], release: &str, into: &Path) -> Result<()> {
+    fn package(&self, name: &str) -> Result<Option<Package>> {
+        let shown =
+            tool::run(
+                self.command("apt-cache")?
+                    .args(["show", "--no-all-versions", name]),
+            )?;
+        let stanza = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let bytes = field(&stanza, "Size").and_then(|size| size.parse().ok());
+        Ok(bytes.map(|bytes| Package {
+            name: name.to_owned(),
+            bytes,
+        }))
+    }
+
+    fn download(&self, what: &str, packages: &[Package], into: &Path) -> Result<()> {
         let total = packages.iter().map(|package| package.bytes).sum();
         let step = Step::download(
-            format!("downloading Linux {release} ({} MB)", total / 1_000_000),
+            format!("downloading {what} ({} MB)", total / 1_000_000),
             total,
         );
         let mut command = self.command("apt-get")?;

@@ -66,6 +66,11 @@ pub(crate) struct Arguments {
     command: Vec<OsString>,
 }
 
+/// A program of a package of another Debian suite, downloaded on first use and never installed.
+pub(crate) fn program(package: &str, path: &str, suite: &str) -> Result<PathBuf> {
+    archive::program(package, path, suite, &workspace::cache("lab/programs")?)
+}
+
 /// Boots and gives the command's exit status.
 pub(crate) fn command(arguments: Arguments) -> Result<ExitCode> {
     let interactive = arguments.tty || arguments.command.is_empty();

@@ -17,7 +17,7 @@ const fn needed(program: &'static str, package: &'static str) -> Needed {
     Needed { program, package }
 }
 
-const NEEDED: [Needed; 11] = [
+const NEEDED: [Needed; 12] = [
     needed("qemu-system-x86_64", "qemu-system-x86"),
     needed("busybox", "busybox-static"),
     needed("modprobe", "kmod"),
@@ -27,6 +27,7 @@ const NEEDED: [Needed; 11] = [
     needed("conntrack", "conntrack"),
     needed("iptables", "iptables"),
     needed("nft", "nftables"),
+    needed("tcpdump", "tcpdump"),
     needed("mount", "mount"),
     needed("dpkg-deb", "dpkg"),
 ];

@@ -2,18 +2,16 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde::Deserialize;
 
 use super::native::{LAB_TARGET, Targets};
 use super::table::{Column, TestResult};
 use crate::lab::{Lab, Series, asked_to_stop};
 use crate::setup::EbpfToolchain;
-use crate::{run, step, workspace};
+use crate::{built, run, step, workspace};
 
 /// A guest that hangs must not hang the whole run.
 const TIME_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -31,7 +29,7 @@ pub(super) fn run(
         );
     }
     run::build_tracer(toolchain)?;
-    let binary = build_binary(toolchain)?;
+    let binary = built::release(toolchain, "--test", LAB_TARGET)?;
     let mut command: Vec<OsString> = vec![
         binary.into(),
         "--tracer".into(),
@@ -92,69 +90,4 @@ fn on_kernel(kernel: Series, command: &[OsString]) -> Result<Column> {
 fn read_report(path: &Path) -> Result<Vec<TestResult>> {
     let text = fs::read_to_string(path).context("the tests left no results.json in /out")?;
     serde_json::from_str(&text).context("the tests left a results.json that cannot be read")
-}
-
-#[derive(Deserialize)]
-struct Message {
-    target: Option<MessageTarget>,
-    executable: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct MessageTarget {
-    name: String,
-}
-
-fn build_binary(toolchain: &EbpfToolchain) -> Result<PathBuf> {
-    let output = toolchain
-        .cargo()?
-        .args([
-            "test",
-            "--release",
-            "--package",
-            "tests",
-            "--test",
-            LAB_TARGET,
-            "--no-run",
-        ])
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("the lab tests do not build; cargo's messages are above");
-    }
-    executable(&String::from_utf8_lossy(&output.stdout)).context("cargo built no lab test binary")
-}
-
-/// The lab binary's path in cargo's messages, one JSON object a line.
-fn executable(messages: &str) -> Option<PathBuf> {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
-        .filter(|message| {
-            message
-                .target
-                .as_ref()
-                .is_some_and(|target| target.name == LAB_TARGET)
-        })
-        .find_map(|message| message.executable)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn executable_of_the_lab_target_is_found() {
-        let messages = concat!(
-            r#"{"reason":"compiler-artifact","target":{"name":"tracer"},"executable":"/t/tracer"}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","target":{"name":"lab"},"executable":"/t/lab-1"}"#,
-            "\n",
-            r#"{"reason":"build-finished","success":true}"#,
-        );
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/lab-1")));
-        assert_eq!(executable(""), None);
-    }
 }

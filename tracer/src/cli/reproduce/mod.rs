@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::capture::Capture;
 use super::run::{interrupted, kernel_release};
 use super::{Exit, Failure, Output, nearest, need_root, runtime};
-use crate::kernel::load::{Abilities, Options as LoadOptions};
+use crate::kernel::attach::Abilities;
+use crate::kernel::load::Options as LoadOptions;
 use crate::printer::Printer;
 use crate::scenario::{self, NotOn, REGISTRY, Scenario, Variant};
 use crate::session::Session;
@@ -56,6 +57,8 @@ struct CaseView {
     healthy: bool,
     /// Causes that are to be named, the root first.
     expects: &'static [&'static str],
+    /// Why the cause can be named as likely only.
+    likely: Option<&'static str>,
     /// Kernels that cannot show it, each with the reason.
     not_on: Vec<String>,
 }
@@ -67,7 +70,8 @@ impl CaseView {
             variant: variant.name,
             title: variant.title,
             healthy: !variant.fault,
-            expects: if variant.fault { scenario.expects } else { &[] },
+            expects: scenario.expected(variant),
+            likely: scenario.likely,
             not_on: scenario.not_on.iter().map(NotOn::words).collect(),
         }
     }
@@ -78,6 +82,9 @@ impl CaseView {
             "{:<24} --variant {:<20} {kind:<8} {}",
             self.case, self.variant, self.title
         );
+        if let Some(why) = self.likely.filter(|_| !self.healthy) {
+            words += &format!("\n{:<24} likely only: {why}", "");
+        }
         for row in &self.not_on {
             words += &format!("\n{:<24} not on {row}", "");
         }

@@ -16,7 +16,18 @@ use crate::session::Session;
 /// Longest wait for the packets under way: a neighbour that does not answer takes three seconds.
 const SETTLE: Duration = Duration::from_secs(6);
 /// What building and fixing send is not part of the case.
-const QUIET: Duration = Duration::from_millis(500);
+const QUIET: Duration = Duration::from_millis(200);
+
+const BEFORE: &str = "before the fix";
+const AFTER: &str = "after the fix";
+
+/// What a command printed that shows the fault to a person.
+#[derive(Serialize)]
+struct ShownView<'a> {
+    phase: &'a str,
+    command: &'a str,
+    output: &'a str,
+}
 
 #[derive(Serialize)]
 struct AttemptView<'a> {
@@ -56,6 +67,8 @@ pub(super) struct VerdictView {
     pub(super) as_expected: bool,
     /// What was named after the fix.
     after: Vec<FoundView>,
+    /// Why it could not be built, sent to or fixed.
+    error: Option<String>,
     seconds: f64,
 }
 
@@ -65,7 +78,10 @@ impl VerdictView {
         format!("{} ({}): {}", self.case, self.variant, self.words())
     }
 
-    fn words(&self) -> &'static str {
+    fn words(&self) -> &str {
+        if let Some(error) = &self.error {
+            return error;
+        }
         match (self.expected.is_empty(), self.explained, self.fixed) {
             (true, true, _) => "healthy: everything answered, and no cause was named",
             (true, false, _) if !self.found.is_empty() => "healthy traffic was blamed",
@@ -109,6 +125,36 @@ impl<'a> Player<'a> {
         self.session
             .printer()
             .remark(&format!("\nbuilding {title}"))?;
+        let mut view = VerdictView {
+            case: scenario.name,
+            variant: variant.name,
+            expected: scenario.expected(variant),
+            found: Vec::new(),
+            explained: false,
+            certain: false,
+            fixed: !variant.fault,
+            as_expected: false,
+            after: Vec::new(),
+            error: None,
+            seconds: 0.0,
+        };
+        // One that cannot be built must not hide the others.
+        if let Err(Failure { error, .. }) = self.perform(scenario, variant, &mut view).await {
+            view.error = Some(format!("{error:#}"));
+        }
+        view.as_expected = view.error.is_none() && view.explained && view.fixed;
+        view.seconds = begun.elapsed().as_secs_f64();
+        let words = format!("\n{}", view.words());
+        self.session.printer().object("verdict", &view, &words)?;
+        Ok(Some(view))
+    }
+
+    async fn perform(
+        &mut self,
+        scenario: &'static Scenario,
+        variant: &'static Variant,
+        view: &mut VerdictView,
+    ) -> Result<(), Failure> {
         let (options, announce) = (self.options.clone(), self.announce());
         let mut case =
             tokio::task::spawn_blocking(move || scenario.build(variant, options, announce))
@@ -117,39 +163,27 @@ impl<'a> Player<'a> {
         self.session.set_cluster(case.cluster());
         self.quieten().await?;
 
-        let (found, answered) = self.phase(&case, "before the fix").await?;
-        let expected = if variant.fault { scenario.expects } else { &[] };
-        let mut view = VerdictView {
-            case: scenario.name,
-            variant: variant.name,
-            expected,
-            explained: explains(&found, expected) && answered != variant.fault,
-            certain: found
-                .iter()
-                .all(|found| found.certainty == Certainty::Certain.name()),
-            fixed: true,
-            as_expected: false,
-            found,
-            after: Vec::new(),
-            seconds: 0.0,
-        };
+        self.show(&case, BEFORE)?;
+        let (found, answered) = self.phase(&case, BEFORE).await?;
+        view.explained = explains(&found, view.expected) && answered != variant.fault;
+        view.certain = found
+            .iter()
+            .all(|found| found.certainty == Certainty::Certain.name());
+        view.found = found;
         if variant.fault {
             self.session.printer().remark("applying the fix")?;
             case = tokio::task::spawn_blocking(move || case.apply_fix().map(|()| case)).await??;
             self.session.set_cluster(case.cluster());
             // What the fix itself sent is not the proof.
             self.quieten().await?;
-            let (after, answered) = self.phase(&case, "after the fix").await?;
+            self.show(&case, AFTER)?;
+            let (after, answered) = self.phase(&case, AFTER).await?;
             view.fixed = after.is_empty() && answered;
             view.after = after;
         }
-        view.as_expected = view.explained && view.fixed;
-        view.seconds = begun.elapsed().as_secs_f64();
-        let words = format!("\n{}", view.words());
-        self.session.printer().object("verdict", &view, &words)?;
         // What its end sends belongs to nothing.
-        tokio::task::spawn_blocking(move || drop(case)).await?;
-        Ok(Some(view))
+        self.session.trace_only(Vec::new())?;
+        Ok(tokio::task::spawn_blocking(move || drop(case)).await?)
     }
 
     fn announce(&mut self) -> Announce {
@@ -158,6 +192,20 @@ impl<'a> Player<'a> {
             // Losing a remark must not lose the reproduction.
             let _ = Printer::new(format, Show::Nothing).remark(&format!("  {line}"));
         })
+    }
+
+    fn show(&mut self, case: &Case, phase: &'static str) -> Result<(), Failure> {
+        for (command, output) in case.show()? {
+            let view = ShownView {
+                phase,
+                command: &command,
+                output: &output,
+            };
+            self.session
+                .printer()
+                .object("shown", &view, output.trim_end())?;
+        }
+        Ok(())
     }
 
     /// Lets what is under way end, unseen and unjudged.

@@ -12,6 +12,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[Need::Module("br_netfilter"), Need::Command("iptables")],
     not_on: &[],
+    likely: None,
     build,
 };
 

@@ -12,6 +12,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[Need::Command("bridge")],
     not_on: &[],
+    likely: None,
     build,
 };
 

@@ -19,6 +19,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("iptables-legacy"),
     ],
     not_on: &[],
+    likely: None,
     build,
 };
 

@@ -13,6 +13,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[],
     not_on: &[],
+    likely: None,
     build,
 };
 

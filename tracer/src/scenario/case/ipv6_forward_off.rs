@@ -14,6 +14,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[],
     not_on: &[],
+    likely: None,
     build,
 };
 

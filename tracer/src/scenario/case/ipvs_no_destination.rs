@@ -17,6 +17,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("ipvsadm"),
     ],
     not_on: &[],
+    likely: None,
     build,
 };
 

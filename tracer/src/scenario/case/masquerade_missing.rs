@@ -16,6 +16,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("iptables"),
     ],
     not_on: &[],
+    likely: None,
     build,
 };
 

@@ -3,8 +3,12 @@
 use super::Scenario;
 
 mod accept_queue_full;
+mod bad_checksum;
 mod bridge_nf_off;
 mod bridge_port_blocked;
+mod dns_stale_conntrack;
+mod endpoint_not_ready;
+mod etp_local_no_endpoint;
 mod filter_rule_drop;
 mod forward_policy_drop;
 mod hairpin_off;
@@ -12,26 +16,42 @@ mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod ipvs_stale_connection;
+mod kube_proxy_stale;
+mod lb_source_range;
 mod martian_source;
 mod masquerade_missing;
+mod mixed;
 mod mtu_exceeded;
 mod neighbour_failed;
+mod network_policy_drop;
 mod no_listener;
 mod no_route;
 mod nodeport_localhost;
+mod pod_on_docker0;
 mod receive_buffer_full;
 mod route_blackhole;
 mod rp_filter;
+mod service_no_endpoints;
 mod snat_exhausted;
+mod terminating_endpoint;
 mod ttl_expired;
 mod veth_peer_down;
 mod vip_nodeport_unbound;
+mod vxlan_checksum;
 mod vxlan_no_fdb;
 
 /// Every scenario, in the order of the catalogue of causes.
 pub const REGISTRY: &[Scenario] = &[
     vip_nodeport_unbound::SCENARIO,
+    pod_on_docker0::SCENARIO,
+    terminating_endpoint::SCENARIO,
+    service_no_endpoints::SCENARIO,
+    endpoint_not_ready::SCENARIO,
+    etp_local_no_endpoint::SCENARIO,
+    kube_proxy_stale::SCENARIO,
     ipvs_no_destination::SCENARIO,
+    lb_source_range::SCENARIO,
+    network_policy_drop::SCENARIO,
     forward_policy_drop::SCENARIO,
     filter_rule_drop::SCENARIO,
     ip_forward_off::SCENARIO,
@@ -45,14 +65,18 @@ pub const REGISTRY: &[Scenario] = &[
     ttl_expired::SCENARIO,
     accept_queue_full::SCENARIO,
     receive_buffer_full::SCENARIO,
+    dns_stale_conntrack::SCENARIO,
     ipvs_stale_connection::SCENARIO,
     vxlan_no_fdb::SCENARIO,
     bridge_port_blocked::SCENARIO,
     veth_peer_down::SCENARIO,
     hairpin_off::SCENARIO,
     snat_exhausted::SCENARIO,
+    vxlan_checksum::SCENARIO,
+    bad_checksum::SCENARIO,
     nodeport_localhost::SCENARIO,
     bridge_nf_off::SCENARIO,
     masquerade_missing::SCENARIO,
     no_listener::SCENARIO,
+    mixed::SCENARIO,
 ];

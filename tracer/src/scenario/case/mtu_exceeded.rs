@@ -16,6 +16,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[],
     not_on: &[],
+    likely: None,
     build,
 };
 

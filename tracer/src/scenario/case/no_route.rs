@@ -15,6 +15,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[],
     not_on: &[],
+    likely: None,
     build,
 };
 

@@ -14,6 +14,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[Need::Command("iptables")],
     not_on: &[],
+    likely: None,
     build,
 };
 

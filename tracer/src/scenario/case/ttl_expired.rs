@@ -12,6 +12,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[],
     not_on: &[],
+    likely: None,
     build,
 };
 

@@ -26,11 +26,13 @@ pub(super) const SCENARIO: Scenario = Scenario {
             name: "vip-32",
             title: "the VIP is a /32",
             fault: false,
+            expects: &[],
         },
         Variant {
             name: "other-mask",
             title: "the VIP has another prefix than the node's address",
             fault: false,
+            expects: &[],
         },
         Variant::HEALTHY,
     ],
@@ -41,6 +43,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("iptables"),
     ],
     not_on: &[],
+    likely: None,
     build,
 };
 
@@ -91,20 +94,27 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     }
 
     let node = site.node;
-    if variant.name == "nodeport-addresses" {
-        proxy.restart(world, &node, Some(&[options.node]))?;
-        return Ok(Plan::fixed_with(targets, move |world| {
-            proxy.restart(world, &node, Some(&[options.node, vip]))
-        }));
-    }
-    proxy.restart(world, &node, None)?;
-    Ok(Plan::fixed_with(targets, move |world| {
+    let shows = [
+        format!("ip addr show {interface}"),
+        "ip route show table local".into(),
+        "ipvsadm -Ln".into(),
+    ];
+    let looked_at = node.clone();
+    let only = (variant.name == "nodeport-addresses").then_some([options.node]);
+    proxy.restart(world, &node, only.as_ref().map(<[_; 1]>::as_slice))?;
+    let plan = Plan::fixed_with(targets, move |world| {
+        if only.is_some() {
+            return proxy.restart(world, &node, Some(&[options.node, vip]));
+        }
         node.run_all(&[
             format!("ip addr del {vip}/{prefix} dev {interface}"),
             format!("ip addr add {vip}/32 dev {interface}"),
         ])?;
         proxy.restart(world, &node, None)
-    }))
+    });
+    Ok(shows
+        .into_iter()
+        .fold(plan, |plan, line| plan.showing(&looked_at, line)))
 }
 
 /// kube-proxy and its one service.
@@ -134,7 +144,7 @@ impl Proxy {
         world.stand_ins.clear();
         world
             .stand_ins
-            .push(StandIn::start(node, held, &arguments)?);
+            .push(StandIn::start("kube-proxy", node, held, &arguments)?);
         let only: Option<Vec<IpAddr>> =
             only.map(|only| only.iter().copied().map(IpAddr::V4).collect());
         kube_proxy::sync(node, &self.service, only.as_deref())

@@ -16,6 +16,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[Need::Module("vxlan"), Need::Command("bridge")],
     not_on: &[],
+    likely: None,
     build,
 };
 
@@ -28,7 +29,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let fix = match variant.name {
         "neighbour" => {
             site.node.run_all(&[
-                format!("sysctl -qw net.ipv4.neigh.{device}.retrans_time_ms=300"),
+                format!("sysctl -qw net/ipv4/neigh/{device}/retrans_time_ms=300"),
                 format!("ip neigh del {far} dev {device}"),
             ])?;
             format!("ip neigh replace {far} lladdr {mac} dev {device} nud permanent")

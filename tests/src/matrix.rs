@@ -1,0 +1,166 @@
+//! The fault matrix: every scenario that the tracer can reproduce, with the fault and without, as the
+//! field notes call things and with drawn names; each is a row of the report.
+//!
+//! All of a matrix runs in one process of the tracer, so that attaching is paid once; the rows share
+//! its answer.
+
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+use crate::{Answer, Test, Tracer, check};
+
+/// Longest run of a whole matrix in a guest.
+const LIMIT: Duration = Duration::from_secs(9 * 60);
+/// Seeds of the renamed runs, always the same so that a failure can be repeated.
+const SEEDS: [&str; 2] = ["11", "23"];
+
+/// Which variants of each scenario a matrix plays.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// Every one.
+    All,
+    /// The first with the fault.
+    FirstFault,
+}
+
+/// One run of the tracer that plays many scenarios.
+struct Matrix {
+    name: String,
+    more: Vec<&'static str>,
+    answer: OnceCell<Result<Answer, String>>,
+}
+
+/// A scenario and its variant, as the tracer lists them.
+struct Row {
+    case: String,
+    variant: String,
+    healthy: bool,
+    /// The cause can be named as likely only.
+    likely: bool,
+}
+
+/// A test for each row of each matrix.
+///
+/// # Errors
+/// When the tracer does not list its scenarios.
+pub fn tests(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
+    let mut tests = matrix("matrix".into(), Rows::All, vec!["--variant", "all"], tracer)?;
+    for seed in SEEDS {
+        let name = format!("renamed, seed {seed}");
+        tests.extend(matrix(
+            name,
+            Rows::FirstFault,
+            vec!["--random", seed],
+            tracer,
+        )?);
+    }
+    Ok(tests)
+}
+
+fn matrix(
+    name: String,
+    rows: Rows,
+    more: Vec<&'static str>,
+    tracer: &Tracer,
+) -> anyhow::Result<Vec<Test>> {
+    let matrix = Rc::new(Matrix {
+        name,
+        more,
+        answer: OnceCell::new(),
+    });
+    let listed = listed(tracer)?;
+    let mut cases = BTreeSet::new();
+    let chosen = listed.iter().filter(|row| {
+        let first = cases.insert(row.case.as_str());
+        rows == Rows::All || first
+    });
+    Ok(chosen
+        .map(|row| {
+            let (matrix, case, variant) =
+                (Rc::clone(&matrix), row.case.clone(), row.variant.clone());
+            let (healthy, likely) = (row.healthy, row.likely);
+            Test::new(
+                format!("{}: {case} {variant}", matrix.name),
+                move |tracer| judge(matrix.answer(tracer)?, &case, &variant, healthy, likely),
+            )
+        })
+        .collect())
+}
+
+/// What `tracer reproduce --list` lists.
+fn listed(tracer: &Tracer) -> anyhow::Result<Vec<Row>> {
+    let answer = tracer.run(&["reproduce", "--list", "--format", "json"])?;
+    answer.expect_code(0)?;
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map(str::to_owned)
+            .context("a name is missing")
+    };
+    answer
+        .objects("case")
+        .iter()
+        .map(|row| {
+            Ok(Row {
+                case: text(&row["case"])?,
+                variant: text(&row["variant"])?,
+                healthy: row["healthy"] == true,
+                likely: !row["likely"].is_null(),
+            })
+        })
+        .collect()
+}
+
+impl Matrix {
+    /// The run that all rows share; the first that asks pays for it.
+    fn answer(&self, tracer: &Tracer) -> anyhow::Result<&Answer> {
+        let played = self.answer.get_or_init(|| {
+            let mut arguments = vec!["reproduce", "all", "--format", "json", "--requests", "1"];
+            arguments.extend(&self.more);
+            tracer
+                .run_within(&arguments, LIMIT)
+                .map_err(|error| format!("{error:#}"))
+        });
+        played.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+    }
+}
+
+/// The right cause first, certain where it can be, nothing else named, and the fix proven; nothing
+/// named for a healthy one.
+fn judge(
+    answer: &Answer,
+    case: &str,
+    variant: &str,
+    healthy: bool,
+    likely: bool,
+) -> anyhow::Result<()> {
+    let is_it = |row: &Value| row["case"] == case && row["variant"] == variant;
+    if answer.objects("skipped").iter().any(is_it) {
+        return Ok(());
+    }
+    let verdicts = answer.objects("verdict");
+    let verdict = verdicts.iter().find(|row| is_it(row)).with_context(|| {
+        format!(
+            "it was not played; exit {}, {}",
+            answer.code,
+            answer.stderr.trim()
+        )
+    })?;
+    check(verdict["as_expected"] == true, || {
+        let words = |key: &str| verdict[key].to_string();
+        format!(
+            "found {}, after the fix {}, error {}",
+            words("found"),
+            words("after"),
+            words("error")
+        )
+    })?;
+    check(healthy || likely || verdict["certain"] == true, || {
+        format!("it is not certain: {}", verdict["found"])
+    })
+}

@@ -1,0 +1,621 @@
+//! Which packets are followed, decided before anything is reserved.
+//!
+//! A packet is followed when its own addresses match the program in either direction; when an address
+//! of its flow was followed before ([`FLOWS`]); when its conntrack entry's do; when it quotes such a
+//! packet in an ICMP error; or when the same skb was followed and its headers are not expected to say
+//! so any more (tunnels, IPVS without conntrack: [`SKBS`]).
+//!
+//! A decision is kept per CPU for the hooks that the skb passes next ([`Remembered`]). Invariants:
+//! - Hooks where a packet begins (device receive, local output) always decide anew, so a decision never
+//!   outlives its packet past them. So does device transmit when the skb was transmitted before, since
+//!   a new packet (ARP, a segment) may begin there.
+//! - A decision ends where its packet ends: at a socket and at a drop.
+//! - "Not followed" ends as well where NAT rewrites: the new addresses may match.
+//! - Each word of [`Remembered`] is one skb's address, so that an interrupt's writes in between leave
+//!   every word true by itself.
+//! - What [`SKBS`] holds counts only with the same identity (what NAT leaves alone), so a reused skb
+//!   joins nothing.
+
+use core::hint::black_box;
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{LruHashMap, PerCpuArray};
+use network_types::eth::EtherType;
+use tracer_ebpf::event::Tuple;
+use tracer_ebpf::header::{NETWORK_BYTES, Network, TRANSPORT_BYTES, ethertype};
+use tracer_ebpf::hook::HookId;
+use tracer_ebpf::layout::{Field, filter};
+use tracer_ebpf::program::{Key, Program, network};
+
+use crate::read::{self, Skb};
+
+/// The compiled filter; the loader puts it here.
+#[unsafe(no_mangle)]
+static PROGRAM: Program = Program::EVERYTHING;
+
+/// Addresses of followed flows that the program itself does not match, and datagrams in fragments.
+#[map]
+static FLOWS: LruHashMap<FlowKey, u8> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Followed skbs whose headers do not say so; the value is an [`identity`] or [`ANY`].
+#[map]
+static SKBS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// Decisions about the skbs last seen on this CPU.
+#[map]
+static REMEMBERED: PerCpuArray<Remembered> = PerCpuArray::with_max_entries(1, 0);
+
+/// Bits of `USED`: which maps hold something, so that nothing is looked for in an empty one.
+const FLOWS_USED: u32 = 1;
+const SKBS_USED: u32 = 2;
+static mut USED: u32 = 0;
+
+/// Each word is the address of the skb that it holds for; 0 for none.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Remembered {
+    followed: u64,
+    not_followed: u64,
+    /// Its present addresses are neither matched nor kept in [`FLOWS`].
+    unlearned: u64,
+    /// It is a tunnel's packet around followed ones: its addresses stand for others too.
+    tunnel: u64,
+    /// It was handed to a device.
+    transmitted: u64,
+}
+
+/// Both ends of a flow, the same for both directions.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FlowKey {
+    lower: [u64; 2],
+    higher: [u64; 2],
+    lower_port: u16,
+    higher_port: u16,
+    protocol: u8,
+    /// 1 when the ports are the identification of a datagram in fragments.
+    fragment: u8,
+    reserved: u16,
+}
+
+/// The skb's next headers are new ones (tunnels).
+const ANY: u64 = 0;
+/// Set in every [`identity`], so that none is [`ANY`].
+const KNOWN: u64 = 1 << 32;
+/// The skb holds a tunnel's packet.
+const TUNNEL: u64 = 1 << 33;
+
+/// Bits of a decision.
+const FOLLOWED: u32 = 1 << 0;
+/// The flow has to be kept when its addresses are final.
+const UNLEARNED: u32 = 1 << 1;
+const IN_TUNNEL: u32 = 1 << 2;
+
+/// What is known of an skb before it is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing yet.
+    Unknown,
+    /// It is followed.
+    Followed,
+    /// It is not.
+    NotFollowed,
+}
+
+/// How far a hook trusts what is remembered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// A packet begins here.
+    None,
+    /// Its conntrack entry has become known: what was not followed may be.
+    Followed,
+    /// A packet may begin here, and then the skb was transmitted or never seen.
+    Untransmitted,
+    /// Nothing changed since the last hook.
+    Both,
+}
+
+#[inline(always)]
+const fn trust(hook: HookId) -> Trust {
+    match hook {
+        HookId::DeviceReceive | HookId::LocalOut | HookId::Local6Out => Trust::None,
+        HookId::ConntrackTcp | HookId::ConntrackUdp | HookId::ConntrackIcmp | HookId::Nat => {
+            Trust::Followed
+        }
+        HookId::DeviceTransmit => Trust::Untransmitted,
+        _ => Trust::Both,
+    }
+}
+
+/// True when there is a filter.
+#[inline(always)]
+pub fn active() -> bool {
+    read::filter(filter::ACTIVE)
+}
+
+#[inline(always)]
+fn used(bit: u32) -> bool {
+    // SAFETY: a word that programs only ever set bits in; a stale value delays a look-up by a packet.
+    unsafe { read_volatile(addr_of!(USED)) & bit != 0 }
+}
+
+#[inline(always)]
+fn set_used(bit: u32) {
+    // SAFETY: as above; both bits set at once by two CPUs are set again by the next packet.
+    unsafe { write_volatile(addr_of_mut!(USED), read_volatile(addr_of!(USED)) | bit) }
+}
+
+/// What this CPU remembers of an skb, as far as the hook may trust it.
+#[inline(always)]
+pub fn known(hook: HookId, skb: u64) -> Known {
+    let trust = trust(hook);
+    if trust == Trust::None {
+        return Known::Unknown;
+    }
+    let Some(remembered) = REMEMBERED.get_ptr(0) else {
+        return Known::Unknown;
+    };
+    // SAFETY: this CPU's own slot.
+    let remembered = unsafe { &*remembered };
+    if trust == Trust::Untransmitted && remembered.transmitted == skb {
+        return Known::Unknown;
+    }
+    if remembered.not_followed == skb {
+        return if trust == Trust::Followed {
+            Known::Unknown
+        } else {
+            Known::NotFollowed
+        };
+    }
+    if remembered.followed == skb {
+        return Known::Followed;
+    }
+    Known::Unknown
+}
+
+/// Decides about an skb that nothing is known of, and remembers the decision.
+#[inline(always)]
+pub fn decides(hook: HookId, skb: u64, copy: &Skb, device: u64, net: u64) -> bool {
+    let at_link = u32::from(matches!(hook, HookId::DeviceReceive));
+    let decision = decide(skb, copy, device, net, at_link);
+    if let Some(remembered) = REMEMBERED.get_ptr_mut(0) {
+        // SAFETY: this CPU's own slot.
+        let remembered = unsafe { &mut *remembered };
+        if decision & FOLLOWED == 0 {
+            remembered.not_followed = skb;
+            // A hook that trusts the one does not ask for the other.
+            clear(&mut remembered.followed, skb);
+            clear(&mut remembered.transmitted, skb);
+        } else {
+            clear(&mut remembered.not_followed, skb);
+            clear(&mut remembered.transmitted, skb);
+            remembered.followed = skb;
+            if decision & UNLEARNED == 0 {
+                clear(&mut remembered.unlearned, skb);
+            } else {
+                remembered.unlearned = skb;
+            }
+            if decision & IN_TUNNEL == 0 {
+                clear(&mut remembered.tunnel, skb);
+            } else {
+                remembered.tunnel = skb;
+            }
+        }
+    }
+    decision & FOLLOWED != 0
+}
+
+#[inline(always)]
+fn clear(word: &mut u64, skb: u64) {
+    if *word == skb {
+        *word = 0;
+    }
+}
+
+/// What a hook changes for the hooks behind it; called whether the packet is followed or not.
+#[inline(always)]
+pub fn passed(hook: HookId, skb: u64, followed: bool) {
+    match hook {
+        HookId::Nat
+        | HookId::IpvsNatTransmit
+        | HookId::IpvsNat6Transmit
+        | HookId::IpvsReply
+        | HookId::IpvsTunnelTransmit
+        | HookId::VxlanTransmit
+        | HookId::VxlanReceive
+        | HookId::DeviceTransmit
+        | HookId::Drop
+        | HookId::TcpDeliver
+        | HookId::UdpDeliver
+        | HookId::Tcp6Deliver
+        | HookId::Udp6Deliver
+        | HookId::IcmpReceive => {}
+        _ => return,
+    }
+    let Some(remembered) = REMEMBERED.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's own slot.
+    let remembered = unsafe { &mut *remembered };
+    match hook {
+        HookId::DeviceTransmit => remembered.transmitted = skb,
+        HookId::Nat
+        | HookId::IpvsNatTransmit
+        | HookId::IpvsNat6Transmit
+        | HookId::IpvsReply
+        | HookId::IpvsTunnelTransmit
+        | HookId::VxlanTransmit
+        | HookId::VxlanReceive => {
+            if !followed {
+                clear(&mut remembered.not_followed, skb);
+            } else if read::filter(filter::FOLLOW) {
+                remembered.unlearned = skb;
+            } else {
+                clear(&mut remembered.followed, skb);
+            }
+        }
+        _ => {
+            clear(&mut remembered.followed, skb);
+            clear(&mut remembered.not_followed, skb);
+            clear(&mut remembered.transmitted, skb);
+        }
+    }
+}
+
+/// Keeps what a followed packet's headers will not say from here on; `copy` is the skb's.
+#[inline(always)]
+pub fn keep(hook: HookId, skb: u64, copy: &Skb) {
+    if !read::filter(filter::FOLLOW) {
+        return;
+    }
+    match hook {
+        HookId::VxlanTransmit | HookId::VxlanReceive | HookId::IpvsTunnelTransmit => {
+            let tunnel = if matches!(hook, HookId::VxlanReceive) {
+                ANY
+            } else {
+                TUNNEL
+            };
+            remember_skb(skb, tunnel);
+        }
+        HookId::IpvsNatTransmit | HookId::IpvsNat6Transmit | HookId::IpvsReply => {
+            keep_identity(skb, copy);
+        }
+        HookId::Fragment => keep_datagram(copy),
+        HookId::DeviceTransmit => {
+            let Some(remembered) = REMEMBERED.get_ptr_mut(0) else {
+                return;
+            };
+            // SAFETY: this CPU's own slot.
+            let remembered = unsafe { &mut *remembered };
+            if remembered.unlearned == skb {
+                remembered.unlearned = 0;
+                if remembered.tunnel != skb {
+                    learn(copy);
+                }
+            }
+        }
+        HookId::Drop if used(SKBS_USED) => {
+            let _ = SKBS.remove(&skb);
+        }
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn remember_skb(skb: u64, identity: u64) {
+    if SKBS.insert(&skb, &identity, 0).is_ok() {
+        set_used(SKBS_USED);
+    }
+}
+
+#[inline(never)]
+fn keep_identity(skb: u64, copy: &Skb) {
+    let mut found = Network::default();
+    read_packet(copy, 0, &mut found);
+    remember_skb(skb, KNOWN | u64::from(found.identity));
+}
+
+#[inline(never)]
+fn keep_datagram(copy: &Skb) {
+    let mut found = Network::default();
+    read_packet(copy, 0, &mut found);
+    if found.key.network != 0 {
+        remember_flow(&FlowKey::fragment(&found));
+    }
+}
+
+/// Keeps the packet's present addresses, unless the program knows them by itself.
+#[inline(never)]
+fn learn(copy: &Skb) {
+    let mut found = Network::default();
+    read_packet(copy, 0, &mut found);
+    if found.key.source_port != 0 && evaluate(&found.key) == 0 {
+        remember_flow(&FlowKey::of(&found.key));
+    }
+}
+
+#[inline(always)]
+fn remember_flow(key: &FlowKey) {
+    if FLOWS.get_ptr(key).is_some() || FLOWS.insert(key, &1, 0).is_ok() {
+        set_used(FLOWS_USED);
+    }
+}
+
+/// The decision about an skb: bits from [`FOLLOWED`] on.
+///
+/// Not inlined: its stack is then shared with what the program does later.
+#[inline(never)]
+fn decide(skb: u64, copy: &Skb, device: u64, net: u64, at_link: u32) -> u32 {
+    let mut found = Network::default();
+    read_packet(copy, at_link, &mut found);
+    if read::filter(filter::INTERFACE)
+        && let Some(offset) = read::offset(Field::NetDeviceName)
+        && device != 0
+    {
+        // A name that cannot be read stays empty, which no test asks for.
+        read::into(&mut found.key.interface, device + offset as u64);
+        cut(&mut found.key.interface);
+    }
+    if read::filter(filter::NAMESPACE) {
+        found.key.netns = read::field(net, Field::NetInum);
+    }
+    let own = evaluate(&found.key) != 0;
+    if !read::filter(filter::FOLLOW) {
+        return if own { FOLLOWED } else { 0 };
+    }
+    if used(SKBS_USED)
+        && let Some(kept) = SKBS.get_ptr_mut(&skb)
+    {
+        // SAFETY: a map value; two CPUs do not work on one skb.
+        let kept = unsafe { &mut *kept };
+        let tunnel = *kept & TUNNEL;
+        if *kept & !TUNNEL == ANY {
+            *kept = KNOWN | tunnel | u64::from(found.identity);
+        }
+        if *kept & !TUNNEL == KNOWN | u64::from(found.identity) {
+            return if tunnel == 0 {
+                FOLLOWED | UNLEARNED
+            } else {
+                FOLLOWED | IN_TUNNEL
+            };
+        }
+    }
+    if own {
+        if found.fragment && found.transport != 0 {
+            remember_flow(&FlowKey::fragment(&found));
+        }
+        return FOLLOWED;
+    }
+    if used(FLOWS_USED) {
+        if found.key.source_port != 0 && FLOWS.get_ptr(&FlowKey::of(&found.key)).is_some() {
+            return FOLLOWED;
+        }
+        if found.fragment && FLOWS.get_ptr(&FlowKey::fragment(&found)).is_some() {
+            return FOLLOWED;
+        }
+    }
+    let entry = copy.field::<u64>(Field::SkbNfct) & !7;
+    if entry != 0 && entry_matches(entry, &mut found.key) {
+        return FOLLOWED | UNLEARNED;
+    }
+    if found.quotes && quoted_matches(copy, at_link, &mut found) {
+        return FOLLOWED;
+    }
+    0
+}
+
+/// Zeroes what stands behind the zero that ends a name.
+#[inline(always)]
+fn cut(name: &mut [u64; 2]) {
+    let Some(zero) = first_zero(name[0]) else {
+        if let Some(zero) = first_zero(name[1]) {
+            name[1] &= (1 << zero) - 1;
+        }
+        return;
+    };
+    name[0] &= (1 << zero) - 1;
+    name[1] = 0;
+}
+
+/// Bits before the first zero byte.
+#[inline(always)]
+const fn first_zero(word: u64) -> Option<u32> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let zeros = word.wrapping_sub(ONES) & !word & (ONES << 7);
+    if zeros == 0 {
+        None
+    } else {
+        Some((zeros & zeros.wrapping_neg()).trailing_zeros() & 56)
+    }
+}
+
+/// 1 when the program matches the key; with following, in either direction.
+#[inline(never)]
+fn evaluate(key: &Key) -> u32 {
+    // The loader changes it, so the compiler may not know what is in it.
+    // SAFETY: a valid static.
+    let program = unsafe { &*black_box(addr_of!(PROGRAM)) };
+    let reverse = read::filter(filter::FOLLOW) && read::filter(filter::DIRECTED);
+    u32::from(program.matches(key) || reverse && program.matches_reversed(key))
+}
+
+/// True when one of the conntrack entry's tuples matches; the key's place stays, the rest is replaced.
+#[inline(always)]
+fn entry_matches(entry: u64, key: &mut Key) -> bool {
+    let (Some(hash), Some(tuple)) = (
+        read::offset(Field::ConnTuplehash),
+        read::offset(Field::TupleHashTuple),
+    ) else {
+        return false;
+    };
+    let first = entry + (hash + tuple) as u64;
+    let second = first + (read::size(Field::ConnTuplehash) / 2) as u64;
+    tuple_matches(first, key) != 0 || tuple_matches(second, key) != 0
+}
+
+#[inline(never)]
+fn tuple_matches(address: u64, key: &mut Key) -> u32 {
+    let Some(tuple) = read::memory::<Tuple>(address) else {
+        return 0;
+    };
+    key.source = words(&tuple.source);
+    key.destination = words(&tuple.destination);
+    key.protocol = tuple.protocol_or_manipulation;
+    key.network = if tuple.family_or_status == 2 {
+        network::IPV4
+    } else {
+        network::IPV6
+    };
+    key.has_ports = u8::from(matches!(key.protocol, 6 | 17 | 132));
+    key.source_port = u16::from_be(tuple.source_port);
+    key.destination_port = if key.has_ports != 0 {
+        u16::from_be(tuple.destination_port)
+    } else {
+        key.source_port
+    };
+    if evaluate(key) != 0 {
+        return 1;
+    }
+    let flow =
+        used(FLOWS_USED) && key.source_port != 0 && FLOWS.get_ptr(&FlowKey::of(key)).is_some();
+    u32::from(flow)
+}
+
+#[inline(always)]
+fn words(bytes: &[u8; 16]) -> [u64; 2] {
+    // SAFETY: sixteen bytes, read without asking for alignment.
+    unsafe { bytes.as_ptr().cast::<[u64; 2]>().read_unaligned() }
+}
+
+/// True when the packet that an ICMP error quotes is a followed one.
+#[inline(always)]
+fn quoted_matches(copy: &Skb, at_link: u32, found: &mut Network) -> bool {
+    let outer = network_offset(copy, at_link);
+    let inner = outer + u32::from(found.transport) + TRANSPORT_BYTES as u32;
+    let place = found.key;
+    *found = Network::default();
+    read_headers(copy, inner, 0, found);
+    found.key.interface = place.interface;
+    found.key.netns = place.netns;
+    evaluate(&found.key) != 0
+        || used(FLOWS_USED)
+            && found.key.source_port != 0
+            && FLOWS.get_ptr(&FlowKey::of(&found.key)).is_some()
+}
+
+/// Where the network header begins, from the start of the buffer.
+#[inline(always)]
+pub fn network_offset(copy: &Skb, at_link: u32) -> u32 {
+    // The tracepoint of device receive fires before the network header is set.
+    if at_link != 0 {
+        let head: u64 = copy.field(Field::SkbHead);
+        copy.field::<u64>(Field::SkbData).wrapping_sub(head) as u32
+    } else {
+        u32::from(copy.field::<u16>(Field::SkbNetworkHeader))
+    }
+}
+
+#[inline(always)]
+fn read_packet(copy: &Skb, at_link: u32, found: &mut Network) {
+    let protocol = copy.field::<u16>(Field::SkbProtocol);
+    read_headers(
+        copy,
+        network_offset(copy, at_link),
+        u32::from(protocol),
+        found,
+    );
+}
+
+/// Reads headers at an offset of the buffer; what cannot be read stays as it is. The protocol is an
+/// EtherType in network order; IP goes by its version, since local output has no EtherType yet.
+#[inline(never)]
+fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) {
+    let head: u64 = copy.field(Field::SkbHead);
+    let tail: u32 = copy.field(Field::SkbTail);
+    let available = tail.wrapping_sub(offset);
+    if head == 0 || available > 1 << 20 {
+        return;
+    }
+    let start = head + u64::from(offset);
+    let Some(bytes) = read::memory::<[u8; NETWORK_BYTES + TRANSPORT_BYTES]>(start) else {
+        return;
+    };
+    let protocol = protocol as u16;
+    let kind = if protocol == EtherType::Arp as u16 {
+        ethertype::ARP
+    } else if protocol == 0
+        || protocol == EtherType::Ipv4 as u16
+        || protocol == EtherType::Ipv6 as u16
+    {
+        match bytes[0] >> 4 {
+            4 => ethertype::IPV4,
+            6 => ethertype::IPV6,
+            _ => return,
+        }
+    } else {
+        return;
+    };
+    // SAFETY: the first bytes of a longer array.
+    *found = Network::read(
+        unsafe { &*bytes.as_ptr().cast::<[u8; NETWORK_BYTES]>() },
+        kind,
+    );
+    let behind = |at: usize| {
+        // SAFETY: called with 20 and 40 only, from where eight bytes are within the array.
+        unsafe { &*bytes.as_ptr().add(at).cast::<[u8; TRANSPORT_BYTES]>() }
+    };
+    if kind == ethertype::IPV6 && found.fragment {
+        found.read_fragment6(behind(NETWORK_BYTES));
+        return;
+    }
+    if found.transport == 0 || available < u32::from(found.transport) + TRANSPORT_BYTES as u32 {
+        return;
+    }
+    match found.transport {
+        20 => found.read_transport(behind(20)),
+        40 => found.read_transport(behind(40)),
+        other => {
+            if let Some(bytes) = read::memory::<[u8; TRANSPORT_BYTES]>(start + u64::from(other)) {
+                found.read_transport(&bytes);
+            }
+        }
+    }
+}
+
+impl FlowKey {
+    #[inline(always)]
+    fn of(key: &Key) -> Self {
+        let [one, two] = [
+            (key.source, key.source_port),
+            (key.destination, key.destination_port),
+        ];
+        let in_order = one.0[0] < two.0[0]
+            || one.0[0] == two.0[0]
+                && (one.0[1] < two.0[1] || one.0[1] == two.0[1] && one.1 <= two.1);
+        let (lower, higher) = if in_order { (one, two) } else { (two, one) };
+        Self {
+            lower: lower.0,
+            higher: higher.0,
+            lower_port: lower.1,
+            higher_port: higher.1,
+            protocol: key.protocol,
+            fragment: 0,
+            reserved: 0,
+        }
+    }
+
+    /// A datagram in fragments.
+    #[inline(always)]
+    fn fragment(found: &Network) -> Self {
+        Self {
+            lower: found.key.source,
+            higher: found.key.destination,
+            lower_port: found.datagram as u16,
+            higher_port: (found.datagram >> 16) as u16,
+            protocol: found.key.protocol,
+            fragment: 1,
+            reserved: 0,
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What a program looks at, from packets as userspace has them.
+
+use std::net::SocketAddr;
+
+use tracer_ebpf::header::{NETWORK_BYTES, Network, TRANSPORT_BYTES};
+use tracer_ebpf::program::{Key, network};
+
+use super::compile::{device_name, octets, words};
+use crate::event::{Event, Tuple, protocol};
+
+/// From bytes that begin at the network header; EtherType in host order.
+pub(super) fn of_packet(bytes: &[u8], ethertype: u16) -> Key {
+    let mut found = Network::read(&padded::<NETWORK_BYTES>(bytes), ethertype);
+    if ethertype == tracer_ebpf::header::ethertype::IPV6
+        && found.fragment
+        && let Some(header) = bytes.get(NETWORK_BYTES..)
+        && !header.is_empty()
+    {
+        found.read_fragment6(&padded::<TRANSPORT_BYTES>(header));
+    }
+    let begins = usize::from(found.transport);
+    if begins != 0
+        && let Some(header) = bytes.get(begins..)
+        && header.len() >= 4
+    {
+        found.read_transport(&padded::<TRANSPORT_BYTES>(header));
+    }
+    found.key
+}
+
+/// The first bytes, with zeros where the packet ends earlier.
+fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut padded = [0; N];
+    let length = bytes.len().min(N);
+    padded[..length].copy_from_slice(&bytes[..length]);
+    padded
+}
+
+/// Where an event was, without the packet.
+pub(super) fn of_place(event: &Event, name_of: &dyn Fn(u32, u32) -> Option<String>) -> Key {
+    let netns = event.netns.unwrap_or(0);
+    let name = event.ifindex.and_then(|ifindex| name_of(netns, ifindex));
+    Key {
+        netns,
+        interface: name.map_or([0; 2], |name| device_name(&name)),
+        ..Key::default()
+    }
+}
+
+/// A tuple at a place.
+pub(super) fn of_tuple(tuple: &Tuple, place: Key) -> Key {
+    let address = |end: SocketAddr| words(&octets(end.ip()));
+    let has_ports = matches!(
+        tuple.protocol,
+        protocol::TCP | protocol::UDP | protocol::SCTP
+    ) && tuple.source.port() != 0;
+    Key {
+        source: address(tuple.source),
+        destination: address(tuple.destination),
+        source_port: tuple.source.port(),
+        destination_port: tuple.destination.port(),
+        protocol: tuple.protocol,
+        network: match tuple.source {
+            SocketAddr::V4(_) => network::IPV4,
+            SocketAddr::V6(_) => network::IPV6,
+        },
+        has_ports: u8::from(has_ports),
+        ..place
+    }
+}

@@ -1,0 +1,213 @@
+//! Filters: tcpdump's expressions, and what they match.
+//!
+//! ```text
+//! text → token → parse → syntax (what was typed) → meaning (what it means) → compile → Program
+//! ```
+//!
+//! The program is the kernel's as well (`tracer_ebpf::program`), so live traces and captures agree.
+//! Following is the history's, not the program's: a journey matches when any address that it had on
+//! its way does, in either direction, and a flow when one of its journeys does.
+//!
+//! Known limits: a later fragment has no ports, so alone it does not match a port; live it is followed
+//! by its identification once an earlier fragment was. What a connection's first packet met before NAT
+//! chose its destination does not match that destination.
+
+use std::fmt;
+
+use tracer_ebpf::program::{Program, kind, side};
+
+use crate::event::{Detail, Event};
+use crate::flow::Flow;
+use crate::journey::Journey;
+
+mod compile;
+mod error;
+mod key;
+pub mod meaning;
+mod name;
+mod parse;
+mod resolver;
+pub mod syntax;
+mod token;
+
+pub use error::Error;
+pub use resolver::{Front, Here, Resolver};
+
+use meaning::{Predicate, Test};
+use syntax::{Kind, Node, Term};
+
+/// An expression as typed: the grammar holds, nothing is looked up yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Expression {
+    text: String,
+    /// `None` for everything.
+    root: Option<Node>,
+}
+
+impl Expression {
+    /// Parses an expression; an empty one means everything.
+    ///
+    /// # Errors
+    /// With the word that does not fit.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        Ok(Self {
+            root: parse::parse(text)?,
+            text: text.to_owned(),
+        })
+    }
+
+    /// It names objects of the cluster, so their facts are needed to resolve it.
+    pub fn names_cluster(&self) -> bool {
+        fn names(node: &Node) -> bool {
+            match node {
+                Node::Term(Term::Value { qualifiers, .. }) => {
+                    matches!(qualifiers.kind, Kind::Pod | Kind::Service | Kind::Node)
+                }
+                Node::Term(Term::Protocol(_)) => false,
+                Node::Not(one) => names(one),
+                Node::And(one, two) | Node::Or(one, two) => names(one) || names(two),
+            }
+        }
+        self.root.as_ref().is_some_and(names)
+    }
+
+    /// Looks names up and compiles.
+    ///
+    /// # Errors
+    /// With the word that means nothing, or when the program would be too large.
+    pub fn resolve(self, resolver: &dyn Resolver) -> Result<Filter, Error> {
+        let Some(root) = &self.root else {
+            return Ok(Filter::default());
+        };
+        let meaning = meaning::resolve(&self.text, root, resolver)?;
+        let program = compile::compile(&meaning).map_err(|tests| {
+            Error::new(
+                &self.text,
+                0..self.text.len(),
+                format!(
+                    "this needs {tests} tests, more than the {} that a filter may have; \
+                     a `net` or `portrange` can stand for many",
+                    tracer_ebpf::program::MOST_INSTRUCTIONS
+                ),
+            )
+        })?;
+        Ok(Filter {
+            text: self.text,
+            meaning: Some(meaning),
+            program,
+        })
+    }
+}
+
+/// A filter ready for use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Filter {
+    text: String,
+    meaning: Option<Predicate>,
+    program: Program,
+}
+
+impl Default for Filter {
+    /// Everything.
+    fn default() -> Self {
+        Self {
+            text: String::new(),
+            meaning: None,
+            program: Program::EVERYTHING,
+        }
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+impl Filter {
+    /// It matches everything.
+    pub const fn is_everything(&self) -> bool {
+        self.program.length == 0
+    }
+
+    /// What it means; `None` for everything.
+    pub const fn meaning(&self) -> Option<&Predicate> {
+        self.meaning.as_ref()
+    }
+
+    /// The compiled program.
+    pub const fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// It asks for the devices' names.
+    pub fn reads_names(&self) -> bool {
+        self.meaning
+            .as_ref()
+            .is_some_and(|meaning| meaning.any(&|test| matches!(test, Test::Interface(_))))
+    }
+
+    /// It asks for network namespaces.
+    pub fn reads_namespaces(&self) -> bool {
+        self.meaning
+            .as_ref()
+            .is_some_and(|meaning| meaning.any(&|test| matches!(test, Test::Namespace(_))))
+    }
+
+    /// Both directions of a packet are not the same to it.
+    pub fn is_directed(&self) -> bool {
+        self.program.used().iter().any(|test| {
+            matches!(test.kind, kind::ADDRESS | kind::PORT) && test.side != side::EITHER
+        })
+    }
+
+    /// True when a packet alone matches, without following: `bytes` begin at the network header.
+    pub fn matches_packet(&self, bytes: &[u8], ethertype: u16) -> bool {
+        self.program.matches(&key::of_packet(bytes, ethertype))
+    }
+
+    /// True when the packet's addresses at any of its events match, in either direction.
+    ///
+    /// `name_of` gives the name of a device by namespace and interface index.
+    pub fn matches_journey(
+        &self,
+        journey: &Journey,
+        name_of: &dyn Fn(u32, u32) -> Option<String>,
+    ) -> bool {
+        self.is_everything()
+            || journey
+                .events
+                .iter()
+                .any(|event| self.matches_event(event, name_of))
+    }
+
+    /// True when one of the flow's journeys matches.
+    pub fn matches_flow(&self, flow: &Flow, name_of: &dyn Fn(u32, u32) -> Option<String>) -> bool {
+        flow.kept()
+            .any(|(_, journey)| self.matches_journey(journey, name_of))
+    }
+
+    fn matches_event(&self, event: &Event, name_of: &dyn Fn(u32, u32) -> Option<String>) -> bool {
+        let mut keys = Vec::new();
+        let place = key::of_place(event, name_of);
+        match &event.detail {
+            Detail::Conntrack {
+                original, reply, ..
+            } => keys.extend([original, reply].map(|tuple| key::of_tuple(tuple, place))),
+            _ => {}
+        }
+        keys.extend(
+            event
+                .packet
+                .as_ref()
+                .map(|packet| key::of_tuple(&packet.tuple, place)),
+        );
+        keys.iter()
+            .any(|key| self.program.matches(key) || self.program.matches_reversed(key))
+    }
+}
+
+#[cfg(test)]
+mod agreement;
+#[cfg(test)]
+mod tests;

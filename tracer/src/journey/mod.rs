@@ -1,0 +1,198 @@
+//! One packet from where it is first seen to its end.
+//!
+//! Map: here the values, `tracker` joins events to journeys, `layer` says whether an event shows the same
+//! packet, or what carries it through a tunnel. Invariants: identity is the skb's address, checked
+//! against what NAT and tunnels leave alone, so that a reused skb never joins two packets; a journey never
+//! guesses: where its end was not seen, or events were lost meanwhile, it says so.
+
+use std::net::IpAddr;
+use std::ops::Range;
+
+use crate::event::{Detail, Event, Packet, Tuple};
+use crate::hook::{Area, Role};
+
+mod layer;
+mod tracker;
+
+#[cfg(test)]
+pub(crate) mod constructed;
+
+pub use tracker::Tracker;
+
+/// "There is a better router": the packet goes on all the same.
+const ICMP_REDIRECT: u8 = 5;
+
+/// How a journey ended.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Ending {
+    /// A socket took the packet.
+    Delivered,
+    /// The packet was freed as dropped.
+    Dropped {
+        /// Return address in the function that dropped it.
+        location: u64,
+        /// Number in this kernel's `enum skb_drop_reason`; `None` where it says nothing.
+        reason: Option<u32>,
+    },
+    /// A device took it, and it was not seen again: it left this machine.
+    Transmitted,
+    /// It was not seen again after its last event.
+    #[default]
+    OutOfSight,
+}
+
+/// What the kernel made of a packet beside the packet itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BranchKind {
+    /// A piece of it: all are needed.
+    Fragment,
+    /// A copy, as a bridge makes when it floods: one that arrives is enough.
+    Copy,
+}
+
+/// A piece or copy that goes its own way.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    /// Which.
+    pub kind: BranchKind,
+    /// How many of the journey's events came before it.
+    pub from: usize,
+    /// What happened to it alone, in order.
+    pub events: Vec<Event>,
+    /// How it ended.
+    pub ending: Ending,
+}
+
+/// One packet's way.
+#[derive(Clone, Default, Debug)]
+pub struct Journey {
+    /// Number, from 1, in the order of first sight.
+    pub id: u64,
+    /// Everything that happened, in order.
+    pub events: Vec<Event>,
+    /// How it ended.
+    pub ending: Ending,
+    /// Ranges of `events` that show the headers of the packet that carries this one through a tunnel.
+    pub carried: Vec<Range<usize>>,
+    /// Its other fragments or copies. Of fragments the way above is that of one that was lost, of copies
+    /// that of the one that came farthest.
+    pub branches: Vec<Branch>,
+    /// Events were lost while it was under way: what is not here may have happened all the same.
+    pub gap: bool,
+}
+
+impl Journey {
+    /// True when the event with this index shows the headers of a tunnel's packet around this one.
+    pub fn is_carried(&self, index: usize) -> bool {
+        self.carried.iter().any(|range| range.contains(&index))
+    }
+
+    /// Headers of the packet itself; those of a tunnel around it, and those of fragments without ports,
+    /// only where nothing else was seen.
+    fn own(&self) -> impl DoubleEndedIterator<Item = &Packet> {
+        let shows = |(index, event): (usize, &Event)| {
+            let packet = event.packet.as_ref();
+            packet.is_some_and(|packet| !packet.is_later_fragment() && !self.is_carried(index))
+        };
+        let any = self.events.iter().enumerate().any(shows);
+        self.events
+            .iter()
+            .enumerate()
+            .filter(move |&found| !any || shows(found))
+            .filter_map(|(_, event)| event.packet.as_ref())
+    }
+
+    /// Headers at first sight.
+    pub fn first_packet(&self) -> Option<&Packet> {
+        self.own().next()
+    }
+
+    /// Addresses at first sight.
+    pub fn first_tuple(&self) -> Option<Tuple> {
+        self.tuples().next()
+    }
+
+    /// Addresses at last sight, after all NAT.
+    pub fn last_tuple(&self) -> Option<Tuple> {
+        self.own().next_back().map(|packet| packet.tuple)
+    }
+
+    /// Addresses at every event that shows them.
+    pub fn tuples(&self) -> impl Iterator<Item = Tuple> + '_ {
+        self.own().map(|packet| packet.tuple)
+    }
+
+    /// True when the packet was seen in a role.
+    pub fn passed(&self, role: Role) -> bool {
+        self.events.iter().any(|event| event.role() == role)
+    }
+
+    /// Start, CLOCK_MONOTONIC nanoseconds.
+    pub fn start_ns(&self) -> u64 {
+        self.events.first().map_or(0, |event| event.time_ns)
+    }
+
+    /// From first to last sight, nanoseconds.
+    pub fn duration_ns(&self) -> u64 {
+        let end = self.events.last().map_or(0, |event| event.time_ns);
+        end.saturating_sub(self.start_ns())
+    }
+
+    /// A socket took the packet.
+    pub fn was_taken(&self) -> bool {
+        // The tunnel's own socket is not where the packet in it goes.
+        (0..self.events.len())
+            .any(|index| self.events[index].role() == Role::Deliver && !self.is_carried(index))
+    }
+
+    /// The packet was refused: answered with RST or an ICMP error.
+    pub fn rejected(&self) -> bool {
+        self.passed(Role::Reset)
+            || self.events.iter().any(|event| {
+                event.role() == Role::IcmpError
+                    && !matches!(
+                        event.detail,
+                        Detail::Icmp {
+                            kind: ICMP_REDIRECT,
+                            ..
+                        }
+                    )
+            })
+    }
+
+    /// The packet is for many, who may all ignore it.
+    fn is_for_many(&self) -> bool {
+        self.first_tuple()
+            .is_some_and(|tuple| match tuple.destination.ip() {
+                IpAddr::V4(address) => address.is_multicast() || address.octets()[3] == 255,
+                IpAddr::V6(address) => address.is_multicast(),
+            })
+    }
+
+    /// The packet was meant for one receiver and did not arrive.
+    pub fn failed(&self) -> bool {
+        if self.is_for_many() {
+            return false;
+        }
+        // A lone drop without a reason is how sockets free what they have used up.
+        let lone = self.events.len() == 1;
+        let dropped =
+            matches!(self.ending, Ending::Dropped { reason, .. } if reason.is_some() || !lone);
+        self.rejected() || dropped || self.passed(Role::RouteError)
+    }
+
+    /// Namespaces that the packet was seen in, in order, each once in a row.
+    pub fn namespaces(&self) -> Vec<u32> {
+        let mut namespaces: Vec<u32> = self.events.iter().filter_map(|event| event.netns).collect();
+        namespaces.dedup();
+        namespaces
+    }
+
+    /// The namespace in which the packet was when the event with this index happened.
+    pub fn namespace_at(&self, index: usize) -> Option<u32> {
+        self.events[..=index.min(self.events.len().saturating_sub(1))]
+            .iter()
+            .rev()
+            .find_map(|event| event.netns)
+    }
+}

@@ -1,0 +1,443 @@
+//! Joins events to journeys.
+
+use std::collections::HashMap;
+
+use hashlink::LinkedHashMap;
+
+use super::layer::{Layers, Relation, belongs};
+use super::{Branch, BranchKind, Detail, Ending, Event, Journey, Role};
+use crate::event::Packet;
+
+/// A packet that nothing happened to for this long has ended, or is out of sight. Longer than a
+/// queue on the way holds a packet; a neighbour that has to be resolved first takes longer.
+const IDLE_NS: u64 = 300_000_000;
+/// The same for a packet that was handed to a neighbour: resolving one may take three probes.
+const NEIGHBOUR_IDLE_NS: u64 = 4_000_000_000;
+/// Most journeys under way; the one that was quiet longest ends early beyond it.
+const MOST_ACTIVE: usize = 65_536;
+/// Most events kept of one journey: a loop of a broken network ends here.
+const MOST_EVENTS: usize = 512;
+/// Most fragments or copies kept of one packet: 64 KiB in pieces of the least IPv6 MTU.
+const MOST_BRANCHES: usize = 64;
+/// A fragment or copy appears right after something happened to its packet: so many journeys are looked at.
+const LOOKED_BACK: usize = 32;
+
+struct Active {
+    journey: Journey,
+    layers: Layers,
+    /// Where each fragment or copy is told from a reused skb, in the order of the branches.
+    branch_layers: Vec<Layers>,
+    /// Every skb of it.
+    skbs: Vec<u64>,
+    last_ns: u64,
+}
+
+/// Which part of which journey an skb is now.
+#[derive(Clone, Copy)]
+struct Place {
+    id: u64,
+    /// Index of the branch; `None` for the packet itself.
+    branch: Option<usize>,
+}
+
+/// Journeys under way.
+pub struct Tracker {
+    /// By number, the one that something happened to last at the end.
+    active: LinkedHashMap<u64, Active>,
+    by_skb: HashMap<u64, Place>,
+    next_id: u64,
+    /// Journeys that ended early because too many were under way.
+    pub evicted: u64,
+    /// When events were last found to be lost.
+    lost_ns: Option<u64>,
+    /// True where drops without a named reason after delivery are the socket's ordinary freeing.
+    unspecified_reason: Option<u32>,
+}
+
+impl Tracker {
+    /// An empty tracker; `unspecified_reason` is this kernel's number of NOT_SPECIFIED.
+    pub fn new(unspecified_reason: Option<u32>) -> Self {
+        Self {
+            active: LinkedHashMap::new(),
+            by_skb: HashMap::new(),
+            next_id: 1,
+            evicted: 0,
+            lost_ns: None,
+            unspecified_reason,
+        }
+    }
+
+    /// Number of journeys under way.
+    pub fn active(&self) -> usize {
+        self.active.len()
+    }
+
+    /// Events were lost before this time: every journey that began before it may have a gap.
+    pub const fn mark_loss(&mut self, now_ns: u64) {
+        self.lost_ns = Some(now_ns);
+    }
+
+    /// This kernel's number of NOT_SPECIFIED.
+    pub const fn set_unspecified(&mut self, reason: Option<u32>) {
+        self.unspecified_reason = reason;
+    }
+
+    /// The journey that begins next gets this number, as it had when it was recorded.
+    pub const fn number_next(&mut self, id: u64) {
+        self.next_id = id;
+    }
+
+    /// The journey under way that an skb belongs to.
+    pub fn under_way(&self, skb: u64) -> Option<&Journey> {
+        let place = self.by_skb.get(&skb)?;
+        self.active.get(&place.id).map(|active| &active.journey)
+    }
+
+    /// Takes an event; journeys that it ends go to `ended`. Gives the number of the event's journey.
+    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) -> Option<u64> {
+        if event.skb == 0 {
+            return None;
+        }
+        if let Some(place) = self.by_skb.get(&event.skb).copied() {
+            match self.relation(place, &event) {
+                Relation::Other => self.leave(event.skb, place, ended),
+                relation => {
+                    self.add(place, relation, event, ended);
+                    return Some(place.id);
+                }
+            }
+        }
+        // Without headers there is nothing to tell about.
+        let packet = event.packet.as_ref()?;
+        if let Some((id, kind)) = self.parent(&event, packet) {
+            self.branch(id, kind, event, ended);
+            Some(id)
+        } else {
+            Some(self.start(event, ended))
+        }
+    }
+
+    fn relation(&self, place: Place, event: &Event) -> Relation {
+        let Some(active) = self.active.get(&place.id) else {
+            return Relation::Other;
+        };
+        match place.branch {
+            None => active.layers.relation(&active.journey.events, event),
+            Some(index) => active.branch_relation(index, event),
+        }
+    }
+
+    /// The skb is another packet's from now on; a journey that has no other one has ended.
+    fn leave(&mut self, skb: u64, place: Place, ended: &mut Vec<Journey>) {
+        self.by_skb.remove(&skb);
+        let Some(active) = self.active.get_mut(&place.id) else {
+            return;
+        };
+        active.skbs.retain(|&known| known != skb);
+        if active.skbs.is_empty() {
+            self.end(place.id, ended);
+        }
+    }
+
+    fn add(&mut self, place: Place, relation: Relation, event: Event, ended: &mut Vec<Journey>) {
+        let unspecified = self.unspecified_reason;
+        let Some(active) = self.active.to_back(&place.id) else {
+            return;
+        };
+        let skb = event.skb;
+        active.last_ns = event.time_ns;
+        let over = match place.branch {
+            Some(index) => active.add_to_branch(index, event, unspecified),
+            None => active.add(relation, event, unspecified),
+        };
+        if over {
+            self.leave(skb, place, ended);
+        }
+    }
+
+    fn start(&mut self, event: Event, ended: &mut Vec<Journey>) -> u64 {
+        if self.active.len() >= MOST_ACTIVE
+            && let Some(&oldest) = self.active.front().map(|(id, _)| id)
+        {
+            self.evicted += 1;
+            self.end(oldest, ended);
+        }
+        let (id, skb, last_ns) = (self.next_id, event.skb, event.time_ns);
+        self.next_id += 1;
+        let active = Active {
+            journey: Journey {
+                id,
+                ..Journey::default()
+            },
+            layers: Layers::default(),
+            branch_layers: Vec::new(),
+            skbs: vec![skb],
+            last_ns,
+        };
+        self.active.insert(id, active);
+        let place = Place { id, branch: None };
+        self.by_skb.insert(skb, place);
+        self.add(place, Relation::Same, event, ended);
+        id
+    }
+
+    /// The packet that a new skb is a fragment or copy of. Both are made of an skb that something
+    /// happened to just before.
+    fn parent(&self, event: &Event, packet: &Packet) -> Option<(u64, BranchKind)> {
+        let flooded = event.role() == Role::Bridge;
+        let cut = packet.is_later_fragment() || event.role() == Role::ToNeighbour;
+        if !flooded && !cut {
+            return None;
+        }
+        let mut recent = self.active.iter().rev().take(LOOKED_BACK);
+        recent.find_map(|(&id, active)| active.begets(event, packet).map(|kind| (id, kind)))
+    }
+
+    fn branch(&mut self, id: u64, kind: BranchKind, event: Event, ended: &mut Vec<Journey>) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        let index = active.journey.branches.len();
+        // What was seen before it was made is its way as well; a received fragment has its own.
+        let cut_here = kind == BranchKind::Copy || active.journey.passed(Role::Fragment);
+        active.journey.branches.push(Branch {
+            kind,
+            from: if cut_here {
+                active.journey.events.len()
+            } else {
+                0
+            },
+            events: Vec::new(),
+            ending: Ending::OutOfSight,
+        });
+        active.branch_layers.push(Layers::default());
+        active.skbs.push(event.skb);
+        let place = Place {
+            id,
+            branch: Some(index),
+        };
+        self.by_skb.insert(event.skb, place);
+        self.add(place, Relation::Same, event, ended);
+    }
+
+    /// Ends journeys that nothing happened to for long, by the kernel's clock.
+    pub fn expire(&mut self, now_ns: u64, ended: &mut Vec<Journey>) {
+        let over: Vec<u64> = self
+            .active
+            .iter()
+            .take_while(|(_, active)| now_ns.saturating_sub(active.last_ns) > IDLE_NS)
+            .filter(|(_, active)| now_ns.saturating_sub(active.last_ns) > active.patience())
+            .map(|(&id, _)| id)
+            .collect();
+        self.end_all(over, ended);
+    }
+
+    /// Ends all journeys.
+    pub fn finish(&mut self, ended: &mut Vec<Journey>) {
+        let all = self.active.keys().copied().collect();
+        self.end_all(all, ended);
+    }
+
+    fn end_all(&mut self, ids: Vec<u64>, ended: &mut Vec<Journey>) {
+        let first = ended.len();
+        for id in ids {
+            self.end(id, ended);
+        }
+        ended[first..].sort_by_key(|journey| (journey.start_ns(), journey.id));
+    }
+
+    fn end(&mut self, id: u64, ended: &mut Vec<Journey>) {
+        let Some(active) = self.active.remove(&id) else {
+            return;
+        };
+        for skb in &active.skbs {
+            if self.by_skb.get(skb).is_some_and(|place| place.id == id) {
+                self.by_skb.remove(skb);
+            }
+        }
+        let mut journey = active.finish();
+        journey.gap = self
+            .lost_ns
+            .is_some_and(|lost_ns| lost_ns >= journey.start_ns());
+        ended.push(journey);
+    }
+}
+
+impl Active {
+    /// Adds an event of the packet itself; true when it is its last.
+    fn add(&mut self, relation: Relation, event: Event, unspecified: Option<u32>) -> bool {
+        match relation {
+            Relation::Wrapped => self.layers.wrap(&self.journey),
+            Relation::Unwrapped => self.layers.unwrap(&mut self.journey),
+            Relation::Same | Relation::Other => {}
+        }
+        if !belongs(&self.journey, &event) {
+            return false;
+        }
+        let over = ending(self.journey.was_taken(), &event, unspecified);
+        if self.journey.events.len() < MOST_EVENTS {
+            self.journey.events.push(event);
+        }
+        if let Some(ending) = over {
+            self.journey.ending = ending;
+        }
+        over.is_some()
+    }
+
+    fn add_to_branch(&mut self, index: usize, event: Event, unspecified: Option<u32>) -> bool {
+        let Some(branch) = self.journey.branches.get_mut(index) else {
+            return true;
+        };
+        let over = ending(branch.was_taken(), &event, unspecified);
+        if branch.events.len() < MOST_EVENTS {
+            branch.events.push(event);
+        }
+        if let Some(ending) = over {
+            branch.ending = ending;
+        }
+        over.is_some()
+    }
+
+    fn branch_relation(&self, index: usize, event: &Event) -> Relation {
+        let (Some(branch), Some(layers)) = (
+            self.journey.branches.get(index),
+            self.branch_layers.get(index),
+        ) else {
+            return Relation::Other;
+        };
+        // Tunnels are followed for the packet itself only.
+        match layers.relation(&branch.events, event) {
+            Relation::Same => Relation::Same,
+            _ => Relation::Other,
+        }
+    }
+
+    /// What a packet that appears at an skb of its own is to this one.
+    fn begets(&self, event: &Event, packet: &Packet) -> Option<BranchKind> {
+        if self.journey.branches.len() >= MOST_BRANCHES {
+            return None;
+        }
+        let last = self.journey.events.last()?;
+        let seen = self
+            .journey
+            .events
+            .iter()
+            .rev()
+            .find_map(|event| event.packet.as_ref())?;
+        let cut = packet.is_later_fragment() || self.journey.passed(Role::Fragment);
+        if cut && event.role() != Role::LocalOut && seen.shares_fragments_with(packet) {
+            return Some(BranchKind::Fragment);
+        }
+        let copied = event.role() == Role::Bridge
+            && last.role() == Role::Bridge
+            && last.netns == event.netns
+            && seen == packet;
+        copied.then_some(BranchKind::Copy)
+    }
+
+    fn patience(&self) -> u64 {
+        let last = |events: &[Event]| events.last().map(Event::role);
+        let waits = |role| matches!(role, Some(Role::ToNeighbour | Role::NeighbourQueue));
+        let mut branches = self.journey.branches.iter();
+        // What became of an skb that was cut is in its pieces.
+        let cut = self.journey.passed(Role::Fragment);
+        if !cut && waits(last(&self.journey.events))
+            || branches.any(|branch| waits(last(&branch.events)))
+        {
+            NEIGHBOUR_IDLE_NS
+        } else {
+            IDLE_NS
+        }
+    }
+
+    fn finish(self) -> Journey {
+        let Self {
+            mut journey,
+            layers,
+            ..
+        } = self;
+        layers.close(&mut journey);
+        if journey.ending == Ending::OutOfSight {
+            journey.ending = unseen(&journey.events, journey.was_taken());
+        }
+        for branch in &mut journey.branches {
+            if branch.ending == Ending::OutOfSight {
+                branch.ending = unseen(&branch.events, branch.was_taken());
+            }
+        }
+        journey.tell_by_the_piece_that_matters();
+        journey
+    }
+}
+
+impl Branch {
+    fn was_taken(&self) -> bool {
+        self.events
+            .iter()
+            .any(|event| event.role() == Role::Deliver)
+    }
+}
+
+impl Journey {
+    /// Makes the way of the piece that decides what became of the packet the journey's own: a fragment
+    /// that was lost, the copy that came farthest.
+    fn tell_by_the_piece_that_matters(&mut self) {
+        let fragments = self
+            .branches
+            .iter()
+            .any(|branch| branch.kind == BranchKind::Fragment);
+        let rank = |ending: Ending| match ending {
+            Ending::Dropped { .. } if fragments => 4,
+            Ending::Delivered => 3,
+            Ending::Transmitted => 2,
+            Ending::OutOfSight => 1,
+            Ending::Dropped { .. } => 0,
+        };
+        // The skb that was cut is gone; only its pieces are of interest.
+        let cut = self.events.last().map(Event::role) == Some(Role::Fragment);
+        let own = if cut { -1 } else { rank(self.ending) };
+        let best = self
+            .branches
+            .iter()
+            .enumerate()
+            .rev()
+            .max_by_key(|(_, branch)| rank(branch.ending))
+            .filter(|(_, branch)| rank(branch.ending) > own)
+            .map(|(index, _)| index);
+        let Some(branch) = best.and_then(|index| self.branches.get_mut(index)) else {
+            return;
+        };
+        // What the packet itself did after the branch left becomes the branch.
+        let tail = self.events.split_off(branch.from);
+        self.carried.retain(|range| range.end <= branch.from);
+        self.events.append(&mut branch.events);
+        branch.events = tail;
+        std::mem::swap(&mut self.ending, &mut branch.ending);
+        self.branches.retain(|branch| !branch.events.is_empty());
+    }
+}
+
+/// The ending, when this event is the last of a packet or piece that a socket took or not.
+fn ending(taken: bool, event: &Event, unspecified: Option<u32>) -> Option<Ending> {
+    let Detail::Drop { location, reason } = event.detail else {
+        return None;
+    };
+    let reason = reason.filter(|_| reason != unspecified);
+    // Sockets free what they have used up; only a named reason makes that a loss.
+    if taken && reason.is_none() {
+        return Some(Ending::Delivered);
+    }
+    Some(Ending::Dropped { location, reason })
+}
+
+/// The ending of what was not seen again.
+fn unseen(events: &[Event], taken: bool) -> Ending {
+    match events.last().map(Event::role) {
+        _ if taken => Ending::Delivered,
+        Some(Role::Transmit) => Ending::Transmitted,
+        _ => Ending::OutOfSight,
+    }
+}
+
+#[cfg(test)]
+mod tests;

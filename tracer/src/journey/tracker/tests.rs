@@ -1,0 +1,229 @@
+//! The tracker on constructed events.
+
+use tracer_ebpf::hook::HookId;
+
+use super::*;
+use crate::event::Transport;
+use crate::journey::constructed::event;
+
+#[test]
+fn a_reused_skb_is_another_packet() {
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    tracker.push(event(HookId::LocalOut, 1, 10, 100), &mut ended);
+    tracker.push(event(HookId::DeviceReceive, 1, 20, 100), &mut ended);
+    assert!(ended.is_empty());
+    tracker.push(event(HookId::DeviceReceive, 1, 30, 200), &mut ended);
+    assert_eq!(ended.len(), 1);
+    assert_eq!(ended[0].events.len(), 2);
+    tracker.push(event(HookId::LocalOut, 1, 40, 200), &mut ended);
+    assert_eq!(ended.len(), 2);
+}
+
+#[test]
+fn a_drop_after_delivery_needs_a_reason_to_be_a_loss() {
+    for (reason, expected_loss) in [(Some(2), false), (Some(9), true), (None, false)] {
+        let mut tracker = Tracker::new(Some(2));
+        let mut ended = Vec::new();
+        tracker.push(event(HookId::TcpDeliver, 1, 10, 100), &mut ended);
+        let mut drop = event(HookId::Drop, 1, 20, 100);
+        drop.detail = Detail::Drop {
+            location: 0,
+            reason,
+        };
+        tracker.push(drop, &mut ended);
+        assert_eq!(
+            ended[0].ending != Ending::Delivered,
+            expected_loss,
+            "{reason:?}"
+        );
+    }
+}
+
+#[test]
+fn a_redirect_is_no_refusal() {
+    for (kind, failed) in [(3, true), (5, false)] {
+        let mut tracker = Tracker::new(None);
+        let mut ended = Vec::new();
+        tracker.push(event(HookId::Forward, 1, 10, 100), &mut ended);
+        let mut error = event(HookId::IcmpSend, 1, 20, 100);
+        error.detail = Detail::Icmp { kind, code: 1 };
+        tracker.push(error, &mut ended);
+        tracker.finish(&mut ended);
+        assert_eq!(ended[0].failed(), failed, "ICMP type {kind}");
+    }
+}
+
+#[test]
+fn a_service_lookup_of_other_addresses_is_not_joined() {
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    tracker.push(event(HookId::IpvsLookup, 1, 10, 100), &mut ended);
+    let mut lookup = event(HookId::IpvsServiceFind, 1, 20, 100);
+    lookup.packet = None;
+    lookup.detail = Detail::Service {
+        address: "192.0.2.9:80".parse().expect("an address"),
+        protocol: 6,
+    };
+    tracker.push(lookup.clone(), &mut ended);
+    lookup.detail = Detail::Service {
+        address: "192.0.2.2:80".parse().expect("an address"),
+        protocol: 6,
+    };
+    tracker.push(lookup, &mut ended);
+    tracker.finish(&mut ended);
+    assert_eq!(ended[0].events.len(), 2);
+}
+
+#[test]
+fn silence_ends_a_journey() {
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    tracker.push(event(HookId::DeviceTransmit, 1, 10, 100), &mut ended);
+    tracker.expire(IDLE_NS, &mut ended);
+    assert!(ended.is_empty());
+    tracker.expire(IDLE_NS + 11, &mut ended);
+    assert_eq!(ended[0].ending, Ending::Transmitted);
+}
+
+/// An event with other headers: protocol, addresses, IP id, length.
+fn other(event: Event, protocol: u8, ends: (&str, &str), id: u16, length: u32) -> Event {
+    let mut packet = crate::journey::constructed::packet(protocol, ends);
+    packet.ip_id = Some(id);
+    Event {
+        packet: Some(packet),
+        length: Some(length),
+        ..event
+    }
+}
+
+const INNER: (&str, &str) = ("10.244.0.9:1000", "10.244.1.9:80");
+const OUTER: (&str, &str) = ("192.0.2.1:40000", "192.0.2.2:8472");
+
+/// A packet over VXLAN from one namespace to another of this machine, all at one skb.
+fn over_vxlan(grown: u32) -> Vec<Journey> {
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    let inner = |hook, time, length| other(event(hook, 1, time, 0), 17, INNER, 7, length);
+    let outer = |hook, time, length| other(event(hook, 1, time, 0), 17, OUTER, 8, length);
+    for event in [
+        inner(HookId::Forward, 10, 100),
+        inner(HookId::VxlanTransmit, 20, 114),
+        outer(HookId::LocalOut, 30, 114 + grown),
+        outer(HookId::DeviceReceive, 40, 150),
+        outer(HookId::UdpDeliver, 50, 130),
+        outer(HookId::VxlanReceive, 60, 130),
+        inner(HookId::DeviceReceive, 70, 100),
+        inner(HookId::UdpDeliver, 80, 100),
+    ] {
+        tracker.push(event, &mut ended);
+    }
+    tracker.finish(&mut ended);
+    ended
+}
+
+#[test]
+fn a_packet_stays_itself_inside_a_tunnel() {
+    let ended = over_vxlan(36);
+    assert_eq!(ended.len(), 1);
+    let journey = &ended[0];
+    assert_eq!(journey.events.len(), 8);
+    assert_eq!(journey.carried, [2..6]);
+    assert_eq!(journey.ending, Ending::Delivered);
+    let tuples: std::collections::HashSet<_> = journey.tuples().collect();
+    assert_eq!(tuples.len(), 1, "the carrier's addresses are not its own");
+}
+
+#[test]
+fn an_skb_that_did_not_grow_by_the_tunnels_headers_is_another_packet() {
+    let ended = over_vxlan(40);
+    assert_eq!(ended[0].events.len(), 2);
+    assert!(ended[0].carried.is_empty());
+    // What came out of the tunnel later is a journey of what carried it.
+    assert_eq!(ended[1].carried, [0..4]);
+    assert_eq!(ended[1].first_tuple(), ended[0].first_tuple());
+}
+
+#[test]
+fn fragments_belong_to_the_whole_and_a_lost_one_is_its_end() {
+    for lost in [false, true] {
+        let mut tracker = Tracker::new(None);
+        let mut ended = Vec::new();
+        let piece = |hook, skb, time, later: bool| {
+            let mut event = other(event(hook, skb, time, 0), 17, INNER, 7, 1000);
+            if later && let Some(packet) = &mut event.packet {
+                packet.transport = Transport::Fragment;
+                packet.tuple.source.set_port(0);
+                packet.tuple.destination.set_port(0);
+            }
+            event
+        };
+        tracker.push(piece(HookId::LocalOut, 1, 10, false), &mut ended);
+        tracker.push(piece(HookId::Fragment, 1, 20, false), &mut ended);
+        tracker.push(piece(HookId::OutputFinish, 2, 30, false), &mut ended);
+        tracker.push(piece(HookId::DeviceTransmit, 2, 40, false), &mut ended);
+        tracker.push(piece(HookId::OutputFinish, 3, 50, true), &mut ended);
+        if lost {
+            let mut drop = piece(HookId::Drop, 3, 60, true);
+            drop.detail = Detail::Drop {
+                location: 1,
+                reason: Some(9),
+            };
+            tracker.push(drop, &mut ended);
+        }
+        tracker.finish(&mut ended);
+        assert_eq!(ended.len(), 1);
+        assert_eq!(ended[0].failed(), lost);
+        assert_eq!(ended[0].branches.len(), 1);
+        assert_eq!(ended[0].first_tuple(), ended[0].last_tuple());
+    }
+}
+
+#[test]
+fn a_flooded_copy_that_arrives_is_the_way_of_the_packet() {
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    tracker.push(event(HookId::BridgeReceive, 1, 10, 100), &mut ended);
+    tracker.push(event(HookId::BridgeForward, 2, 20, 100), &mut ended);
+    tracker.push(event(HookId::BridgeForward, 1, 30, 100), &mut ended);
+    let mut drop = event(HookId::Drop, 1, 40, 100);
+    drop.detail = Detail::Drop {
+        location: 1,
+        reason: Some(9),
+    };
+    tracker.push(drop, &mut ended);
+    tracker.push(event(HookId::TcpDeliver, 2, 50, 100), &mut ended);
+    tracker.finish(&mut ended);
+    assert_eq!(ended.len(), 1);
+    assert_eq!(ended[0].ending, Ending::Delivered);
+    assert!(!ended[0].failed());
+    assert_eq!(ended[0].branches[0].kind, BranchKind::Copy);
+    assert_eq!(ended[0].branches[0].events.len(), 2);
+}
+
+#[test]
+fn journeys_under_way_when_events_were_lost_say_so() {
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    tracker.push(event(HookId::LocalOut, 1, 10, 100), &mut ended);
+    tracker.mark_loss(20);
+    tracker.push(event(HookId::LocalOut, 2, 30, 200), &mut ended);
+    tracker.finish(&mut ended);
+    let gaps: Vec<_> = ended.iter().map(|journey| journey.gap).collect();
+    assert_eq!(gaps, [true, false]);
+}
+
+#[test]
+fn the_quietest_journey_goes_first_when_there_are_too_many() {
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    let most = MOST_ACTIVE as u64;
+    for skb in 1..=most {
+        tracker.push(event(HookId::LocalOut, skb, skb, 100), &mut ended);
+    }
+    tracker.push(event(HookId::DeviceTransmit, 1, most + 1, 100), &mut ended);
+    assert!(ended.is_empty());
+    tracker.push(event(HookId::LocalOut, most + 2, most + 2, 100), &mut ended);
+    assert_eq!(ended[0].events[0].skb, 2);
+    assert_eq!((tracker.active(), tracker.evicted), (MOST_ACTIVE, 1));
+}

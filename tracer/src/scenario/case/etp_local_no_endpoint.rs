@@ -1,0 +1,56 @@
+//! A NodePort with externalTrafficPolicy Local on a node without an endpoint.
+
+use serde_json::json;
+
+use crate::scenario::objects::{Endpoint, Objects};
+use crate::scenario::world::at;
+use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "etp-local-no-endpoint",
+    expects: &["etp-local-no-endpoint"],
+    variants: &[
+        Variant::fault("ipvs", "the only endpoint is on another node"),
+        Variant::HEALTHY,
+    ],
+    needs: &[
+        Need::Module("ip_vs"),
+        Need::Module("ip_vs_rr"),
+        Need::Command("ipvsadm"),
+    ],
+    not_on: &[],
+    likely: None,
+    build,
+};
+
+fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
+    let site = topology::site(world)?;
+    let options = world.options.clone();
+    world.serve_tcp(&site.pod, options.pod_port)?;
+    let node_port = at(options.node, options.node_port);
+    let fix = topology::virtual_server(world, &site, node_port)?;
+    let facts = move |here| {
+        let address = if here { options.pod } else { options.peer_pod };
+        Objects::new(&options)
+            .service(&options, "TCP", json!({"externalTrafficPolicy": "Local"}))
+            .slice(
+                &options,
+                "TCP",
+                &[Endpoint {
+                    here,
+                    ..Endpoint::ready(address)
+                }],
+            )
+            .facts("ipvs")
+    };
+    world.cluster = facts(!variant.fault)?;
+    if !variant.fault {
+        site.node.run(&fix)?;
+    }
+    let target = Target::tcp("the NodePort", &site.client, node_port);
+    let node = site.node;
+    Ok(Plan::fixed_with(vec![target], move |world| {
+        world.cluster = facts(true)?;
+        node.run(&fix)
+    }))
+}

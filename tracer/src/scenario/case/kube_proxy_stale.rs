@@ -1,0 +1,47 @@
+//! A service that kube-proxy has not made a virtual server for.
+
+use serde_json::json;
+
+use crate::scenario::objects::{Endpoint, Objects};
+use crate::scenario::world::at;
+use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "kube-proxy-stale",
+    expects: &["kube-proxy-stale"],
+    variants: &[
+        Variant::fault(
+            "real-server",
+            "the ready endpoint is not among the real servers",
+        ),
+        Variant::HEALTHY,
+    ],
+    needs: &[
+        Need::Module("ip_vs"),
+        Need::Module("ip_vs_rr"),
+        Need::Command("ipvsadm"),
+    ],
+    not_on: &[],
+    likely: Some("a sync period has to pass before kube-proxy is late"),
+    build,
+};
+
+fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
+    let site = topology::site(world)?;
+    let options = world.options.clone();
+    world.serve_tcp(&site.pod, options.pod_port)?;
+    let service = at(options.service, options.service_port);
+    let fix = topology::virtual_server(world, &site, service)?;
+    world.cluster = Objects::new(&options)
+        .service(&options, "TCP", json!({"type": "ClusterIP"}))
+        .slice(&options, "TCP", &[Endpoint::ready(options.pod)])
+        .facts("ipvs")?;
+    if !variant.fault {
+        site.node.run(&fix)?;
+    }
+    Ok(Plan::fixed_by(
+        vec![Target::tcp("the service", &site.client, service)],
+        &site.node,
+        [fix],
+    ))
+}

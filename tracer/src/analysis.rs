@@ -9,12 +9,13 @@ use std::sync::Arc;
 use crate::cause::{Diagnosis, DropNames};
 use crate::collector::Collector;
 use crate::event::Event;
+use crate::filter::Filter;
 use crate::flow::Flows;
 use crate::journey::{Ending, Journey};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
 use crate::kube::ClusterFacts;
-use crate::node::Source;
+use crate::node::{NetnsId, Source};
 use crate::printer::Printer;
 use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView};
 
@@ -35,6 +36,8 @@ pub struct Analysis {
     printer: Printer,
     /// Journeys that ended and are not yet told.
     ended: Vec<Journey>,
+    /// Only journeys that match are told and judged.
+    only: Filter,
     /// Namespaces are named even when nothing is shown: a capture holds their names.
     name_all: bool,
 }
@@ -57,8 +60,14 @@ impl Analysis {
             kernel,
             printer,
             ended: Vec::new(),
+            only: Filter::default(),
             name_all: false,
         }
+    }
+
+    /// Tells and judges only journeys that match.
+    pub fn only(&mut self, filter: Filter) {
+        self.only = filter;
     }
 
     /// Names every namespace that is seen.
@@ -193,7 +202,15 @@ impl Analysis {
         now_ns: u64,
         mut met: impl FnMut(&Journey, &Names<'_>),
     ) -> anyhow::Result<bool> {
-        let ended = std::mem::take(&mut self.ended);
+        let mut ended = std::mem::take(&mut self.ended);
+        if !self.only.is_everything() {
+            let facts = self.collector.facts();
+            let name_of = |netns, ifindex| {
+                let link = facts.namespace(NetnsId(netns))?.link(ifindex)?;
+                Some(link.name.clone())
+            };
+            ended.retain(|journey| self.only.matches_journey(journey, &name_of));
+        }
         if self.name_all {
             self.collector.name_namespaces(now_ns);
         }

@@ -69,6 +69,7 @@ const ROOMS: &[Room] = &[
             "event",
             "journey",
             "flow",
+            "filter",
             "node",
             "kube",
             "cause",
@@ -82,7 +83,7 @@ const ROOMS: &[Room] = &[
         "capture",
         &[
             "hook", "event", "journey", "node", "kube", "cause", "kernel", "view", "printer",
-            "analysis",
+            "analysis", "filter",
         ],
     ),
     room("scenario", &["event", "node"]),

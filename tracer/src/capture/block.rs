@@ -39,6 +39,9 @@ pub(super) mod option {
     pub(in super::super) const STATISTICS_DROPPED: u16 = 5;
 }
 
+/// Length of an Ethernet header; every packet of ours has one.
+pub(super) const ETHERNET_HEADER: usize = 14;
+
 /// Link types (`LINKTYPE_*`).
 pub(super) mod link {
     pub(in super::super) const ETHERNET: u16 = 1;

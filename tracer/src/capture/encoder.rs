@@ -1,13 +1,13 @@
 //! Makes blocks of events and records, for one file after another: each file says all that it needs.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tracer_ebpf::event::PACKET_BYTES;
 
-use super::block::{self, Builder, link, option};
+use super::block::{self, Builder, ETHERNET_HEADER, link, option};
 use super::record::{BareEvent, Counters, Header, Record};
 use super::wire::{WireEvent, to_cbor};
 use super::{ENTERPRISE, MOST_BLOCK};
@@ -19,7 +19,6 @@ use crate::kube::ClusterFacts;
 use crate::node::{Link, NetnsId, Reading, Snapshot};
 use crate::view::model::{Clock, Names};
 
-const ETHERNET_HEADER: usize = 14;
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
 const DNS_PORT: u16 = 53;
@@ -33,6 +32,8 @@ pub(super) struct Headers {
     pub(super) length: usize,
     /// Where the network header begins.
     pub(super) network: usize,
+    /// EtherType, network order.
+    pub(super) protocol: u16,
 }
 
 impl Headers {
@@ -73,12 +74,27 @@ impl Headers {
         self.network + network + transport
     }
 
-    const fn link_type(&self) -> u16 {
+    /// A packet that has no link header gets one with no addresses: programs made of libpcap read files
+    /// of one link type only.
+    fn framed<'a>(
+        &self,
+        event: &Event,
+        kept: &'a [u8],
+        room: &'a mut [u8; ETHERNET_HEADER + PACKET_BYTES],
+    ) -> &'a [u8] {
         if self.network == ETHERNET_HEADER {
-            link::ETHERNET
-        } else {
-            link::RAW
+            return kept;
         }
+        let whole = ETHERNET_HEADER + kept.len();
+        // The skb of a packet that is just being made may not say its protocol yet.
+        let protocol = match event.packet.as_ref().map(|packet| packet.tuple.source) {
+            Some(SocketAddr::V4(_)) => [0x08, 0x00],
+            Some(SocketAddr::V6(_)) => [0x86, 0xdd],
+            None => self.protocol.to_ne_bytes(),
+        };
+        room[ETHERNET_HEADER - 2..ETHERNET_HEADER].copy_from_slice(&protocol);
+        room[ETHERNET_HEADER..whole].copy_from_slice(kept);
+        &room[..whole]
     }
 }
 
@@ -101,7 +117,6 @@ pub(super) struct Told<'a> {
 struct Key {
     netns: Option<u32>,
     ifindex: Option<u32>,
-    link_type: u16,
 }
 
 /// Makes blocks.
@@ -241,37 +256,35 @@ impl Encoder {
         typed.clear();
         WireEvent::put(told.event, told.borrowed, &mut typed);
         match told.headers {
-            Some(headers)
-                if told.event.packet.is_some()
-                    || headers.network == ETHERNET_HEADER
-                    || told.borrowed =>
-            {
-                self.packet(told, &headers, &typed, out);
-            }
-            _ => custom_bytes(
-                out,
-                &BareEvent {
+            Some(headers) => self.packet(told, &headers, &typed, out),
+            None => {
+                let bare = BareEvent {
                     time_ns: told.event.time_ns,
                     netns: told.event.netns,
                     ifindex: told.event.ifindex,
                     journey: told.journey,
                     event: typed.clone(),
-                }
-                .to_bytes()?,
-            ),
+                };
+                custom_bytes(out, &bare.to_bytes()?);
+            }
         }
         self.typed = typed;
         Ok(())
     }
 
     fn packet(&mut self, told: &Told<'_>, headers: &Headers, typed: &[u8], out: &mut Vec<u8>) {
-        let interface = self.interface(told.site, headers.link_type(), out);
+        let interface = self.interface(told.site, out);
         self.name(told.event, out);
-        let kept = headers.kept(told.event, self.snaplen);
+        let mut room = [0; ETHERNET_HEADER + PACKET_BYTES];
+        let kept = headers.framed(
+            told.event,
+            headers.kept(told.event, self.snaplen),
+            &mut room,
+        );
         let length = told
             .event
             .length
-            .map_or(0, |length| length as usize + headers.network)
+            .map_or(0, |length| length as usize + ETHERNET_HEADER)
             .max(kept.len());
         let time = self.clock.wall_ns(told.event.time_ns);
         let mut packet = Builder::new(out, block::PACKET);
@@ -301,14 +314,9 @@ impl Encoder {
     fn interface(
         &mut self,
         (netns, ifindex): (Option<u32>, Option<u32>),
-        link_type: u16,
         out: &mut Vec<u8>,
     ) -> u32 {
-        let key = Key {
-            netns,
-            ifindex,
-            link_type,
-        };
+        let key = Key { netns, ifindex };
         if let Some((number, events)) = self.interfaces.get_mut(&key) {
             *events += 1;
             return *number;
@@ -323,7 +331,7 @@ impl Encoder {
             .and_then(|facts| facts.link(ifindex?));
         let description = found.map(|link| self.describe(link, netns));
         let mut interface = Builder::new(out, block::INTERFACE);
-        interface.u16(link_type);
+        interface.u16(link::ETHERNET);
         interface.u16(0);
         // No limit on bytes.
         interface.u32(0);

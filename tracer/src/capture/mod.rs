@@ -4,7 +4,8 @@
 //! the typed parts look like in a file and `record` what they mean. `recorder` takes what a live trace
 //! does and hands it to a thread, where `writer` gives each event its place and words, `encoder` makes
 //! blocks of it and `file` puts them on disk. `reader` gives records back, `foreign` what other programs
-//! wrote, and `replay` feeds them to the analysis that a live trace feeds.
+//! wrote, `there` what names meant where it was made, and `replay` feeds it all to the analysis that a live
+//! trace feeds.
 //!
 //! Invariants:
 //! - Live and replayed analysis see the same events, facts and moments in the same order, so they say the
@@ -25,6 +26,7 @@ mod recorder;
 mod replay;
 #[cfg(test)]
 mod tests;
+mod there;
 mod wire;
 mod writer;
 
@@ -33,6 +35,7 @@ pub use reader::{Interface, ReadError, Reader, Skipped};
 pub use record::{Control, Counters, Header, Packet, Record, Sighting};
 pub use recorder::Recorder;
 pub use replay::{Ended, Replay};
+pub use there::There;
 
 /// Private enterprise number of our custom blocks and options: IANA's for examples (RFC 5612) until
 /// one is assigned.

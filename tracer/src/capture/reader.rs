@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::block::{self, OptionList, Order, link, option, padded};
+use super::block::{self, ETHERNET_HEADER, OptionList, Order, option, padded};
 use super::bytes::{Bytes, Wrapping};
 use super::foreign::{self, Classic};
 use super::record::{Packet, Record, Sighting, Unknown};
@@ -466,13 +466,8 @@ fn packet(
     };
     let event = WireEvent::take(typed).and_then(|wire| {
         let borrowed = wire.seen & seen::BORROWED != 0;
-        let network = if interface.link_type == link::ETHERNET {
-            14
-        } else {
-            0
-        };
         let packet = (!borrowed)
-            .then(|| event::Packet::parse(bytes, network))
+            .then(|| event::Packet::parse(bytes, ETHERNET_HEADER))
             .flatten();
         wire.event(
             clock.monotonic(time_ns),

@@ -128,6 +128,11 @@ impl Recorder {
         }
     }
 
+    /// True while what was handed over last waits for the thread.
+    pub const fn is_behind(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Events that did not reach the capture.
     pub const fn unwritten(&self) -> u64 {
         self.unwritten

@@ -33,6 +33,7 @@ fn syn() -> Headers {
         bytes,
         length: 66,
         network: 14,
+        protocol: 0x0800u16.to_be(),
     }
 }
 

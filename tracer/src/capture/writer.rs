@@ -167,6 +167,7 @@ impl Writer {
             bytes: raw.packet,
             length: usize::from(raw.packet_len),
             network: usize::from(raw.network_offset),
+            protocol: raw.protocol,
         });
         let before = self.last.get(&event.skb).copied();
         let mut ended = Vec::new();

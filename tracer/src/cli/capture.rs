@@ -29,7 +29,7 @@ pub(super) struct Capture {
 
 impl Capture {
     /// Makes the session write its capture, where one was asked for.
-    pub(super) fn start(&self, session: &mut Session) -> anyhow::Result<()> {
+    pub(super) fn start(&self, session: &mut Session, filter: &str) -> anyhow::Result<()> {
         let Some(path) = &self.write else {
             return Ok(());
         };
@@ -39,14 +39,14 @@ impl Capture {
             zstd: self.zstd,
             snaplen: self.snaplen,
         };
-        let header = header(session);
+        let header = header(session, filter);
         let reasons = session.kernel().reasons.clone();
         session.record(Recorder::start(options, header, reasons)?);
         Ok(())
     }
 }
 
-fn header(session: &mut Session) -> Header {
+fn header(session: &mut Session, filter: &str) -> Header {
     let tracing = session.tracing();
     let attached = tracing
         .hooks
@@ -65,7 +65,7 @@ fn header(session: &mut Session) -> Header {
         node: host_name(),
         kernel: kernel_release(),
         tool: env!("CARGO_PKG_VERSION").into(),
-        filter: String::new(),
+        filter: filter.to_owned(),
         attached,
         not_seen,
         reasons: kernel

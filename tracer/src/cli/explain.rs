@@ -8,7 +8,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Exit, Failure, Output};
-use crate::capture::{Reader, Replay};
+use crate::capture::{Reader, Replay, There};
+use crate::filter::{Expression, Filter};
 use crate::printer::{Printer, Show};
 
 /// What was typed.
@@ -16,6 +17,10 @@ use crate::printer::{Printer, Show};
 pub(super) struct Arguments {
     /// A capture: pcapng or pcap, of this or another program, also packed with gzip or zstd.
     file: PathBuf,
+    /// Packets to explain, in the words of `tracer run`; none for all. What their flows met on the way
+    /// matches as well.
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
     /// Show packets that arrived as well, not only those that did not.
     #[arg(long)]
     all: bool,
@@ -29,6 +34,8 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     };
     let mut reader = open(&arguments.file)?;
     let mut replay = Replay::new(Printer::new(output.printer_format(), show));
+    let filter = filter(&arguments.filter, &arguments.file)?;
+    replay.analysis().only(filter);
     let progress = progress(&arguments.file, reader.is_packed());
     let ended = replay.run(
         &mut reader,
@@ -46,6 +53,18 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     } else {
         Exit::Healthy
     })
+}
+
+/// What was typed about packets, with names as they were where the capture was made.
+pub(super) fn filter(words: &[String], file: &Path) -> Result<Filter, Failure> {
+    let wrong = |error: crate::filter::Error| Failure::usage(error.to_string());
+    let expression = Expression::parse(&words.join(" ")).map_err(wrong)?;
+    // Most expressions name nothing that has to be looked up.
+    if let Ok(filter) = expression.clone().resolve(&There::default()) {
+        return Ok(filter);
+    }
+    let there = There::read(file).map_err(|error| damaged(file, error))?;
+    expression.resolve(&there).map_err(wrong)
 }
 
 /// Opens a capture.

@@ -102,7 +102,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let runtime = runtime()?;
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
-        arguments.capture.start(&mut session)?;
+        arguments
+            .capture
+            .start(&mut session, &options.filter.to_string())?;
         privilege::drop_unneeded()?;
         // Its thread begins with the few capabilities that are left.
         if cluster.is_none() {

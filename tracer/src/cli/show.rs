@@ -5,12 +5,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::explain::{damaged, open, progress, say_skipped};
+use super::explain::{damaged, filter, open, progress, say_skipped};
 use super::{Exit, Failure, Output, OutputFormat};
 use crate::capture::{ReadError, Reader, Record, Replay};
+use crate::event::Event;
+use crate::filter::Filter;
 use crate::printer::{Format, Printer, Show};
 use crate::view::json;
-use crate::view::model::JourneyView;
+use crate::view::model::{JourneyView, Names};
 use crate::view::table::{self, EventRow, FlowRow};
 
 /// What was typed.
@@ -18,6 +20,9 @@ use crate::view::table::{self, EventRow, FlowRow};
 pub(super) struct Arguments {
     /// A capture: pcapng or pcap, of this or another program, also packed with gzip or zstd.
     file: PathBuf,
+    /// Packets to show, in the words of `tracer run`; none for all.
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
     #[command(flatten)]
     what: What,
 }
@@ -41,13 +46,14 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let mut out = BufWriter::with_capacity(1 << 16, stdout().lock());
     let json = output.format == OutputFormat::Json;
     let progress = progress(&arguments.file, reader.is_packed());
+    let filter = filter(&arguments.filter, &arguments.file)?;
     let moved = |position| progress.set_position(position);
     let error = if arguments.what.events {
-        events(&mut reader, &mut out, json, moved)?
+        events(&mut reader, &mut out, json, &filter, moved)?
     } else if arguments.what.flows {
-        flows(&mut reader, &mut out, json, moved)?
+        flows(&mut reader, &mut out, json, filter, moved)?
     } else {
-        journeys(&mut reader, &mut out, json, moved)?
+        journeys(&mut reader, &mut out, json, filter, moved)?
     };
     progress.finish_and_clear();
     out.flush()?;
@@ -62,9 +68,11 @@ fn journeys(
     reader: &mut Reader,
     out: &mut impl Write,
     json: bool,
+    filter: Filter,
     progress: impl FnMut(u64),
 ) -> anyhow::Result<Option<ReadError>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
+    replay.analysis().only(filter);
     let mut written = Ok(());
     let ended = replay.run(reader, progress, |journey, names| {
         if written.is_ok()
@@ -85,9 +93,11 @@ fn flows(
     reader: &mut Reader,
     out: &mut impl Write,
     json: bool,
+    filter: Filter,
     progress: impl FnMut(u64),
 ) -> anyhow::Result<Option<ReadError>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::Nothing));
+    replay.analysis().only(filter);
     let ended = replay.run(reader, progress, |_, _| {})?;
     let analysis = replay.analysis();
     let mut flows: Vec<_> = analysis.flows().iter().collect();
@@ -108,6 +118,7 @@ fn events(
     reader: &mut Reader,
     out: &mut impl Write,
     json: bool,
+    filter: &Filter,
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Option<ReadError>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::Nothing));
@@ -130,6 +141,9 @@ fn events(
                     .and_then(|number| reader.interfaces().get(number as usize))
                     .and_then(|interface| interface.name.as_deref());
                 let names = replay.analysis().names();
+                if !matches(filter, &sighting.event, &names) {
+                    continue;
+                }
                 let row = EventRow::new(&sighting.event, sighting.journey, interface, &names);
                 if json {
                     json::line(out, "event", &row)?;
@@ -144,6 +158,9 @@ fn events(
                     .get(packet.interface as usize)
                     .and_then(|interface| interface.name.as_deref());
                 let names = replay.analysis().names();
+                if !matches(filter, &event, &names) {
+                    continue;
+                }
                 let row = EventRow::new(&event, None, interface, &names);
                 if json {
                     json::line(out, "event", &row)?;
@@ -162,4 +179,10 @@ fn events(
             Record::Control(_) | Record::Counters(_) | Record::Diagnosis(_) => {}
         }
     }
+}
+
+/// An event by itself, without what happened to its packet before and after.
+fn matches(filter: &Filter, event: &Event, names: &Names<'_>) -> bool {
+    let name_of = |netns, ifindex| Some(names.device(Some(netns), ifindex));
+    filter.matches_event(event, &name_of)
 }

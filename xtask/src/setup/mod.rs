@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 pub(crate) use ebpf::{EbpfToolchain, ebpf_toolchain};
-pub(crate) use lab::{lab_programs, require_lab_programs};
+pub(crate) use lab::{capture_readers, lab_programs, require_lab_programs};
 
 use crate::step;
 

@@ -213,7 +213,7 @@ async fn reproduce(
         ..LoadOptions::default()
     };
     let mut session = Session::start(&load, Vec::new(), printer)?;
-    arguments.capture.start(&mut session)?;
+    arguments.capture.start(&mut session, "")?;
     let attached = session.attached_in().as_secs_f64();
     session.printer().remark(&format!(
         "kernel {} · probes attached in {attached:.1} s",

@@ -117,6 +117,7 @@ fn write(file: &Path, events: &[raw::Event]) -> anyhow::Result<()> {
     let options = Options {
         path: file.to_owned(),
         rotate: None,
+        trigger: None,
         zstd: false,
         snaplen: None,
     };

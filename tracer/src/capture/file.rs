@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::ring::{Ring, Trigger};
+
 /// What to write, and where.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -16,6 +18,8 @@ pub struct Options {
     pub path: PathBuf,
     /// When to begin a new file.
     pub rotate: Option<Rotate>,
+    /// Keep only what is around a diagnosis.
+    pub trigger: Option<Trigger>,
     /// Compress everything.
     pub zstd: bool,
     /// Bytes kept of each packet; `None` keeps its headers.
@@ -49,11 +53,16 @@ pub struct Written {
     pub events: u64,
     /// Bytes before compression.
     pub bytes: u64,
+    /// How often a diagnosis fired, where that was waited for.
+    pub fired: Option<u64>,
 }
 
 impl Written {
     /// In a line.
     pub fn words(&self) -> String {
+        if self.fired == Some(0) {
+            return "capture: no diagnosis fired, so nothing was kept".into();
+        }
         let files: Vec<_> = self
             .files
             .iter()
@@ -118,6 +127,7 @@ impl Open {
 
 /// Files of one capture.
 pub(super) struct Files {
+    ring: Option<Ring>,
     options: Options,
     open: Open,
     /// Those that exist, the oldest first.
@@ -136,6 +146,7 @@ impl Files {
         let path = numbered(&options, 1);
         Ok(Self {
             open: Open::create(&path, options.zstd)?,
+            ring: options.trigger.clone().map(Ring::new),
             options,
             paths: VecDeque::from([path]),
             number: 1,
@@ -146,6 +157,12 @@ impl Files {
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(ring) = &mut self.ring
+            && !ring.is_open()
+        {
+            ring.push(bytes);
+            return Ok(());
+        }
         self.length += bytes.len() as u64;
         self.total += bytes.len() as u64;
         self.open.write(bytes)
@@ -155,8 +172,27 @@ impl Files {
         self.open.flush()
     }
 
-    /// True when a new file has to begin.
+    /// A diagnosis was reached: what is kept for it goes to the file.
+    pub(super) fn fire(&mut self, cause: &str) -> io::Result<()> {
+        let Some(ring) = &mut self.ring else {
+            return Ok(());
+        };
+        for bytes in ring.fire(cause, Instant::now()) {
+            self.length += bytes.len() as u64;
+            self.total += bytes.len() as u64;
+            self.open.write(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// True when a new file or piece has to begin.
     pub(super) fn is_full(&self) -> bool {
+        let ring = self.ring.as_ref();
+        ring.is_some_and(|ring| ring.is_due(Instant::now()))
+            || ring.is_none_or(Ring::is_open) && self.file_is_full()
+    }
+
+    fn file_is_full(&self) -> bool {
         match self.options.rotate {
             None => false,
             Some(Rotate { full, .. }) => match full {
@@ -166,8 +202,20 @@ impl Files {
         }
     }
 
+    /// Ends the file or piece and begins the next.
+    pub(super) fn next(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        if let Some(ring) = &mut self.ring
+            && ring.is_due(now)
+        {
+            ring.begin(now);
+            return self.open.flush();
+        }
+        self.rotate()
+    }
+
     /// Ends the file and begins the next; the oldest goes where there are too many.
-    pub(super) fn rotate(&mut self) -> io::Result<()> {
+    fn rotate(&mut self) -> io::Result<()> {
         self.number += 1;
         let path = numbered(&self.options, self.number);
         let next = Open::create(&path, self.options.zstd)?;
@@ -186,8 +234,19 @@ impl Files {
     /// Ends the last file.
     pub(super) fn close(self, events: u64) -> io::Result<Written> {
         self.open.close()?;
+        let fired = self.ring.map(|ring| ring.fired);
+        if fired == Some(0) {
+            for path in &self.paths {
+                fs::remove_file(path)?;
+            }
+        }
         Ok(Written {
-            files: self.paths.into(),
+            fired,
+            files: if fired == Some(0) {
+                Vec::new()
+            } else {
+                self.paths.into()
+            },
             events,
             bytes: self.total,
         })

@@ -3,7 +3,7 @@
 //! Map: `block` is pcapng's framing, `bytes` takes it out of a file in whatever wrapping, `wire` is what
 //! the typed parts look like in a file and `record` what they mean. `recorder` takes what a live trace
 //! does and hands it to a thread, where `writer` gives each event its place and words, `encoder` makes
-//! blocks of it and `file` puts them on disk. `reader` gives records back, `foreign` what other programs
+//! blocks of it and `file` puts them on disk, or `ring` keeps the last while until a diagnosis fires. `reader` gives records back, `foreign` what other programs
 //! wrote, `there` what names meant where it was made, and `replay` feeds it all to the analysis that a live
 //! trace feeds.
 //!
@@ -24,6 +24,7 @@ mod reader;
 mod record;
 mod recorder;
 mod replay;
+mod ring;
 #[cfg(test)]
 mod tests;
 mod there;
@@ -35,6 +36,7 @@ pub use reader::{Interface, ReadError, Reader, Skipped};
 pub use record::{Control, Counters, Header, Packet, Record, Sighting};
 pub use recorder::Recorder;
 pub use replay::{Ended, Replay};
+pub use ring::Trigger;
 pub use there::There;
 
 /// Private enterprise number of our custom blocks and options: IANA's for examples (RFC 5612) until

@@ -308,7 +308,15 @@ impl Writer {
             self.gone += 1;
             match entry {
                 Waiting::Event(known) => self.encode(&known)?,
-                Waiting::Record(record) => self.encoder.record(record, &mut self.out)?,
+                Waiting::Record(record) => {
+                    let fires = cause_of(&record);
+                    self.encoder.record(record, &mut self.out)?;
+                    if let Some(cause) = fires {
+                        self.files.write(&self.out)?;
+                        self.out.clear();
+                        self.files.fire(&cause)?;
+                    }
+                }
             }
             self.write_out()?;
         }
@@ -337,13 +345,22 @@ impl Writer {
             self.encoder.end(&mut self.out);
             self.files.write(&self.out)?;
             self.out.clear();
-            self.files.rotate()?;
+            self.files.next()?;
             self.encoder.begin(&mut self.out)?;
             self.files.write(&self.out)?;
             self.out.clear();
         }
         Ok(())
     }
+}
+
+/// The cause that a diagnosis names.
+fn cause_of(record: &Record) -> Option<String> {
+    let Record::Diagnosis(text) = record else {
+        return None;
+    };
+    let diagnosis: serde_json::Value = serde_json::from_str(text).ok()?;
+    diagnosis["cause"].as_str().map(str::to_owned)
 }
 
 fn waiting(queue: &mut VecDeque<Waiting>, gone: u64, number: u64) -> Option<&mut Known> {

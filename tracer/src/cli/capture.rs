@@ -6,9 +6,14 @@ use std::time::Duration;
 use clap::Args;
 
 use super::run::{blind_spots, host_name, kernel_release};
-use crate::capture::{Full, Header, Options, Recorder, Rotate};
+use super::{nearest, value};
+use crate::capture::{Full, Header, Options, Recorder, Rotate, Trigger};
+use crate::cause;
 use crate::session::Session;
 use crate::view::model::Clock;
+
+/// Every cause fires.
+const ANY: &str = "any";
 
 /// What was typed of a capture.
 #[derive(Args, Debug)]
@@ -19,6 +24,15 @@ pub(super) struct Capture {
     /// Begin a new file after this size or time and keep so many: 100M,10 or 1h,24.
     #[arg(long, value_name = "SIZE|TIME,KEEP", requires = "write", value_parser = rotate)]
     rotate: Option<Rotate>,
+    /// Keep the last while in memory and write it when this cause, or any, is named.
+    #[arg(long, value_name = "CAUSE|any", requires = "write", value_parser = cause)]
+    trigger: Option<String>,
+    /// Time to keep before the trigger.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = value::duration, requires = "trigger")]
+    before: Duration,
+    /// Time to keep after the trigger.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = value::duration, requires = "trigger")]
+    after: Duration,
     /// Compress the capture with zstd.
     #[arg(long, requires = "write")]
     zstd: bool,
@@ -36,6 +50,11 @@ impl Capture {
         let options = Options {
             path: path.clone(),
             rotate: self.rotate,
+            trigger: self.trigger.as_ref().map(|cause| Trigger {
+                cause: (cause != ANY).then(|| cause.clone()),
+                before: self.before,
+                after: self.after,
+            }),
             zstd: self.zstd,
             snaplen: self.snaplen,
         };
@@ -76,6 +95,18 @@ fn header(session: &mut Session, filter: &str) -> Header {
         wall_ns,
         monotonic_ns,
     }
+}
+
+/// A code of the catalogue, or `any`.
+fn cause(text: &str) -> Result<String, String> {
+    if text == ANY || cause::find(text).is_some() {
+        return Ok(text.to_owned());
+    }
+    let codes = cause::CATALOGUE.iter().map(|cause| cause.code);
+    Err(format!(
+        "no cause is called {text}; the nearest: {}",
+        nearest(text, codes).join(", ")
+    ))
 }
 
 /// `100M,10` or `1h,24`.

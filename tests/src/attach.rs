@@ -122,7 +122,7 @@ fn loaded_later(tracer: &Tracer) -> anyhow::Result<()> {
     check(loads.filter(complete).count() == 2, || {
         format!("two loads of ip_vs are expected: {seen:?}")
     })?;
-    let scheduled = hook_count(&answer, "ipvs_schedule")?;
+    let scheduled = answer.hooks()?.get("ipvs_schedule").copied().unwrap_or(0);
     check(scheduled == 2, || {
         format!("{scheduled} packets were scheduled instead of one after each load")
     })?;
@@ -152,18 +152,6 @@ fn unload_ipvs() -> anyhow::Result<()> {
         })?;
     }
     Ok(())
-}
-
-fn hook_count(answer: &Answer, hook: &str) -> anyhow::Result<u64> {
-    let summary = answer.object("summary")?;
-    let hooks = summary["hooks"]
-        .as_array()
-        .context("the summary has no hooks")?;
-    Ok(hooks
-        .iter()
-        .find(|row| row[0] == hook)
-        .and_then(|row| row[1].as_u64())
-        .unwrap_or(0))
 }
 
 /// With the collector stopped a burst is more than the buffer holds: what arrived and what was counted

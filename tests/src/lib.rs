@@ -4,11 +4,19 @@
 pub mod api_server;
 pub mod attach;
 pub mod capture;
+pub mod check;
 pub mod cluster;
+pub mod field_notes;
+pub mod filter;
+pub mod fleet;
 pub mod matrix;
+pub mod paths;
 pub mod rules;
+pub mod schema;
+pub mod serve;
 pub mod tour;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -102,7 +110,7 @@ impl Tracer {
     /// Runs it to its end, at most for two minutes.
     ///
     /// # Errors
-    /// When it cannot be started or does not end.
+    /// When it cannot be started or does not end, or prints an object that the schema does not allow.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Answer> {
         self.run_within(arguments, LIMIT)
     }
@@ -110,13 +118,15 @@ impl Tracer {
     /// Runs it to its end, at most for so long.
     ///
     /// # Errors
-    /// When it cannot be started or does not end.
+    /// As for [`Self::run`].
     pub fn run_within(&self, arguments: &[&str], limit: Duration) -> anyhow::Result<Answer> {
-        finish_within(Command::new(&self.path).args(arguments), limit)
+        let answer = finish_within(Command::new(&self.path).args(arguments), limit)?;
+        schema::validate(&answer.stdout)?;
+        Ok(answer)
     }
 }
 
-/// A `tracer run` at work.
+/// A tracer at work.
 pub struct Running {
     child: Child,
     stdout: JoinHandle<String>,
@@ -128,22 +138,29 @@ impl Tracer {
     /// # Errors
     /// When it cannot be started or ends before it traces.
     pub fn start(&self, arguments: &[&str]) -> anyhow::Result<Running> {
+        let (running, first) = self.begin(&[&["run"], arguments].concat())?;
+        check(first.contains("\"ready\""), || {
+            format!("the tracer does not trace: {first:?}")
+        })?;
+        Ok(running)
+    }
+
+    /// Starts a command of the tracer with JSON as its output; gives its first line too.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn begin(&self, words: &[&str]) -> anyhow::Result<(Running, String)> {
         let mut child = Command::new(&self.path)
-            .args(["run", "--format", "json"])
-            .args(arguments)
+            .args(words)
+            .args(["--format", "json"])
             .stdout(Stdio::piped())
             .spawn()
             .context("the tracer cannot be started")?;
         let mut stdout = BufReader::new(child.stdout.take().context("the tracer has no output")?);
         let mut first = String::new();
         stdout.read_line(&mut first)?;
-        check(first.contains("\"ready\""), || {
-            format!("the tracer does not trace: {first:?}")
-        })?;
-        Ok(Running {
-            child,
-            stdout: gather(std::io::Cursor::new(first).chain(stdout)),
-        })
+        let stdout = gather(std::io::Cursor::new(first.clone()).chain(stdout));
+        Ok((Running { child, stdout }, first))
     }
 }
 
@@ -153,15 +170,29 @@ impl Running {
         self.child.id()
     }
 
+    /// Asks it to end as Ctrl-C does.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn interrupt(&self) -> anyhow::Result<()> {
+        let id = nix::unistd::Pid::from_raw(i32::try_from(self.id())?);
+        Ok(nix::sys::signal::kill(
+            id,
+            nix::sys::signal::Signal::SIGINT,
+        )?)
+    }
+
     /// Waits for its end.
     ///
     /// # Errors
-    /// When it cannot be waited for.
+    /// When it cannot be waited for, or prints an object that the schema does not allow.
     pub fn finish(mut self) -> anyhow::Result<Answer> {
         let status = self.child.wait()?;
+        let stdout = self.stdout.join().unwrap_or_default();
+        schema::validate(&stdout)?;
         Ok(Answer {
             code: status.code().unwrap_or(-1),
-            stdout: self.stdout.join().unwrap_or_default(),
+            stdout,
             stderr: String::new(),
         })
     }
@@ -240,6 +271,19 @@ impl Answer {
                 self.stderr.trim()
             )
         })
+    }
+
+    /// Events by hook, as the summary counts them.
+    ///
+    /// # Errors
+    /// When there is no summary.
+    pub fn hooks(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        let summary = self.object("summary")?;
+        let hooks = summary["hooks"]
+            .as_array()
+            .context("the summary has no hooks")?;
+        let count = |row: &Value| Some((row[0].as_str()?.to_owned(), row[1].as_u64()?));
+        Ok(hooks.iter().filter_map(count).collect())
     }
 
     /// Fails unless the exit code is this one.

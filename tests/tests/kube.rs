@@ -660,6 +660,7 @@ fn journey() -> Journey {
             ),
         ],
         ending: Ending::Transmitted,
+        ..Journey::default()
     }
 }
 

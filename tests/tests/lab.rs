@@ -72,7 +72,18 @@ fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
         ),
     ];
     tests.extend(tests::attach::tests());
+    tests.extend(tests::paths::tests());
     tests.extend(tests::rules::tests());
+    tests.push(Test::new(
+        "serve: a real drop is counted by reason and cause",
+        tests::serve::counts,
+    ));
+    tests.push(Test::new(
+        "cluster run: Ctrl-C removes everything, causes are joined",
+        tests::fleet::interrupted,
+    ));
+    tests.extend(tests::filter::tests());
+    tests.extend(tests::check::tests());
     tests.extend(tests::capture::tests(tracer));
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
@@ -80,6 +91,7 @@ fn list(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
             |tracer| reproduce(tracer, expectation, &[]),
         ));
     }
+    tests.extend(tests::field_notes::tests());
     tests.extend(tests::matrix::tests(tracer)?);
     Ok(tests)
 }
@@ -284,7 +296,7 @@ fn every_hook_fires(tracer: &Tracer) -> anyhow::Result<()> {
     let mut fired = BTreeSet::new();
     for variant in ["unbound", "udp"] {
         let answer = tracer.run(&["reproduce", CASE, "--format", "json", "--variant", variant])?;
-        fired.extend(hooks_of(&answer)?);
+        fired.extend(answer.hooks()?.into_keys());
     }
     let tour = Tour::build()?;
     let tracing = tracer.start(&["--buffer", "32"])?;
@@ -292,7 +304,7 @@ fn every_hook_fires(tracer: &Tracer) -> anyhow::Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     kill(Pid::from_raw(tracing.id().cast_signed()), Signal::SIGINT)?;
     let answer = tracing.finish()?;
-    fired.extend(hooks_of(&answer)?);
+    fired.extend(answer.hooks()?.into_keys());
     let silent: Vec<_> = HookId::ALL
         .iter()
         .map(|hook| hook.name())
@@ -301,17 +313,6 @@ fn every_hook_fires(tracer: &Tracer) -> anyhow::Result<()> {
     check(silent.is_empty(), || {
         format!("these hooks never fired: {silent:?}")
     })
-}
-
-fn hooks_of(answer: &Answer) -> anyhow::Result<BTreeSet<String>> {
-    let summary = answer.object("summary")?;
-    let hooks = summary["hooks"]
-        .as_array()
-        .context("the summary has no hooks")?;
-    Ok(hooks
-        .iter()
-        .filter_map(|row| row[0].as_str().map(str::to_owned))
-        .collect())
 }
 
 fn wrong_use(tracer: &Tracer) -> anyhow::Result<()> {

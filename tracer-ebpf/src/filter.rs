@@ -17,8 +17,10 @@
 //!   joins nothing.
 
 use core::hint::black_box;
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use network_types::eth::EtherType;
@@ -29,6 +31,10 @@ use tracer_ebpf::layout::{Field, filter};
 use tracer_ebpf::program::{Key, Program, network};
 
 use crate::read::{self, Skb};
+
+// Functions that are not inlined share the 512 bytes of stack in turn. Each returns a number that its
+// caller looks at (`black_box` where it does not matter): in the register of one that returns nothing
+// the verifier may find a pointer to the stack, and refuses it.
 
 /// The compiled filter; the loader puts it here.
 #[unsafe(no_mangle)]
@@ -91,6 +97,12 @@ const FOLLOWED: u32 = 1 << 0;
 /// The flow has to be kept when its addresses are final.
 const UNLEARNED: u32 = 1 << 1;
 const IN_TUNNEL: u32 = 1 << 2;
+
+/// How [`decide`] works: the network header is where the data begins.
+const AT_LINK: u32 = 1 << 0;
+/// Conntrack entries and quoted packets are looked at as well. Hooks that trust what is remembered do
+/// without: what was found that way is in [`SKBS`] by then, and each way costs the verifier time.
+const WHOLE: u32 = 1 << 1;
 
 /// What is known of an skb before it is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -177,8 +189,14 @@ pub fn known(hook: HookId, skb: u64) -> Known {
 /// Decides about an skb that nothing is known of, and remembers the decision.
 #[inline(always)]
 pub fn decides(hook: HookId, skb: u64, copy: &Skb, device: u64, net: u64) -> bool {
-    let at_link = u32::from(matches!(hook, HookId::DeviceReceive));
-    let decision = decide(skb, copy, device, net, at_link);
+    let mut how = 0;
+    if matches!(hook, HookId::DeviceReceive) {
+        how |= AT_LINK;
+    }
+    if !matches!(trust(hook), Trust::Both) {
+        how |= WHOLE;
+    }
+    let decision = decide(skb, copy, device, net, how);
     if let Some(remembered) = REMEMBERED.get_ptr_mut(0) {
         // SAFETY: this CPU's own slot.
         let remembered = unsafe { &mut *remembered };
@@ -279,9 +297,11 @@ pub fn keep(hook: HookId, skb: u64, copy: &Skb) {
             remember_skb(skb, tunnel);
         }
         HookId::IpvsNatTransmit | HookId::IpvsNat6Transmit | HookId::IpvsReply => {
-            keep_identity(skb, copy);
+            black_box(keep_identity(skb, copy));
         }
-        HookId::Fragment => keep_datagram(copy),
+        HookId::Fragment => {
+            black_box(keep_datagram(copy));
+        }
         HookId::DeviceTransmit => {
             let Some(remembered) = REMEMBERED.get_ptr_mut(0) else {
                 return;
@@ -291,7 +311,7 @@ pub fn keep(hook: HookId, skb: u64, copy: &Skb) {
             if remembered.unlearned == skb {
                 remembered.unlearned = 0;
                 if remembered.tunnel != skb {
-                    learn(copy);
+                    black_box(learn(copy));
                 }
             }
         }
@@ -310,35 +330,80 @@ fn remember_skb(skb: u64, identity: u64) {
 }
 
 #[inline(never)]
-fn keep_identity(skb: u64, copy: &Skb) {
-    let mut found = Network::default();
-    read_packet(copy, 0, &mut found);
+fn keep_identity(skb: u64, copy: &Skb) -> u32 {
+    let mut room = MaybeUninit::uninit();
+    let found = empty(&mut room);
+    read_packet(copy, 0, found);
     remember_skb(skb, KNOWN | u64::from(found.identity));
+    0
 }
 
 #[inline(never)]
-fn keep_datagram(copy: &Skb) {
-    let mut found = Network::default();
-    read_packet(copy, 0, &mut found);
+fn keep_datagram(copy: &Skb) -> u32 {
+    let mut room = MaybeUninit::uninit();
+    let found = empty(&mut room);
+    read_packet(copy, 0, found);
     if found.key.network != 0 {
-        remember_flow(&FlowKey::fragment(&found));
+        black_box(remember_datagram(found));
     }
+    0
 }
 
 /// Keeps the packet's present addresses, unless the program knows them by itself.
 #[inline(never)]
-fn learn(copy: &Skb) {
-    let mut found = Network::default();
-    read_packet(copy, 0, &mut found);
-    if found.key.source_port != 0 && evaluate(&found.key) == 0 {
+fn learn(copy: &Skb) -> u32 {
+    let mut room = MaybeUninit::uninit();
+    let found = empty(&mut room);
+    read_packet(copy, 0, found);
+    if found.key.source_port != 0 && evaluate(&found.key) == 0 && flow_known(&found.key) == 0 {
         remember_flow(&FlowKey::of(&found.key));
     }
+    0
 }
 
 #[inline(always)]
 fn remember_flow(key: &FlowKey) {
-    if FLOWS.get_ptr(key).is_some() || FLOWS.insert(key, &1, 0).is_ok() {
+    if FLOWS.insert(key, &1, 0).is_ok() {
         set_used(FLOWS_USED);
+    }
+}
+
+#[inline(never)]
+fn remember_datagram(found: &Network) -> u32 {
+    remember_flow(&FlowKey::fragment(found));
+    0
+}
+
+/// 1 when the addresses are those of a followed flow.
+#[inline(never)]
+fn flow_known(key: &Key) -> u32 {
+    let known =
+        used(FLOWS_USED) && key.source_port != 0 && FLOWS.get_ptr(FlowKey::of(key)).is_some();
+    u32::from(known)
+}
+
+/// 1 when a fragment's datagram is followed.
+#[inline(never)]
+fn datagram_known(found: &Network) -> u32 {
+    u32::from(used(FLOWS_USED) && FLOWS.get_ptr(FlowKey::fragment(found)).is_some())
+}
+
+/// No headers yet.
+///
+/// Zeroed by a read that fails at once: the verifier then knows nothing of what is in it. Paths that
+/// differ only in which words are known to be zero would each be verified by themselves.
+///
+/// In place, since a move would not fit the stack twice.
+#[inline(always)]
+fn empty(room: &mut MaybeUninit<Network>) -> &mut Network {
+    // SAFETY: the helper zeroes all of it, since nothing is mapped at 0, and every field may be zero.
+    unsafe {
+        bpf_probe_read_kernel(
+            room.as_mut_ptr().cast(),
+            size_of::<Network>() as u32,
+            core::ptr::null(),
+        );
+        room.assume_init_mut()
     }
 }
 
@@ -346,9 +411,11 @@ fn remember_flow(key: &FlowKey) {
 ///
 /// Not inlined: its stack is then shared with what the program does later.
 #[inline(never)]
-fn decide(skb: u64, copy: &Skb, device: u64, net: u64, at_link: u32) -> u32 {
-    let mut found = Network::default();
-    read_packet(copy, at_link, &mut found);
+fn decide(skb: u64, copy: &Skb, device: u64, net: u64, how: u32) -> u32 {
+    let at_link = how & AT_LINK;
+    let mut room = MaybeUninit::uninit();
+    let found = empty(&mut room);
+    read_packet(copy, at_link, found);
     if read::filter(filter::INTERFACE)
         && let Some(offset) = read::offset(Field::NetDeviceName)
         && device != 0
@@ -382,27 +449,32 @@ fn decide(skb: u64, copy: &Skb, device: u64, net: u64, at_link: u32) -> u32 {
         }
     }
     if own {
-        if found.fragment && found.transport != 0 {
-            remember_flow(&FlowKey::fragment(&found));
+        if found.fragment {
+            black_box(remember_datagram(found));
         }
         return FOLLOWED;
     }
-    if used(FLOWS_USED) {
-        if found.key.source_port != 0 && FLOWS.get_ptr(&FlowKey::of(&found.key)).is_some() {
-            return FOLLOWED;
-        }
-        if found.fragment && FLOWS.get_ptr(&FlowKey::fragment(&found)).is_some() {
-            return FOLLOWED;
-        }
+    if flow_known(&found.key) != 0 {
+        return FOLLOWED;
     }
+    if found.fragment && datagram_known(found) != 0 {
+        return FOLLOWED;
+    }
+    if how & WHOLE == 0 {
+        return 0;
+    }
+    let identity = KNOWN | u64::from(found.identity);
     let entry = copy.field::<u64>(Field::SkbNfct) & !7;
+    let mut decision = 0;
     if entry != 0 && entry_matches(entry, &mut found.key) {
-        return FOLLOWED | UNLEARNED;
+        decision = FOLLOWED | UNLEARNED;
+    } else if found.quotes && quoted_matches(copy, at_link, found) {
+        decision = FOLLOWED;
     }
-    if found.quotes && quoted_matches(copy, at_link, &mut found) {
-        return FOLLOWED;
+    if decision != 0 {
+        remember_skb(skb, identity);
     }
-    0
+    decision
 }
 
 /// Zeroes what stands behind the zero that ends a name.
@@ -451,14 +523,23 @@ fn entry_matches(entry: u64, key: &mut Key) -> bool {
     };
     let first = entry + (hash + tuple) as u64;
     let second = first + (read::size(Field::ConnTuplehash) / 2) as u64;
-    tuple_matches(first, key) != 0 || tuple_matches(second, key) != 0
+    black_box(take_tuple(first, key));
+    if evaluate(key) | flow_known(key) != 0 {
+        return true;
+    }
+    black_box(take_tuple(second, key));
+    evaluate(key) | flow_known(key) != 0
 }
 
+/// Puts a tuple's ends into the key.
 #[inline(never)]
-fn tuple_matches(address: u64, key: &mut Key) -> u32 {
-    let Some(tuple) = read::memory::<Tuple>(address) else {
+fn take_tuple(address: u64, key: &mut Key) -> u32 {
+    let mut room = MaybeUninit::<Tuple>::uninit();
+    if !read::into(&mut room, address) {
         return 0;
-    };
+    }
+    // SAFETY: read just now, and every bit pattern is a valid `Tuple`.
+    let tuple = unsafe { room.assume_init_ref() };
     key.source = words(&tuple.source);
     key.destination = words(&tuple.destination);
     key.protocol = tuple.protocol_or_manipulation;
@@ -474,12 +555,7 @@ fn tuple_matches(address: u64, key: &mut Key) -> u32 {
     } else {
         key.source_port
     };
-    if evaluate(key) != 0 {
-        return 1;
-    }
-    let flow =
-        used(FLOWS_USED) && key.source_port != 0 && FLOWS.get_ptr(&FlowKey::of(key)).is_some();
-    u32::from(flow)
+    1
 }
 
 #[inline(always)]
@@ -493,15 +569,13 @@ fn words(bytes: &[u8; 16]) -> [u64; 2] {
 fn quoted_matches(copy: &Skb, at_link: u32, found: &mut Network) -> bool {
     let outer = network_offset(copy, at_link);
     let inner = outer + u32::from(found.transport) + TRANSPORT_BYTES as u32;
-    let place = found.key;
-    *found = Network::default();
-    read_headers(copy, inner, 0, found);
-    found.key.interface = place.interface;
-    found.key.netns = place.netns;
-    evaluate(&found.key) != 0
-        || used(FLOWS_USED)
-            && found.key.source_port != 0
-            && FLOWS.get_ptr(&FlowKey::of(&found.key)).is_some()
+    found.key.source = [0; 2];
+    found.key.destination = [0; 2];
+    found.key.network = 0;
+    found.transport = 0;
+    found.fragment = false;
+    black_box(read_headers(copy, inner, 0, found));
+    evaluate(&found.key) | flow_known(&found.key) != 0
 }
 
 /// Where the network header begins, from the start of the buffer.
@@ -519,28 +593,31 @@ pub fn network_offset(copy: &Skb, at_link: u32) -> u32 {
 #[inline(always)]
 fn read_packet(copy: &Skb, at_link: u32, found: &mut Network) {
     let protocol = copy.field::<u16>(Field::SkbProtocol);
-    read_headers(
+    black_box(read_headers(
         copy,
         network_offset(copy, at_link),
         u32::from(protocol),
         found,
-    );
+    ));
 }
 
-/// Reads headers at an offset of the buffer; what cannot be read stays as it is. The protocol is an
+/// Reads headers at an offset of the buffer; 0 when there are none that can be read. The protocol is an
 /// EtherType in network order; IP goes by its version, since local output has no EtherType yet.
 #[inline(never)]
-fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) {
+fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) -> u32 {
     let head: u64 = copy.field(Field::SkbHead);
     let tail: u32 = copy.field(Field::SkbTail);
     let available = tail.wrapping_sub(offset);
     if head == 0 || available > 1 << 20 {
-        return;
+        return 0;
     }
     let start = head + u64::from(offset);
-    let Some(bytes) = read::memory::<[u8; NETWORK_BYTES + TRANSPORT_BYTES]>(start) else {
-        return;
-    };
+    let mut room = MaybeUninit::<[u8; NETWORK_BYTES + TRANSPORT_BYTES]>::uninit();
+    if !read::into(&mut room, start) {
+        return 0;
+    }
+    // SAFETY: read just now.
+    let bytes = unsafe { room.assume_init_ref() };
     let protocol = protocol as u16;
     let kind = if protocol == EtherType::Arp as u16 {
         ethertype::ARP
@@ -551,13 +628,13 @@ fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) {
         match bytes[0] >> 4 {
             4 => ethertype::IPV4,
             6 => ethertype::IPV6,
-            _ => return,
+            _ => return 0,
         }
     } else {
-        return;
+        return 0;
     };
     // SAFETY: the first bytes of a longer array.
-    *found = Network::read(
+    found.read(
         unsafe { &*bytes.as_ptr().cast::<[u8; NETWORK_BYTES]>() },
         kind,
     );
@@ -567,20 +644,22 @@ fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) {
     };
     if kind == ethertype::IPV6 && found.fragment {
         found.read_fragment6(behind(NETWORK_BYTES));
-        return;
+        return 0;
     }
     if found.transport == 0 || available < u32::from(found.transport) + TRANSPORT_BYTES as u32 {
-        return;
+        return 0;
     }
     match found.transport {
         20 => found.read_transport(behind(20)),
         40 => found.read_transport(behind(40)),
         other => {
-            if let Some(bytes) = read::memory::<[u8; TRANSPORT_BYTES]>(start + u64::from(other)) {
-                found.read_transport(&bytes);
+            let mut room = [0; TRANSPORT_BYTES];
+            if read::into(&mut room, start + u64::from(other)) {
+                found.read_transport(&room);
             }
         }
     }
+    1
 }
 
 impl FlowKey {

@@ -47,62 +47,58 @@ pub struct Network {
 }
 
 impl Network {
-    /// Reads a network header. Bytes behind the packet's end may hold anything.
+    /// Reads a network header into an empty value. Bytes behind the packet's end may hold anything.
+    ///
+    /// In place: a kernel program has no stack for a second one.
     #[inline(always)]
-    pub fn read(bytes: &[u8; NETWORK_BYTES], ethertype: u16) -> Self {
+    pub fn read(&mut self, bytes: &[u8; NETWORK_BYTES], ethertype: u16) {
         match ethertype {
-            ethertype::IPV4 => Self::ipv4(bytes),
-            ethertype::IPV6 => Self::ipv6(bytes),
-            ethertype::ARP => Self::arp(bytes),
-            _ => Self::default(),
+            ethertype::IPV4 => self.ipv4(bytes),
+            ethertype::IPV6 => self.ipv6(bytes),
+            ethertype::ARP => self.arp(bytes),
+            _ => {}
         }
     }
 
     #[inline(always)]
-    fn ipv4(bytes: &[u8; NETWORK_BYTES]) -> Self {
-        let mut found = Self::default();
+    fn ipv4(&mut self, bytes: &[u8; NETWORK_BYTES]) {
         if bytes[0] >> 4 != 4 {
-            return found;
+            return;
         }
-        found.key.network = network::IPV4;
-        found.key.protocol = bytes[9];
-        found.key.source[0] = u64::from(four(bytes, 12));
-        found.key.destination[0] = u64::from(four(bytes, 16));
-        found.identity = u32::from(two(bytes, 4));
-        found.datagram = found.identity;
+        self.key.network = network::IPV4;
+        self.key.protocol = bytes[9];
+        self.key.source[0] = u64::from(four(bytes, 12));
+        self.key.destination[0] = u64::from(four(bytes, 16));
+        self.identity = u32::from(two(bytes, 4));
+        self.datagram = self.identity;
         let flags = u16::from_be(two(bytes, 6));
-        found.fragment = flags & 0x3fff != 0;
+        self.fragment = flags & 0x3fff != 0;
         if flags & 0x1fff == 0 {
-            found.transport = u16::from(bytes[0] & 15) * 4;
+            self.transport = u16::from(bytes[0] & 15) * 4;
         }
-        found
     }
 
     #[inline(always)]
-    fn ipv6(bytes: &[u8; NETWORK_BYTES]) -> Self {
-        let mut found = Self::default();
+    fn ipv6(&mut self, bytes: &[u8; NETWORK_BYTES]) {
         if bytes[0] >> 4 != 6 {
-            return found;
+            return;
         }
-        found.key.network = network::IPV6;
-        found.key.source = [eight(bytes, 8), eight(bytes, 16)];
-        found.key.destination = [eight(bytes, 24), eight(bytes, 32)];
-        found.identity = four(bytes, 0) & 0x00ff_ffff_u32.to_be();
-        found.key.protocol = bytes[6];
-        found.fragment = bytes[6] == FRAGMENT6;
-        if !found.fragment {
-            found.transport = NETWORK_BYTES as u16;
+        self.key.network = network::IPV6;
+        self.key.source = [eight(bytes, 8), eight(bytes, 16)];
+        self.key.destination = [eight(bytes, 24), eight(bytes, 32)];
+        self.identity = four(bytes, 0) & 0x000f_ffff_u32.to_be();
+        self.key.protocol = bytes[6];
+        self.fragment = bytes[6] == FRAGMENT6;
+        if !self.fragment {
+            self.transport = NETWORK_BYTES as u16;
         }
-        found
     }
 
     #[inline(always)]
-    fn arp(bytes: &[u8; NETWORK_BYTES]) -> Self {
-        let mut found = Self::default();
-        found.key.network = network::ARP;
-        found.key.source[0] = u64::from(four(bytes, 14));
-        found.key.destination[0] = u64::from(four(bytes, 24));
-        found
+    fn arp(&mut self, bytes: &[u8; NETWORK_BYTES]) {
+        self.key.network = network::ARP;
+        self.key.source[0] = u64::from(four(bytes, 14));
+        self.key.destination[0] = u64::from(four(bytes, 24));
     }
 
     /// Takes ports from the transport header, and what else tells packets apart.

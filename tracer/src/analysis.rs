@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::cause::{Diagnosis, DropNames};
+use crate::cause::{Certainty, Diagnosis, DropNames};
 use crate::collector::Collector;
 use crate::event::Event;
 use crate::filter::Filter;
@@ -15,9 +15,13 @@ use crate::journey::{Ending, Journey};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
 use crate::kube::ClusterFacts;
+use crate::metrics::{Meter, Who};
 use crate::node::{NetnsId, Source};
 use crate::printer::Printer;
 use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView};
+
+/// What low cost does not see.
+const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
 
 /// What the traced kernel calls things.
 pub struct Kernel {
@@ -40,6 +44,10 @@ pub struct Analysis {
     only: Filter,
     /// Namespaces are named even when nothing is shown: a capture holds their names.
     name_all: bool,
+    /// The way of packets is not seen, only their loss.
+    losses_only: bool,
+    /// Who counts what is lost.
+    meter: Option<Arc<Meter>>,
 }
 
 /// What one step came to.
@@ -62,6 +70,8 @@ impl Analysis {
             ended: Vec::new(),
             only: Filter::default(),
             name_all: false,
+            losses_only: false,
+            meter: None,
         }
     }
 
@@ -73,6 +83,16 @@ impl Analysis {
     /// Names every namespace that is seen.
     pub const fn name_all(&mut self) {
         self.name_all = true;
+    }
+
+    /// Only lost packets are seen, not their way: no cause is certain.
+    pub const fn sees_losses_only(&mut self) {
+        self.losses_only = true;
+    }
+
+    /// Counts what is lost from now on.
+    pub fn count(&mut self, meter: Arc<Meter>) {
+        self.meter = Some(meter);
     }
 
     /// The collector.
@@ -110,8 +130,8 @@ impl Analysis {
         self.collector.push(event, &mut self.ended)
     }
 
-    /// Tells what ended, and diagnoses what is due; at once with `hurry`. Each journey that is shown is
-    /// given to `met`, with the names as they are then.
+    /// Tells what ended, and diagnoses what is due; at once with `hurry`. Each journey that is shown
+    /// or counted is given to `met`, with the names as they are then.
     ///
     /// # Errors
     /// When printing fails.
@@ -141,11 +161,50 @@ impl Analysis {
             reasons: &self.kernel.reasons,
             symbols: self.kernel.symbols.get(),
         };
-        let diagnoses = self.collector.diagnose(now_ns, hurry, names);
+        let mut diagnoses = self.collector.diagnose(now_ns, hurry, names);
+        self.count_stopped();
+        if self.losses_only {
+            for diagnosis in &mut diagnoses {
+                diagnosis.certainty = Certainty::Likely;
+                diagnosis.missing.push(LOW_COST.into());
+            }
+        }
         for diagnosis in &diagnoses {
             self.printer.diagnosis(diagnosis)?;
         }
         Ok(diagnoses)
+    }
+
+    /// Counts the journeys that failed.
+    fn count_drops(&mut self, ended: &[Journey], met: &mut impl FnMut(&Journey, &Names<'_>)) {
+        let Some(meter) = self.meter.clone() else {
+            return;
+        };
+        if ended.iter().any(Journey::failed) {
+            self.kernel.symbols.wait();
+        }
+        let names = self.names();
+        for journey in ended.iter().filter(|journey| journey.failed()) {
+            met(journey, &names);
+            let who = match (journey.first_tuple(), journey.last_tuple()) {
+                (Some(first), Some(last)) => Who::of(names.cluster, first, last),
+                _ => Who::default(),
+            };
+            meter.dropped(names.lost_because(journey), who);
+        }
+    }
+
+    /// Counts the connections that causes stopped.
+    fn count_stopped(&mut self) {
+        let stopped = self.collector.take_stopped();
+        let Some(meter) = &self.meter else {
+            return;
+        };
+        let cluster = self.cluster().map(Arc::as_ref);
+        for stopped in stopped {
+            let who = Who::of(cluster, stopped.client, stopped.client);
+            meter.stopped(stopped.code, who);
+        }
     }
 
     /// The journeys that ended by now, neither told nor judged.
@@ -218,6 +277,7 @@ impl Analysis {
             return Ok(false);
         }
         self.collector.know_rules(&ended, now_ns);
+        self.count_drops(&ended, &mut met);
         if ended.iter().any(|journey| self.printer.wants(journey)) {
             self.collector.name_namespaces(now_ns);
             let dropped = |journey: &Journey| matches!(journey.ending, Ending::Dropped { .. });
@@ -289,9 +349,8 @@ impl Analysis {
             packets: counts.packets,
             failed: counts.failed,
             hooks: counts
-                .hooks
-                .iter()
-                .map(|(hook, &count)| (hook.name(), count))
+                .hooks()
+                .map(|(hook, count)| (hook.name(), count))
                 .collect(),
             devices,
             drops,

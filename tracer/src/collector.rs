@@ -3,19 +3,19 @@
 //! Knows nothing of the kernel boundary or of a view: it is fed events and asked for answers, so a
 //! capture can feed it as well as the kernel.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tracer_ebpf::hook::HookId;
 
 use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
-use crate::event::{Detail, Event};
+use crate::event::{Detail, Event, Tuple};
 use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::kube::ClusterFacts;
-use crate::node::{NetnsHandle, NetnsId, Occasion, Reading, Snapshot, Source};
+use crate::node::{NetnsHandle, NetnsId, Occasion, ProxyLog, Reading, Snapshot, Source};
 use crate::ruling;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
@@ -27,6 +27,9 @@ const FACTS_AGE_NS: u64 = 1_000_000_000;
 
 /// Most clients of one namespace whose IPVS connections are looked up.
 const MOST_IPVS_CLIENTS: usize = 1024;
+
+/// Most namespaces that are read because a neighbour did not answer.
+const MOST_PEERS: usize = 256;
 
 /// Packets through one device.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -46,12 +49,37 @@ pub struct Counts {
     pub packets: u64,
     /// Journeys that failed.
     pub failed: u64,
-    /// Events per hook.
-    pub hooks: BTreeMap<HookId, u64>,
+    /// Events per hook, by its number; counted with every event.
+    hooks: Vec<u64>,
     /// Packets per namespace and interface index.
     pub devices: BTreeMap<(u32, u32), Traffic>,
     /// Drops by reason number and code address.
     pub drops: HashMap<(Option<u32>, u64), u64>,
+}
+
+impl Counts {
+    /// Events of each hook that had any.
+    pub fn hooks(&self) -> impl Iterator<Item = (HookId, u64)> + '_ {
+        let count = |hook: HookId| self.hooks.get(hook as usize).copied().unwrap_or(0);
+        (HookId::ALL.iter().map(move |&hook| (hook, count(hook)))).filter(|&(_, count)| count > 0)
+    }
+
+    fn count(&mut self, hook: HookId) {
+        let number = hook as usize;
+        if number >= self.hooks.len() {
+            self.hooks.resize(number + 1, 0);
+        }
+        self.hooks[number] += 1;
+    }
+}
+
+/// A connection that a cause stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stopped {
+    /// Code of the cause.
+    pub code: &'static str,
+    /// Addresses as the one who began used them.
+    pub client: Tuple,
 }
 
 /// The collector.
@@ -61,14 +89,20 @@ pub struct Collector {
     source: Source,
     facts: Arc<Snapshot>,
     cluster: Option<Arc<ClusterFacts>>,
+    /// kube-proxy's log, which every reading of the facts gets.
+    proxy_log: Option<Arc<ProxyLog>>,
     /// Namespaces seen in events.
     seen: BTreeSet<u32>,
+    /// The namespace of the last event.
+    last_seen: Option<u32>,
     /// Those that the facts were read of.
     asked: BTreeSet<u32>,
     /// Clients whose packets met an IPVS connection and were lost; the table is large and read only then.
     ipvs_clients: BTreeMap<NetnsId, BTreeSet<SocketAddr>>,
     /// Clients came since the facts were read.
     unread_clients: bool,
+    /// Namespaces where a neighbour did not answer: the other ends of their devices may tell why.
+    silent: BTreeSet<NetnsId>,
     /// Namespaces whose rules seem to have ended a packet; the rules are many and read only then.
     filtering: BTreeSet<NetnsId>,
     /// When rules were last read.
@@ -77,6 +111,10 @@ pub struct Collector {
     due_ns: Option<u64>,
     /// Diagnoses given, with the certainty they had.
     given: HashMap<(&'static str, String), Certainty>,
+    /// Connections that each cause is known to have stopped.
+    stopped: HashMap<&'static str, HashSet<u64>>,
+    /// Those that nobody was told of yet.
+    newly_stopped: Vec<Stopped>,
     counts: Counts,
 }
 
@@ -90,14 +128,19 @@ impl Collector {
             source,
             facts: Arc::new(Snapshot::empty()),
             cluster: None,
+            proxy_log: None,
             seen: BTreeSet::new(),
+            last_seen: None,
             asked: BTreeSet::new(),
             ipvs_clients: BTreeMap::new(),
             unread_clients: false,
+            silent: BTreeSet::new(),
             filtering: BTreeSet::new(),
             rules_ns: None,
             due_ns: None,
             given: HashMap::new(),
+            stopped: HashMap::new(),
+            newly_stopped: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -159,6 +202,11 @@ impl Collector {
         self.source.hold(held);
     }
 
+    /// What kube-proxy's log says.
+    pub fn set_proxy_log(&mut self, log: Option<Arc<ProxyLog>>) {
+        self.proxy_log = log;
+    }
+
     /// Journeys under way.
     pub fn active(&self) -> usize {
         self.tracker.active()
@@ -187,9 +235,11 @@ impl Collector {
     /// Takes an event; journeys that it ends go to `ended`. Gives the number of the event's journey.
     pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) -> Option<u64> {
         self.counts.events += 1;
-        *self.counts.hooks.entry(event.hook).or_default() += 1;
-        if let Some(netns) = event.netns {
-            self.seen.insert(netns);
+        self.counts.count(event.hook);
+        // Events come in runs of one namespace.
+        if event.netns != self.last_seen {
+            self.last_seen = event.netns;
+            self.seen.extend(event.netns);
         }
         match (event.role(), event.netns, event.ifindex) {
             (Role::Receive, Some(netns), Some(ifindex)) => {
@@ -270,15 +320,44 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            let mut asks = journey.is_suspicious();
             self.counts.failed += u64::from(journey.failed());
             self.remember_ipvs_client(&journey);
-            let flow = self.flows.add(journey).and_then(|id| self.flows.get(id));
-            asks |= flow.is_some_and(Flow::is_stalled);
-            if asks {
+            self.remember_silence(&journey);
+            let Some(added) = self.flows.add(journey) else {
+                continue;
+            };
+            let stalled = || self.flows.get(added.flow).is_some_and(Flow::is_stalled);
+            if added.suspicious || stalled() {
                 self.due_ns.get_or_insert(now_ns);
             }
         }
+    }
+
+    /// Remembers where a neighbour did not answer.
+    fn remember_silence(&mut self, journey: &Journey) {
+        let place = journey
+            .events
+            .iter()
+            .find(|event| event.role() == Role::NeighbourFailed)
+            .and_then(|event| event.netns);
+        self.silent.extend(place.map(NetnsId));
+    }
+
+    /// The namespaces of the other ends of veth devices where a neighbour did not answer.
+    fn beyond_silence(&self, facts: &Snapshot) -> Vec<NetnsId> {
+        let known = |id: &NetnsId| facts.namespace(*id).is_some();
+        let mut beyond: Vec<NetnsId> = self
+            .silent
+            .iter()
+            .filter_map(|id| facts.namespace(*id))
+            .flat_map(|namespace| &namespace.links)
+            .filter_map(|link| link.peer_netns)
+            .filter(|id| !known(id))
+            .collect();
+        beyond.sort_unstable();
+        beyond.dedup();
+        beyond.truncate(MOST_PEERS);
+        beyond
     }
 
     /// Remembers whose connection has to be looked up in the table of IPVS.
@@ -319,17 +398,42 @@ impl Collector {
             self.facts = facts;
         }
         // What the packets met may be younger than the facts.
-        if hurry || self.unread_clients || self.facts_are_old(now_ns) {
+        let unread = self.unread_clients || !self.seen.is_subset(&self.asked);
+        if hurry || unread || self.facts_are_old(now_ns) {
             self.read_facts(Occasion::Diagnosis);
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
         let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));
+        for diagnosis in &found {
+            self.note_stopped(diagnosis);
+        }
         found.retain(|diagnosis| {
             let key = (diagnosis.code, diagnosis.subject.clone());
             let before = self.given.insert(key, diagnosis.certainty);
             before.is_none_or(|before| before < diagnosis.certainty)
         });
         found
+    }
+
+    /// Counts each connection once for its cause, as long as its flow is kept.
+    fn note_stopped(&mut self, diagnosis: &Diagnosis) {
+        let flows = &self.flows;
+        let known = self.stopped.entry(diagnosis.code).or_default();
+        known.retain(|&id| flows.get(id).is_some());
+        for &id in &diagnosis.flows {
+            let Some(flow) = flows.get(id) else { continue };
+            if known.insert(id) {
+                self.newly_stopped.push(Stopped {
+                    code: diagnosis.code,
+                    client: flow.client,
+                });
+            }
+        }
+    }
+
+    /// The connections that causes stopped since the last call; each once per cause.
+    pub fn take_stopped(&mut self) -> Vec<Stopped> {
+        std::mem::take(&mut self.newly_stopped)
     }
 
     /// Forgets flows, facts and diagnoses: what comes next is judged by itself.
@@ -339,9 +443,12 @@ impl Collector {
         self.seen.clear();
         self.asked.clear();
         self.ipvs_clients.clear();
+        self.silent.clear();
         self.filtering.clear();
         self.rules_ns = None;
         self.given.clear();
+        self.stopped.clear();
+        self.newly_stopped.clear();
         self.due_ns = None;
     }
 
@@ -359,9 +466,15 @@ impl Collector {
         let ids: Vec<NetnsId> = self.seen.iter().map(|&netns| NetnsId(netns)).collect();
         self.asked.clone_from(&self.seen);
         let mut facts = Snapshot::take(&directory, &ids);
+        let beyond = self.beyond_silence(&facts);
+        facts
+            .namespaces
+            .extend(Snapshot::take(&directory, &beyond).namespaces);
         facts.read_connections(&directory, &self.ipvs_clients);
         facts.read_rules(&directory, &self.filtering);
         facts.find_owners();
+        facts.read_node();
+        facts.proxy_log.clone_from(&self.proxy_log);
         self.facts = Arc::new(facts);
         self.source.note(occasion, &self.facts);
     }

@@ -274,6 +274,9 @@ pub enum Transport {
     Other,
 }
 
+/// ICMPv6 types of neighbour discovery: solicitations, advertisements, redirect.
+const DISCOVERY: std::ops::RangeInclusive<u8> = 133..=137;
+
 /// TCP flag bits.
 pub mod tcp_flag {
     /// No more data.
@@ -366,6 +369,12 @@ impl Packet {
         match (self.transport, other.transport) {
             (Transport::Tcp { sequence: one, .. }, Transport::Tcp { sequence: two, .. }) => {
                 one == two
+            }
+            // NAT leaves type and code alone, and does not touch neighbour discovery (RFC 4861), which has
+            // no number that would tell one packet from the next.
+            (Transport::Icmp { kind, .. }, Transport::Icmp { .. }) => {
+                let discovery = self.tuple.protocol == protocol::ICMP6 && DISCOVERY.contains(&kind);
+                self.transport == other.transport && (!discovery || self.tuple == other.tuple)
             }
             // Put together again, the packet goes on as the fragment that came last.
             (Transport::Fragment, _) | (_, Transport::Fragment) => self.ip_id.is_some(),

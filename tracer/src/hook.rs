@@ -169,6 +169,23 @@ impl Role {
     }
 }
 
+impl Role {
+    /// True for what only lost or refused packets meet: hooks that cost nothing while all is well.
+    pub const fn on_failure_path(self) -> bool {
+        matches!(
+            self,
+            Self::RouteError
+                | Self::Martian
+                | Self::NeighbourFailed
+                | Self::ConntrackClash
+                | Self::IpvsNoDestination
+                | Self::Reset
+                | Self::IcmpError
+                | Self::Drop
+        )
+    }
+}
+
 /// What a hook's programs attach to.
 #[derive(Clone, Copy, Debug)]
 pub enum Place {

@@ -4,7 +4,8 @@
 //! `kube` gives facts of the cluster, `expectation` what kube-proxy should have made of them.
 //! `probe` sends a bounded test and picks its journeys out of all others.
 //! A capture can replace what is left of `event`. `collector` joins the middle, `session` adds the
-//! live kernel on one side and `printer` on the other; `cli` only calls them.
+//! live kernel on one side and `printer` on the other; `cli` only calls them. `metrics` counts
+//! for others what the session sees. `fleet` runs tracers on many nodes and joins what their views say.
 
 pub mod analysis;
 pub mod capture;
@@ -14,11 +15,13 @@ pub mod collector;
 pub mod event;
 pub mod expectation;
 pub mod filter;
+pub mod fleet;
 pub mod flow;
 pub mod hook;
 pub mod journey;
 pub mod kernel;
 pub mod kube;
+pub mod metrics;
 pub mod node;
 pub mod printer;
 pub mod probe;

@@ -34,6 +34,8 @@ const ROOMS: &[Room] = &[
     room("flow", &["hook", "event", "journey"]),
     room("node", &["event"]),
     room("kube", &["event", "node"]),
+    room("fleet", &["kube"]),
+    room("metrics", &["event", "kube"]),
     room("expectation", &["event", "node", "kube"]),
     room("ruling", &["hook", "event", "journey", "node"]),
     room(
@@ -86,7 +88,8 @@ const ROOMS: &[Room] = &[
             "analysis", "filter",
         ],
     ),
-    room("scenario", &["event", "node"]),
+    // The cause only to check that every scenario names one of the catalogue.
+    room("scenario", &["event", "node", "kube", "cause"]),
 ];
 const FREE: &[&str] = &["cli", "session", "lib", "main"];
 

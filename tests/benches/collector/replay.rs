@@ -1,8 +1,6 @@
 //! Recorded events, replayed as many times as wanted: each pass from another client, by other skbs,
 //! later.
 
-use std::collections::HashSet;
-
 use tracer::collector::Collector;
 use tracer::event::Event;
 use tracer_ebpf::event as raw;
@@ -49,12 +47,6 @@ impl Replay {
         let time = |recorded: Option<&Recorded>| recorded.map_or(0, |it| it.event.time_ns);
         let span_ns = time(events.last()) - time(events.first()) + 1_000;
         Self { events, span_ns }
-    }
-
-    /// Distinct packets that one pass holds, by skb.
-    pub(crate) fn skbs(&self) -> usize {
-        let skbs: HashSet<u64> = self.events.iter().map(|it| it.event.skb).collect();
-        skbs.len()
     }
 
     pub(crate) fn events(&self) -> usize {

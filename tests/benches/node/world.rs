@@ -44,12 +44,11 @@ pub(crate) struct World {
     servers: Vec<JoinHandle<()>>,
 }
 
-/// The namespaces, in the order of [`World::names`].
+/// Where something runs: an index into [`World::names`].
 #[derive(Clone, Copy)]
 pub(crate) enum Place {
-    Client,
-    Node,
-    Pod,
+    Client = 0,
+    Pod = 2,
 }
 
 /// Runs a command, its words separated by single spaces.

@@ -1,10 +1,14 @@
 //! A small Kubernetes API server: TLS with a certificate of its own, a bearer token, the rules of a
-//! manifest, lists with pages, watches with bookmarks, and faults on demand.
+//! manifest, lists with pages, watches with bookmarks, pods that kubelets run by a script, and faults on demand.
+//! It has no garbage collector: what is not deleted stays.
 
+mod change;
+mod kubelet;
 pub mod rbac;
 mod serve;
 pub mod store;
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,6 +24,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use kubelet::Log;
+pub use kubelet::Script;
 use rbac::{Action, Rules};
 use store::Store;
 
@@ -42,6 +48,8 @@ pub enum Slices {
 pub enum Fault {
     /// Answers every request for this plural name with this status.
     Status(&'static str, u16),
+    /// Refuses to create objects of this plural name, with these words.
+    Refuse(&'static str, &'static str),
     /// Answers lists of this plural name with what is no JSON.
     GarbageList(&'static str),
     /// Sends what is no JSON into watches of this plural name.
@@ -63,6 +71,10 @@ pub(crate) struct Shared {
     pub(crate) version: String,
     pub(crate) faults: Mutex<Vec<Fault>>,
     pub(crate) actions: Mutex<Vec<Action>>,
+    /// What kubelets do, by node.
+    pub(crate) scripts: Mutex<HashMap<String, Script>>,
+    /// What containers said, by pod.
+    pub(crate) logs: Mutex<HashMap<String, Log>>,
 }
 
 impl Shared {
@@ -70,6 +82,70 @@ impl Shared {
         self.store
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Makes or changes an object and tells the watches.
+    pub(crate) fn put(&self, plural: &'static str, object: Value) {
+        let version = {
+            let mut store = self.store();
+            store.put(plural, object);
+            store.version
+        };
+        self.changed.send_replace(version);
+    }
+
+    /// Changes an object that is there.
+    pub(crate) fn change(
+        &self,
+        plural: &'static str,
+        namespace: &str,
+        name: &str,
+        change: impl FnOnce(&mut Value),
+    ) {
+        let found = self.store().get(plural, namespace, name);
+        if let Some(mut object) = found {
+            change(&mut object);
+            self.put(plural, object);
+        }
+    }
+
+    /// Removes an object and tells the watches.
+    pub(crate) fn remove(&self, plural: &'static str, namespace: &str, name: &str) {
+        let version = {
+            let mut store = self.store();
+            store.delete(plural, namespace, name);
+            store.version
+        };
+        self.changed.send_replace(version);
+    }
+
+    /// Whether a pod is to go, or gone.
+    pub(crate) fn terminating(&self, namespace: &str, name: &str) -> bool {
+        let pod = self.store().get("pods", namespace, name);
+        pod.is_none_or(|pod| !pod["metadata"]["deletionTimestamp"].is_null())
+    }
+
+    pub(crate) fn logs(&self) -> MutexGuard<'_, HashMap<String, Log>> {
+        self.logs
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn scripts(&self) -> MutexGuard<'_, HashMap<String, Script>> {
+        self.scripts
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A container says lines, and perhaps its last.
+    pub(crate) fn say(&self, pod: &str, lines: Vec<String>, last: bool) {
+        {
+            let mut logs = self.logs();
+            let log = logs.entry(pod.to_owned()).or_default();
+            log.lines.extend(lines);
+            log.ended = last;
+        }
+        self.changed.send_modify(|_| {});
     }
 
     pub(crate) fn fault(&self, wanted: impl Fn(&Fault) -> bool) -> Option<Fault> {
@@ -140,6 +216,8 @@ impl ApiServer {
                 version: options.version.to_owned(),
                 faults: Mutex::default(),
                 actions: Mutex::default(),
+                scripts: Mutex::default(),
+                logs: Mutex::default(),
             }),
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             acceptor: TlsAcceptor::from(Arc::new(config)),
@@ -187,22 +265,36 @@ impl ApiServer {
 
     /// Makes or changes an object.
     pub fn put(&self, plural: &'static str, object: Value) {
-        let version = {
-            let mut store = self.shared.store();
-            store.put(plural, object);
-            store.version
-        };
-        self.shared.changed.send_replace(version);
+        self.shared.put(plural, object);
     }
 
     /// Removes an object.
     pub fn delete(&self, plural: &'static str, namespace: &str, name: &str) {
-        let version = {
-            let mut store = self.shared.store();
-            store.delete(plural, namespace, name);
-            store.version
-        };
-        self.shared.changed.send_replace(version);
+        self.shared.remove(plural, namespace, name);
+    }
+
+    /// The names of the objects of a kind that are there now.
+    pub fn names(&self, plural: &str) -> Vec<String> {
+        let page = self.shared.store().page(plural, |_| true, usize::MAX, None);
+        let names = page.items.iter();
+        names
+            .map(|object| {
+                object["metadata"]["name"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
+            })
+            .collect()
+    }
+
+    /// An object as it is now.
+    pub fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.shared.store().get(plural, namespace, name)
+    }
+
+    /// Says what becomes of pods on a node from now on.
+    pub fn kubelet(&self, node: &str, script: Script) {
+        self.shared.scripts().insert(node.to_owned(), script);
     }
 
     /// Forgets the log of changes: watches from before are answered with 410.

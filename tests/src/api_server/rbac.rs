@@ -6,11 +6,11 @@ use serde::Deserialize;
 /// What a request is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Action {
-    /// `get`, `list` or `watch`.
+    /// `get`, `list`, `watch`, `create` or `delete`.
     pub verb: &'static str,
     /// API group; empty for the core.
     pub group: String,
-    /// Plural name.
+    /// Plural name, with the part of the object after a slash: `pods/log`.
     pub resource: String,
     /// Namespace asked in; `None` for all of them.
     pub namespace: Option<String>,

@@ -9,18 +9,19 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, channel::Channel};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::change::{create, delete, log};
 use super::rbac::Action;
-use super::store::{KINDS, Kind, api_version, meets};
+use super::store::{KINDS, Kind, api_version, labelled, meets};
 use super::{Fault, Shared, Slices, TOKEN};
 
-type Body = BoxBody<Bytes, Infallible>;
+pub(super) type Body = BoxBody<Bytes, Infallible>;
 
 /// Pause between two bookmarks of a watch.
 const BOOKMARK: Duration = Duration::from_millis(500);
@@ -72,7 +73,12 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Bod
         );
     };
     let query = parameters(request.uri().query().unwrap_or_default());
-    respond(&target, &query, shared)
+    let method = request.method().clone();
+    let body = match request.into_body().collect().await {
+        Ok(body) => serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null),
+        Err(error) => return status(400, "BadRequest", &error.to_string()),
+    };
+    respond(&method, &target, &query, body, shared)
 }
 
 /// What a path of objects is about.
@@ -80,6 +86,8 @@ struct Target {
     kind: &'static Kind,
     namespace: Option<String>,
     name: Option<String>,
+    /// The log of the named pod is meant.
+    log: bool,
 }
 
 impl Target {
@@ -94,9 +102,10 @@ impl Target {
             ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
             rest => (None, rest),
         };
-        let (plural, name) = match rest {
-            [plural] => (*plural, None),
-            [plural, name] => (*plural, Some((*name).to_owned())),
+        let (plural, name, log) = match rest {
+            [plural] => (*plural, None, false),
+            [plural, name] => (*plural, Some((*name).to_owned()), false),
+            ["pods", name, "log"] => ("pods", Some((*name).to_owned()), true),
             _ => return None,
         };
         let kind = KINDS.iter().find(|kind| {
@@ -107,6 +116,7 @@ impl Target {
             kind,
             namespace: namespace.map(str::to_owned),
             name,
+            log,
         })
     }
 }
@@ -128,6 +138,9 @@ fn discovery(path: &str, shared: &Shared) -> Option<Value> {
             .iter()
             .filter(|kind| !kind.group.is_empty() && served(kind, shared))
         {
+            if groups.iter().any(|known| known["name"] == kind.group) {
+                continue;
+            }
             let version = json!({"groupVersion": api_version(kind), "version": kind.version});
             groups.push(json!({
                 "kind": "APIGroup", "apiVersion": "v1", "name": kind.group,
@@ -162,7 +175,7 @@ fn discovery(path: &str, shared: &Shared) -> Option<Value> {
                     json!({
                         "name": kind.plural, "singularName": kind.kind.to_lowercase(),
                         "namespaced": kind.namespaced, "kind": kind.kind,
-                        "verbs": ["get", "list", "watch"],
+                        "verbs": ["create", "delete", "get", "list", "watch"],
                     })
                 })
                 .collect();
@@ -175,8 +188,10 @@ fn discovery(path: &str, shared: &Shared) -> Option<Value> {
 }
 
 fn respond(
+    method: &Method,
     target: &Target,
     query: &HashMap<String, String>,
+    body: Value,
     shared: Arc<Shared>,
 ) -> Response<Body> {
     let plural = target.kind.plural;
@@ -184,15 +199,19 @@ fn respond(
         .get("watch")
         .is_some_and(|value| value == "true" || value == "1");
     let selector = query.get("fieldSelector").cloned().unwrap_or_default();
-    let verb = match (&target.name, watch) {
-        (Some(_), _) => "get",
-        (None, true) => "watch",
-        (None, false) => "list",
+    let labels = query.get("labelSelector").cloned().unwrap_or_default();
+    let verb = match (method, &target.name, watch) {
+        (&Method::POST, ..) => "create",
+        (&Method::DELETE, ..) => "delete",
+        (_, Some(_), _) => "get",
+        (_, None, true) => "watch",
+        (_, None, false) => "list",
     };
+    let resource = if target.log { "pods/log" } else { plural };
     let action = Action {
         verb,
         group: target.kind.group.to_owned(),
-        resource: plural.to_owned(),
+        resource: resource.to_owned(),
         namespace: target.namespace.clone(),
         name: target.name.clone().or_else(|| {
             selector
@@ -212,7 +231,7 @@ fn respond(
         .is_some_and(|rules| !rules.allow(&action))
     {
         let message = format!(
-            "{plural} is forbidden: User \"system:serviceaccount:kube-system:tracer\" cannot {verb} resource \"{plural}\" in API group \"{}\"",
+            "{plural} is forbidden: User \"system:serviceaccount:kube-system:tracer\" cannot {verb} resource \"{resource}\" in API group \"{}\"",
             target.kind.group
         );
         return status(403, "Forbidden", &message);
@@ -232,10 +251,15 @@ fn respond(
             .as_ref()
             .is_none_or(|namespace| object["metadata"]["namespace"] == namespace.as_str())
             && meets(object, &selector)
+            && labelled(object, &labels)
     };
+    let name = target.name.clone().unwrap_or_default();
+    let namespace = target.namespace.clone().unwrap_or_default();
     match verb {
+        "create" => create(target.kind, &namespace, body, shared),
+        "delete" => delete(plural, &namespace, &name, &shared),
+        "get" if target.log => log(&namespace, &name, query, shared),
         "get" => {
-            let name = target.name.clone().unwrap_or_default();
             let store = shared.store();
             let named =
                 |object: &Value| wanted(object) && object["metadata"]["name"] == name.as_str();
@@ -386,7 +410,7 @@ fn parameters(query: &str) -> HashMap<String, String> {
         .collect()
 }
 
-fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
+pub(super) fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
     json_answer(
         code,
         &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason,
@@ -394,7 +418,7 @@ fn status(code: u16, reason: &str, message: &str) -> Response<Body> {
     )
 }
 
-fn json_answer(code: u16, value: &Value) -> Response<Body> {
+pub(super) fn json_answer(code: u16, value: &Value) -> Response<Body> {
     text_answer(code, value.to_string())
 }
 
@@ -402,7 +426,7 @@ fn text_answer(code: u16, text: String) -> Response<Body> {
     answer_with(code, Full::from(Bytes::from(text)).boxed())
 }
 
-fn answer_with(code: u16, body: Body) -> Response<Body> {
+pub(super) fn answer_with(code: u16, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() =
         StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

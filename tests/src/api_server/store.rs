@@ -18,6 +18,8 @@ pub struct Kind {
     pub namespaced: bool,
 }
 
+const RIGHTS: &str = "rbac.authorization.k8s.io";
+
 /// Every kind.
 pub const KINDS: &[Kind] = &[
     kind("", "v1", "services", "Service", true),
@@ -26,6 +28,21 @@ pub const KINDS: &[Kind] = &[
     kind("", "v1", "nodes", "Node", false),
     kind("", "v1", "configmaps", "ConfigMap", true),
     kind("", "v1", "secrets", "Secret", true),
+    kind("", "v1", "events", "Event", true),
+    kind("", "v1", "namespaces", "Namespace", false),
+    kind("", "v1", "serviceaccounts", "ServiceAccount", true),
+    kind("batch", "v1", "jobs", "Job", true),
+    kind("apps", "v1", "daemonsets", "DaemonSet", true),
+    kind(RIGHTS, "v1", "clusterroles", "ClusterRole", false),
+    kind(RIGHTS, "v1", "roles", "Role", true),
+    kind(
+        RIGHTS,
+        "v1",
+        "clusterrolebindings",
+        "ClusterRoleBinding",
+        false,
+    ),
+    kind(RIGHTS, "v1", "rolebindings", "RoleBinding", true),
     kind(
         "discovery.k8s.io",
         "v1",
@@ -145,6 +162,12 @@ impl Store {
         });
     }
 
+    /// An object, if it is there.
+    pub fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.objects.get(plural)?.get(&key).cloned()
+    }
+
     /// Forgets every change so far: who wants to go on from one must list anew.
     pub fn compact(&mut self) {
         self.compacted = self.version;
@@ -208,5 +231,16 @@ pub fn meets(object: &Value, selector: &str) -> bool {
         .all(|(path, wanted)| {
             let found = path.split('.').fold(object, |value, step| &value[step]);
             found.as_str().unwrap_or_default() == wanted
+        })
+}
+
+/// Whether an object's labels meet a selector (`a=b`, several with commas).
+pub fn labelled(object: &Value, selector: &str) -> bool {
+    selector
+        .split(',')
+        .filter(|part| !part.is_empty())
+        .all(|part| match part.split_once('=') {
+            Some((key, value)) => object["metadata"]["labels"][key] == value,
+            None => !object["metadata"]["labels"][part].is_null(),
         })
 }

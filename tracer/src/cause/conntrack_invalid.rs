@@ -127,7 +127,10 @@ fn heal(diagnosis: Diagnosis) -> Diagnosis {
             "packets outside of the window are let through to the endpoints, which check them themselves",
         )
         .fix(
-            ["ip route get CLIENT   # on both nodes: do both directions go the same way?"],
+            [
+                "sysctl net.netfilter.nf_conntrack_tcp_loose   # 0: connections are not picked up in their middle",
+                "ip route get CLIENT   # on both nodes: do both directions go the same way?",
+            ],
             "none: this only looks; conntrack must see both directions",
         )
         .check("conntrack -S | grep -o 'invalid=[0-9]*'   # no longer rises")

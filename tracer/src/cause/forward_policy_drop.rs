@@ -4,9 +4,11 @@
 //! Source: Docker since 1.13 sets the policy of FORWARD to DROP when it turns ip_forward on itself
 //! (kubernetes/kubernetes #40182).
 
+use super::audit::is_node;
 use super::filtered::{self, Kind, Stop};
 use super::{Cause, Diagnosis, Evidence, Finding};
-use crate::node::netfilter::Tool;
+use crate::event::NetfilterHook;
+use crate::node::netfilter::{Action, Chain, Rule, RuleTable, Subject, Tool};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "forward-policy-drop",
@@ -25,11 +27,76 @@ Fix: rules that accept the pods' networks, which container networks usually brin
 ACCEPT. With Docker: set net.ipv4.ip_forward=1 before it starts, then it leaves the policy alone.",
     explains: &[],
     examine,
-    audit: |_| Vec::<Finding>::new(),
+    audit,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     filtered::diagnoses(evidence, Kind::ForwardPolicy, |stop| say(evidence, stop))
+}
+
+/// Nodes whose FORWARD chains drop by policy and accept no new connections of any network.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for site in evidence.sites().filter(|site| is_node(evidence, site)) {
+        let tables = site
+            .facts
+            .ruleset
+            .iter()
+            .flat_map(|ruleset| &ruleset.tables);
+        for (table, chain) in
+            tables.flat_map(|table| table.chains.iter().map(move |chain| (table, chain)))
+        {
+            let closed = chain.base.as_ref().is_some_and(|base| {
+                base.hook == NetfilterHook::Forward && base.drops && base.kind == "filter"
+            });
+            if closed && !lets_through(table, chain, MOST_JUMPS) {
+                let place = format!("{}/{} policy DROP", table.named(), chain.name);
+                found.push(Finding::error(
+                    Diagnosis::new(
+                        &CAUSE,
+                        place.clone(),
+                        format!(
+                            "{} forwards nothing between its pods and others: the policy is DROP ({place}), and no rule accepts \
+                             a network or a device.",
+                            site.name()
+                        ),
+                    )
+                    .prove("rule", format!("{} {place}", table.command()))
+                    .fix(
+                        [table.accept_by_policy(chain)],
+                        "the node forwards everything that no rule drops",
+                    )
+                    .check(table.show(&chain.name)),
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// The kernel's own limit of jumps.
+const MOST_JUMPS: usize = 16;
+
+/// Whether a chain, or one that it jumps to, accepts packets by more than their connection's state or
+/// kube-proxy's mark: what container networks bring for their pods.
+fn lets_through(table: &RuleTable, chain: &Chain, jumps: usize) -> bool {
+    let general = |rule: &Rule| {
+        rule.tests
+            .iter()
+            .all(|test| !matches!(test.on, Subject::State(_) | Subject::Mark { .. }))
+    };
+    chain.rules.iter().any(|rule| match &rule.action {
+        Action::Accept => general(rule),
+        Action::Jump(name) | Action::Goto(name) => {
+            jumps > 0
+                && table
+                    .chain(name)
+                    .is_some_and(|next| lets_through(table, next, jumps - 1))
+        }
+        // What cannot be told may accept.
+        Action::Map(_) | Action::Other(_) => true,
+        _ => false,
+    })
 }
 
 fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {

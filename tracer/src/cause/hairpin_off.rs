@@ -3,7 +3,7 @@
 //! Source: `should_deliver` passes over the port that a frame came from unless it has hairpin mode
 //! (net/bridge/br_forward.c); with br_netfilter the service's DNAT happens inside the bridge.
 
-use super::audit::nothing;
+use super::audit::{Finding, pod_links};
 use super::bridging::{BRIDGE_DROPS, is_blocked, port_to, port_with};
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
@@ -26,7 +26,7 @@ it, and hairpin is off on the port.
 Fix: hairpinMode in the CNI configuration, and at once on the port itself.",
     explains: &[],
     examine,
-    audit: nothing,
+    audit,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
@@ -59,10 +59,21 @@ fn turned_back<'a>(evidence: &Evidence<'a>, failure: &Failure<'_>) -> Option<(Ne
     if !failure.dropped_for(&[], BRIDGE_DROPS) {
         return None;
     }
-    let (index, event) = failure.last(Role::Bridge)?;
-    let netns = failure.netns_at(index)?;
-    let site = evidence.site(netns)?;
-    let port = site.link(event.ifindex?)?;
+    // With br_netfilter the bridge itself is seen after its port.
+    let (netns, site, port) = failure
+        .journey
+        .events
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(_, event)| matches!(event.role(), Role::Bridge | Role::Receive))
+        .find_map(|(index, event)| {
+            let netns = failure.netns_at(index)?;
+            let site = evidence.site(netns)?;
+            let port = site.link(event.ifindex?)?;
+            port.bridge_port?;
+            Some((netns, site, port))
+        })?;
     let (first, last) = (
         failure.journey.first_tuple()?,
         failure.journey.last_tuple()?,
@@ -75,6 +86,38 @@ fn turned_back<'a>(evidence: &Evidence<'a>, failure: &Failure<'_>) -> Option<(Ne
             .is_some_and(|found| found.index == port.index);
     let off = port.bridge_port?.hairpin == Some(false);
     (off && same && !is_blocked(port)).then_some((netns, port))
+}
+
+/// Ports that should have hairpin mode by the container network's own configuration.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    let wanted = evidence
+        .facts
+        .cni
+        .as_ref()
+        .filter(|cni| cni.hairpin == Some(true));
+    let Some((cni, bridge)) = wanted.and_then(|cni| Some((cni, cni.bridge.as_deref()?))) else {
+        return Vec::new();
+    };
+    evidence
+        .sites()
+        .filter_map(|site| {
+            let on_bridge = |port: &&Link| {
+                let off = port.bridge_port.and_then(|port| port.hairpin) == Some(false);
+                off && port
+                    .master
+                    .is_some_and(|master| site.device(master) == bridge)
+            };
+            let off: Vec<&Link> = pod_links(site).filter(on_bridge).collect();
+            let file = cni.file.display();
+            Some(Finding::warning(say(site, off.first()?).prove(
+                "cni",
+                format!(
+                    "{file} says hairpinMode: true; {} ports of {bridge} have it off",
+                    off.len()
+                ),
+            )))
+        })
+        .collect()
 }
 
 /// The finding about one port.
@@ -131,6 +174,29 @@ pub(super) mod tests {
 
     pub(in crate::cause) fn situation() -> Bench {
         with(false, "10.244.0.9:80")
+    }
+
+    #[test]
+    fn ports_that_the_configuration_wants_otherwise_are_one_warning() {
+        use crate::node::{BridgePort, BridgePortState, Cni};
+        let mut bench = crate::cause::constructed::node();
+        bench.site().links.push(Link {
+            kind: Some("veth".into()),
+            master: Some(crate::cause::constructed::CNI0),
+            peer_netns: Some(NetnsId(700)),
+            bridge_port: Some(BridgePort {
+                state: Some(BridgePortState::Forwarding),
+                hairpin: Some(false),
+            }),
+            ..crate::cause::constructed::link(21, "veth1")
+        });
+        assert_eq!(bench.with_evidence(audit), []);
+        bench.facts.cni = Some(Cni {
+            bridge: Some("cni0".into()),
+            hairpin: Some(true),
+            ..Cni::default()
+        });
+        assert_eq!(bench.with_evidence(audit).len(), 1);
     }
 
     #[test]

@@ -32,7 +32,7 @@ Proof: a packet for a known service's NodePort was taken by a socket of the node
 an answer to a connection of the node was given to a real server.
 
 Fix: move the program or the NodePort; keep the range out of 30000-32767, or reserve the ports.",
-    explains: &["no-listener"],
+    explains: &["no-listener", "kube-proxy-stale"],
     examine,
     audit,
 };

@@ -23,7 +23,12 @@ Proof: a veth device of another network namespace is a port of docker0, the node
 pod network (CNI configuration, cni0), and kubelet's or cri-dockerd's command line lacks the flag.
 
 Fix: set the flag, restart kubelet, and recreate the pods; existing pods keep their address.",
-    explains: &["no-route", "neighbour-failed", "no-listener"],
+    explains: &[
+        "forward-policy-drop",
+        "no-route",
+        "neighbour-failed",
+        "no-listener",
+    ],
     examine,
     audit,
 };

@@ -3,11 +3,13 @@
 //! Source: `fib_props` (net/ipv4/fib_semantics.c): EINVAL for blackhole, EHOSTUNREACH for
 //! unreachable, EACCES for prohibit; policy rules carry the same actions.
 
+use std::net::IpAddr;
+
 use super::audit::nothing;
 use super::evidence::Evidence;
 use super::no_route::{errno, refused};
 use super::{Cause, Diagnosis, Site};
-use crate::node::RouteKind;
+use crate::node::{PolicyRule, RouteKind, RuleAction};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "route-blackhole",
@@ -29,6 +31,27 @@ Fix: delete the route, or bring back the more special route that should be above
     examine,
     audit: nothing,
 };
+
+/// The policy rule that gives packets for a destination this kind of refusal, asked before any table
+/// that everybody uses.
+fn refusing_rule<'a>(
+    site: &Site<'a>,
+    kind: RouteKind,
+    destination: IpAddr,
+) -> Option<&'a PolicyRule> {
+    let wanted = match kind {
+        RouteKind::Blackhole => RuleAction::Blackhole,
+        RouteKind::Unreachable => RuleAction::Unreachable,
+        RouteKind::Prohibit => RuleAction::Prohibit,
+        _ => return None,
+    };
+    site.facts.rules.iter().find(|rule| {
+        rule.action == wanted
+            && rule.ipv6 == destination.is_ipv6()
+            && rule.to.is_some_and(|prefix| prefix.contains(destination))
+            && (rule.from.is_none() && rule.input.is_none() && rule.mark.is_none())
+    })
+}
 
 /// The kind of route that an errno tells of.
 fn kind(error: u16) -> Option<RouteKind> {
@@ -53,6 +76,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let place = site.map_or_else(|| format!("netns {netns}"), Site::name);
             let route = site
                 .and_then(|site| Some(site.route_words(site.refusing_route(kind, destination)?)));
+            let rule = site.and_then(|site| refusing_rule(site, kind, destination));
             // Forwarding that was off meanwhile says the same; then there is no such route or rule.
             let ruled = site.is_some_and(|site| site.throws_away());
             if kind == RouteKind::Unreachable && route.is_none() && !ruled {
@@ -74,8 +98,9 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                         .map(|first| format!("{} was refused by routing: {kind} (errno {error})", first.words())),
                 )
                 .prove_if("route", route.clone())
+                .prove_if("rule", rule.map(|rule| format!("policy rule {}: {kind}", rule.priority)))
                 .lacking_if(
-                    route.is_none(),
+                    route.is_none() && rule.is_none(),
                     format!("the {kind} route or rule itself: it is gone, or it is a policy rule (ip rule)"),
                 );
             let diagnosis = match &route {
@@ -85,6 +110,10 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                         "or bring back the more special route above it (the pod's own route, by the CNI's daemon)".into(),
                     ],
                     "packets for every address of the range follow the next route, often the default route",
+                ),
+                None if rule.is_some() => diagnosis.fix(
+                    [format!("ip {flag}rule del priority {}", rule.map_or(0, |rule| rule.priority))],
+                    "packets that the rule stopped follow the routes again",
                 ),
                 None => diagnosis.fix(
                     [format!("ip {flag}rule; ip {flag}route show table all type {kind}   # find it, then delete it")],

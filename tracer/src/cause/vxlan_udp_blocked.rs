@@ -4,7 +4,7 @@
 //! packet filter on the way sees them as such. Without a tunnel device on that port the other node answers
 //! ICMP port unreachable (net/ipv4/udp.c).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::audit::nothing;
@@ -46,22 +46,30 @@ const PORTS: [u16; 2] = [4789, 8472];
 const ANY: Mac = Mac([0; 6]);
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    let mut found = filtered(evidence);
-    found.extend(refused(evidence));
+    let ports = Ports::new(evidence);
+    let mut found = filtered(evidence, &ports);
+    found.extend(refused(evidence, &ports));
     if found.is_empty() {
         found.extend(unheard(evidence));
     }
     found
 }
 
-/// A tunnel's packet.
-fn is_tunnel(evidence: &Evidence<'_>, tuple: &Tuple) -> bool {
-    let port = tuple.destination.port();
-    tuple.protocol == protocol::UDP
-        && (PORTS.contains(&port)
-            || evidence
-                .sites()
-                .any(|site| tunnels(site).any(|(_, own)| own == port)))
+/// UDP ports of tunnels: those of the devices here, and the usual ones.
+struct Ports(BTreeSet<u16>);
+
+impl Ports {
+    fn new(evidence: &Evidence<'_>) -> Self {
+        let own = evidence
+            .sites()
+            .flat_map(|site| tunnels(site).map(|(_, port)| port));
+        Self(own.chain(PORTS).collect())
+    }
+
+    /// Whether a packet is a tunnel's.
+    fn take(&self, tuple: &Tuple) -> bool {
+        tuple.protocol == protocol::UDP && self.0.contains(&tuple.destination.port())
+    }
 }
 
 /// VXLAN devices and their ports.
@@ -73,13 +81,10 @@ fn tunnels<'a>(site: &Site<'a>) -> impl Iterator<Item = (&'a Link, u16)> {
 }
 
 /// Tunnel packets that a rule dropped.
-fn filtered(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+fn filtered(evidence: &Evidence<'_>, ports: &Ports) -> Vec<Diagnosis> {
     let mut groups: BTreeMap<(IpAddr, u16, String), Vec<&Stop<'_>>> = BTreeMap::new();
     for stop in evidence.filtered() {
-        if let Some(tuple) = stop
-            .tuple(evidence)
-            .filter(|tuple| is_tunnel(evidence, tuple))
-        {
+        if let Some(tuple) = stop.tuple(evidence).filter(|tuple| ports.take(tuple)) {
             let key = (
                 tuple.destination.ip(),
                 tuple.destination.port(),
@@ -115,18 +120,18 @@ fn filtered(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                 None => diagnosis,
             })
         })
-        .map(|diagnosis| allow(diagnosis))
+        .map(allow)
         .collect()
 }
 
 /// Tunnel packets that the other node has no tunnel for.
-fn refused(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+fn refused(evidence: &Evidence<'_>, ports: &Ports) -> Vec<Diagnosis> {
     evidence
         .group(|failure| {
             let (index, _) = failure.last(Role::Transport)?;
             let tuple = failure.packet_at(index)?.tuple;
             let refused = failure.journey.rejected() && !failure.journey.was_taken();
-            (refused && is_tunnel(evidence, &tuple)).then_some((
+            (refused && ports.take(&tuple)).then_some((
                 failure.netns_at(index)?,
                 tuple.destination.ip(),
                 tuple.destination.port(),

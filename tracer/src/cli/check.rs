@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::cluster::{Connection, settled};
+use super::proxy_log::LogSource;
 use super::{Exit, Failure, Output};
 use crate::cause::{self, DropNames, Evidence, Severity};
 use crate::flow::Flows;
@@ -24,6 +25,8 @@ pub(super) struct Arguments {
     netns: Vec<String>,
     #[command(flatten)]
     connection: Connection,
+    #[command(flatten)]
+    log: LogSource,
 }
 
 /// How long the cluster is waited for.
@@ -42,6 +45,7 @@ struct CheckView {
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     let printer = Printer::new(output.printer_format(), Show::Nothing);
+    let log = arguments.log.read()?;
     let cluster = arguments.connection.start()?;
     let directory = Directory::find();
     let wanted = |name: Option<&str>, number: u32| {
@@ -63,7 +67,16 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     ids.truncate(MOST_NAMESPACES);
     let mut facts = Snapshot::take(&directory, &ids);
     facts.read_node();
+    facts.proxy_log = log;
     facts.read_udp_entries(&directory);
+    // Rules matter here where packets are forwarded.
+    let forwarding = facts
+        .namespaces
+        .iter()
+        .filter(|facts| facts.sysctls.number("net/ipv4/ip_forward") == Some(1))
+        .map(|facts| facts.id)
+        .collect();
+    facts.read_rules(&directory, &forwarding);
     facts.find_owners();
     let (flows, reasons, symbols) = (Flows::default(), DropReasons::default(), Symbols::default());
     let names = DropNames {

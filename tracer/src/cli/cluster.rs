@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::run::host_name;
-use super::{Exit, Failure, Output, need_root};
+use super::{Exit, Failure, Output, fleet, need_root};
 use crate::expectation::{Proxy, compare, expected};
 use crate::kernel::privilege;
 use crate::kube::{Cluster, ClusterFacts, Options, Place, RBAC, Resource, State};
@@ -102,8 +102,19 @@ enum Command {
     /// Compare what kube-proxy should have made on this node with what IPVS holds.
     /// Example: tracer cluster differences
     Differences(Facts),
+    /// Trace many nodes at once: a pod on each, everything removed in the end.
+    /// Example: tracer cluster run --image registry.example/tracer:1 --nodes zone=b --for 60s
+    Run(fleet::Run),
+    /// Remove what an earlier run left behind. Example: tracer cluster clean
+    Clean(fleet::Clean),
+    /// Print a DaemonSet for always-on use. Example: tracer cluster install --print --image IMAGE | kubectl apply -f -
+    Install(fleet::Install),
     /// Print the least rights that reading the facts needs. Example: tracer cluster rbac | kubectl apply -f -
-    Rbac,
+    Rbac {
+        /// Those that `cluster run` and `cluster clean` need instead.
+        #[arg(long)]
+        run: bool,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -117,10 +128,13 @@ struct Facts {
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     match &arguments.command {
-        Command::Rbac => {
-            print!("{RBAC}");
+        Command::Rbac { run } => {
+            print!("{}", if *run { crate::fleet::RBAC } else { RBAC });
             Ok(Exit::Healthy)
         }
+        Command::Run(run) => fleet::run(run, output),
+        Command::Clean(clean) => fleet::clean(clean, output),
+        Command::Install(install) => fleet::install(install),
         Command::Facts(facts) => show_facts(facts, output),
         Command::Differences(facts) => show_differences(facts, output),
     }

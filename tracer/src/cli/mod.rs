@@ -15,9 +15,12 @@ mod cluster;
 mod command;
 mod doctor;
 mod explain;
+mod fleet;
 mod probe;
+mod proxy_log;
 mod reproduce;
 mod run;
+mod serve;
 mod show;
 mod value;
 mod why;
@@ -122,6 +125,9 @@ enum Command {
     /// Send a bounded test, trace only it, and say where it went; with --against set two ways side by side.
     /// Example: tracer probe tcp://192.0.2.7:30000 --against tcp://192.0.2.8:30000
     Probe(probe::Arguments),
+    /// Stay on at low cost: counts of what is lost for Prometheus, causes as far as they can be told.
+    /// Example: tracer serve --listen 127.0.0.1:9464
+    Serve(serve::Arguments),
     /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
     /// Example: tracer reproduce vip-nodeport-unbound
     Reproduce(reproduce::Arguments),
@@ -132,7 +138,7 @@ enum Command {
     Check(check::Arguments),
     /// Explain a cause. Example: tracer why vip-nodeport-unbound
     Why(why::Arguments),
-    /// Facts of the Kubernetes cluster: what is known, and the rights that it needs.
+    /// The Kubernetes cluster: what is known of it, and tracing its nodes at once.
     /// Example: tracer cluster facts
     Cluster(cluster::Arguments),
     /// Say what this kernel lets the tracer see, hook by hook, and what is missing.
@@ -178,6 +184,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
         Command::Explain(arguments) => explain::run(&arguments, &cli.output),
         Command::Probe(arguments) => probe::run(&arguments, &cli.output),
+        Command::Serve(arguments) => serve::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Show(arguments) => show::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),

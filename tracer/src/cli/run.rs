@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::capture::Capture;
 use super::cluster::{Connection, settled_facts};
 use super::command::Command;
+use super::proxy_log::LogSource;
 use super::{Exit, Failure, Output, OutputFormat, need_root, runtime, value};
 use crate::filter::{Expression, Here};
 use crate::kernel::attach::Tier;
@@ -63,6 +64,8 @@ pub(super) struct Arguments {
     connection: Connection,
     #[command(flatten)]
     capture: Capture,
+    #[command(flatten)]
+    log: LogSource,
 }
 
 /// Why tracing stops.
@@ -82,6 +85,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     } else {
         Show::Failed
     };
+    let log = arguments.log.read()?;
     let printer = Printer::new(output.printer_format(), show).at_most(arguments.count);
     let mut cluster = None;
     let mut here = Here::default();
@@ -106,6 +110,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             .capture
             .start(&mut session, &options.filter.to_string())?;
         privilege::drop_unneeded()?;
+        session.know_proxy_log(log);
         // Its thread begins with the few capabilities that are left.
         if cluster.is_none() {
             cluster = arguments.connection.start()?;

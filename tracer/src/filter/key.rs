@@ -10,7 +10,8 @@ use crate::event::{Event, Tuple, protocol};
 
 /// From bytes that begin at the network header; EtherType in host order.
 pub(super) fn of_packet(bytes: &[u8], ethertype: u16) -> Key {
-    let mut found = Network::read(&padded::<NETWORK_BYTES>(bytes), ethertype);
+    let mut found = Network::default();
+    found.read(&padded::<NETWORK_BYTES>(bytes), ethertype);
     if ethertype == tracer_ebpf::header::ethertype::IPV6
         && found.fragment
         && let Some(header) = bytes.get(NETWORK_BYTES..)

@@ -8,15 +8,17 @@
 
 mod leg;
 mod quiet;
+mod store;
 
 use std::collections::VecDeque;
 
-use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use crate::event::{Event, Tuple};
 use crate::journey::Journey;
 use leg::{Leg, Legs, Place};
 use quiet::Quiet;
+use store::Store;
 
 /// Most flows kept; the one that was quiet longest goes first.
 const MOST_FLOWS: usize = 1 << 20;
@@ -25,6 +27,8 @@ const MOST_JOURNEY_BYTES: usize = 96 << 20;
 /// Journeys kept of one flow: its first ones and its last ones.
 const FIRST_JOURNEYS: usize = 8;
 const LAST_JOURNEYS: usize = 8;
+/// Tuples of a usual flow beside the client's: behind DNAT, and behind SNAT.
+const USUAL_LEGS: usize = 2;
 /// Most tuples of one flow beside the client's: a client that never changes its port meets new ones
 /// with every new translation.
 const MOST_LEGS: u8 = 32;
@@ -57,7 +61,7 @@ pub struct Flow {
     pub last_ns: u64,
     /// Addresses on the way beside the client's, in the direction of requests; those that another
     /// flow had first are not here.
-    legs: Vec<Leg>,
+    legs: SmallVec<[Leg; USUAL_LEGS]>,
     /// Which of a full `legs` is replaced next.
     next_leg: u8,
     kept: Option<Box<Kept>>,
@@ -135,6 +139,15 @@ impl Flow {
     }
 }
 
+/// Where a journey was added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Added {
+    /// The flow's number.
+    pub flow: u64,
+    /// The journey did not arrive, or met no virtual server.
+    pub suspicious: bool,
+}
+
 /// What had to be forgotten to stay within bounds.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Forgotten {
@@ -146,7 +159,7 @@ pub struct Forgotten {
 
 /// All flows, bounded.
 pub struct Flows {
-    flows: HashMap<u64, Box<Flow>>,
+    flows: Store,
     /// Every request-direction tuple that a flow had, before and after NAT.
     legs: Legs,
     next_id: u64,
@@ -172,7 +185,7 @@ impl Flows {
     /// A store of at most so many flows and so many bytes of journeys.
     pub fn bounded(most: usize, most_journey_bytes: usize) -> Self {
         Self {
-            flows: HashMap::new(),
+            flows: Store::default(),
             legs: Legs::default(),
             next_id: 0,
             most,
@@ -185,26 +198,30 @@ impl Flows {
         }
     }
 
-    /// Adds a journey; returns its flow's number, or `None` for a journey without addresses.
-    pub fn add(&mut self, journey: Journey) -> Option<u64> {
+    /// Adds a journey; `None` for a journey without addresses, which is nobody's.
+    pub fn add(&mut self, journey: Journey) -> Option<Added> {
         let first = journey.first_tuple()?;
         let (id, direction) = self
             .find(first)
             .unwrap_or_else(|| (self.open(first, &journey), Direction::Request));
         self.learn(id, direction, &journey);
-        self.push(id, direction, journey);
+        let suspicious = journey.is_suspicious();
+        self.push(id, direction, journey, suspicious);
         self.shed();
-        Some(id)
+        Some(Added {
+            flow: id,
+            suspicious,
+        })
     }
 
     /// A flow by its number.
     pub fn get(&self, id: u64) -> Option<&Flow> {
-        self.flows.get(&id).map(Box::as_ref)
+        self.flows.get(id)
     }
 
     /// Every flow, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Flow> {
-        self.flows.values().map(Box::as_ref)
+        self.flows.iter()
     }
 
     /// Number of flows.
@@ -214,7 +231,7 @@ impl Flows {
 
     /// True without flows.
     pub fn is_empty(&self) -> bool {
-        self.flows.is_empty()
+        self.len() == 0
     }
 
     /// What was forgotten so far.
@@ -246,11 +263,11 @@ impl Flows {
             suspicious: 0,
             first_ns: start_ns,
             last_ns: start_ns,
-            legs: Vec::new(),
+            legs: SmallVec::new(),
             next_leg: 0,
             kept: None,
         };
-        self.flows.insert(id, Box::new(flow));
+        self.flows.insert(flow);
         self.legs.insert(&client, Place::new(id, 0), |place| {
             tuple_at(&self.flows, place)
         });
@@ -270,10 +287,7 @@ impl Flows {
                 Direction::Request => tuple,
                 Direction::Reply => tuple.reversed(),
             };
-            let known = self
-                .flows
-                .get(&id)
-                .is_none_or(|flow| flow.has_leg(&request));
+            let known = self.flows.get(id).is_none_or(|flow| flow.has_leg(&request));
             if !known
                 && self
                     .legs
@@ -286,12 +300,10 @@ impl Flows {
     }
 
     fn add_leg(&mut self, id: u64, tuple: Tuple) {
-        let Some(flow) = self.flows.get_mut(&id) else {
+        let Some(flow) = self.flows.get_mut(id) else {
             return;
         };
         let index = if flow.legs.len() < usize::from(MOST_LEGS) {
-            // Most flows have one or two; growth in fours would be for nothing.
-            flow.legs.reserve_exact(1);
             flow.legs.push(tuple.into());
             flow.legs.len() as u8 - 1
         } else {
@@ -307,15 +319,15 @@ impl Flows {
             });
     }
 
-    fn push(&mut self, id: u64, direction: Direction, mut journey: Journey) {
-        let Some(flow) = self.flows.get_mut(&id) else {
+    fn push(&mut self, id: u64, direction: Direction, mut journey: Journey, suspicious: bool) {
+        let Some(flow) = self.flows.get_mut(id) else {
             return;
         };
         match direction {
             Direction::Request => flow.requests += 1,
             Direction::Reply => flow.replies += 1,
         }
-        flow.suspicious += u64::from(journey.is_suspicious());
+        flow.suspicious += u64::from(suspicious);
         flow.last_ns = flow.last_ns.max(journey.start_ns());
         if flow.kept.is_none() {
             self.keeping.push(id, flow.last_ns);
@@ -337,7 +349,7 @@ impl Flows {
                     None => return,
                 },
             };
-            let Some(flow) = self.flows.get_mut(&id) else {
+            let Some(flow) = self.flows.get_mut(id) else {
                 continue;
             };
             if first_turn && !flow.is_settled() {
@@ -353,7 +365,7 @@ impl Flows {
         let Some(id) = self.quiet.pop(|id| heard(&self.flows, id)) else {
             return;
         };
-        let Some(flow) = self.flows.get(&id) else {
+        let Some(flow) = self.flows.get(id) else {
             return;
         };
         for (tuple, place) in flow.places() {
@@ -361,19 +373,19 @@ impl Flows {
         }
         self.forgotten.flows += 1;
         self.journey_bytes -= flow.kept.as_ref().map_or(0, |kept| kept.bytes());
-        self.flows.remove(&id);
+        self.flows.remove(id);
         for queue in [&mut self.keeping, &mut self.unsettled] {
-            queue.tidy(self.flows.len(), |id| self.flows.contains_key(&id));
+            queue.tidy(self.flows.len(), |id| self.flows.get(id).is_some());
         }
     }
 }
 
-fn tuple_at(flows: &HashMap<u64, Box<Flow>>, place: Place) -> Option<Tuple> {
-    flows.get(&place.flow())?.leg(place.leg())
+fn tuple_at(flows: &Store, place: Place) -> Option<Tuple> {
+    flows.get(place.flow())?.leg(place.leg())
 }
 
-fn heard(flows: &HashMap<u64, Box<Flow>>, id: u64) -> Option<u64> {
-    flows.get(&id).map(|flow| flow.last_ns)
+fn heard(flows: &Store, id: u64) -> Option<u64> {
+    flows.get(id).map(|flow| flow.last_ns)
 }
 
 #[cfg(test)]
@@ -412,6 +424,7 @@ mod tests {
             id,
             events,
             ending: Ending::Delivered,
+            ..Journey::default()
         }
     }
 
@@ -432,8 +445,8 @@ mod tests {
                 ("192.0.2.1:30000", "192.0.2.10:5000"),
             ],
         );
-        let id = flows.add(request).expect("a flow");
-        assert_eq!(flows.add(reply), Some(id));
+        let id = flows.add(request).expect("a flow").flow;
+        assert_eq!(flows.add(reply).map(|added| added.flow), Some(id));
         let flow = flows.get(id).expect("the flow");
         assert_eq!(flow.of(Direction::Reply).count(), 1);
         assert_eq!(flow.client.destination.port(), 30000);
@@ -471,7 +484,7 @@ mod tests {
             // The first one never falls quiet.
             let mut again = numbered(0, Ending::Delivered);
             again.events[0].time_ns = number + 1;
-            assert_eq!(flows.add(again), Some(1));
+            assert_eq!(flows.add(again).map(|added| added.flow), Some(1));
         }
         assert_eq!(flows.len(), 100);
         assert_eq!(flows.forgotten().flows, 50);

@@ -147,17 +147,7 @@ impl Journey {
 
     /// The packet was refused: answered with RST or an ICMP error.
     pub fn rejected(&self) -> bool {
-        self.passed(Role::Reset)
-            || self.events.iter().any(|event| {
-                event.role() == Role::IcmpError
-                    && !matches!(
-                        event.detail,
-                        Detail::Icmp {
-                            kind: ICMP_REDIRECT,
-                            ..
-                        }
-                    )
-            })
+        self.events.iter().any(refuses)
     }
 
     /// The packet is for many, who may all ignore it.
@@ -178,7 +168,8 @@ impl Journey {
         let lone = self.events.len() == 1;
         let dropped =
             matches!(self.ending, Ending::Dropped { reason, .. } if reason.is_some() || !lone);
-        self.rejected() || dropped || self.passed(Role::RouteError)
+        dropped
+            || (self.events.iter()).any(|event| event.role() == Role::RouteError || refuses(event))
     }
 
     /// Namespaces that the packet was seen in, in order, each once in a row.
@@ -194,5 +185,19 @@ impl Journey {
             .iter()
             .rev()
             .find_map(|event| event.netns)
+    }
+}
+
+/// The event answers the packet with RST or an ICMP error.
+fn refuses(event: &Event) -> bool {
+    match event.role() {
+        Role::Reset => true,
+        Role::IcmpError => {
+            let Detail::Icmp { kind, .. } = event.detail else {
+                return true;
+            };
+            kind != ICMP_REDIRECT
+        }
+        _ => false,
     }
 }

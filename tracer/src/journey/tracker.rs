@@ -1,12 +1,11 @@
 //! Joins events to journeys.
 
-use std::collections::HashMap;
-
+use hashbrown::HashMap;
 use hashlink::LinkedHashMap;
 
 use super::layer::{Layers, Relation, belongs};
 use super::{Branch, BranchKind, Detail, Ending, Event, Journey, Role};
-use crate::event::Packet;
+use crate::event::{Packet, Transport, protocol};
 
 /// A packet that nothing happened to for this long has ended, or is out of sight. Longer than a
 /// queue on the way holds a packet; a neighbour that has to be resolved first takes longer.
@@ -15,6 +14,8 @@ const IDLE_NS: u64 = 300_000_000;
 const NEIGHBOUR_IDLE_NS: u64 = 4_000_000_000;
 /// Most journeys under way; the one that was quiet longest ends early beyond it.
 const MOST_ACTIVE: usize = 65_536;
+/// Events of a usual journey, so that its list seldom grows.
+const USUAL_EVENTS: usize = 32;
 /// Most events kept of one journey: a loop of a broken network ends here.
 const MOST_EVENTS: usize = 512;
 /// Most fragments or copies kept of one packet: 64 KiB in pieces of the least IPv6 MTU.
@@ -109,7 +110,10 @@ impl Tracker {
         }
         // Without headers there is nothing to tell about.
         let packet = event.packet.as_ref()?;
-        if let Some((id, kind)) = self.parent(&event, packet) {
+        if let Some(id) = self.moved(&event, packet) {
+            self.follow(id, event, ended);
+            Some(id)
+        } else if let Some((id, kind)) = self.parent(&event, packet) {
             self.branch(id, kind, event, ended);
             Some(id)
         } else {
@@ -167,6 +171,7 @@ impl Tracker {
         let active = Active {
             journey: Journey {
                 id,
+                events: Vec::with_capacity(USUAL_EVENTS),
                 ..Journey::default()
             },
             layers: Layers::default(),
@@ -179,6 +184,28 @@ impl Tracker {
         self.by_skb.insert(skb, place);
         self.add(place, Relation::Same, event, ended);
         id
+    }
+
+    /// The packet that goes on in another skb: where a device needs more room for headers, its output
+    /// copies it (`ip_finish_output2`).
+    fn moved(&self, event: &Event, packet: &Packet) -> Option<u64> {
+        if !matches!(event.role(), Role::Transmit | Role::NeighbourQueue) {
+            return None;
+        }
+        let mut recent = self.active.iter().rev().take(LOOKED_BACK);
+        recent.find_map(|(&id, active)| active.moves_to(event, packet).then_some(id))
+    }
+
+    fn follow(&mut self, id: u64, event: Event, ended: &mut Vec<Journey>) {
+        if let Some(active) = self.active.get_mut(&id) {
+            for old in active.skbs.drain(..) {
+                self.by_skb.remove(&old);
+            }
+            active.skbs.push(event.skb);
+        }
+        let place = Place { id, branch: None };
+        self.by_skb.insert(event.skb, place);
+        self.add(place, Relation::Same, event, ended);
     }
 
     /// The packet that a new skb is a fragment or copy of. Both are made of an skb that something
@@ -312,6 +339,17 @@ impl Active {
         }
     }
 
+    /// True when this packet was last seen on its way to the device, and is now in another skb.
+    fn moves_to(&self, event: &Event, packet: &Packet) -> bool {
+        let last = self.journey.events.last();
+        self.journey.branches.is_empty()
+            && last.is_some_and(|last| {
+                last.role() == Role::ToNeighbour
+                    && last.netns == event.netns
+                    && last.packet.as_ref() == Some(packet)
+            })
+    }
+
     /// What a packet that appears at an skb of its own is to this one.
     fn begets(&self, event: &Event, packet: &Packet) -> Option<BranchKind> {
         if self.journey.branches.len() >= MOST_BRANCHES {
@@ -386,9 +424,10 @@ impl Journey {
             .branches
             .iter()
             .any(|branch| branch.kind == BranchKind::Fragment);
+        // What a socket took was whole; the kernel frees the pieces that were put together.
         let rank = |ending: Ending| match ending {
-            Ending::Dropped { .. } if fragments => 4,
-            Ending::Delivered => 3,
+            Ending::Delivered => 4,
+            Ending::Dropped { .. } if fragments => 3,
             Ending::Transmitted => 2,
             Ending::OutOfSight => 1,
             Ending::Dropped { .. } => 0,
@@ -423,11 +462,24 @@ fn ending(taken: bool, event: &Event, unspecified: Option<u32>) -> Option<Ending
         return None;
     };
     let reason = reason.filter(|_| reason != unspecified);
-    // Sockets free what they have used up; only a named reason makes that a loss.
-    if taken && reason.is_none() {
+    // Sockets free what they have used up; only a named reason makes that a loss. An echo reply went to
+    // raw sockets before ICMP found no socket of its own kind for it.
+    if taken && (reason.is_none() || is_echo_reply(event)) {
         return Some(Ending::Delivered);
     }
     Some(Ending::Dropped { location, reason })
+}
+
+fn is_echo_reply(event: &Event) -> bool {
+    let packet = event.packet.as_ref();
+    packet.is_some_and(|packet| {
+        let kind = match packet.transport {
+            Transport::Icmp { kind, .. } => kind,
+            _ => return false,
+        };
+        (packet.tuple.protocol, kind) == (protocol::ICMP, 0)
+            || (packet.tuple.protocol, kind) == (protocol::ICMP6, 129)
+    })
 }
 
 /// The ending of what was not seen again.

@@ -15,6 +15,7 @@ use aya::programs::{BtfTracePoint, FEntry, KProbe, Program, ProgramError};
 
 use super::btf::Btf;
 use super::links::Link;
+use super::load::Options;
 use super::modules::Modules;
 use crate::hook::{self, Hook, Place};
 
@@ -53,6 +54,8 @@ pub enum Gap {
     ModuleNotLoaded(&'static str),
     /// The kernel offers no way.
     Refused(String),
+    /// It sits on the way of packets that are well, which low cost leaves out.
+    LeftOut,
 }
 
 impl std::fmt::Display for Gap {
@@ -60,6 +63,7 @@ impl std::fmt::Display for Gap {
         match self {
             Self::ModuleNotLoaded(module) => write!(f, "module {module} is not loaded"),
             Self::Refused(why) => f.write_str(why),
+            Self::LeftOut => f.write_str("left out for low cost"),
         }
     }
 }
@@ -135,19 +139,22 @@ pub(super) struct Attacher<'a> {
     modules: Modules,
     /// Set by the first refusal that will hold for every other function too.
     fentry_refused: AtomicBool,
+    /// Attach only what lost or refused packets meet.
+    low_cost: bool,
     /// Print the verifier's log of a refusal.
     verbose: bool,
 }
 
 impl<'a> Attacher<'a> {
-    pub(super) fn new(btf: &'a Btf, kernel_btf: &'a aya::Btf, verbose: bool) -> Self {
+    pub(super) fn new(btf: &'a Btf, kernel_btf: &'a aya::Btf, options: &Options) -> Self {
         Self {
             btf,
             kernel_btf,
             kprobe: Abilities::read().kprobe,
             modules: Modules::read(),
             fentry_refused: AtomicBool::new(false),
-            verbose,
+            low_cost: options.low_cost,
+            verbose: options.program_log,
         }
     }
 
@@ -190,6 +197,9 @@ impl<'a> Attacher<'a> {
     }
 
     fn attach(&self, hook: &'static Hook, programs: Programs<'_>) -> Attached {
+        if self.low_cost && !hook.role.on_failure_path() {
+            return Err(Gap::LeftOut);
+        }
         if let Some(module) = hook.place.module()
             && !self.modules.has(module)
             && self.btf.arguments(hook.place.symbol()).is_none()

@@ -35,6 +35,8 @@ pub struct Options {
     pub follow: bool,
     /// Print what the programs themselves say about trouble, and why the verifier refuses one.
     pub program_log: bool,
+    /// Attach only what lost or refused packets meet.
+    pub low_cost: bool,
 }
 
 impl Default for Options {
@@ -45,6 +47,7 @@ impl Default for Options {
             filter: Filter::default(),
             follow: true,
             program_log: false,
+            low_cost: false,
         }
     }
 }
@@ -159,7 +162,7 @@ impl Tracing {
         if let Some(namespaces) = &options.namespaces {
             keep_namespaces(&mut ebpf, namespaces)?;
         }
-        let attacher = Attacher::new(btf, &kernel_btf, options.program_log);
+        let attacher = Attacher::new(btf, &kernel_btf, options);
         let mut links = Links::default();
         let hooks: Vec<_> = attacher
             .attach_all(&mut ebpf)
@@ -201,6 +204,9 @@ impl Tracing {
             self.links.release(&ids);
         }
         for row in gone {
+            if self.hooks[row].outcome == Err(Gap::LeftOut) {
+                continue;
+            }
             let module = self.hooks[row].hook.place.module().unwrap_or_default();
             self.hooks[row].outcome = Err(Gap::ModuleNotLoaded(module));
         }
@@ -210,7 +216,8 @@ impl Tracing {
             for row in come {
                 let hook = self.hooks[row].hook;
                 // A kernel that has the function built in was attached to at the start.
-                if self.hooks[row].outcome.is_ok() {
+                let outcome = &self.hooks[row].outcome;
+                if outcome.is_ok() || *outcome == Err(Gap::LeftOut) {
                     continue;
                 }
                 let programs = programs.remove(hook.id.name()).unwrap_or_default();
@@ -230,11 +237,12 @@ impl Tracing {
             .collect()
     }
 
-    /// Rows of the hooks in some modules.
+    /// Rows of the hooks in some modules, without those that are not wanted.
     fn hooks_of(&self, modules: &[&str]) -> Vec<usize> {
         let inside = |state: &HookState| {
             let module = state.hook.place.module();
             module.is_some_and(|module| modules.contains(&module))
+                && state.outcome != Err(Gap::LeftOut)
         };
         (0..self.hooks.len())
             .filter(|&row| inside(&self.hooks[row]))

@@ -26,7 +26,7 @@ pub struct Place {
 
 /// Why there is nothing to connect to.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum NoServer {
+pub(crate) enum NoServer {
     /// Nothing was configured: not a fault.
     NotConfigured,
     /// What was configured cannot be used.
@@ -34,7 +34,7 @@ pub(super) enum NoServer {
 }
 
 /// Reads the configuration; asks nobody.
-pub(super) async fn configuration(place: &Place) -> Result<Config, NoServer> {
+pub(crate) async fn configuration(place: &Place) -> Result<Config, NoServer> {
     let named = place.kubeconfig.is_some() || std::env::var_os("KUBECONFIG").is_some();
     let options = KubeConfigOptions {
         context: place.context.clone(),
@@ -169,7 +169,7 @@ async fn get<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> kub
 }
 
 /// An error of the client in words for a person.
-pub(super) fn words(error: &kube::Error) -> String {
+pub(crate) fn words(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.code == 403 => format!("forbidden: {}", status.message),
         kube::Error::Api(status) if status.code == 401 => {
@@ -182,7 +182,7 @@ pub(super) fn words(error: &kube::Error) -> String {
 }
 
 /// An error with what caused it, each said once.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -13,7 +13,7 @@
 //! - This module never decides: it has no opinion about what it reads.
 
 mod cluster;
-mod connect;
+pub(crate) mod connect;
 #[cfg(test)]
 pub(crate) mod constructed;
 mod endpoint;

@@ -4,7 +4,8 @@
 //! file per kind of fact (`link`, `address`, `route`, `policy_rule`, `neighbour`, `fdb`, `ipvs`,
 //! `ipvs_connection`, `conntrack`, `device_filter`, `netfilter`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
-//! looks things up; `source` is where facts come from, this machine or a capture; `kube_proxy`, `proxy_report`,
+//! looks things up; `source` is where facts come from, this machine or a capture; `kube_proxy`,
+//! `proxy_report`, `proxy_log`,
 //! `component` and `pod` read processes instead, `cni` files; `numbered` makes
 //! the enumerations.
 //!
@@ -39,6 +40,7 @@ mod numbered;
 mod pod;
 mod policy_rule;
 mod proxy_configuration;
+mod proxy_log;
 mod proxy_report;
 mod route;
 mod socket;
@@ -49,6 +51,7 @@ mod table;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::time::{ClockId, clock_gettime};
@@ -71,6 +74,7 @@ pub use neighbour::{Neighbour, NeighbourState};
 pub use netfilter::Ruleset;
 pub use policy_rule::{PolicyRule, RuleAction};
 pub use proxy_configuration::ProxyConfiguration;
+pub use proxy_log::ProxyLog;
 pub use proxy_report::ProxyReport;
 pub use route::{NextHop, Prefix, Route, RouteKind, RouteProtocol};
 pub use socket::{HalfOpen, ListeningSocket, Process, find_owners};
@@ -92,6 +96,8 @@ pub struct Snapshot {
     pub components: Vec<Component>,
     /// The container network's configuration, once [`Snapshot::read_node`] has looked.
     pub cni: Option<Cni>,
+    /// kube-proxy's log, where one was given.
+    pub proxy_log: Option<Arc<ProxyLog>>,
     /// What could not be read at all; what is missing of one namespace is in its facts.
     pub missing: Vec<Missing>,
 }
@@ -117,6 +123,7 @@ impl Snapshot {
             kube_proxies: Vec::new(),
             components: Vec::new(),
             cni: None,
+            proxy_log: None,
             missing: Vec::new(),
         }
     }
@@ -130,6 +137,7 @@ impl Snapshot {
             kube_proxies: KubeProxy::running(),
             components: Vec::new(),
             cni: None,
+            proxy_log: None,
             missing: Vec::new(),
         };
         for id in ids {

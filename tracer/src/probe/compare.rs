@@ -119,6 +119,7 @@ mod tests {
                 namespace,
                 text: text.trim_start_matches('!').to_owned(),
                 lost: text.starts_with('!'),
+                event: 0,
             }
         };
         texts.iter().map(stage).collect()

@@ -47,7 +47,7 @@ impl Objects {
         let object = json!({"kind": "Node", "metadata": {"name": node}, "status": {
             "addresses": [{"type": "InternalIP", "address": options.node}],
             "conditions": [{"type": "Ready", "status": "True"}],
-            "nodeInfo": {"kubeletVersion": "v1.22.4"}}});
+            "nodeInfo": {"kubeletVersion": "v1.20.15"}}});
         Self {
             node,
             app: options.app.clone(),

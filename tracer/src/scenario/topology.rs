@@ -6,9 +6,14 @@
 //! ```
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::namespace::Namespace;
 use super::world::World;
+
+/// The kernel looks at links once a second.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// A client and a node with a pod.
 pub(super) struct Site {
@@ -174,6 +179,20 @@ pub(super) fn plug(
         },
     )?;
     node.run(&format!("ip link set {port} master {bridge}"))
+}
+
+/// Waits until the kernel counts a bridge port as up: it becomes forwarding then, whatever it was set to
+/// before.
+pub(super) fn settle_port(node: &Namespace, port: &str) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while !node
+        .output(&format!("ip -o link show {port}"))?
+        .contains("state UP")
+    {
+        anyhow::ensure!(begun.elapsed() < SETTLED, "{port} does not come up");
+        thread::sleep(SETTLED / 20);
+    }
+    Ok(())
 }
 
 /// Another pod on the node's bridge.

@@ -12,6 +12,8 @@ use super::namespace::Namespace;
 
 const QUESTION: &[u8] = b"who answers?\n";
 const ANSWER: &[u8] = b"the pod answers\n";
+/// How long a server waits for a question: others wait behind it.
+const QUESTION_WAIT: Duration = Duration::from_millis(300);
 /// How often a server looks whether it is to stop.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -278,7 +280,7 @@ impl Server {
             // A client that went away is the client's to report.
             let _ = stream
                 .set_nonblocking(false)
-                .and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(1))))
+                .and_then(|()| stream.set_read_timeout(Some(QUESTION_WAIT)))
                 .and_then(|()| stream.read(&mut [0; 64]))
                 .and_then(|_| stream.write_all(ANSWER));
             true

@@ -1,8 +1,11 @@
 //! What a person or a program sees. `model` turns domain values into plain text fields once; `text`
-//! and `json` only print them, so both carry the same facts.
+//! and `json` only print them, so both carry the same facts. `gather` reads what the tracers of many nodes printed
+//! and joins it, `fleet` shows that.
 
 pub mod attached;
 pub mod cluster;
+pub mod fleet;
+pub mod gather;
 pub mod json;
 pub mod model;
 pub mod probe;

@@ -1,9 +1,10 @@
 //! The view model: one journey, one diagnosis, one summary, as they are shown.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::stage::{self, Stage};
 use crate::cause::{Diagnosis, Finding};
@@ -143,6 +144,14 @@ impl Names<'_> {
         Some((filtered.hook, ruling::judge(journey, filtered, facts)?))
     }
 
+    /// Why a packet did not arrive, in few words: bounded in number, for counts.
+    pub fn lost_because(&self, journey: &Journey) -> String {
+        match journey.ending {
+            Ending::Dropped { location, reason } => self.drop(location, reason),
+            _ => ending(journey, self),
+        }
+    }
+
     /// A drop: the kernel's reason, else the function that dropped.
     pub fn drop(&self, location: u64, reason: Option<u32>) -> String {
         let named = reason
@@ -165,7 +174,7 @@ pub(super) fn named(name: Option<&str>, address: &str) -> String {
 }
 
 /// A finished journey as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JourneyView {
     /// Number.
     pub id: u64,
@@ -194,8 +203,10 @@ pub struct JourneyView {
     /// Stages of its way.
     pub path: Vec<Stage>,
     /// Its other fragments, or copies that a bridge made of it.
+    #[serde(default)]
     pub branches: Vec<BranchView>,
     /// Events were lost while it was under way.
+    #[serde(default)]
     pub gap: bool,
     /// Every event, for `-v`.
     #[serde(skip)]
@@ -230,10 +241,10 @@ impl JourneyView {
 }
 
 /// A fragment or copy as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BranchView {
     /// `fragment` or `copy`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// How it ended, in words.
     pub ending: String,
     /// Stages that it passed alone.
@@ -255,7 +266,8 @@ fn branches(journey: &Journey, names: &Names<'_>) -> Vec<BranchView> {
                 kind: match branch.kind {
                     BranchKind::Fragment => "fragment",
                     BranchKind::Copy => "copy",
-                },
+                }
+                .into(),
                 ending: ending(&alone, names),
                 path: stage::path(&alone, names),
             }
@@ -273,7 +285,7 @@ fn arrived(journey: &Journey) -> Option<bool> {
 fn ending(journey: &Journey, names: &Names<'_>) -> String {
     match journey.ending {
         _ if journey.passed(Role::Reset) => "refused with RST".into(),
-        _ if journey.passed(Role::IcmpError) => "refused with an ICMP error".into(),
+        _ if journey.rejected() => "refused with an ICMP error".into(),
         Ending::Delivered => "delivered".into(),
         Ending::Dropped { location, reason } => {
             format!("dropped: {}", names.drop(location, reason))
@@ -404,15 +416,15 @@ pub(super) fn time_of_day(time: SystemTime) -> String {
 }
 
 /// A diagnosis as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DiagnosisView {
     /// Code of the cause.
-    pub cause: &'static str,
+    pub cause: Cow<'static, str>,
     /// `certain` or `likely`.
-    pub certainty: &'static str,
+    pub certainty: Cow<'static, str>,
     /// `error` or `warning`, where no packet was seen.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub severity: Option<&'static str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<Cow<'static, str>>,
     /// Protocol, address and port it is about.
     pub subject: String,
     /// Connections stopped.
@@ -422,7 +434,7 @@ pub struct DiagnosisView {
     /// In words.
     pub summary: String,
     /// Source and text of each piece of evidence.
-    pub evidence: Vec<(&'static str, String)>,
+    pub evidence: Vec<(Cow<'static, str>, String)>,
     /// What is missing to be certain.
     pub missing: Vec<String>,
     /// Ways to fix it.
@@ -434,10 +446,10 @@ pub struct DiagnosisView {
 }
 
 /// What a cause brings about, as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ConsequenceView {
     /// Code of the cause.
-    pub cause: &'static str,
+    pub cause: Cow<'static, str>,
     /// What it is about.
     pub subject: String,
     /// In words.
@@ -445,19 +457,19 @@ pub struct ConsequenceView {
 }
 
 /// A fix as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FixView {
     /// Lines to paste.
     pub lines: Vec<String>,
     /// What it may break.
-    pub risk: &'static str,
+    pub risk: Cow<'static, str>,
 }
 
 impl From<&Diagnosis> for DiagnosisView {
     fn from(diagnosis: &Diagnosis) -> Self {
         Self {
-            cause: diagnosis.code,
-            certainty: diagnosis.certainty.name(),
+            cause: diagnosis.code.into(),
+            certainty: diagnosis.certainty.name().into(),
             severity: None,
             subject: diagnosis.subject.clone(),
             failed_connections: diagnosis.failed,
@@ -466,7 +478,7 @@ impl From<&Diagnosis> for DiagnosisView {
             evidence: diagnosis
                 .evidence
                 .iter()
-                .map(|proof| (proof.source, proof.text.clone()))
+                .map(|proof| (proof.source.into(), proof.text.clone()))
                 .collect(),
             missing: diagnosis.missing.clone(),
             fixes: diagnosis
@@ -474,7 +486,7 @@ impl From<&Diagnosis> for DiagnosisView {
                 .iter()
                 .map(|fix| FixView {
                     lines: fix.lines.clone(),
-                    risk: fix.risk,
+                    risk: fix.risk.into(),
                 })
                 .collect(),
             check: diagnosis.check.clone(),
@@ -482,7 +494,7 @@ impl From<&Diagnosis> for DiagnosisView {
                 .consequences
                 .iter()
                 .map(|consequence| ConsequenceView {
-                    cause: consequence.code,
+                    cause: consequence.code.into(),
                     subject: consequence.subject.clone(),
                     summary: consequence.summary.clone(),
                 })
@@ -494,7 +506,7 @@ impl From<&Diagnosis> for DiagnosisView {
 impl From<&Finding> for DiagnosisView {
     fn from(finding: &Finding) -> Self {
         Self {
-            severity: Some(finding.severity.name()),
+            severity: Some(finding.severity.name().into()),
             ..Self::from(&finding.diagnosis)
         }
     }

@@ -173,6 +173,7 @@ mod tests {
             namespace: None,
             text: text.into(),
             lost,
+            event: 0,
         };
         let left = [
             stage("eth0", false),

@@ -1,6 +1,6 @@
 //! The stages of a journey in a person's words: many events, few words.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::model::Names;
 use crate::event::{Detail, Event, NetfilterHook, Tuple, protocol};
@@ -9,7 +9,7 @@ use crate::journey::{BranchKind, Journey};
 use crate::node::NetnsId;
 
 /// One stage.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Stage {
     /// Namespace, where it is another than the stage before.
     pub namespace: Option<String>,
@@ -72,7 +72,9 @@ impl Builder<'_> {
                 let found = |event: &Event| {
                     matches!(event.role(), Role::IpvsSchedule | Role::IpvsNoDestination)
                 };
-                if !rest.is_empty() && !rest.iter().any(found) {
+                // The node's own address is no service's, and a tunnel's packet goes there.
+                let carried = journey.is_carried(index);
+                if !carried && !rest.is_empty() && !rest.iter().any(found) {
                     self.step(event, format!("ipvs: no virtual server {address}"));
                 }
             }

@@ -112,7 +112,7 @@ fn stages(path: &[Stage], style: Style) -> Vec<String> {
 /// # Errors
 /// When writing fails.
 pub fn diagnosis(out: &mut impl Write, view: &DiagnosisView, style: Style) -> io::Result<()> {
-    let extent = match view.severity {
+    let extent = match &view.severity {
         Some(severity) => format!("{severity} · {}", view.subject),
         None => format!(
             "{} of {} connections to {}",
@@ -123,7 +123,7 @@ pub fn diagnosis(out: &mut impl Write, view: &DiagnosisView, style: Style) -> io
         out,
         "\n{} {} · {} · {extent}",
         style.paint(RED, "✗"),
-        style.paint(BOLD, view.cause),
+        style.paint(BOLD, &view.cause),
         view.certainty,
     )?;
     for line in wrap(&view.summary, WIDTH) {

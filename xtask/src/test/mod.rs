@@ -45,9 +45,10 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.no_lab {
         setup::lab_programs()?;
     }
+    let promtool = setup::test_programs()?;
     let filter = arguments.filter.as_deref();
     let targets = native::Targets::of_workspace(&toolchain)?;
-    let mut total = native::run(&toolchain, &targets, filter)?;
+    let mut total = native::run(&toolchain, &promtool, &targets, filter)?;
     if !arguments.no_lab {
         let columns = lab::run(&toolchain, &targets, &arguments.kernel.0, filter)?;
         print!("\n{}", table::render(&columns));

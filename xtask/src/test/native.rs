@@ -1,6 +1,7 @@
 //! The tests that run on this machine, and which test targets the workspace has.
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
@@ -68,6 +69,7 @@ impl Targets {
 /// Runs unit and integration tests; a build that fails counts as one failed test.
 pub(super) fn run(
     toolchain: &EbpfToolchain,
+    promtool: &Path,
     targets: &Targets,
     filter: Option<&str>,
 ) -> Result<Counts> {
@@ -79,13 +81,14 @@ pub(super) fn run(
     let shared = vec!["--package", "tracer-ebpf", "--lib"];
     let mut total = Counts::default();
     for selection in [workspace, shared] {
-        total += cargo_test(toolchain, &selection, filter)?;
+        total += cargo_test(toolchain, promtool, &selection, filter)?;
     }
     Ok(total)
 }
 
 fn cargo_test(
     toolchain: &EbpfToolchain,
+    promtool: &Path,
     selection: &[&str],
     filter: Option<&str>,
 ) -> Result<Counts> {
@@ -94,6 +97,7 @@ fn cargo_test(
         .args(["test", "--no-fail-fast"])
         .args(selection)
         .args(filter)
+        .env("PROMTOOL", promtool)
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start cargo")?;

@@ -3,7 +3,6 @@
 use tracer_ebpf::hook::HookId;
 
 use super::*;
-use crate::event::Transport;
 use crate::journey::constructed::event;
 
 #[test]
@@ -224,6 +223,49 @@ fn the_quietest_journey_goes_first_when_there_are_too_many() {
     tracker.push(event(HookId::DeviceTransmit, 1, most + 1, 100), &mut ended);
     assert!(ended.is_empty());
     tracker.push(event(HookId::LocalOut, most + 2, most + 2, 100), &mut ended);
-    assert_eq!(ended[0].events[0].skb, 2);
+    assert_eq!(ended[0].events[0].skb, 2, "the quietest");
     assert_eq!((tracker.active(), tracker.evicted), (MOST_ACTIVE, 1));
+}
+
+#[test]
+fn a_packet_that_is_copied_for_more_room_goes_on() {
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    tracker.push(event(HookId::OutputFinish, 1, 10, 100), &mut ended);
+    tracker.push(event(HookId::DeviceTransmit, 2, 20, 100), &mut ended);
+    // The old skb is another packet's now.
+    tracker.push(event(HookId::DeviceReceive, 1, 30, 100), &mut ended);
+    tracker.push(event(HookId::DeviceTransmit, 3, 40, 200), &mut ended);
+    tracker.finish(&mut ended);
+    let events: Vec<_> = ended.iter().map(|journey| journey.events.len()).collect();
+    assert_eq!(events, [2, 1, 1]);
+}
+
+#[test]
+fn an_echo_reply_that_no_icmp_socket_waits_for_was_delivered() {
+    for (kind, ending) in [(0, true), (8, false)] {
+        let mut tracker = Tracker::new(None);
+        let mut ended = Vec::new();
+        let echo = |hook, time| {
+            let mut event = other(
+                event(hook, 1, time, 0),
+                1,
+                ("192.0.2.1:0", "192.0.2.2:0"),
+                7,
+                84,
+            );
+            if let Some(packet) = &mut event.packet {
+                packet.transport = Transport::Icmp { kind, code: 0 };
+            }
+            event
+        };
+        tracker.push(echo(HookId::IcmpReceive, 10), &mut ended);
+        let mut drop = echo(HookId::Drop, 20);
+        drop.detail = Detail::Drop {
+            location: 1,
+            reason: Some(3),
+        };
+        tracker.push(drop, &mut ended);
+        assert_eq!(ended[0].ending == Ending::Delivered, ending, "type {kind}");
+    }
 }

@@ -20,7 +20,9 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
     let options = world.options.clone();
     world.serve_tcp(&site.pod, options.pod_port)?;
+    let pod = at(options.pod, options.pod_port);
     if variant.fault {
+        topology::settle_port(&site.node, "vethpod")?;
         site.node.run_all(&[
             format!(
                 "sysctl -qw net.ipv4.neigh.{}.retrans_time_ms=300",
@@ -29,7 +31,6 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
             "bridge link set dev vethpod state 4".into(),
         ])?;
     }
-    let pod = at(options.pod, options.pod_port);
     Ok(Plan::fixed_by(
         vec![Target::tcp("the pod", &site.client, pod)],
         &site.node,

@@ -10,10 +10,13 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "kube-proxy-stale",
     expects: &["kube-proxy-stale"],
     variants: &[
-        Variant::fault(
-            "real-server",
-            "the ready endpoint is not among the real servers",
-        ),
+        Variant {
+            name: "real-server",
+            title: "the ready endpoint is not among the real servers",
+            fault: true,
+            // What is certain comes before what is likely.
+            expects: &["ipvs-no-destination", "kube-proxy-stale"],
+        },
         Variant::HEALTHY,
     ],
     needs: &[

@@ -23,6 +23,8 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let taken = options.bridge_address;
     if variant.fault {
         site.client.run_all(&[
+            // ARP asks from the address of the LAN, else nobody would answer it.
+            "sysctl -qw net.ipv4.conf.eth0.arp_announce=2".into(),
             format!("ip addr add {taken}/32 dev eth0"),
             format!("ip route replace default via {} src {taken}", options.node),
         ])?;

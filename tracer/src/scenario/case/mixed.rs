@@ -189,6 +189,7 @@ fn afflict(
             on_node(format!("ip link set {port} mtu 1500"))
         }
         Part::Blocked => {
+            topology::settle_port(node, port)?;
             node.run(&format!("bridge link set dev {port} state 4"))?;
             on_node(format!("bridge link set dev {port} state 3"))
         }

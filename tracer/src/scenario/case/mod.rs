@@ -6,7 +6,9 @@ mod accept_queue_full;
 mod bad_checksum;
 mod bridge_nf_off;
 mod bridge_port_blocked;
+mod conntrack_invalid;
 mod dns_stale_conntrack;
+mod duplicate_address;
 mod endpoint_not_ready;
 mod etp_local_no_endpoint;
 mod filter_rule_drop;
@@ -16,6 +18,7 @@ mod ip_forward_off;
 mod ipv6_forward_off;
 mod ipvs_no_destination;
 mod ipvs_stale_connection;
+mod ipvs_weight_zero;
 mod kube_proxy_stale;
 mod lb_source_range;
 mod martian_source;
@@ -27,31 +30,40 @@ mod network_policy_drop;
 mod no_listener;
 mod no_route;
 mod nodeport_localhost;
+mod nodeport_taken;
 mod pod_on_docker0;
 mod receive_buffer_full;
 mod route_blackhole;
 mod rp_filter;
 mod service_no_endpoints;
 mod snat_exhausted;
+mod syn_flood;
+mod tc_or_xdp_drop;
 mod terminating_endpoint;
 mod ttl_expired;
 mod veth_peer_down;
 mod vip_nodeport_unbound;
 mod vxlan_checksum;
 mod vxlan_no_fdb;
+mod vxlan_udp_blocked;
 
 /// Every scenario, in the order of the catalogue of causes.
 pub const REGISTRY: &[Scenario] = &[
     vip_nodeport_unbound::SCENARIO,
+    nodeport_taken::SCENARIO,
     pod_on_docker0::SCENARIO,
     terminating_endpoint::SCENARIO,
     service_no_endpoints::SCENARIO,
     endpoint_not_ready::SCENARIO,
     etp_local_no_endpoint::SCENARIO,
     kube_proxy_stale::SCENARIO,
+    duplicate_address::SCENARIO,
+    vxlan_udp_blocked::SCENARIO,
     ipvs_no_destination::SCENARIO,
     lb_source_range::SCENARIO,
     network_policy_drop::SCENARIO,
+    conntrack_invalid::SCENARIO,
+    tc_or_xdp_drop::SCENARIO,
     forward_policy_drop::SCENARIO,
     filter_rule_drop::SCENARIO,
     ip_forward_off::SCENARIO,
@@ -64,8 +76,10 @@ pub const REGISTRY: &[Scenario] = &[
     mtu_exceeded::SCENARIO,
     ttl_expired::SCENARIO,
     accept_queue_full::SCENARIO,
+    syn_flood::SCENARIO,
     receive_buffer_full::SCENARIO,
     dns_stale_conntrack::SCENARIO,
+    ipvs_weight_zero::SCENARIO,
     ipvs_stale_connection::SCENARIO,
     vxlan_no_fdb::SCENARIO,
     bridge_port_blocked::SCENARIO,

@@ -13,7 +13,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Variant::fault("kubelet", "the kubelet has no --network-plugin=cni"),
         Variant::HEALTHY,
     ],
-    needs: &[Need::Module("vxlan"), Need::Command("bridge")],
+    needs: &[Need::Command("iptables")],
     not_on: &[],
     likely: None,
     build,
@@ -24,7 +24,7 @@ const DOCKER_BRIDGE: (&str, Ipv4Addr) = ("docker0", Ipv4Addr::new(172, 17, 0, 1)
 const DOCKER_POD: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
 
 fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
-    let (site, peer) = topology::two_nodes(world)?;
+    let site = topology::site(world)?;
     let options = world.options.clone();
     let (bridge, gateway) = DOCKER_BRIDGE;
     let stranded = world.host("pod2")?;
@@ -32,6 +32,17 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         format!("ip link add {bridge} type bridge"),
         format!("ip addr add {gateway}/16 dev {bridge}"),
         format!("ip link set {bridge} up"),
+    ])?;
+    // What Docker and the pod network let pass.
+    let accept = |what: &str| format!("iptables -A FORWARD {what} -j ACCEPT");
+    site.node.run_all(&[
+        "iptables -P FORWARD DROP".into(),
+        accept(&format!(
+            "-o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED"
+        )),
+        accept(&format!("-i {bridge}")),
+        accept(&format!("-s {}/24", options.bridge_address)),
+        accept(&format!("-d {}/24", options.bridge_address)),
     ])?;
     let kubelet = |plugin: &[String]| StandIn::start("kubelet", &site.node, None, plugin);
     let cni = ["--network-plugin=cni".to_owned()];
@@ -53,7 +64,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         topology::dress(&stranded, options.second_pod, options.bridge_address)?;
     }
     world.serve_tcp(&stranded, options.pod_port)?;
-    let target = |address| Target::tcp("the pod, from the other node", &peer.node, address);
+    let target = |address| Target::tcp("the pod", &site.client, address);
     let (before, after) = if variant.fault {
         (pod, good)
     } else {

@@ -26,6 +26,8 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let (outside, interface) = (options.outside, &options.interface);
     world.serve_tcp(&site.pod, options.pod_port)?;
     site.client.run_all(&[
+        // ARP asks from the address of the LAN, else nobody would answer it.
+        "sysctl -qw net.ipv4.conf.eth0.arp_announce=2".into(),
         format!("ip addr add {outside}/32 dev eth0"),
         format!(
             "ip route replace default via {} src {outside}",

@@ -44,7 +44,11 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
             "-d {}/32 -p tcp -m comment --comment \"{NAMESPACE}/{}:main has no endpoints\" -m tcp --dport {} -j REJECT",
             world.options.service, world.options.app, world.options.service_port
         );
-        site.node.run(&format!("iptables -A FORWARD {rule}"))?;
+        site.node.run_all(&[
+            // Rules come after routing, which has to lead somewhere.
+            format!("ip route add default via {}", world.options.client),
+            format!("iptables -A FORWARD {rule}"),
+        ])?;
         world.cluster = facts(&[], "iptables")?;
         let (node, pod) = (site.node, world.options.pod);
         return Ok(Plan::fixed_with(vec![target], move |world| {

@@ -1,5 +1,7 @@
 //! A live trace: programs, ring buffer, analysis and, where asked for, a capture put together.
 
+mod metered;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,11 +19,13 @@ use crate::kernel::reasons::DropReasons;
 use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Table;
 use crate::kube::{Cluster, ClusterFacts};
-use crate::node::{NetnsHandle, Source};
+use crate::node::{NetnsHandle, ProxyLog, Source};
 use crate::printer::Printer;
 use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
 use crate::view::model::{Clock, JourneyView, SummaryView, monotonic_ns};
+
+use metered::Metered;
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -51,6 +55,7 @@ pub struct Session {
     recorder: Option<Recorder>,
     /// When the capture was last told the counters.
     counted: Instant,
+    meter: Option<Metered>,
 }
 
 /// A cluster that is watched beside the trace.
@@ -81,8 +86,12 @@ impl Session {
             symbols: Table::begin(),
             clock: Clock::now(),
         };
+        let mut analysis = Analysis::new(Source::live(held), kernel, printer);
+        if options.low_cost {
+            analysis.sees_losses_only();
+        }
         Ok(Self {
-            analysis: Analysis::new(Source::live(held), kernel, printer),
+            analysis,
             tracing,
             ring,
             known_lost: 0,
@@ -92,6 +101,7 @@ impl Session {
             cluster: None,
             recorder: None,
             counted: Instant::now(),
+            meter: None,
         })
     }
 
@@ -130,6 +140,11 @@ impl Session {
         self.tracing.trace_only(&namespaces)?;
         self.analysis.collector().hold(held);
         Ok(())
+    }
+
+    /// Hands kube-proxy's log to the causes.
+    pub fn know_proxy_log(&mut self, log: Option<Arc<ProxyLog>>) {
+        self.analysis.collector().set_proxy_log(log);
     }
 
     /// What is known of the cluster; `None` when none is watched.
@@ -296,9 +311,10 @@ impl Session {
                 recorder.control(Control::Step { now_ns: now, hurry });
             }
             recorder.diagnoses(&step.diagnoses);
-            self.count();
+            self.count_for_capture();
             self.hand_over();
         }
+        self.count_totals(now);
         Ok(step.diagnoses)
     }
 
@@ -356,7 +372,7 @@ impl Session {
     }
 
     /// Tells the capture what was lost and what tracing costs, every second.
-    fn count(&mut self) {
+    fn count_for_capture(&mut self) {
         if self.counted.elapsed() < COUNTED {
             return;
         }

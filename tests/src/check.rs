@@ -1,0 +1,219 @@
+//! `tracer check` on a node that was made for it: healthy, and with one fault after the other.
+//!
+//! ```text
+//! up0 192.0.2.1 check-n 10.244.0.1 cni0 ── vethpod ── 10.244.0.9 check-p
+//!                                      └── vethtwo ── 10.244.0.8 check-q
+//! ```
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use crate::tour::command;
+use crate::{Answer, Test, Tracer, check};
+
+const HOSTS: [&str; 3] = ["check-n", "check-p", "check-q"];
+/// What kube-proxy before 1.32 writes when it finds no program `conntrack`.
+const LOG: &str = "E1209 20:24:26.204991   14968 proxier.go:1689] Failed to delete stale service IP 10.96.0.2 connections, error: error deleting connection tracking state for UDP service IP: 10.96.0.2, error: error looking for path of conntrack: exec: \"conntrack\": executable file not found in $PATH\n";
+const LOG_FILE: &str = "/tmp/check-kube-proxy.log";
+
+/// A fault of the node, and what has to be said about it.
+struct Fault {
+    cause: &'static str,
+    severity: &'static str,
+    /// Commands that make it.
+    lines: &'static [&'static str],
+}
+
+const NODE: &[&str] = &[
+    "ip -n check-n link set lo up",
+    "ip -n check-n link add up0 type dummy",
+    "ip -n check-n addr add 192.0.2.1/24 dev up0",
+    "ip -n check-n link set up0 up",
+    "ip -n check-n link add cni0 type bridge",
+    "ip -n check-n addr add 10.244.0.1/24 dev cni0",
+    "ip -n check-n link set cni0 up",
+    "ip -n check-n link add vethpod master cni0 up type veth peer name eth0 netns check-p",
+    "ip -n check-n link add vethtwo master cni0 up type veth peer name eth0 netns check-q",
+    "ip -n check-p addr add 10.244.0.9/24 dev eth0",
+    "ip -n check-q addr add 10.244.0.8/24 dev eth0",
+    "ip -n check-p link set eth0 up",
+    "ip -n check-q link set eth0 up",
+    "ip netns exec check-n sysctl -qw net.ipv4.ip_forward=1 net.ipv4.vs.expire_nodest_conn=1",
+    "ip netns exec check-n ipvsadm -A -t 192.0.2.1:30080 -s rr",
+    "ip netns exec check-n ipvsadm -a -t 192.0.2.1:30080 -r 10.244.0.9:80 -m",
+    "ip netns exec check-n ipvsadm -A -t 10.244.0.1:30080 -s rr",
+    "ip netns exec check-n ipvsadm -a -t 10.244.0.1:30080 -r 10.244.0.9:80 -m",
+];
+
+const FAULTS: &[Fault] = &[
+    Fault {
+        cause: "ip-forward-off",
+        severity: "error",
+        lines: &["ip netns exec check-n sysctl -qw net.ipv4.ip_forward=0"],
+    },
+    Fault {
+        cause: "forward-policy-drop",
+        severity: "error",
+        lines: &["ip netns exec check-n iptables-nft -P FORWARD DROP"],
+    },
+    Fault {
+        cause: "vip-nodeport-unbound",
+        severity: "error",
+        lines: &["ip -n check-n addr add 192.0.2.9/24 dev up0"],
+    },
+    Fault {
+        cause: "nodeport-taken",
+        severity: "warning",
+        lines: &["ip netns exec check-n sysctl -qw net.ipv4.ip_local_port_range=20000\t60999"],
+    },
+    Fault {
+        cause: "ipvs-no-destination",
+        severity: "warning",
+        lines: &["ip netns exec check-n ipvsadm -A -t 10.96.0.9:80 -s rr"],
+    },
+    Fault {
+        cause: "ipvs-stale-connection",
+        severity: "warning",
+        lines: &["ip netns exec check-n sysctl -qw net.ipv4.vs.expire_nodest_conn=0"],
+    },
+    Fault {
+        cause: "ipvs-conn-reuse",
+        severity: "warning",
+        lines: &["ip netns exec check-n sysctl -qw net.ipv4.vs.conn_reuse_mode=0"],
+    },
+    Fault {
+        cause: "mtu-exceeded",
+        severity: "warning",
+        lines: &["ip -n check-n link set cni0 mtu 1400"],
+    },
+    Fault {
+        cause: "bridge-port-blocked",
+        severity: "error",
+        lines: &["ip -n check-n link set vethpod type bridge_slave state 0"],
+    },
+    Fault {
+        cause: "duplicate-address",
+        severity: "error",
+        lines: &["ip -n check-q addr add 10.244.0.9/24 dev eth0"],
+    },
+    Fault {
+        cause: "pod-on-docker0",
+        severity: "error",
+        lines: &[
+            "ip -n check-n link add docker0 type bridge",
+            "ip -n check-n addr add 172.17.0.1/16 dev docker0",
+            "ip -n check-n link set docker0 up",
+            "ip -n check-n link set vethtwo master docker0",
+            "ip -n check-q addr flush dev eth0",
+            "ip -n check-q addr add 172.17.0.2/16 dev eth0",
+        ],
+    },
+];
+
+/// The node; dropping it removes it.
+struct Node;
+
+impl Node {
+    fn build() -> anyhow::Result<Self> {
+        // What is left of an earlier try.
+        tear_down();
+        let node = Self;
+        for host in HOSTS {
+            command(&format!("ip netns add {host}"))?;
+        }
+        for line in NODE {
+            command(line)?;
+        }
+        Ok(node)
+    }
+
+    fn look(tracer: &Tracer, more: &[&str]) -> anyhow::Result<Answer> {
+        let mut arguments = vec!["check", "--no-kube", "--format", "json"];
+        for host in HOSTS {
+            arguments.extend(["--netns", host]);
+        }
+        arguments.extend(more);
+        tracer.run(&arguments)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        tear_down();
+    }
+}
+
+fn tear_down() {
+    for host in HOSTS {
+        // What is not there need not go.
+        let _ = command(&format!("ip netns del {host}"));
+    }
+}
+
+/// The tests of the audit.
+pub fn tests() -> Vec<Test> {
+    let mut tests = vec![
+        Test::new("check: a healthy node", healthy),
+        Test::new("check: kube-proxy's log without conntrack", log),
+    ];
+    for fault in FAULTS {
+        tests.push(Test::new(
+            format!("check: {}", fault.cause),
+            move |tracer| faulty(tracer, fault),
+        ));
+    }
+    tests
+}
+
+fn healthy(tracer: &Tracer) -> anyhow::Result<()> {
+    let _node = Node::build()?;
+    let answer = Node::look(tracer, &[])?;
+    let findings = answer.objects("finding");
+    check(findings.is_empty(), || {
+        format!("a healthy node has {findings:#?}")
+    })?;
+    answer.expect_code(0)
+}
+
+fn faulty(tracer: &Tracer, fault: &Fault) -> anyhow::Result<()> {
+    let _node = Node::build()?;
+    for line in fault.lines {
+        command(line)?;
+    }
+    let answer = Node::look(tracer, &[])?;
+    let findings = answer.objects("finding");
+    check(
+        findings.len() == 1 && findings[0]["cause"] == fault.cause,
+        || format!("one finding {} was expected: {findings:#?}", fault.cause),
+    )?;
+    let finding = &findings[0];
+    check(finding["severity"] == fault.severity, || {
+        format!("severity {} was expected: {finding:#}", fault.severity)
+    })?;
+    for part in ["evidence", "fixes"] {
+        check(
+            finding[part]
+                .as_array()
+                .is_some_and(|list| !list.is_empty()),
+            || format!("no {part}: {finding:#}"),
+        )?;
+    }
+    answer.expect_code(i32::from(fault.severity == "error"))
+}
+
+fn log(tracer: &Tracer) -> anyhow::Result<()> {
+    let _node = Node::build()?;
+    std::fs::write(Path::new(LOG_FILE), LOG).context("the log cannot be written")?;
+    let answer = Node::look(tracer, &["--log", LOG_FILE])?;
+    std::fs::remove_file(LOG_FILE)?;
+    let finding = answer.object("finding")?;
+    check(
+        finding["cause"] == "dns-stale-conntrack" && finding["certainty"] == "certain",
+        || format!("the log's cause was expected: {finding:#}"),
+    )?;
+    check(finding.to_string().contains("10.96.0.2"), || {
+        format!("the service is not named: {finding:#}")
+    })?;
+    answer.expect_code(1)
+}

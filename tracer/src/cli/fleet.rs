@@ -1,0 +1,296 @@
+//! `tracer cluster run`, `clean` and `install`.
+
+use std::io::stdout;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+
+use super::run::interrupted;
+use super::{Exit, Failure, Output, runtime, value};
+use crate::fleet::{self, Choice, FleetError, Installation, News, Plan, Stop};
+use crate::kube::Place;
+use crate::printer::{Format, Printer, Show};
+use crate::view::fleet::{self as view, FleetSummary, NodeView};
+use crate::view::gather::{Gathered, Line};
+use crate::view::text::Style;
+
+/// Lines that wait to be printed.
+const QUEUE: usize = 1024;
+/// Where the pods go: system components are exempt from pod security there, and the least rights of
+/// `tracer cluster rbac` are written for it.
+const NAMESPACE: &str = "kube-system";
+
+/// Which cluster, and where in it.
+#[derive(Args, Debug)]
+pub(super) struct Where {
+    /// Kubeconfig; else KUBECONFIG, ~/.kube/config, or the service account of this pod.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context in it; else its current one.
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// Namespace of everything that is created; it has to allow privileged pods.
+    #[arg(long, value_name = "NAME", default_value = NAMESPACE)]
+    namespace: String,
+}
+
+impl Where {
+    fn place(&self) -> Place {
+        Place {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+        }
+    }
+}
+
+/// What was typed for `run`.
+#[derive(Args, Debug)]
+pub(super) struct Run {
+    /// Which packets, as in `tracer run`.
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Names of nodes with commas between, or a label selector (`zone=b`,
+    /// `node-role.kubernetes.io/control-plane`); else every Linux node.
+    #[arg(long, value_name = "NODES")]
+    nodes: Option<String>,
+    /// How long each node traces: 60s, 5m; a plain number is seconds.
+    #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = value::duration)]
+    limit: Duration,
+    /// Image that holds tracer on its PATH.
+    #[arg(long, value_name = "IMAGE")]
+    image: String,
+    /// Show packets that arrived as well.
+    #[arg(long)]
+    all: bool,
+    /// Service account of the pods, for names of services and pods; empty for none.
+    #[arg(long, value_name = "NAME", default_value = "tracer")]
+    service_account: String,
+    /// Longest wait for a pod to start.
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = value::duration)]
+    start: Duration,
+    #[command(flatten)]
+    place: Where,
+}
+
+/// What was typed for `clean`.
+#[derive(Args, Debug)]
+pub(super) struct Clean {
+    #[command(flatten)]
+    place: Where,
+}
+
+/// What was typed for `install`.
+#[derive(Args, Debug)]
+pub(super) struct Install {
+    /// Print the manifest; nothing is changed by this program itself.
+    #[arg(long, required = true)]
+    print: bool,
+    /// Image that holds tracer on its PATH.
+    #[arg(long, value_name = "IMAGE")]
+    image: String,
+    /// Namespace of the DaemonSet.
+    #[arg(long, value_name = "NAME", default_value = NAMESPACE)]
+    namespace: String,
+    /// Port of every node that serves the counts.
+    #[arg(long, value_name = "PORT", default_value_t = super::serve::PORT)]
+    port: u16,
+}
+
+fn failure(error: FleetError) -> Failure {
+    match error {
+        FleetError::NoNode(_) => Failure::usage(error.to_string()),
+        FleetError::NoServer(_) | FleetError::Refused { .. } => {
+            Failure::cannot_trace(error.to_string())
+        }
+    }
+}
+
+pub(super) fn run(arguments: &Run, output: &Output) -> Result<Exit, Failure> {
+    let mut words: Vec<String> = arguments.all.then(|| "--all".into()).into_iter().collect();
+    words.extend(arguments.filter.iter().cloned());
+    let account = &arguments.service_account;
+    let plan = Plan {
+        namespace: arguments.place.namespace.clone(),
+        image: arguments.image.clone(),
+        service_account: (!account.is_empty()).then(|| account.clone()),
+        nodes: arguments
+            .nodes
+            .as_deref()
+            .map_or(Choice::All, Choice::parse),
+        arguments: words,
+        limit: arguments.limit,
+        start: arguments.start,
+    };
+    let style = match output.printer_format() {
+        Format::Json | Format::Silent => None,
+        Format::Text { style, .. } => Some(style),
+    };
+    let place = arguments.place.place();
+    runtime()?.block_on(async {
+        let (stopper, stop) = watch::channel(Stop::No);
+        let (sender, news) = mpsc::channel(QUEUE);
+        let printing = async {
+            let printed = print(news, style).await;
+            if printed.is_err() {
+                // Nobody reads any more (`| head`): what was created still has to go.
+                stopper.send_replace(Stop::AtOnce);
+            }
+            printed
+        };
+        let listening = async {
+            interrupted().await;
+            stopper.send_replace(Stop::Gently);
+            interrupted().await;
+            stopper.send_replace(Stop::AtOnce);
+            std::future::pending::<()>().await;
+        };
+        let work = async { tokio::join!(fleet::run(plan, &place, stop, sender), printing) };
+        let (outcome, printed) = tokio::select! {
+            done = work => done,
+            () = listening => return Err(Failure::cannot_trace("interrupted")),
+        };
+        let outcome = outcome.map_err(failure)?;
+        let (gathered, ends) = printed?;
+        let diagnoses = gathered.diagnoses();
+        for found in &diagnoses {
+            view::diagnosis(&mut stdout(), found, style)?;
+        }
+        let traced = ends.iter().any(|node| node.summary.is_some());
+        let summary = FleetSummary {
+            run: outcome.run,
+            nodes: ends,
+            left: outcome.left,
+        };
+        view::summary(&mut stdout(), &summary, style)?;
+        Ok(match (diagnoses.is_empty(), traced) {
+            (false, _) => Exit::CauseNamed,
+            (true, true) => Exit::Healthy,
+            (true, false) => Exit::CannotTrace,
+        })
+    })
+}
+
+/// What is said of a run's beginning.
+#[derive(Serialize)]
+struct Begun<'a> {
+    run: &'a str,
+    nodes: &'a [String],
+}
+
+/// What is said of one node on the way.
+#[derive(Serialize)]
+struct Remark<'a> {
+    node: &'a str,
+    state: &'a str,
+    why: Option<&'a str>,
+}
+
+/// Prints what happens, as it happens, and keeps what the end needs.
+async fn print(
+    mut news: mpsc::Receiver<News>,
+    style: Option<Style>,
+) -> std::io::Result<(Gathered, Vec<NodeView>)> {
+    let format = style.map_or(Format::Json, |style| Format::Text {
+        style,
+        verbose: false,
+    });
+    let printer = Printer::new(format, Show::Nothing);
+    let remark = |node: &str, state, why: Option<&str>| {
+        let words = match why {
+            Some(why) => format!("{node:<12} {state}: {why}"),
+            None => format!("{node:<12} {state}"),
+        };
+        printer.object("node", &Remark { node, state, why }, &words)
+    };
+    let mut gathered = Gathered::default();
+    let mut ends = Vec::new();
+    while let Some(news) = news.recv().await {
+        match news {
+            News::Begun { run, nodes } => printer.object(
+                "cluster-run",
+                &Begun {
+                    run: &run,
+                    nodes: &nodes,
+                },
+                &format!("{run}: tracing {} · Ctrl-C stops", nodes.join(", ")),
+            )?,
+            News::Line { node, line } => {
+                let read = Line::read(&line);
+                match style {
+                    Some(style) => view::text_line(&mut stdout(), &node, &line, &read, style)?,
+                    None => view::json_line(&mut stdout(), &node, &line)?,
+                }
+                match read {
+                    Line::Diagnosis(diagnosis) => gathered.diagnosis(&node, *diagnosis),
+                    Line::Summary(summary) => gathered.summary(&node, summary),
+                    Line::Journey(_) | Line::Other => {}
+                }
+            }
+            News::Interrupted { node, why } => remark(&node, "interrupted", Some(&why))?,
+            News::Resumed { node } => remark(&node, "resumed", None)?,
+            News::Ended { node, end } => {
+                if end.why().is_some() {
+                    remark(&node, end.name(), end.why())?;
+                }
+                ends.push(NodeView {
+                    node: node.to_string(),
+                    state: end.name(),
+                    why: end.why().map(str::to_owned),
+                    summary: gathered.of(&node).cloned(),
+                });
+            }
+        }
+    }
+    ends.sort_by(|one, two| one.node.cmp(&two.node));
+    Ok((gathered, ends))
+}
+
+/// An object of an earlier run as shown.
+#[derive(Serialize)]
+struct RemovedView {
+    kind: &'static str,
+    name: String,
+    failed: Option<String>,
+}
+
+pub(super) fn clean(arguments: &Clean, output: &Output) -> Result<Exit, Failure> {
+    let printer = Printer::new(output.printer_format(), Show::Nothing);
+    let place = arguments.place.place();
+    let removed = runtime()?
+        .block_on(fleet::clean(&place, &arguments.place.namespace))
+        .map_err(failure)?;
+    if removed.is_empty() {
+        printer.remark("nothing was left")?;
+    }
+    let failed = removed.iter().any(|object| object.failed.is_some());
+    for object in removed {
+        let words = match &object.failed {
+            None => format!("removed {} {}", object.kind, object.name),
+            Some(why) => format!("{} {} is still there: {why}", object.kind, object.name),
+        };
+        let view = RemovedView {
+            kind: object.kind,
+            name: object.name,
+            failed: object.failed,
+        };
+        printer.object("removed", &view, &words)?;
+    }
+    Ok(if failed {
+        Exit::CannotTrace
+    } else {
+        Exit::Healthy
+    })
+}
+
+pub(super) fn install(arguments: &Install) -> Result<Exit, Failure> {
+    let manifest = fleet::manifest(&Installation {
+        namespace: arguments.namespace.clone(),
+        image: arguments.image.clone(),
+        port: arguments.port,
+    })?;
+    print!("{manifest}");
+    Ok(Exit::Healthy)
+}

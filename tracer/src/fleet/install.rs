@@ -1,0 +1,176 @@
+//! The manifest for always-on use: a DaemonSet that serves counts, and what it needs.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use k8s_openapi::api::apps::v1::{
+    DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet,
+};
+use k8s_openapi::api::core::v1::{
+    ContainerPort, HTTPGetAction, Namespace, PodTemplateSpec, Probe, ResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::manifest::{annotations, labels, tracing};
+use crate::kube::RBAC;
+
+/// Where the least rights are written for.
+const USUAL_NAMESPACE: &str = "kube-system";
+/// What a node gives the tracer. Its stores are bounded; the limit is several times what was measured.
+const REQUESTS: [(&str, &str); 2] = [("cpu", "50m"), ("memory", "128Mi")];
+const LIMITS: [(&str, &str); 2] = [("cpu", "1"), ("memory", "512Mi")];
+
+/// What is installed.
+#[derive(Clone, Debug)]
+pub struct Installation {
+    /// Namespace of everything but kube-proxy's Role.
+    pub namespace: String,
+    /// Image that holds `tracer` on its PATH.
+    pub image: String,
+    /// Port of every node that serves the counts.
+    pub port: u16,
+}
+
+/// The manifest as YAML documents.
+///
+/// # Errors
+/// When a document cannot be written; that would be a fault of this program.
+pub fn manifest(installation: &Installation) -> anyhow::Result<String> {
+    let mut documents = Vec::new();
+    if installation.namespace != USUAL_NAMESPACE {
+        documents.push(yaml(&namespace(&installation.namespace))?);
+    }
+    let rights: Vec<Value> = serde_saphyr::from_multiple(RBAC).context("the rights are no YAML")?;
+    for mut document in rights {
+        move_account(&mut document, &installation.namespace);
+        documents.push(yaml(&document)?);
+    }
+    documents.push(yaml(&daemon_set(installation))?);
+    Ok(documents.join("---\n"))
+}
+
+fn yaml(object: &impl Serialize) -> anyhow::Result<String> {
+    let mut text =
+        serde_saphyr::to_string(object).context("an object cannot be written as YAML")?;
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// Its pods are root on their node, which a namespace has to allow.
+fn namespace(name: &str) -> Namespace {
+    Namespace {
+        metadata: ObjectMeta {
+            name: Some(name.into()),
+            labels: Some(BTreeMap::from([(
+                "pod-security.kubernetes.io/enforce".into(),
+                "privileged".into(),
+            )])),
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
+    }
+}
+
+/// Puts the service account, and whom rights are given to, into a namespace.
+fn move_account(document: &mut Value, namespace: &str) {
+    if document["kind"] == "ServiceAccount" {
+        document["metadata"]["namespace"] = json!(namespace);
+    }
+    for subject in document["subjects"].as_array_mut().into_iter().flatten() {
+        subject["namespace"] = json!(namespace);
+    }
+}
+
+fn daemon_set(installation: &Installation) -> DaemonSet {
+    let port = i32::from(installation.port);
+    let words = vec![
+        "serve".to_owned(),
+        format!("--listen=0.0.0.0:{}", installation.port),
+    ];
+    let mut spec = tracing(&installation.image, words, Some("tracer"));
+    spec.priority_class_name =
+        (installation.namespace == USUAL_NAMESPACE).then(|| "system-node-critical".into());
+    if let Some(container) = spec.containers.first_mut() {
+        container.ports = Some(vec![ContainerPort {
+            name: Some("metrics".into()),
+            container_port: port,
+            ..ContainerPort::default()
+        }]);
+        container.liveness_probe = Some(probe("/livez", port, 30));
+        container.readiness_probe = Some(probe("/healthz", port, 5));
+        container.resources = Some(resources());
+    }
+    let mut annotations = annotations();
+    for (key, value) in [
+        ("scrape", "true".to_owned()),
+        ("port", port.to_string()),
+        ("path", "/metrics".to_owned()),
+    ] {
+        annotations.insert(format!("prometheus.io/{key}"), value);
+    }
+    let selector = labels(None);
+    DaemonSet {
+        metadata: ObjectMeta {
+            name: Some("tracer".into()),
+            namespace: Some(installation.namespace.clone()),
+            labels: Some(selector.clone()),
+            ..ObjectMeta::default()
+        },
+        spec: DaemonSetSpec {
+            selector: LabelSelector {
+                match_labels: Some(selector.clone()),
+                ..LabelSelector::default()
+            },
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta {
+                    labels: Some(selector),
+                    annotations: Some(annotations),
+                    ..ObjectMeta::default()
+                }),
+                spec: Some(spec),
+            },
+            update_strategy: Some(DaemonSetUpdateStrategy {
+                type_: Some("RollingUpdate".into()),
+                rolling_update: Some(RollingUpdateDaemonSet {
+                    max_unavailable: Some(IntOrString::String("10%".into())),
+                    ..RollingUpdateDaemonSet::default()
+                }),
+            }),
+            ..DaemonSetSpec::default()
+        },
+        ..DaemonSet::default()
+    }
+}
+
+/// Attaching takes seconds on a busy node; three failures in a row count.
+fn probe(path: &str, port: i32, delay: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.into()),
+            port: IntOrString::Int(port),
+            ..HTTPGetAction::default()
+        }),
+        initial_delay_seconds: Some(delay),
+        period_seconds: Some(20),
+        timeout_seconds: Some(5),
+        ..Probe::default()
+    }
+}
+
+fn resources() -> ResourceRequirements {
+    let amounts = |amounts: [(&str, &str); 2]| {
+        let named = amounts.map(|(what, much)| (what.to_owned(), Quantity(much.into())));
+        Some(BTreeMap::from(named))
+    };
+    ResourceRequirements {
+        requests: amounts(REQUESTS),
+        limits: amounts(LIMITS),
+        ..ResourceRequirements::default()
+    }
+}

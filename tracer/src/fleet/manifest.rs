@@ -1,0 +1,242 @@
+//! The objects that a run creates, and what every pod of the tracer needs of its node.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::core::v1::{
+    AppArmorProfile, Capabilities, Container, EnvVar, EnvVarSource, HostPathVolumeSource,
+    ObjectFieldSelector, Pod, PodSpec, PodTemplateSpec, SELinuxOptions, SeccompProfile,
+    SecurityContext, Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+use super::Plan;
+use super::plan::MARGIN;
+
+/// Label that says which run an object belongs to: the name of its Job.
+pub(super) const RUN: &str = "tracer/run";
+/// Name of the only container.
+pub(super) const CONTAINER: &str = "tracer";
+/// The Job goes this long after its time is over, seconds.
+const REMOVED_AFTER: i32 = 60;
+/// Where `ip netns` keeps its names; the rest of what is read is under /proc and /sys.
+const NETNS_NAMES: &str = "/run/netns";
+
+/// What the tracer may do, instead of `privileged`: load programs and enter other network namespaces
+/// (SYS_ADMIN, which holds BPF and PERFMON too; runtimes older than those names refuse them), ask netlink,
+/// look into other processes and their files in /proc, read kernel addresses, lock memory (before 5.11).
+const CAPABILITIES: [&str; 6] = [
+    "SYS_ADMIN",
+    "NET_ADMIN",
+    "SYS_PTRACE",
+    "DAC_READ_SEARCH",
+    "SYSLOG",
+    "SYS_RESOURCE",
+];
+
+pub(super) fn labels(run: Option<&str>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::from([
+        ("app.kubernetes.io/name".to_owned(), "tracer".to_owned()),
+        (
+            "app.kubernetes.io/managed-by".to_owned(),
+            "tracer".to_owned(),
+        ),
+    ]);
+    if let Some(run) = run {
+        labels.insert(RUN.into(), run.into());
+    }
+    labels
+}
+
+/// What owns the pods of a run. It has no pods of its own, fails when the time is over, and is then
+/// removed with everything that it owns; by the server, whoever else is still there.
+pub(super) fn owner(plan: &Plan) -> Job {
+    let seconds = |time: std::time::Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    Job {
+        metadata: ObjectMeta {
+            generate_name: Some("tracer-run-".into()),
+            namespace: Some(plan.namespace.clone()),
+            labels: Some(labels(None)),
+            ..ObjectMeta::default()
+        },
+        spec: Some(JobSpec {
+            parallelism: Some(0),
+            active_deadline_seconds: Some(seconds(plan.life() + MARGIN)),
+            ttl_seconds_after_finished: Some(REMOVED_AFTER),
+            template: PodTemplateSpec {
+                metadata: None,
+                spec: Some(PodSpec {
+                    containers: vec![Container {
+                        name: CONTAINER.into(),
+                        image: Some(plan.image.clone()),
+                        ..Container::default()
+                    }],
+                    restart_policy: Some("Never".into()),
+                    automount_service_account_token: Some(false),
+                    ..PodSpec::default()
+                }),
+            },
+            ..JobSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// The pod that traces one node.
+pub(super) fn pod(plan: &Plan, owner: &OwnerReference, number: usize, node: &str) -> Pod {
+    let mut words = vec!["run".to_owned(), "--format=json".into()];
+    words.push(format!("--for={}", plan.limit.as_secs()));
+    if plan.service_account.is_none() {
+        words.push("--no-kube".into());
+    }
+    words.extend(plan.arguments.iter().cloned());
+    let mut spec = tracing(&plan.image, words, plan.service_account.as_deref());
+    // Not through the scheduler: a node that takes no new pods can be traced as well.
+    spec.node_name = Some(node.into());
+    spec.restart_policy = Some("Never".into());
+    spec.active_deadline_seconds = i64::try_from(plan.life().as_secs()).ok();
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(format!("{}-{number}", owner.name)),
+            namespace: Some(plan.namespace.clone()),
+            labels: Some(labels(Some(&owner.name))),
+            annotations: Some(annotations()),
+            owner_references: Some(vec![owner.clone()]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+        status: None,
+    }
+}
+
+/// AppArmor's default profile hides other processes; servers before 1.30 know it by annotation only.
+pub(super) fn annotations() -> BTreeMap<String, String> {
+    BTreeMap::from([(
+        format!("container.apparmor.security.beta.kubernetes.io/{CONTAINER}"),
+        "unconfined".into(),
+    )])
+}
+
+/// A pod that can trace the node that it is on.
+pub(super) fn tracing(image: &str, words: Vec<String>, account: Option<&str>) -> PodSpec {
+    let unconfined = "Unconfined".to_owned();
+    PodSpec {
+        containers: vec![Container {
+            name: CONTAINER.into(),
+            image: Some(image.into()),
+            command: Some(vec!["tracer".into()]),
+            args: Some(words),
+            env: Some(vec![EnvVar {
+                name: "NODE_NAME".into(),
+                value_from: Some(EnvVarSource {
+                    field_ref: Some(ObjectFieldSelector {
+                        field_path: "spec.nodeName".into(),
+                        ..ObjectFieldSelector::default()
+                    }),
+                    ..EnvVarSource::default()
+                }),
+                ..EnvVar::default()
+            }]),
+            security_context: Some(SecurityContext {
+                run_as_user: Some(0),
+                privileged: Some(false),
+                read_only_root_filesystem: Some(true),
+                capabilities: Some(Capabilities {
+                    drop: Some(vec!["ALL".into()]),
+                    add: Some(CAPABILITIES.map(str::to_owned).to_vec()),
+                }),
+                seccomp_profile: Some(SeccompProfile {
+                    type_: unconfined.clone(),
+                    ..SeccompProfile::default()
+                }),
+                app_armor_profile: Some(AppArmorProfile {
+                    type_: unconfined,
+                    ..AppArmorProfile::default()
+                }),
+                // Heeded on nodes with SELinux only.
+                se_linux_options: Some(SELinuxOptions {
+                    type_: Some("spc_t".into()),
+                    ..SELinuxOptions::default()
+                }),
+                ..SecurityContext::default()
+            }),
+            volume_mounts: Some(vec![VolumeMount {
+                name: "netns".into(),
+                mount_path: NETNS_NAMES.into(),
+                read_only: Some(true),
+                mount_propagation: Some("HostToContainer".into()),
+                ..VolumeMount::default()
+            }]),
+            ..Container::default()
+        }],
+        volumes: Some(vec![Volume {
+            name: "netns".into(),
+            host_path: Some(HostPathVolumeSource {
+                path: NETNS_NAMES.into(),
+                type_: Some("DirectoryOrCreate".into()),
+            }),
+            ..Volume::default()
+        }]),
+        host_network: Some(true),
+        host_pid: Some(true),
+        // Its own service account only; no cluster DNS is needed, and it may be what is broken.
+        dns_policy: Some("Default".into()),
+        enable_service_links: Some(false),
+        service_account_name: account.map(str::to_owned),
+        automount_service_account_token: Some(account.is_some()),
+        termination_grace_period_seconds: Some(10),
+        tolerations: Some(vec![Toleration {
+            operator: Some("Exists".into()),
+            ..Toleration::default()
+        }]),
+        ..PodSpec::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::fleet::Choice;
+
+    fn plan() -> Plan {
+        Plan {
+            namespace: "kube-system".into(),
+            image: "registry.example/tracer:1".into(),
+            service_account: None,
+            nodes: Choice::All,
+            arguments: vec!["host 192.0.2.1".into()],
+            limit: Duration::from_secs(60),
+            start: Duration::from_secs(90),
+        }
+    }
+
+    #[test]
+    fn everything_ends_by_itself_in_order() {
+        let plan = plan();
+        let job = owner(&plan).spec.expect("a spec");
+        let reference = OwnerReference {
+            name: "tracer-run-x".into(),
+            ..OwnerReference::default()
+        };
+        let pod = pod(&plan, &reference, 3, "node-a");
+        let spec = pod.spec.expect("a spec");
+        let life = spec.active_deadline_seconds.expect("a deadline");
+        assert!(life >= 60 + 90 && job.active_deadline_seconds > Some(life));
+        assert_eq!(job.parallelism, Some(0));
+        assert!(job.ttl_seconds_after_finished.is_some());
+        assert_eq!(pod.metadata.owner_references, Some(vec![reference]));
+        assert_eq!(pod.metadata.name.as_deref(), Some("tracer-run-x-3"));
+        let words = spec.containers[0].args.clone().expect("arguments");
+        let expected = [
+            "run",
+            "--format=json",
+            "--for=60",
+            "--no-kube",
+            "host 192.0.2.1",
+        ];
+        assert_eq!(words, expected);
+        assert_eq!(spec.automount_service_account_token, Some(false));
+    }
+}

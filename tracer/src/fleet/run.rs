@@ -1,0 +1,309 @@
+//! A run over many nodes: creates, follows, and removes whatever became of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::pod::{NodeEnd, Seen, Task};
+use super::{FleetError, Plan, manifest};
+use crate::kube::Place;
+use crate::kube::connect::{NoServer, configuration, words};
+
+/// Pause between two lists of the pods: one request for all of them.
+const LIST: Duration = Duration::from_millis(500);
+/// A tracer that is asked to end has this long for its last words, seconds.
+const GRACE: u32 = 10;
+/// How long the last words are waited for.
+const LAST_WORDS: Duration = Duration::from_secs(15);
+/// How long removing is tried while the server does not answer.
+const REMOVAL: Duration = Duration::from_secs(10);
+/// Longest wait for the answer to one request.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Whether the person wants it to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// Not yet.
+    No,
+    /// Now, with the last words of every node.
+    Gently,
+    /// At once.
+    AtOnce,
+}
+
+/// What happens, as it happens.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// The owner of everything is made.
+    Begun {
+        /// Name of the run: of its Job.
+        run: String,
+        /// Nodes that will be traced.
+        nodes: Vec<String>,
+    },
+    /// A node said a line.
+    Line {
+        /// The node.
+        node: Arc<str>,
+        /// Without the time that the server puts before it.
+        line: String,
+    },
+    /// The log of a node cannot be read for now; it is tried again.
+    Interrupted {
+        /// The node.
+        node: Arc<str>,
+        /// In words.
+        why: String,
+    },
+    /// It can be read again, from where it was.
+    Resumed {
+        /// The node.
+        node: Arc<str>,
+    },
+    /// A node is done.
+    Ended {
+        /// The node.
+        node: Arc<str>,
+        /// How.
+        end: NodeEnd,
+    },
+}
+
+/// What was left when it was over.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Name of the run.
+    pub run: String,
+    /// What could not be removed, and why.
+    pub left: Vec<String>,
+}
+
+/// A client of the cluster that a person means.
+pub(super) async fn connect(place: &Place) -> Result<Client, FleetError> {
+    let config = configuration(place).await.map_err(|none| match none {
+        NoServer::NotConfigured => FleetError::NoServer(
+            "neither --kubeconfig, KUBECONFIG, ~/.kube/config nor a service account".into(),
+        ),
+        NoServer::Unusable(why) => FleetError::NoServer(why),
+    })?;
+    Client::try_from(config).map_err(|error| FleetError::NoServer(words(&error)))
+}
+
+/// Traces the chosen nodes. Ends when every node did, or when `stop` says so; removes what it created in
+/// any case.
+///
+/// # Errors
+/// When no node can be traced at all: then nothing was left behind.
+pub async fn run(
+    plan: Plan,
+    place: &Place,
+    mut stop: watch::Receiver<Stop>,
+    news: mpsc::Sender<News>,
+) -> Result<Outcome, FleetError> {
+    let client = connect(place).await?;
+    let (nodes, not) = plan.find_nodes(&client).await?;
+    let jobs = Api::<Job>::namespaced(client.clone(), &plan.namespace);
+    let owner = jobs
+        .create(&PostParams::default(), &manifest::owner(&plan))
+        .await
+        .map_err(|error| FleetError::Refused {
+            what: "the Job that owns everything cannot be created",
+            why: format!(
+                "{}; the needed rights: `tracer cluster rbac --run`",
+                words(&error)
+            ),
+        })?;
+    let run = owner.metadata.name.clone().unwrap_or_default();
+    let fleet = Fleet {
+        pods: Api::namespaced(client.clone(), &plan.namespace),
+        jobs,
+        run,
+        names: (0..nodes.len())
+            .map(|number| {
+                format!(
+                    "{}-{number}",
+                    owner.metadata.name.as_deref().unwrap_or_default()
+                )
+            })
+            .collect(),
+    };
+    // Nobody listens any more when printing failed; then `stop` says so.
+    let _ = news
+        .send(News::Begun {
+            run: fleet.run.clone(),
+            nodes: nodes.clone(),
+        })
+        .await;
+    for (node, why) in not {
+        let end = NodeEnd::NotStarted(why);
+        let _ = news
+            .send(News::Ended {
+                node: node.into(),
+                end,
+            })
+            .await;
+    }
+    let owner = OwnerReference {
+        api_version: "batch/v1".into(),
+        kind: "Job".into(),
+        name: fleet.run.clone(),
+        uid: owner.metadata.uid.unwrap_or_default(),
+        ..OwnerReference::default()
+    };
+    let events = Api::<Event>::namespaced(client, &plan.namespace);
+    fleet
+        .trace(Arc::new(plan), nodes, owner, events, &mut stop, news)
+        .await;
+    let left = fleet.remove().await;
+    Ok(Outcome {
+        run: fleet.run,
+        left,
+    })
+}
+
+struct Fleet {
+    jobs: Api<Job>,
+    pods: Api<Pod>,
+    run: String,
+    /// Names of the pods.
+    names: Vec<String>,
+}
+
+impl Fleet {
+    async fn trace(
+        &self,
+        plan: Arc<Plan>,
+        nodes: Vec<String>,
+        owner: OwnerReference,
+        events: Api<Event>,
+        stop: &mut watch::Receiver<Stop>,
+        news: mpsc::Sender<News>,
+    ) {
+        let (sender, seen) = watch::channel(Seen::default());
+        let mut background = JoinSet::new();
+        background.spawn(list(self.pods.clone(), self.run.clone(), sender));
+        let mut tasks = JoinSet::new();
+        for (number, (node, name)) in nodes.into_iter().zip(&self.names).enumerate() {
+            let task = Task {
+                plan: Arc::clone(&plan),
+                pods: self.pods.clone(),
+                events: events.clone(),
+                seen: seen.clone(),
+                stop: stop.clone(),
+                news: news.clone(),
+                node: node.into(),
+                name: name.clone(),
+            };
+            let (owner, news) = (owner.clone(), news.clone());
+            tasks.spawn(async move {
+                let node = Arc::clone(&task.node);
+                let end = task.work(owner, number).await;
+                let _ = news.send(News::Ended { node, end }).await;
+            });
+        }
+        let mut patience: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                ended = tasks.join_next() => if ended.is_none() { return },
+                () = until(patience) => return,
+                changed = stop.changed() => {
+                    let wish = *stop.borrow_and_update();
+                    match (changed, wish) {
+                        (Ok(()), Stop::No) => {}
+                        (Ok(()), Stop::Gently) => {
+                            self.delete_pods(GRACE).await;
+                            patience = Some(Instant::now() + LAST_WORDS);
+                        }
+                        (Ok(()), Stop::AtOnce) | (Err(_), _) => return,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes the owner and every pod: the server's own collector may be slow, or off.
+    async fn remove(&self) -> Vec<String> {
+        let begun = Instant::now();
+        let mut left = self.delete_pods(GRACE).await;
+        let with_dependents = DeleteParams::background();
+        loop {
+            match in_time(self.jobs.delete(&self.run, &with_dependents)).await {
+                Ok(_) => break,
+                Err(error) if absent(&error) => break,
+                Err(error) if begun.elapsed() > REMOVAL || matches!(error, kube::Error::Api(_)) => {
+                    left.push(format!("job {}: {}", self.run, words(&error)));
+                    break;
+                }
+                Err(_) => tokio::time::sleep(LIST).await,
+            }
+            left = self.delete_pods(GRACE).await;
+        }
+        left
+    }
+
+    /// Asks every pod to end; those that could not be asked, and why.
+    async fn delete_pods(&self, grace: u32) -> Vec<String> {
+        let parameters = DeleteParams::default().grace_period(grace);
+        let mut left = Vec::new();
+        for name in &self.names {
+            if let Err(error) = in_time(self.pods.delete(name, &parameters)).await
+                && !absent(&error)
+            {
+                left.push(format!("pod {name}: {}", words(&error)));
+                // What has no answer now has none for the next one either.
+                if !matches!(error, kube::Error::Api(_)) {
+                    break;
+                }
+            }
+        }
+        left
+    }
+}
+
+/// Done at a moment; never without one.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A request with an end.
+async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    tokio::time::timeout(ANSWER, request)
+        .await
+        .unwrap_or_else(|late| Err(kube::Error::Service(late.into())))
+}
+
+fn absent(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Lists the pods of the run, again and again.
+async fn list(pods: Api<Pod>, run: String, seen: watch::Sender<Seen>) {
+    let of_run = ListParams::default().labels(&format!("{}={run}", manifest::RUN));
+    loop {
+        // A server that does not answer leaves what is known as it is.
+        if let Ok(found) = in_time(pods.list(&of_run)).await {
+            let pods: HashMap<String, Pod> = found
+                .items
+                .into_iter()
+                .filter_map(|pod| Some((pod.metadata.name.clone()?, pod)))
+                .collect();
+            seen.send_modify(|seen| {
+                seen.round += 1;
+                seen.pods = Arc::new(pods);
+            });
+        }
+        tokio::time::sleep(LIST).await;
+    }
+}

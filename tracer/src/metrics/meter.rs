@@ -1,0 +1,247 @@
+//! The counts themselves.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use prometheus::{
+    Counter, Gauge, GaugeVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
+};
+
+use super::series::Series;
+use crate::event::Tuple;
+use crate::kube::ClusterFacts;
+
+/// Most series of drops, and of causes: a large node has some hundred pods.
+const MOST_SERIES: usize = 1000;
+/// A trace that did not move for this long hangs.
+const HANGS: Duration = Duration::from_secs(30);
+
+/// Whom a lost packet concerns; empty where it is not known.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Who {
+    /// Namespace of the pod, else of the service.
+    pub namespace: String,
+    /// The pod that it was for, else the one that it is from.
+    pub pod: String,
+    /// The service that it was for.
+    pub service: String,
+}
+
+impl Who {
+    /// Looks up a packet as first and last seen.
+    pub fn of(cluster: Option<&ClusterFacts>, first: Tuple, last: Tuple) -> Self {
+        let Some(cluster) = cluster else {
+            return Self::default();
+        };
+        let service = cluster.service_at(first.protocol, first.destination);
+        let pod = cluster
+            .pods_at(last.destination.ip())
+            .next()
+            .or_else(|| cluster.pods_at(first.source.ip()).next());
+        let namespace = pod
+            .map(|pod| &pod.namespace)
+            .or(service.map(|service| &service.name.namespace));
+        Self {
+            namespace: namespace.map_or_else(String::new, |name| name.to_string()),
+            pod: pod.map_or_else(String::new, |pod| pod.name.to_string()),
+            service: service.map_or_else(String::new, |found| found.name.name.to_string()),
+        }
+    }
+
+    fn with(self, first: String) -> [String; 4] {
+        [first, self.namespace, self.pod, self.service]
+    }
+}
+
+/// Totals and states that are set as a whole.
+#[derive(Clone, Default, Debug)]
+pub struct State {
+    /// Kernel events taken.
+    pub events: u64,
+    /// Packets whose way ended.
+    pub packets: u64,
+    /// Events lost, by why.
+    pub lost: Vec<(String, u64)>,
+    /// Runs of our programs in the kernel.
+    pub kernel_runs: u64,
+    /// Time in them.
+    pub kernel_time: Duration,
+    /// Processor time of this process.
+    pub process_time: Duration,
+    /// Memory of this process, bytes; `None` when it cannot be read.
+    pub memory: Option<u64>,
+    /// Age of the node's facts; `None` before they were first read.
+    pub facts_age: Option<Duration>,
+    /// Kinds of the cluster's facts, and whether each is fresh.
+    pub fresh: Vec<(&'static str, bool)>,
+}
+
+/// The counts of a trace.
+pub struct Meter {
+    registry: Registry,
+    drops: Series,
+    causes: Series,
+    events: IntCounter,
+    packets: IntCounter,
+    lost: IntCounterVec,
+    kernel_runs: IntCounter,
+    kernel_seconds: Counter,
+    process_seconds: Counter,
+    memory: Gauge,
+    facts_age: Gauge,
+    fresh: GaugeVec,
+    begun: Instant,
+    /// Milliseconds from `begun` to the last sign of life; 0 before the first.
+    beat: AtomicU64,
+}
+
+impl Meter {
+    /// Counts from zero.
+    ///
+    /// # Errors
+    /// When two counts have one name; a fault of this program.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let seconds = |name: &str, help: &str| {
+            let counter = Counter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = Gauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let build = Gauge::with_opts(
+            Opts::new("tracer_build_info", "Version of the tracer; always 1.")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
+        )?;
+        registry.register(Box::new(build.clone()))?;
+        build.set(1.0);
+        let lost = IntCounterVec::new(
+            Opts::new(
+                "tracer_lost_events_total",
+                "Kernel events that were not counted, by why.",
+            ),
+            &["why"],
+        )?;
+        registry.register(Box::new(lost.clone()))?;
+        let fresh = GaugeVec::new(
+            Opts::new(
+                "tracer_kubernetes_facts_fresh",
+                "1 while a kind of the cluster's objects is complete and followed, else 0.",
+            ),
+            &["kind"],
+        )?;
+        registry.register(Box::new(fresh.clone()))?;
+        Ok(Self {
+            drops: Series::register(
+                &registry,
+                "tracer_dropped_packets_total",
+                "Packets that were dropped or refused, by the kernel's reason and whom they concern.",
+                ["reason", "namespace", "pod", "service"],
+                MOST_SERIES,
+            )?,
+            causes: Series::register(
+                &registry,
+                "tracer_failed_connections_total",
+                "Connections that a cause stopped, by the cause and whom they concern.",
+                ["cause", "namespace", "pod", "service"],
+                MOST_SERIES,
+            )?,
+            events: counter("tracer_events_total", "Kernel events taken.")?,
+            packets: counter(
+                "tracer_packets_total",
+                "Packets whose way was seen to its end.",
+            )?,
+            lost,
+            kernel_runs: counter(
+                "tracer_kernel_program_runs_total",
+                "Runs of the tracer's programs in the kernel.",
+            )?,
+            kernel_seconds: seconds(
+                "tracer_kernel_program_seconds_total",
+                "Time that the tracer's programs took in the kernel.",
+            )?,
+            process_seconds: seconds(
+                "tracer_process_cpu_seconds_total",
+                "Processor time of the tracer's process.",
+            )?,
+            memory: gauge(
+                "tracer_process_resident_memory_bytes",
+                "Memory of the tracer's process.",
+            )?,
+            facts_age: gauge(
+                "tracer_node_facts_age_seconds",
+                "Age of what was last read of the node; it is read when something fails.",
+            )?,
+            fresh,
+            registry,
+            begun: Instant::now(),
+            beat: AtomicU64::new(0),
+        })
+    }
+
+    /// A packet was dropped or refused.
+    pub fn dropped(&self, reason: String, who: Who) {
+        self.drops.count(who.with(reason));
+    }
+
+    /// A cause stopped a connection.
+    pub fn stopped(&self, cause: &str, who: Who) {
+        self.causes.count(who.with(cause.to_owned()));
+    }
+
+    /// Sets what is counted elsewhere; also the trace's sign of life.
+    pub fn set(&self, state: &State) {
+        let rise = |counter: &IntCounter, total: u64| {
+            counter.inc_by(total.saturating_sub(counter.get()));
+        };
+        let rise_seconds = |counter: &Counter, total: Duration| {
+            counter.inc_by((total.as_secs_f64() - counter.get()).max(0.0));
+        };
+        rise(&self.events, state.events);
+        rise(&self.packets, state.packets);
+        for (why, total) in &state.lost {
+            rise(&self.lost.with_label_values(&[why]), *total);
+        }
+        rise(&self.kernel_runs, state.kernel_runs);
+        rise_seconds(&self.kernel_seconds, state.kernel_time);
+        rise_seconds(&self.process_seconds, state.process_time);
+        // What is not known is no number.
+        self.memory
+            .set(state.memory.map_or(f64::NAN, |bytes| bytes as f64));
+        let age = state.facts_age.map_or(f64::NAN, |age| age.as_secs_f64());
+        self.facts_age.set(age);
+        for (kind, fresh) in &state.fresh {
+            let value = f64::from(u8::from(*fresh));
+            self.fresh.with_label_values(&[kind]).set(value);
+        }
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.beat.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// True once the trace began.
+    pub fn ready(&self) -> bool {
+        self.beat.load(Ordering::Relaxed) > 0
+    }
+
+    /// False when the trace hangs.
+    pub fn alive(&self) -> bool {
+        let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
+        self.begun.elapsed().saturating_sub(beat) < HANGS
+    }
+
+    /// Everything in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When a count cannot be written.
+    pub fn text(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}

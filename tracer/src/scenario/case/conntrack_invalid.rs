@@ -1,0 +1,61 @@
+//! The conntrack entry of a connection goes in its middle, and a rule drops what conntrack does not know.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Instant;
+
+use crate::scenario::traffic::{Attempt, Outcome, PATIENCE};
+use crate::scenario::world::at;
+use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "conntrack-invalid",
+    expects: &["conntrack-invalid"],
+    variants: &[
+        Variant::fault("forgotten", "connections are not picked up in their middle"),
+        Variant::HEALTHY,
+    ],
+    needs: &[
+        Need::Module("nf_conntrack_netlink"),
+        Need::Command("iptables-nft"),
+        Need::Command("conntrack"),
+    ],
+    not_on: &[],
+    likely: None,
+    build,
+};
+
+fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
+    let site = topology::site(world)?;
+    let options = world.options.clone();
+    world.serve_tcp(&site.pod, options.pod_port)?;
+    let pick_up = |value| format!("sysctl -qw net.netfilter.nf_conntrack_tcp_loose={value}");
+    site.node.run_all(&[
+        "iptables-nft -A FORWARD -m conntrack --ctstate INVALID -j DROP".into(),
+        pick_up(u8::from(!variant.fault)),
+    ])?;
+    let pod = at(options.pod, options.pod_port);
+    let node = site.node.clone();
+    let target = Target::custom(
+        "a connection in its middle",
+        &site.client,
+        pod,
+        move |from| {
+            let begun = Instant::now();
+            let mut stream = from.enter(|| TcpStream::connect_timeout(&pod, PATIENCE))?;
+            node.run("conntrack -F")?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(b"who answers?\n")?;
+            let answered = matches!(stream.read(&mut [0; 64]), Ok(1..));
+            Ok(Attempt {
+                outcome: if answered {
+                    Outcome::Answered
+                } else {
+                    Outcome::NoAnswer
+                },
+                elapsed: begun.elapsed(),
+            })
+        },
+    );
+    Ok(Plan::fixed_by(vec![target], &site.node, [pick_up(1)]))
+}

@@ -1,0 +1,55 @@
+//! A program of the node listens on a NodePort, so kube-proxy left the NodePort out.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use serde_json::json;
+
+use crate::scenario::objects::{Endpoint, Objects};
+use crate::scenario::world::at;
+use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "nodeport-taken",
+    expects: &["nodeport-taken"],
+    variants: &[
+        Variant::fault(
+            "program",
+            "a program of the node has the port, and does not answer",
+        ),
+        Variant::HEALTHY,
+    ],
+    needs: &[
+        Need::Module("ip_vs"),
+        Need::Module("ip_vs_rr"),
+        Need::Command("ipvsadm"),
+    ],
+    not_on: &[],
+    likely: None,
+    build,
+};
+
+fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
+    let site = topology::site(world)?;
+    let options = world.options.clone();
+    world.serve_tcp(&site.pod, options.pod_port)?;
+    let node_port = at(options.node, options.node_port);
+    world.cluster = Objects::new(&options)
+        .service(&options, "TCP", json!({"type": "NodePort"}))
+        .slice(&options, "TCP", &[Endpoint::ready(options.pod)])
+        .facts("ipvs")?;
+    if variant.fault {
+        let port = options.node_port;
+        world.hold(&site.node, || {
+            Ok(vec![TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?])
+        })?;
+    } else {
+        let serve = topology::virtual_server(world, &site, node_port)?;
+        site.node.run(&serve)?;
+    }
+    let target = Target::tcp("the NodePort", &site.client, node_port);
+    Ok(Plan::fixed_with(vec![target], move |world| {
+        world.let_go();
+        let serve = topology::virtual_server(world, &site, node_port)?;
+        site.node.run(&serve)
+    }))
+}

@@ -1,0 +1,53 @@
+//! A tc filter on a device of the node drops the packet.
+
+use crate::scenario::world::at;
+use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "tc-or-xdp-drop",
+    expects: &["tc-or-xdp-drop"],
+    variants: &[
+        Variant::fault(
+            "ingress",
+            "a filter drops what comes in by the node's interface",
+        ),
+        Variant::fault(
+            "egress",
+            "a filter drops what goes out by the node's bridge",
+        ),
+        Variant::HEALTHY,
+    ],
+    needs: &[
+        Need::Module("sch_ingress"),
+        Need::Module("cls_flower"),
+        Need::Module("act_gact"),
+        Need::Command("tc"),
+    ],
+    not_on: &[],
+    likely: None,
+    build,
+};
+
+fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
+    let site = topology::site(world)?;
+    let options = world.options.clone();
+    world.serve_tcp(&site.pod, options.pod_port)?;
+    let (device, place) = match variant.name {
+        "egress" => (&options.bridge, "egress"),
+        _ => (&options.interface, "ingress"),
+    };
+    // The healthy filter is about another port.
+    let port = options.pod_port + u16::from(!variant.fault);
+    site.node.run_all(&[
+        format!("tc qdisc add dev {device} clsact"),
+        format!(
+            "tc filter add dev {device} {place} protocol ip flower ip_proto tcp dst_port {port} action drop"
+        ),
+    ])?;
+    let pod = at(options.pod, options.pod_port);
+    Ok(Plan::fixed_by(
+        vec![Target::tcp("the pod", &site.client, pod)],
+        &site.node,
+        [format!("tc filter del dev {device} {place}")],
+    ))
+}

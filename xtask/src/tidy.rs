@@ -28,12 +28,14 @@ const fn room(name: &'static str, knows: &'static [&'static str]) -> Room {
 /// crate's roots are not held to any arrow.
 const ROOMS: &[Room] = &[
     room("hook", &[]),
-    room("kernel", &["hook"]),
     room("event", &["hook"]),
     room("journey", &["hook", "event"]),
     room("flow", &["hook", "event", "journey"]),
     room("node", &["event"]),
     room("kube", &["event", "node"]),
+    room("filter", &["event", "journey", "flow", "node", "kube"]),
+    // The programs in the kernel are given the filter.
+    room("kernel", &["hook", "filter"]),
     room("fleet", &["kube"]),
     room("metrics", &["event", "kube"]),
     room("expectation", &["event", "node", "kube"]),
@@ -58,10 +60,12 @@ const ROOMS: &[Room] = &[
             "hook", "event", "journey", "flow", "node", "kube", "ruling", "cause",
         ],
     ),
+    room("probe", &["event", "journey", "flow", "node"]),
     room(
         "view",
         &[
             "hook", "event", "journey", "flow", "node", "kube", "ruling", "cause", "kernel",
+            "probe",
         ],
     ),
     room("printer", &["event", "journey", "cause", "view"]),
@@ -75,6 +79,7 @@ const ROOMS: &[Room] = &[
             "node",
             "kube",
             "cause",
+            "metrics",
             "kernel",
             "collector",
             "view",

@@ -212,6 +212,14 @@ impl Encoder {
             ),
         );
         section.end();
+        // Wireshark's programs take a file's link type from the interfaces before its first other block;
+        // without one mergecap and editcap refuse it.
+        let nowhere = Key {
+            netns: None,
+            ifindex: None,
+        };
+        self.interface((nowhere.netns, nowhere.ifindex), out);
+        self.interfaces.insert(nowhere, (0, 0));
         custom(out, &Record::Header(Box::new(self.header.clone())))?;
         if !self.named.is_empty() {
             let named = self.named.clone().into_iter().collect();

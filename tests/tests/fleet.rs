@@ -89,7 +89,7 @@ impl Ran {
             News::Ended { node, end } if **node == *of => Some(end.clone()),
             _ => None,
         });
-        found.unwrap_or_else(|| panic!("no end of {of}: {:?}", self.news))
+        found.unwrap_or_else(|| unreachable!("no end of {of}: {:?}", self.news))
     }
 }
 

@@ -303,6 +303,12 @@ impl Packet {
         }
     }
 
+    /// It accepts a TCP connection, so that it is certainly an answer.
+    pub const fn answers(&self) -> bool {
+        const ACCEPTS: u8 = tcp_flag::SYN | tcp_flag::ACK;
+        matches!(self.transport, Transport::Tcp { flags, .. } if flags & ACCEPTS == ACCEPTS)
+    }
+
     /// Parses headers; `network` is where the network header begins.
     pub fn parse(bytes: &[u8], network: usize) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes.get(network..)?).ok()?;

@@ -1,7 +1,7 @@
 //! What the client sends, and how long it takes to come back.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::world::{CLIENT, DEAD_PORT, NODE, NODE_PORT, Place, World};
@@ -56,7 +56,7 @@ fn round_trip(kind: Kind) -> io::Result<Duration> {
             stream.write_all(QUESTION)?;
             stream.read_exact(&mut [0; QUESTION.len()])?;
             // The pod closes behind its answer.
-            stream.read(&mut [0; 1])?;
+            stream.read_to_end(&mut Vec::new())?;
             begun
         }
     };
@@ -114,7 +114,7 @@ pub(crate) fn flood(world: &World, time: Duration) -> anyhow::Result<Flood> {
 /// Asks where nothing answers, and waits until the network has said so; gives the time of the end.
 pub(crate) fn refused(world: &World) -> anyhow::Result<Instant> {
     world.enter(Place::Client, || {
-        let to = SocketAddr::from((Ipv4Addr::from(NODE), DEAD_PORT));
+        let to = SocketAddr::from((NODE, DEAD_PORT));
         match TcpStream::connect_timeout(&to, PATIENCE) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Instant::now()),
             Err(error) => Err(error),

@@ -95,6 +95,10 @@ fn taken(evidence: &Evidence<'_>, direction: Direction, journey: &Journey) -> Op
                 .then_some((netns, tuple.protocol, tuple.destination, Owner::Socket))
         }
         Direction::Reply => {
+            // Which of two datagrams is the answer cannot be told for sure; of TCP's the flags tell.
+            if journey.first_packet()?.opens() {
+                return None;
+            }
             let index = journey
                 .events
                 .iter()

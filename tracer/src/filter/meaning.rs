@@ -265,7 +265,7 @@ impl Value<'_> {
     fn host(&self) -> Result<Predicate, Error> {
         let text = &self.word.text;
         // Without a word for what it is, tcpdump takes a length or missing bytes as a network.
-        if text.contains('/') || short_network(text).is_some() && !text.parse::<u32>().is_ok() {
+        if text.contains('/') || short_network(text).is_some() && text.parse::<u32>().is_err() {
             return self.net();
         }
         if let Ok(address) = text.parse() {

@@ -198,11 +198,11 @@ impl Filter {
         }
         let mut keys = Vec::new();
         let place = key::of_place(event, name_of);
-        match &event.detail {
-            Detail::Conntrack {
-                original, reply, ..
-            } => keys.extend([original, reply].map(|tuple| key::of_tuple(tuple, place))),
-            _ => {}
+        if let Detail::Conntrack {
+            original, reply, ..
+        } = &event.detail
+        {
+            keys.extend([original, reply].map(|tuple| key::of_tuple(tuple, place)));
         }
         keys.extend(
             event

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 
 use smallvec::SmallVec;
 
-use crate::event::{Event, Tuple};
+use crate::event::{Event, Packet, Tuple};
 use crate::journey::Journey;
 use leg::{Leg, Legs, Place};
 use quiet::Quiet;
@@ -203,7 +203,7 @@ impl Flows {
         let first = journey.first_tuple()?;
         let (id, direction) = self
             .find(first)
-            .unwrap_or_else(|| (self.open(first, &journey), Direction::Request));
+            .unwrap_or_else(|| self.begin(first, &journey));
         self.learn(id, direction, &journey);
         let suspicious = journey.is_suspicious();
         self.push(id, direction, journey, suspicious);
@@ -247,6 +247,16 @@ impl Flows {
         }
         let place = self.legs.find(&tuple.reversed(), at)?;
         Some((place.flow(), Direction::Reply))
+    }
+
+    /// A flow whose first journey this is. The answer may end before what it answers does: its flags tell.
+    fn begin(&mut self, first: Tuple, journey: &Journey) -> (u64, Direction) {
+        let answers = journey.first_packet().is_some_and(Packet::answers);
+        if let (true, Some(last)) = (answers, journey.last_tuple()) {
+            (self.open(last.reversed(), journey), Direction::Reply)
+        } else {
+            (self.open(first, journey), Direction::Request)
+        }
     }
 
     fn open(&mut self, client: Tuple, journey: &Journey) -> u64 {
@@ -393,7 +403,7 @@ mod tests {
     use tracer_ebpf::hook::HookId;
 
     use super::*;
-    use crate::event::{Detail, Event, Packet, Transport};
+    use crate::event::{Detail, Transport, tcp_flag};
     use crate::journey::Ending;
 
     fn journey(id: u64, tuples: &[(&str, &str)]) -> Journey {
@@ -426,6 +436,32 @@ mod tests {
             ending: Ending::Delivered,
             ..Journey::default()
         }
+    }
+
+    #[test]
+    fn an_answer_that_ends_first_is_still_the_answer() {
+        let mut flows = Flows::default();
+        let mut reply = journey(
+            1,
+            &[
+                ("10.0.0.2:3000", "10.0.0.1:5000"),
+                ("192.0.2.1:30000", "192.0.2.10:5000"),
+            ],
+        );
+        for packet in reply
+            .events
+            .iter_mut()
+            .filter_map(|event| event.packet.as_mut())
+        {
+            let flags = tcp_flag::SYN | tcp_flag::ACK;
+            packet.transport = Transport::Tcp { sequence: 1, flags };
+        }
+        let id = flows.add(reply).expect("a flow").flow;
+        let request = journey(2, &[("192.0.2.10:5000", "192.0.2.1:30000")]);
+        assert_eq!(flows.add(request).map(|added| added.flow), Some(id));
+        let flow = flows.get(id).expect("the flow");
+        assert_eq!((flow.requests, flow.replies), (1, 1));
+        assert_eq!(flow.client.destination.port(), 30000);
     }
 
     #[test]

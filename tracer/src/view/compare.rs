@@ -78,11 +78,10 @@ fn keys(stages: &[Stage]) -> Vec<(&str, &str)> {
         .collect()
 }
 
+/// The words before a colon: `ipvs: rr → …` is about ipvs, `listening socket :80` about its socket.
 fn subject(stage: &Stage) -> &str {
-    stage
-        .text
-        .split_once(": ")
-        .map_or(stage.text.as_str(), |(subject, _)| subject)
+    let subject = stage.text.split(':').next().unwrap_or_default();
+    subject.trim_end()
 }
 
 /// The words of a stage; an address or port is only said to be one.

@@ -14,13 +14,16 @@ use crate::setup::EbpfToolchain;
 use crate::{built, run, step, workspace};
 
 /// A guest that hangs must not hang the whole run.
-const TIME_LIMIT: Duration = Duration::from_secs(15 * 60);
+const TIME_LIMIT: Duration = Duration::from_secs(25 * 60);
+/// The same with the fault matrix, which plays every scenario several times.
+const MATRIX_TIME_LIMIT: Duration = Duration::from_secs(70 * 60);
 
 /// Runs the lab tests on each kernel, one guest at a time.
 pub(super) fn run(
     toolchain: &EbpfToolchain,
     targets: &Targets,
     kernels: &[Series],
+    matrix: bool,
     filter: Option<&str>,
 ) -> Result<Vec<Column>> {
     if !targets.lab {
@@ -35,7 +38,13 @@ pub(super) fn run(
         "--tracer".into(),
         workspace::target().join("release/tracer").into(),
     ];
+    command.extend(matrix.then(|| "--matrix".into()));
     command.extend(filter.map(OsString::from));
+    let time_limit = if matrix {
+        MATRIX_TIME_LIMIT
+    } else {
+        TIME_LIMIT
+    };
 
     let mut columns = Vec::new();
     for &kernel in kernels {
@@ -43,13 +52,13 @@ pub(super) fn run(
             break;
         }
         step::note(format!("lab tests on Linux {}", kernel.name()));
-        columns.push(on_kernel(kernel, &command)?);
+        columns.push(on_kernel(kernel, &command, time_limit)?);
     }
     Ok(columns)
 }
 
 /// A guest that does not boot, crashes or reports nothing is a failed test, not the end.
-fn on_kernel(kernel: Series, command: &[OsString]) -> Result<Column> {
+fn on_kernel(kernel: Series, command: &[OsString], time_limit: Duration) -> Result<Column> {
     let out = workspace::cache(&format!("lab/results/{}", kernel.name()))?;
     let report = out.join("results.json");
     if report.exists() {
@@ -57,7 +66,7 @@ fn on_kernel(kernel: Series, command: &[OsString]) -> Result<Column> {
     }
     let lab = Lab {
         out: Some(out),
-        time_limit: Some(TIME_LIMIT),
+        time_limit: Some(time_limit),
         ..Lab::on(kernel)
     };
     let ended = lab.run(command.to_vec());

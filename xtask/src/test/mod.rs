@@ -21,6 +21,9 @@ pub(crate) struct Arguments {
     /// Only the tests that need no lab
     #[arg(long)]
     no_lab: bool,
+    /// Also the fault matrix: every scenario with the fault, healthy and renamed (about an hour a kernel)
+    #[arg(long, conflicts_with = "no_lab")]
+    matrix: bool,
     /// Only tests whose name contains this
     filter: Option<String>,
 }
@@ -50,7 +53,13 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     let targets = native::Targets::of_workspace(&toolchain)?;
     let mut total = native::run(&toolchain, &promtool, &targets, filter)?;
     if !arguments.no_lab {
-        let columns = lab::run(&toolchain, &targets, &arguments.kernel.0, filter)?;
+        let columns = lab::run(
+            &toolchain,
+            &targets,
+            &arguments.kernel.0,
+            arguments.matrix,
+            filter,
+        )?;
         print!("\n{}", table::render(&columns));
         total += columns.iter().map(Column::counts).sum();
     }

@@ -127,7 +127,7 @@ fn a_packet_stays_itself_inside_a_tunnel() {
     assert_eq!(ended.len(), 1);
     let journey = &ended[0];
     assert_eq!(journey.events.len(), 8);
-    assert_eq!(journey.carried, [2..6]);
+    assert_eq!(journey.carried, vec![2..6; 1]);
     assert_eq!(journey.ending, Ending::Delivered);
     let tuples: std::collections::HashSet<_> = journey.tuples().collect();
     assert_eq!(tuples.len(), 1, "the carrier's addresses are not its own");
@@ -139,7 +139,7 @@ fn an_skb_that_did_not_grow_by_the_tunnels_headers_is_another_packet() {
     assert_eq!(ended[0].events.len(), 2);
     assert!(ended[0].carried.is_empty());
     // What came out of the tunnel later is a journey of what carried it.
-    assert_eq!(ended[1].carried, [0..4]);
+    assert_eq!(ended[1].carried, vec![0..4; 1]);
     assert_eq!(ended[1].first_tuple(), ended[0].first_tuple());
 }
 

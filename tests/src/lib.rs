@@ -3,6 +3,7 @@
 
 pub mod api_server;
 pub mod attach;
+pub mod capture;
 pub mod check;
 pub mod cluster;
 pub mod field_notes;

@@ -89,6 +89,7 @@ fn list() -> Vec<Test> {
     ));
     tests.extend(tests::filter::tests());
     tests.extend(tests::check::tests());
+    tests.extend(tests::capture::tests(tracer));
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),

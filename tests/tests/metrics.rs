@@ -25,7 +25,7 @@ fn promtool_reads_the_counts_and_has_nothing_to_say() {
     meter.set(&State {
         events: 7,
         packets: 5,
-        lost: vec![("ring buffer full", 3)],
+        lost: vec![("ring buffer full".into(), 3)],
         kernel_runs: 9,
         kernel_time: Duration::from_micros(1500),
         process_time: Duration::from_millis(20),

@@ -15,7 +15,7 @@ use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
 use crate::journey::{Journey, Tracker};
 use crate::kube::ClusterFacts;
-use crate::node::{Directory, NetnsHandle, NetnsId, ProxyLog, Snapshot};
+use crate::node::{NetnsHandle, NetnsId, Occasion, ProxyLog, Reading, Snapshot, Source};
 use crate::ruling;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
@@ -86,9 +86,8 @@ pub struct Stopped {
 pub struct Collector {
     tracker: Tracker,
     flows: Flows,
-    /// Namespaces that no process and no name leads to.
-    held: Vec<NetnsHandle>,
-    facts: Snapshot,
+    source: Source,
+    facts: Arc<Snapshot>,
     cluster: Option<Arc<ClusterFacts>>,
     /// kube-proxy's log, which every reading of the facts gets.
     proxy_log: Option<Arc<ProxyLog>>,
@@ -120,13 +119,14 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// A collector that also reads facts of the namespaces in `held`.
-    pub fn new(held: Vec<NetnsHandle>, unspecified_reason: Option<u32>) -> Self {
+    /// A collector that gets its facts from a source; `unspecified_reason` is the kernel's number of
+    /// NOT_SPECIFIED.
+    pub fn new(source: Source, unspecified_reason: Option<u32>) -> Self {
         Self {
             tracker: Tracker::new(unspecified_reason),
             flows: Flows::default(),
-            held,
-            facts: Snapshot::empty(),
+            source,
+            facts: Arc::new(Snapshot::empty()),
             cluster: None,
             proxy_log: None,
             seen: BTreeSet::new(),
@@ -151,8 +151,40 @@ impl Collector {
     }
 
     /// The facts last read.
-    pub const fn facts(&self) -> &Snapshot {
+    pub fn facts(&self) -> &Snapshot {
         &self.facts
+    }
+
+    /// The facts that were read since the last call.
+    pub fn take_readings(&mut self) -> Vec<Reading> {
+        self.source.take_made()
+    }
+
+    /// Facts of a capture, to be used on their occasion.
+    pub fn add_reading(&mut self, reading: Reading) {
+        self.source.add(reading);
+    }
+
+    /// Uses the facts of a capture that this replay did not ask for.
+    pub fn catch_up(&mut self) {
+        if let Some(facts) = self.source.rest() {
+            self.facts = facts;
+        }
+    }
+
+    /// The journey that begins next gets this number.
+    pub const fn number_next(&mut self, id: u64) {
+        self.tracker.number_next(id);
+    }
+
+    /// The kernel's number of NOT_SPECIFIED, once a capture says it.
+    pub const fn set_unspecified(&mut self, reason: Option<u32>) {
+        self.tracker.set_unspecified(reason);
+    }
+
+    /// Every flow.
+    pub const fn all_flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// What the cluster is like from now on.
@@ -161,13 +193,13 @@ impl Collector {
     }
 
     /// What the cluster is like, where one is known.
-    pub fn cluster(&self) -> Option<&ClusterFacts> {
-        self.cluster.as_deref()
+    pub const fn cluster(&self) -> Option<&Arc<ClusterFacts>> {
+        self.cluster.as_ref()
     }
 
     /// Reads facts of these namespaces too, instead of those held so far.
     pub fn hold(&mut self, held: Vec<NetnsHandle>) {
-        self.held = held;
+        self.source.hold(held);
     }
 
     /// What kube-proxy's log says.
@@ -200,8 +232,8 @@ impl Collector {
         self.tracker.mark_loss(now_ns);
     }
 
-    /// Takes an event; journeys that it ends go to `ended`.
-    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
+    /// Takes an event; journeys that it ends go to `ended`. Gives the number of the event's journey.
+    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) -> Option<u64> {
         self.counts.events += 1;
         self.counts.count(event.hook);
         // Events come in runs of one namespace.
@@ -229,7 +261,7 @@ impl Collector {
         if let Detail::Drop { location, reason } = event.detail {
             *self.counts.drops.entry((reason, location)).or_default() += 1;
         }
-        self.tracker.push(event, ended);
+        self.tracker.push(event, ended)
     }
 
     /// Ends journeys that nothing happened to for long.
@@ -244,17 +276,23 @@ impl Collector {
 
     /// Makes sure that facts name the namespaces seen so far.
     pub fn name_namespaces(&mut self, now_ns: u64) {
+        if let Some(facts) = self.source.next(Occasion::Names) {
+            self.facts = facts;
+        }
         let recently = self
             .facts
             .taken_ns
             .is_some_and(|taken| now_ns.saturating_sub(taken) < NAMES_PAUSE_NS);
         if !recently && !self.seen.is_subset(&self.asked) {
-            self.read_facts();
+            self.read_facts(Occasion::Names);
         }
     }
 
     /// Makes sure that facts hold the rules of namespaces where these packets seem to have met them.
     pub fn know_rules(&mut self, ended: &[Journey], now_ns: u64) {
+        if let Some(facts) = self.source.next(Occasion::Rules) {
+            self.facts = facts;
+        }
         let met: BTreeSet<NetnsId> = ended
             .iter()
             .filter_map(|journey| ruling::filtered(journey, true))
@@ -268,9 +306,12 @@ impl Collector {
         }
         self.filtering.extend(met);
         if self.seen.is_subset(&self.asked) {
-            self.facts.read_rules(&self.directory(), &self.filtering);
+            if let Some(directory) = self.source.directory() {
+                Arc::make_mut(&mut self.facts).read_rules(&directory, &self.filtering);
+                self.source.note(Occasion::Rules, &self.facts);
+            }
         } else {
-            self.read_facts();
+            self.read_facts(Occasion::Rules);
         }
         self.rules_ns = Some(now_ns);
     }
@@ -303,13 +344,13 @@ impl Collector {
     }
 
     /// The namespaces of the other ends of veth devices where a neighbour did not answer.
-    fn beyond_silence(&self) -> Vec<NetnsId> {
-        let known = |id: &NetnsId| self.facts.namespace(*id).is_some();
+    fn beyond_silence(&self, facts: &Snapshot) -> Vec<NetnsId> {
+        let known = |id: &NetnsId| facts.namespace(*id).is_some();
         let mut beyond: Vec<NetnsId> = self
             .silent
             .iter()
-            .filter_map(|id| self.facts.namespace(*id))
-            .flat_map(|facts| &facts.links)
+            .filter_map(|id| facts.namespace(*id))
+            .flat_map(|namespace| &namespace.links)
             .filter_map(|link| link.peer_netns)
             .filter(|id| !known(id))
             .collect();
@@ -353,10 +394,13 @@ impl Collector {
             return Vec::new();
         }
         self.due_ns = None;
+        if let Some(facts) = self.source.next(Occasion::Diagnosis) {
+            self.facts = facts;
+        }
         // What the packets met may be younger than the facts.
         let unread = self.unread_clients || !self.seen.is_subset(&self.asked);
         if hurry || unread || self.facts_are_old(now_ns) {
-            self.read_facts();
+            self.read_facts(Occasion::Diagnosis);
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
         let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));
@@ -395,7 +439,7 @@ impl Collector {
     /// Forgets flows, facts and diagnoses: what comes next is judged by itself.
     pub fn forget(&mut self) {
         self.flows = Flows::default();
-        self.facts = Snapshot::empty();
+        self.facts = Arc::new(Snapshot::empty());
         self.seen.clear();
         self.asked.clear();
         self.ipvs_clients.clear();
@@ -414,27 +458,24 @@ impl Collector {
             .is_none_or(|taken| now_ns.saturating_sub(taken) > FACTS_AGE_NS)
     }
 
-    fn directory(&self) -> Directory {
-        let mut directory = Directory::find();
-        for handle in &self.held {
-            directory.add(handle.clone());
-        }
-        directory
-    }
-
-    fn read_facts(&mut self) {
-        let directory = self.directory();
+    /// Reads this machine; a capture has given what it holds.
+    fn read_facts(&mut self, occasion: Occasion) {
+        let Some(directory) = self.source.directory() else {
+            return;
+        };
         let ids: Vec<NetnsId> = self.seen.iter().map(|&netns| NetnsId(netns)).collect();
         self.asked.clone_from(&self.seen);
-        self.facts = Snapshot::take(&directory, &ids);
-        let beyond = self.beyond_silence();
-        self.facts
+        let mut facts = Snapshot::take(&directory, &ids);
+        let beyond = self.beyond_silence(&facts);
+        facts
             .namespaces
             .extend(Snapshot::take(&directory, &beyond).namespaces);
-        self.facts.read_connections(&directory, &self.ipvs_clients);
-        self.facts.read_rules(&directory, &self.filtering);
-        self.facts.find_owners();
-        self.facts.read_node();
-        self.facts.proxy_log.clone_from(&self.proxy_log);
+        facts.read_connections(&directory, &self.ipvs_clients);
+        facts.read_rules(&directory, &self.filtering);
+        facts.find_owners();
+        facts.read_node();
+        facts.proxy_log.clone_from(&self.proxy_log);
+        self.facts = Arc::new(facts);
+        self.source.note(occasion, &self.facts);
     }
 }

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::LaxIpSlice;
+use serde::{Deserialize, Serialize};
 use tracer_ebpf::event as raw;
 use tracer_ebpf::hook::HookId;
 
@@ -127,7 +128,7 @@ pub enum Detail {
 }
 
 /// Netfilter hooks of the IP families.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum NetfilterHook {
     /// Before routing.
     PreRouting,
@@ -163,6 +164,18 @@ impl NetfilterHook {
         }
     }
 
+    /// The number that [`NetfilterHook::from_number`] takes.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::PreRouting => 0,
+            Self::Input => 1,
+            Self::Forward => 2,
+            Self::Output => 3,
+            Self::PostRouting => 4,
+            Self::Other => u8::MAX,
+        }
+    }
+
     /// The chain's usual name.
     pub const fn name(self) -> &'static str {
         match self {
@@ -177,7 +190,7 @@ impl NetfilterHook {
 }
 
 /// Transport protocol and both ends of a packet or connection.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Tuple {
     /// IP protocol number.
     pub protocol: u8,
@@ -297,7 +310,7 @@ impl Packet {
     }
 
     /// Parses headers; `network` is where the network header begins.
-    fn parse(bytes: &[u8], network: usize) -> Option<Self> {
+    pub fn parse(bytes: &[u8], network: usize) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes.get(network..)?).ok()?;
         let (source, destination, ip_id, later_fragment) = match &ip {
             LaxIpSlice::Ipv4(ip) => {

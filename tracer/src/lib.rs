@@ -7,6 +7,8 @@
 //! live kernel on one side and `printer` on the other; `cli` only calls them. `metrics` counts
 //! for others what the session sees. `fleet` runs tracers on many nodes and joins what their views say.
 
+pub mod analysis;
+pub mod capture;
 pub mod cause;
 pub mod cli;
 pub mod collector;

@@ -20,6 +20,8 @@ pub enum Format {
     },
     /// One object a line.
     Json,
+    /// Nothing is written: whoever runs the analysis is told.
+    Silent,
 }
 
 /// Which journeys are shown.
@@ -89,6 +91,11 @@ impl Printer {
         self.show
     }
 
+    /// True when nothing is written.
+    pub const fn is_silent(&self) -> bool {
+        matches!(self.format, Format::Silent)
+    }
+
     /// Changes which journeys are shown.
     pub const fn set_show(&mut self, show: Show) {
         self.show = show;
@@ -114,7 +121,7 @@ impl Printer {
     pub fn remark(&self, line: &str) -> io::Result<()> {
         match self.format {
             Format::Text { .. } => writeln!(io::stdout(), "{line}"),
-            Format::Json => Ok(()),
+            Format::Json | Format::Silent => Ok(()),
         }
     }
 
@@ -129,6 +136,7 @@ impl Printer {
                 text::journey(&mut io::stdout(), view, style, verbose)
             }
             Format::Json => json::line(&mut io::stdout(), "journey", view),
+            Format::Silent => Ok(()),
         }
     }
 
@@ -141,6 +149,7 @@ impl Printer {
         match self.format {
             Format::Text { style, .. } => text::diagnosis(&mut io::stdout(), &view, style),
             Format::Json => json::line(&mut io::stdout(), "diagnosis", &view),
+            Format::Silent => Ok(()),
         }
     }
 
@@ -153,6 +162,7 @@ impl Printer {
         match self.format {
             Format::Text { style, .. } => text::diagnosis(&mut io::stdout(), &view, style),
             Format::Json => json::line(&mut io::stdout(), "finding", &view),
+            Format::Silent => Ok(()),
         }
     }
 
@@ -164,6 +174,7 @@ impl Printer {
         match self.format {
             Format::Text { style, .. } => text::summary(&mut io::stdout(), view, style),
             Format::Json => json::line(&mut io::stdout(), "summary", view),
+            Format::Silent => Ok(()),
         }
     }
 
@@ -180,6 +191,7 @@ impl Printer {
         match self.format {
             Format::Text { .. } => writeln!(io::stdout(), "{line}"),
             Format::Json => json::line(&mut io::stdout(), kind, value),
+            Format::Silent => Ok(()),
         }
     }
 }

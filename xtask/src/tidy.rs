@@ -28,12 +28,14 @@ const fn room(name: &'static str, knows: &'static [&'static str]) -> Room {
 /// crate's roots are not held to any arrow.
 const ROOMS: &[Room] = &[
     room("hook", &[]),
-    room("kernel", &["hook"]),
     room("event", &["hook"]),
     room("journey", &["hook", "event"]),
     room("flow", &["hook", "event", "journey"]),
     room("node", &["event"]),
     room("kube", &["event", "node"]),
+    room("filter", &["event", "journey", "flow", "node", "kube"]),
+    // The programs in the kernel are given the filter.
+    room("kernel", &["hook", "filter"]),
     room("fleet", &["kube"]),
     room("metrics", &["event", "kube"]),
     room("expectation", &["event", "node", "kube"]),
@@ -58,13 +60,39 @@ const ROOMS: &[Room] = &[
             "hook", "event", "journey", "flow", "node", "kube", "ruling", "cause",
         ],
     ),
+    room("probe", &["event", "journey", "flow", "node"]),
     room(
         "view",
         &[
-            "hook", "event", "journey", "node", "kube", "ruling", "cause", "kernel",
+            "hook", "event", "journey", "flow", "node", "kube", "ruling", "cause", "kernel",
+            "probe",
         ],
     ),
     room("printer", &["event", "journey", "cause", "view"]),
+    room(
+        "analysis",
+        &[
+            "event",
+            "journey",
+            "flow",
+            "filter",
+            "node",
+            "kube",
+            "cause",
+            "metrics",
+            "kernel",
+            "collector",
+            "view",
+            "printer",
+        ],
+    ),
+    room(
+        "capture",
+        &[
+            "hook", "event", "journey", "node", "kube", "cause", "kernel", "view", "printer",
+            "analysis", "filter",
+        ],
+    ),
     // The cause only to check that every scenario names one of the catalogue.
     room("scenario", &["event", "node", "kube", "cause"]),
 ];

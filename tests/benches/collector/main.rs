@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 use tracer::collector::Collector;
+use tracer::node::Source;
 
 use replay::Replay;
 
@@ -45,7 +46,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn collector() -> Collector {
-    Collector::new(Vec::new(), None)
+    Collector::new(Source::live(Vec::new()), None)
 }
 
 /// What runs under callgrind: the collector for the first half, or for the whole of the passes.

@@ -169,7 +169,7 @@ fn say(evidence: &Evidence<'_>, site: &Site<'_>, stranded: &Stranded<'_>) -> Dia
         .collect();
     let wanted = pod_network(evidence);
     let culprit = without_cni(evidence);
-    let who = culprit.map_or("kubelet", |found| found.name);
+    let who = culprit.map_or("kubelet", |found| found.name.as_str());
     let mut summary = format!(
         "{} of {place} {} on docker0 ({network}) instead of the pod network{}: other nodes have no way to {}.",
         match names.len() {
@@ -260,7 +260,7 @@ pub(super) mod tests {
             scope: Scope::Global,
         });
         bench.facts.components = vec![Component {
-            name: "kubelet",
+            name: "kubelet".into(),
             pid: 7,
             arguments: vec!["kubelet".into()],
         }];
@@ -303,7 +303,7 @@ pub(super) mod tests {
         bench.site().links.retain(|link| link.name != "cni0");
         assert_eq!(bench.with_evidence(audit), []);
         bench.facts.components = vec![Component {
-            name: "kubelet",
+            name: "kubelet".into(),
             pid: 7,
             arguments: vec!["kubelet".into(), "--network-plugin=cni".into()],
         }];

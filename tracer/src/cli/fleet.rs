@@ -125,7 +125,7 @@ pub(super) fn run(arguments: &Run, output: &Output) -> Result<Exit, Failure> {
         start: arguments.start,
     };
     let style = match output.printer_format() {
-        Format::Json => None,
+        Format::Json | Format::Silent => None,
         Format::Text { style, .. } => Some(style),
     };
     let place = arguments.place.place();

@@ -9,16 +9,19 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::printer::{Format, Show};
 use crate::view::text::Style;
 
+mod capture;
 mod check;
 mod cluster;
 mod command;
 mod doctor;
+mod explain;
 mod fleet;
 mod probe;
 mod proxy_log;
 mod reproduce;
 mod run;
 mod serve;
+mod show;
 mod value;
 mod why;
 
@@ -34,6 +37,8 @@ pub enum Exit {
     Usage = 2,
     /// This machine cannot be traced.
     CannotTrace = 3,
+    /// The input is damaged.
+    Damaged = 4,
 }
 
 impl From<Exit> for ExitCode {
@@ -115,6 +120,8 @@ impl Output {
 enum Command {
     /// Trace this machine live. Example: tracer run --for 30s --cmd 'curl -m 2 http://192.0.2.7:30000'
     Run(run::Arguments),
+    /// The answer of a live trace from its capture, on any machine. Example: tracer explain node.pcapng
+    Explain(explain::Arguments),
     /// Send a bounded test, trace only it, and say where it went; with --against set two ways side by side.
     /// Example: tracer probe tcp://192.0.2.7:30000 --against tcp://192.0.2.8:30000
     Probe(probe::Arguments),
@@ -124,6 +131,8 @@ enum Command {
     /// Build a failure in private namespaces, trace it, explain it, fix it and prove the fix.
     /// Example: tracer reproduce vip-nodeport-unbound
     Reproduce(reproduce::Arguments),
+    /// Journeys, flows or events of a capture as tables. Example: tracer show node.pcapng --flows
+    Show(show::Arguments),
     /// Look over this node without traffic; exit code 1 when something is wrong.
     /// Example: tracer check --format json
     Check(check::Arguments),
@@ -173,9 +182,11 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
+        Command::Explain(arguments) => explain::run(&arguments, &cli.output),
         Command::Probe(arguments) => probe::run(&arguments, &cli.output),
         Command::Serve(arguments) => serve::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
+        Command::Show(arguments) => show::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),
         Command::Cluster(arguments) => cluster::run(&arguments, &cli.output),

@@ -14,8 +14,9 @@ use crate::kernel::load::Options;
 use crate::kernel::privilege;
 use crate::node::{Directory, NetnsHandle, NetnsId};
 use crate::printer::{Format, Printer, Show};
-use crate::probe::{Attempt, Outcome, Send, Target, compare, own};
+use crate::probe::{Attempt, Outcome, Send, Target, own};
 use crate::session::Session;
+use crate::view::compare::compare;
 use crate::view::model::JourneyView;
 use crate::view::probe::{ComparisonView, ProbeView};
 

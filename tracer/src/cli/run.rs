@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
+use super::capture::Capture;
 use super::cluster::{Connection, settled_facts};
 use super::command::Command;
 use super::proxy_log::LogSource;
@@ -62,6 +63,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     connection: Connection,
     #[command(flatten)]
+    capture: Capture,
+    #[command(flatten)]
     log: LogSource,
 }
 
@@ -103,6 +106,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let runtime = runtime()?;
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
+        arguments
+            .capture
+            .start(&mut session, &options.filter.to_string())?;
         privilege::drop_unneeded()?;
         session.know_proxy_log(log);
         // Its thread begins with the few capabilities that are left.
@@ -248,7 +254,7 @@ impl ReadyView {
 }
 
 /// What cannot be seen, one line per reason.
-fn blind_spots(tracing: &Tracing) -> Vec<String> {
+pub(super) fn blind_spots(tracing: &Tracing) -> Vec<String> {
     let mut reasons: Vec<(String, Vec<&str>)> = Vec::new();
     for state in &tracing.hooks {
         let Err(gap) = &state.outcome else { continue };

@@ -187,7 +187,15 @@ impl Filter {
             .any(|(_, journey)| self.matches_journey(journey, name_of))
     }
 
-    fn matches_event(&self, event: &Event, name_of: &dyn Fn(u32, u32) -> Option<String>) -> bool {
+    /// True when one of the event's own addresses matches, in either direction.
+    pub fn matches_event(
+        &self,
+        event: &Event,
+        name_of: &dyn Fn(u32, u32) -> Option<String>,
+    ) -> bool {
+        if self.is_everything() {
+            return true;
+        }
         let mut keys = Vec::new();
         let place = key::of_place(event, name_of);
         if let Detail::Conntrack {

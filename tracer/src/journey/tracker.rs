@@ -78,28 +78,46 @@ impl Tracker {
         self.lost_ns = Some(now_ns);
     }
 
-    /// Takes an event; journeys that it ends go to `ended`.
-    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) {
+    /// This kernel's number of NOT_SPECIFIED.
+    pub const fn set_unspecified(&mut self, reason: Option<u32>) {
+        self.unspecified_reason = reason;
+    }
+
+    /// The journey that begins next gets this number, as it had when it was recorded.
+    pub const fn number_next(&mut self, id: u64) {
+        self.next_id = id;
+    }
+
+    /// The journey under way that an skb belongs to.
+    pub fn under_way(&self, skb: u64) -> Option<&Journey> {
+        let place = self.by_skb.get(&skb)?;
+        self.active.get(&place.id).map(|active| &active.journey)
+    }
+
+    /// Takes an event; journeys that it ends go to `ended`. Gives the number of the event's journey.
+    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) -> Option<u64> {
         if event.skb == 0 {
-            return;
+            return None;
         }
         if let Some(place) = self.by_skb.get(&event.skb).copied() {
             match self.relation(place, &event) {
                 Relation::Other => self.leave(event.skb, place, ended),
                 relation => {
                     self.add(place, relation, event, ended);
-                    return;
+                    return Some(place.id);
                 }
             }
         }
         // Without headers there is nothing to tell about.
-        let Some(packet) = &event.packet else { return };
+        let packet = event.packet.as_ref()?;
         if let Some(id) = self.moved(&event, packet) {
             self.follow(id, event, ended);
+            Some(id)
         } else if let Some((id, kind)) = self.parent(&event, packet) {
             self.branch(id, kind, event, ended);
+            Some(id)
         } else {
-            self.start(event, ended);
+            Some(self.start(event, ended))
         }
     }
 
@@ -141,7 +159,7 @@ impl Tracker {
         }
     }
 
-    fn start(&mut self, event: Event, ended: &mut Vec<Journey>) {
+    fn start(&mut self, event: Event, ended: &mut Vec<Journey>) -> u64 {
         if self.active.len() >= MOST_ACTIVE
             && let Some(&oldest) = self.active.front().map(|(id, _)| id)
         {
@@ -165,6 +183,7 @@ impl Tracker {
         let place = Place { id, branch: None };
         self.by_skb.insert(skb, place);
         self.add(place, Relation::Same, event, ended);
+        id
     }
 
     /// The packet that goes on in another skb: where a device needs more room for headers, its output
@@ -251,7 +270,7 @@ impl Tracker {
         for id in ids {
             self.end(id, ended);
         }
-        ended[first..].sort_by_key(Journey::start_ns);
+        ended[first..].sort_by_key(|journey| (journey.start_ns(), journey.id));
     }
 
     fn end(&mut self, id: u64, ended: &mut Vec<Journey>) {

@@ -38,6 +38,11 @@ impl DropReasons {
             .map(|(&number, _)| number)
     }
 
+    /// Every number with its name.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.0.iter().map(|(&number, name)| (number, name.as_str()))
+    }
+
     /// Name of a reason, without its prefix.
     pub fn name(&self, reason: u32) -> Option<&str> {
         self.0.get(&reason).map(String::as_str)

@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// Addresses of the kernel's and its modules' functions, sorted.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Symbols {
     functions: Vec<(u64, Box<str>)>,
 }
@@ -50,6 +52,59 @@ impl Symbols {
             .functions
             .partition_point(|&(start, _)| start < address);
         self.functions.insert(at, (address, name.into()));
+    }
+}
+
+/// Symbols that a thread may still be reading: they are many, and needed late.
+pub enum Table {
+    /// Being read.
+    Reading(JoinHandle<Symbols>),
+    /// Known.
+    Read(Arc<Symbols>),
+}
+
+/// What is known before the thread is done.
+static NOTHING: Symbols = Symbols {
+    functions: Vec::new(),
+};
+
+impl Table {
+    /// Begins to read the running kernel's symbols.
+    pub fn begin() -> Self {
+        Self::Reading(std::thread::spawn(Symbols::read))
+    }
+
+    /// Waits until they are read.
+    pub fn wait(&mut self) {
+        if let Self::Reading(_) = self {
+            let before = std::mem::replace(self, Self::Read(Arc::default()));
+            if let Self::Reading(thread) = before {
+                *self = Self::Read(Arc::new(thread.join().unwrap_or_default()));
+            }
+        }
+    }
+
+    /// What is known now.
+    pub fn get(&self) -> &Symbols {
+        match self {
+            Self::Reading(_) => &NOTHING,
+            Self::Read(symbols) => symbols,
+        }
+    }
+
+    /// The symbols, once they are read.
+    pub const fn read(&self) -> Option<&Arc<Symbols>> {
+        match self {
+            Self::Reading(_) => None,
+            Self::Read(symbols) => Some(symbols),
+        }
+    }
+
+    /// Names an address, out of a capture.
+    pub fn insert(&mut self, address: u64, name: &str) {
+        if let Self::Read(symbols) = self {
+            Arc::make_mut(symbols).insert(address, name);
+        }
     }
 }
 

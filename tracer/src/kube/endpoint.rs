@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use kube::api::DynamicObject;
 use serde::de::Error as _;
+use serde::{Deserialize, Serialize};
 
 use super::service::protocol_number;
 use super::{Claim, ObjectName};
@@ -16,7 +17,7 @@ const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const TOPOLOGY_NODE: &str = "kubernetes.io/hostname";
 
 /// An EndpointSlice; a core/v1 Endpoints object is one per subset, put together.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Slice {
     /// Namespace and name of the object.
     pub name: ObjectName,
@@ -27,7 +28,7 @@ pub struct Slice {
 }
 
 /// Endpoints that serve the same ports.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct EndpointGroup {
     /// Ports.
     pub ports: Vec<EndpointPort>,
@@ -36,7 +37,7 @@ pub struct EndpointGroup {
 }
 
 /// A port of endpoints.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// Name; the same as that of the service's port.
     pub name: String,
@@ -47,7 +48,7 @@ pub struct EndpointPort {
 }
 
 /// One endpoint.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Its address: the first, the one that kube-proxy uses.
     pub address: IpAddr,

@@ -30,20 +30,20 @@ pub struct ClusterFacts {
     pub this_node: Option<Arc<str>>,
     /// kube-proxy's configuration in its ConfigMap.
     pub proxy_configuration: Option<Arc<ProxyConfiguration>>,
-    services: Table<Service>,
-    slices: Table<Slice>,
-    pods: Table<Pod>,
-    nodes: Table<Node>,
-    policies: Table<NetworkPolicy>,
+    pub(super) services: Table<Service>,
+    pub(super) slices: Table<Slice>,
+    pub(super) pods: Table<Pod>,
+    pub(super) nodes: Table<Node>,
+    pub(super) policies: Table<NetworkPolicy>,
     /// Who has an address, and which object says so.
     claims: RedBlackTreeSetSync<(IpAddr, Claim, Origin)>,
     /// Slices by service.
     slices_of: RedBlackTreeSetSync<(ObjectName, ObjectName)>,
     /// Services by protocol and NodePort.
     node_ports: HashTrieMapSync<(u8, u16), ObjectName>,
-    sources: [Source; Resource::ALL.len()],
+    pub(super) sources: [Source; Resource::ALL.len()],
     /// What is wrong with the server as a whole.
-    trouble: Option<Trouble>,
+    pub(super) trouble: Option<Trouble>,
 }
 
 /// Who has an address. The order is the order of preference among names of one address.

@@ -3,7 +3,8 @@
 //!
 //! Map: `connect` finds and asks the API server, `watch` turns what the client's watchers say into
 //! changes, `cluster` runs them in a thread and hands over [`ClusterFacts`] (`facts`), and one file
-//! per kind of object holds its type and picks the needed fields. `source` says how fresh each kind is.
+//! per kind of object holds its type and picks the needed fields. `source` says how fresh each kind is, `stored` is what a
+//! capture keeps of it (objects as they are, like the facts of the node).
 //!
 //! Invariants:
 //! - Nobody waits for the API server: facts are a copy that never changes, and say how old they are.
@@ -24,6 +25,7 @@ mod pod;
 mod policy;
 mod service;
 mod source;
+mod stored;
 mod watch;
 
 pub use cluster::{Cluster, Options, State};
@@ -36,6 +38,7 @@ pub use pod::{Deletion, Pod};
 pub use policy::{NetworkPolicy, Selector};
 pub use service::{Service, ServiceKind, ServicePort, TrafficPolicy};
 pub use source::{Freshness, Resource, Trouble};
+pub use stored::StoredCluster;
 
 /// The least rights that reading the facts needs.
 pub const RBAC: &str = include_str!("../../manifests/rbac.yaml");

@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as api;
+use serde::{Deserialize, Serialize};
 
 use super::pod::truth;
 use super::{Claim, ObjectName};
 use crate::node::Prefix;
 
 /// A Node.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Node {
     /// Its name; nodes have no namespace.
     pub name: ObjectName,

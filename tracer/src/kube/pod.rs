@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1 as api;
+use serde::{Deserialize, Serialize};
 
 use super::{Claim, ObjectName};
 
 /// A Pod.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
@@ -36,7 +37,7 @@ pub struct Pod {
 }
 
 /// That an object is to go.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Deletion {
     /// When it was to be gone: `deletionTimestamp`, which already includes the grace period.
     pub due: SystemTime,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::{Deserialize, Serialize};
 
 use super::{Claim, ObjectName};
 use crate::event::protocol;
@@ -16,7 +17,7 @@ const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 const DEFAULT_AFFINITY: u64 = 10_800;
 
 /// A Service.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
@@ -47,7 +48,7 @@ pub struct Service {
 }
 
 /// How far a service reaches.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ServiceKind {
     /// Inside the cluster.
     ClusterIp,
@@ -72,7 +73,7 @@ impl ServiceKind {
 }
 
 /// Which endpoints serve.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum TrafficPolicy {
     /// All of them.
     Cluster,
@@ -81,7 +82,7 @@ pub enum TrafficPolicy {
 }
 
 /// A port of a service.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Its name; empty where there is only one port.
     pub name: String,

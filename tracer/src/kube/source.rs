@@ -1,4 +1,5 @@
 //! Which kinds of object the facts are made of, and how fresh each is.
+use serde::{Deserialize, Serialize};
 
 use std::time::SystemTime;
 
@@ -44,7 +45,7 @@ impl Resource {
 }
 
 /// What is wrong, and since when.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Trouble {
     /// Since when.
     pub since: SystemTime,
@@ -86,7 +87,7 @@ impl<'a> Freshness<'a> {
 }
 
 /// State of one kind of object.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(super) struct Source {
     /// When its list was last complete.
     pub(super) listed: Option<SystemTime>,

@@ -61,7 +61,7 @@ pub struct State {
     /// Packets whose way ended.
     pub packets: u64,
     /// Events lost, by why.
-    pub lost: Vec<(&'static str, u64)>,
+    pub lost: Vec<(String, u64)>,
     /// Runs of our programs in the kernel.
     pub kernel_runs: u64,
     /// Time in them.

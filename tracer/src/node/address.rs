@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use netlink_packet_core::{DecodeError, Emitable as _, Parseable as _};
 use netlink_packet_route::address::{AddressAttribute, AddressHeader, AddressMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use serde::{Deserialize, Serialize};
 
 use super::netlink::{Conversation, ReadError, attributes};
 use super::numbered::numbered;
 use super::table::Table;
 
 /// An address that a device carries.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Address {
     /// Index of the device.
     pub link: u32,

@@ -3,12 +3,13 @@
 use std::fs;
 
 use super::kube_proxy::flag;
+use serde::{Deserialize, Serialize};
 
 /// A program of the node.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Component {
     /// Name of the program: one of [`COMPONENTS`].
-    pub name: &'static str,
+    pub name: String,
     /// Process id.
     pub pid: u32,
     /// Words of its command line.
@@ -47,7 +48,7 @@ impl Component {
         let program = arguments.first()?.rsplit('/').next()?;
         let name = COMPONENTS.iter().find(|name| **name == program)?;
         Some(Self {
-            name,
+            name: (*name).to_owned(),
             pid,
             arguments,
         })
@@ -67,7 +68,7 @@ mod tests {
     fn command_lines_are_told_apart() {
         let line = b"/usr/bin/kubelet\0--network-plugin\0cni\0--node-ip=192.0.2.1\0";
         let kubelet = Component::parse(7, line).expect("kubelet");
-        assert_eq!((kubelet.name, kubelet.pid), ("kubelet", 7));
+        assert_eq!((kubelet.name.as_str(), kubelet.pid), ("kubelet", 7));
         assert_eq!(kubelet.flag("network-plugin").as_deref(), Some("cni"));
         assert_eq!(kubelet.flag("node-ip").as_deref(), Some("192.0.2.1"));
         assert_eq!(kubelet.flag("network-plugin-mtu"), None);

@@ -10,6 +10,7 @@ use netlink_packet_core::{
     DecodeError, NetlinkPayload, NetlinkSerializable, NlaBuffer, parse_ip, parse_u8, parse_u16_be,
     parse_u32_be,
 };
+use serde::{Deserialize, Serialize};
 
 use super::Missing;
 use super::netlink::{Conversation, attributes};
@@ -30,7 +31,7 @@ const CTA_TUPLE_PROTO: u16 = 2;
 const IPS_SEEN_REPLY: u32 = 1 << 1;
 
 /// A conntrack entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ConntrackEntry {
     /// As the first packet came.
     pub original: Tuple,

@@ -6,10 +6,11 @@ use std::io;
 use std::path::Path;
 
 use super::Missing;
+use serde::{Deserialize, Serialize};
 
 /// Counters since the namespace was made, by group and name, such as `TcpExt ListenOverflows`,
 /// `Udp RcvbufErrors` or `conntrack insert_failed` (the sum over all processors).
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Counters(BTreeMap<String, u64>);
 
 impl Counters {

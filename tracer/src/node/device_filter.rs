@@ -10,6 +10,7 @@ use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use netlink_packet_core::{DecodeError, NlaBuffer, parse_string, parse_u32};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcHandle, TcHeader, TcMessage};
+use serde::{Deserialize, Serialize};
 
 use super::link::Link;
 use super::netlink::{Conversation, attributes};
@@ -37,7 +38,7 @@ const GACT_ACTION: usize = 8;
 const TC_ACT_SHOT: i32 = 2;
 
 /// A filter or program on a device.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DeviceFilter {
     /// Index of the device.
     pub link: u32,
@@ -54,7 +55,7 @@ pub struct DeviceFilter {
 }
 
 /// A BPF program.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BpfProgram {
     /// Number, as `bpftool prog show id` takes it.
     pub id: u32,
@@ -63,7 +64,7 @@ pub struct BpfProgram {
 }
 
 /// Where a filter sees packets.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum FilterPlace {
     /// Received ones, before the stack has them.
     Xdp,

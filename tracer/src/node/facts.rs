@@ -8,6 +8,7 @@ use std::path::Path;
 use netlink_packet_core::{Emitable as _, Parseable as _};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::nsid::{NsidAttribute, NsidHeader, NsidMessage};
+use serde::{Deserialize, Serialize};
 
 use super::link::{LinkRow, PeerPlace};
 use super::netlink::{Conversation, ReadError, attributes};
@@ -20,7 +21,7 @@ use super::{
 };
 
 /// What one network namespace was like.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NetnsFacts {
     /// Which namespace.
     pub id: NetnsId,
@@ -49,6 +50,7 @@ pub struct NetnsFacts {
     /// Policy rules.
     pub rules: Vec<PolicyRule>,
     /// XDP programs and traffic control filters of the devices.
+    #[serde(default)]
     pub device_filters: Vec<DeviceFilter>,
     /// IPVS connections that were asked for; see [`NetnsFacts::read_connections`].
     pub ipvs_connections: Vec<IpvsConnection>,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{DecodeError, Emitable as _, NlaBuffer, parse_ip};
 use netlink_packet_route::neighbour::{NeighbourHeader, NeighbourMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use serde::{Deserialize, Serialize};
 
 use super::Missing;
 use super::link::Mac;
@@ -17,7 +18,7 @@ const NDA_LLADDR: u16 = 2;
 const NDA_MASTER: u16 = 9;
 
 /// Where frames to a hardware address go.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FdbEntry {
     /// Index of the device: a bridge's port, or a VXLAN device.
     pub link: u32,

@@ -12,6 +12,7 @@ use netlink_packet_core::{
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
+use serde::{Deserialize, Serialize};
 
 use super::Missing;
 use super::netlink::{Conversation, ReadError, attributes};
@@ -50,7 +51,7 @@ const CONN_F_FWD_MASK: u32 = 7;
 const LIMIT: usize = 100_000;
 
 /// A virtual server: what clients connect to.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VirtualServer {
     /// Which packets it takes.
     pub key: VirtualServerKey,
@@ -65,7 +66,7 @@ pub struct VirtualServer {
 }
 
 /// Which packets a virtual server takes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum VirtualServerKey {
     /// Packets to an address and port.
     Endpoint {
@@ -86,7 +87,7 @@ pub enum VirtualServerKey {
 }
 
 /// How long, and which clients together, keep their real server.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Persistence {
     /// Time after the last connection.
     pub timeout: Duration,
@@ -95,7 +96,7 @@ pub struct Persistence {
 }
 
 /// A real server of a virtual server.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RealServer {
     /// Its address.
     pub address: IpAddr,

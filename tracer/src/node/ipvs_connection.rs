@@ -5,12 +5,13 @@ use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::Missing;
+use serde::{Deserialize, Serialize};
 
 /// Lines that are read; a busy director has millions of connections.
 const MOST_LINES: usize = 1_000_000;
 
 /// A connection that IPVS keeps to its real server.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct IpvsConnection {
     /// IP protocol number.
     pub protocol: u8,

@@ -6,9 +6,10 @@ use std::os::unix::fs::MetadataExt as _;
 
 use super::NetnsId;
 use super::route::Prefix;
+use serde::{Deserialize, Serialize};
 
 /// A kube-proxy process.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct KubeProxy {
     /// Process id.
     pub pid: u32,

@@ -11,6 +11,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     LinkAttribute, LinkExtentMask, LinkFlags, LinkHeader, LinkMessage,
 };
+use serde::{Deserialize, Serialize};
 
 use super::namespace::NetnsId;
 use super::netlink::{Conversation, ReadError, attributes};
@@ -18,7 +19,7 @@ use super::numbered::numbered;
 use super::table::Table;
 
 /// A network device.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Link {
     /// Interface index, unique in its namespace.
     pub index: u32,
@@ -50,8 +51,30 @@ pub struct Link {
     pub xdp: Option<u32>,
 }
 
+impl Link {
+    /// A device of which no more than its name is known, as in other programs' captures.
+    pub fn named(index: u32, name: Option<String>) -> Self {
+        Self {
+            index,
+            name: name.unwrap_or_else(|| format!("if{index}")),
+            kind: None,
+            mtu: None,
+            up: false,
+            carrier: None,
+            state: None,
+            mac: None,
+            master: None,
+            peer_index: None,
+            peer_netns: None,
+            bridge_port: None,
+            vxlan: None,
+            xdp: None,
+        }
+    }
+}
+
 /// What a VXLAN device wraps packets into.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Vxlan {
     /// Network identifier.
     pub id: Option<u32>,
@@ -67,7 +90,7 @@ pub struct Vxlan {
 pub(super) const LOOPBACK: &str = "lo";
 
 /// A device's part in a bridge.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BridgePort {
     /// Spanning tree state: only `forwarding` lets packets pass.
     pub state: Option<BridgePortState>,
@@ -112,7 +135,7 @@ numbered! {
 }
 
 /// An Ethernet address.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {

@@ -4,7 +4,8 @@
 //! file per kind of fact (`link`, `address`, `route`, `policy_rule`, `neighbour`, `fdb`, `ipvs`,
 //! `ipvs_connection`, `conntrack`, `device_filter`, `netfilter`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
-//! looks things up; `kube_proxy`, `proxy_report`, `proxy_log`,
+//! looks things up; `source` is where facts come from, this machine or a capture; `kube_proxy`,
+//! `proxy_report`, `proxy_log`,
 //! `component` and `pod` read processes instead, `cni` files; `numbered` makes
 //! the enumerations.
 //!
@@ -14,6 +15,9 @@
 //! - No netlink type leaves this module.
 //! - Unknown is `None`, never 0. A fact that could not be read is [`Missing`], which is data: no
 //!   failure ends a snapshot.
+//! - The fact values are plain data without behaviour, so a capture stores them as they are, by name of
+//!   field: a twin of each would say the same twice. A field that is added gets `#[serde(default)]` unless
+//!   it is an `Option`, so that older captures stay readable.
 //! - Reading changes nothing: no module is loaded, and the caller's thread never changes its namespace.
 
 mod address;
@@ -40,6 +44,7 @@ mod proxy_log;
 mod proxy_report;
 mod route;
 mod socket;
+mod source;
 mod sysctl;
 mod table;
 
@@ -50,6 +55,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
 pub use address::{Address, Scope};
 pub use cni::Cni;
@@ -72,10 +78,11 @@ pub use proxy_log::ProxyLog;
 pub use proxy_report::ProxyReport;
 pub use route::{NextHop, Prefix, Route, RouteKind, RouteProtocol};
 pub use socket::{HalfOpen, ListeningSocket, Process, find_owners};
+pub use source::{Occasion, Reading, Source};
 pub use sysctl::Sysctls;
 
 /// What the node was like at one moment.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Snapshot {
     /// When reading began, for people.
     pub taken: SystemTime,
@@ -96,7 +103,7 @@ pub struct Snapshot {
 }
 
 /// A fact that could not be read.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Missing {
     /// The fact.
     pub what: String,

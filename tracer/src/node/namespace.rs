@@ -12,11 +12,12 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs, statfs};
+use serde::{Deserialize, Serialize};
 
 use super::pod::pod_of;
 
 /// A network namespace: the inode number of its file, the same number that the kernel side reads.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct NetnsId(pub u32);
 
 impl fmt::Display for NetnsId {

@@ -7,6 +7,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourHeader, NeighbourMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use serde::{Deserialize, Serialize};
 
 use super::Missing;
 use super::link::Mac;
@@ -18,7 +19,7 @@ use super::table::rows_or_missing;
 const LIMIT: usize = 100_000;
 
 /// A node on the same link, as the kernel knows it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Neighbour {
     /// Index of the device.
     pub link: u32,

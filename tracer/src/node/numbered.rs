@@ -9,7 +9,7 @@ macro_rules! numbered {
         }
     ) => {
         $(#[$about])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
         pub enum $name {
             $($(#[$row_about])* $variant,)*
             /// A number that is not in the table, as the kernel gave it.

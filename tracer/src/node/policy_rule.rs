@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{DecodeError, parse_ip, parse_string, parse_u32};
 use netlink_packet_route::rule::{RuleHeader, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use serde::{Deserialize, Serialize};
 
 use super::Missing;
 use super::netlink::{Conversation, attributes};
@@ -22,7 +23,7 @@ const FRA_FWMARK: u16 = 10;
 const FRA_TABLE: u16 = 15;
 
 /// A policy rule.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PolicyRule {
     /// IPv6; else IPv4.
     pub ipv6: bool,

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// What kube-proxy was told.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct ProxyConfiguration {
     /// `mode`: ipvs, iptables, nftables; `None` leaves it to kube-proxy.
     pub mode: Option<String>,

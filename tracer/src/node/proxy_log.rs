@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use serde::{Deserialize, Serialize};
+
 /// Most that is read: the end of the log.
 const MOST_BYTES: u64 = 64 << 20;
 /// Longest line; the rest of a longer one is passed over.
@@ -20,7 +22,7 @@ const JOURNAL_LINES: &str = "100000";
 const MOST_SERVICES: usize = 1_024;
 
 /// What was found in kube-proxy's log.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct ProxyLog {
     /// The file, or the command that printed it.
     pub source: String,

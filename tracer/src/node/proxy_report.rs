@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::{KubeProxy, Missing, NetnsHandle, ProxyConfiguration};
+use serde::{Deserialize, Serialize};
 
 /// Where kube-proxy answers when nothing else is configured.
 const METRICS: u16 = 10249;
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const MOST: u64 = 4 << 20;
 
 /// What a running kube-proxy says of itself.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct ProxyReport {
     /// Its configuration file, where it was started with one.
     pub configuration: Option<ProxyConfiguration>,

@@ -10,6 +10,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::Missing;
 use super::address::Scope;
@@ -21,7 +22,7 @@ use super::table::rows_or_missing;
 const LIMIT: usize = 300_000;
 
 /// A route.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Route {
     /// Routing table; see [`Route::LOCAL_TABLE`] and [`Route::MAIN_TABLE`].
     pub table: u32,
@@ -55,7 +56,7 @@ impl Route {
 }
 
 /// One of several next hops.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NextHop {
     /// Next router.
     pub gateway: Option<IpAddr>,
@@ -64,7 +65,7 @@ pub struct NextHop {
 }
 
 /// An address range.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Prefix {
     /// First address.
     pub address: IpAddr,

@@ -14,6 +14,7 @@ use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags,
 };
+use serde::{Deserialize, Serialize};
 
 use super::Missing;
 use super::netlink::{Conversation, ReadError, attributes};
@@ -27,7 +28,7 @@ const STATE_CLOSE: u8 = 7;
 const STATE_LISTEN: u8 = 10;
 
 /// A socket that waits for packets.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ListeningSocket {
     /// IP protocol number: 6 TCP, 17 UDP.
     pub protocol: u8,
@@ -64,7 +65,7 @@ impl ListeningSocket {
 }
 
 /// Half-open connections (SYN received, no ACK yet) to one local address and port.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct HalfOpen {
     /// Where the SYNs came to.
     pub local: SocketAddr,
@@ -73,7 +74,7 @@ pub struct HalfOpen {
 }
 
 /// A process.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Process {
     /// Process id, as seen by the tracer.
     pub pid: u32,

@@ -6,9 +6,10 @@ use std::io;
 use std::path::Path;
 
 use super::Missing;
+use serde::{Deserialize, Serialize};
 
 /// Settings by their path below /proc/sys, such as `net/ipv4/ip_forward`.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Sysctls(BTreeMap<String, String>);
 
 impl Sysctls {

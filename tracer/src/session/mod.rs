@@ -1,4 +1,4 @@
-//! A live trace: programs, ring buffer, collector and printer put together.
+//! A live trace: programs, ring buffer, analysis and, where asked for, a capture put together.
 
 mod metered;
 
@@ -8,21 +8,22 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::time::MissedTickBehavior;
 
-use crate::cause::{Certainty, Diagnosis, DropNames};
-use crate::collector::Collector;
+use crate::analysis::{Analysis, Kernel};
+use crate::capture::{Control, Counters, Recorder};
+use crate::cause::Diagnosis;
 use crate::event::Event;
 use crate::journey::Journey;
 use crate::kernel::btf::Btf;
 use crate::kernel::load::{Options, Tracing};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::ring::Ring;
-use crate::kernel::symbols::Symbols;
+use crate::kernel::symbols::Table;
 use crate::kube::{Cluster, ClusterFacts};
-use crate::node::{NetnsHandle, ProxyLog};
+use crate::node::{NetnsHandle, ProxyLog, Source};
 use crate::printer::Printer;
 use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
-use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView, monotonic_ns};
+use crate::view::model::{Clock, JourneyView, SummaryView, monotonic_ns};
 
 use metered::Metered;
 
@@ -32,13 +33,13 @@ const PERIOD: Duration = Duration::from_millis(10);
 const MODULES_PERIOD: Duration = Duration::from_secs(1);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
+/// How often a capture is told what was lost and what tracing costs.
+const COUNTED: Duration = Duration::from_secs(1);
 
 /// How long after a bounded test its packets are waited for: longer than the silence that ends a journey.
 const AFTER_WORK: Duration = Duration::from_millis(450);
 /// Most journeys kept while a bounded test runs; more means that others' traffic drowns it.
 const MOST_GATHERED: usize = 262_144;
-/// What low cost does not see.
-const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
 
 /// A running trace.
 pub struct Session {
@@ -46,25 +47,20 @@ pub struct Session {
     ring: Ring,
     /// Events lost so far, as the journeys know it.
     known_lost: u64,
-    collector: Collector,
-    reasons: DropReasons,
     modules_looked: Instant,
-    symbols: std::thread::JoinHandle<Symbols>,
-    /// Set once the thread that reads them is done.
-    read_symbols: Symbols,
-    clock: Clock,
+    analysis: Analysis,
     started: Instant,
     attached: Duration,
-    printer: Printer,
     cluster: Option<Watched>,
+    recorder: Option<Recorder>,
+    /// When the capture was last told the counters.
+    counted: Instant,
     meter: Option<Metered>,
-    low_cost: bool,
 }
 
 /// A cluster that is watched beside the trace.
 struct Watched {
     cluster: Cluster,
-    facts: Option<Arc<ClusterFacts>>,
     /// What was last said of it.
     said: ClusterView,
 }
@@ -84,34 +80,47 @@ impl Session {
             .context("this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)")?;
         let mut tracing = Tracing::start(&btf, options)?;
         let ring = tracing.take_ring()?;
-        let reasons = DropReasons::read(&btf);
-        let unspecified = reasons.number("NOT_SPECIFIED");
+        let kernel = Kernel {
+            reasons: Arc::new(DropReasons::read(&btf)),
+            // Needed by the first drop only, so that it does not delay the start.
+            symbols: Table::begin(),
+            clock: Clock::now(),
+        };
+        let mut analysis = Analysis::new(Source::live(held), kernel, printer);
+        if options.low_cost {
+            analysis.sees_losses_only();
+        }
         Ok(Self {
-            collector: Collector::new(held, unspecified),
+            analysis,
             tracing,
             ring,
             known_lost: 0,
-            reasons,
             modules_looked: Instant::now(),
-            // Needed by the first drop only, so that it does not delay the start.
-            symbols: std::thread::spawn(Symbols::read),
-            read_symbols: Symbols::default(),
-            clock: Clock::now(),
             attached: started.elapsed(),
             started: Instant::now(),
-            printer,
             cluster: None,
+            recorder: None,
+            counted: Instant::now(),
             meter: None,
-            low_cost: options.low_cost,
         })
+    }
+
+    /// What the kernel calls things.
+    pub const fn kernel(&mut self) -> &mut Kernel {
+        self.analysis.kernel()
+    }
+
+    /// Writes everything into a capture from now on.
+    pub fn record(&mut self, recorder: Recorder) {
+        self.analysis.name_all();
+        self.recorder = Some(recorder);
     }
 
     /// Names addresses by the cluster's facts from now on. Nothing waits for them.
     pub fn watch(&mut self, cluster: Cluster) {
         let state = cluster.state();
-        self.collector.set_cluster(state.facts().cloned());
+        self.analysis.set_cluster(state.facts().cloned());
         self.cluster = Some(Watched {
-            facts: state.facts().cloned(),
             said: ClusterView::from(&state),
             cluster,
         });
@@ -119,7 +128,7 @@ impl Session {
 
     /// Takes facts of a cluster that nobody watches: those of a reproduction.
     pub fn set_cluster(&mut self, facts: Option<Arc<ClusterFacts>>) {
-        self.collector.set_cluster(facts);
+        self.analysis.set_cluster(facts);
     }
 
     /// Traces these namespaces from now on and no others, when it was started for some only.
@@ -129,13 +138,13 @@ impl Session {
     pub fn trace_only(&mut self, held: Vec<NetnsHandle>) -> anyhow::Result<()> {
         let namespaces: Vec<u32> = held.iter().map(|namespace| namespace.id().0).collect();
         self.tracing.trace_only(&namespaces)?;
-        self.collector.hold(held);
+        self.analysis.collector().hold(held);
         Ok(())
     }
 
     /// Hands kube-proxy's log to the causes.
     pub fn know_proxy_log(&mut self, log: Option<Arc<ProxyLog>>) {
-        self.collector.set_proxy_log(log);
+        self.analysis.collector().set_proxy_log(log);
     }
 
     /// What is known of the cluster; `None` when none is watched.
@@ -151,36 +160,15 @@ impl Session {
         let Some(state) = watched.cluster.news() else {
             return Ok(());
         };
-        watched.facts = state.facts().cloned();
-        self.collector.set_cluster(watched.facts.clone());
+        self.analysis.set_cluster(state.facts().cloned());
         let view = ClusterView::from(&state);
         if view.settled() && !view.says_the_same(&watched.said) {
-            self.printer.object("kubernetes", &view, &view.words())?;
+            self.analysis
+                .printer()
+                .object("kubernetes", &view, &view.words())?;
             watched.said = view;
         }
         Ok(())
-    }
-
-    /// Has the pods read that a journey met and that are on other nodes.
-    fn want_pods(&self, journey: &Journey) {
-        let Some(Watched {
-            cluster,
-            facts: Some(facts),
-            ..
-        }) = &self.cluster
-        else {
-            return;
-        };
-        for tuple in [journey.first_tuple(), journey.last_tuple()]
-            .into_iter()
-            .flatten()
-        {
-            for address in [tuple.source.ip(), tuple.destination.ip()] {
-                if facts.may_be_unread_pod(address) {
-                    cluster.want(address);
-                }
-            }
-        }
     }
 
     /// The programs at work.
@@ -195,7 +183,7 @@ impl Session {
 
     /// The printer.
     pub const fn printer(&mut self) -> &mut Printer {
-        &mut self.printer
+        self.analysis.printer()
     }
 
     /// Collects until `stop` is done.
@@ -231,7 +219,7 @@ impl Session {
                 }
                 _ = tick.tick() => diagnoses.extend(self.step(false)?),
             }
-            if let Some(value) = enough(&self.printer, &diagnoses) {
+            if let Some(value) = enough(self.analysis.printer(), &diagnoses) {
                 return Ok((value, diagnoses));
             }
         }
@@ -247,7 +235,7 @@ impl Session {
         while begun.elapsed() < most {
             let (_, found) = self.collect(tokio::time::sleep(PERIOD * 3)).await?;
             diagnoses.extend(found);
-            if self.collector.active() == 0 {
+            if self.analysis.collector().active() == 0 {
                 break;
             }
         }
@@ -257,7 +245,10 @@ impl Session {
 
     /// Judges what comes next by itself.
     pub fn forget(&mut self) {
-        self.collector.forget();
+        self.analysis.collector().forget();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.control(Control::Forget);
+        }
     }
 
     /// Attaches to modules that were loaded meanwhile, and says so.
@@ -271,68 +262,60 @@ impl Session {
             return Ok(());
         }
         // Code of a new module has addresses of its own.
-        self.symbols = std::thread::spawn(Symbols::read);
-        self.read_symbols = Symbols::default();
+        self.analysis.kernel().symbols = Table::begin();
         for change in &changes {
             let view = AttachedView::from(change);
-            self.printer.object("attached", &view, &view.words())?;
+            self.analysis
+                .printer()
+                .object("attached", &view, &view.words())?;
         }
         Ok(())
     }
 
-    fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
-        let ended = self.take()?;
-        let now = monotonic_ns();
-        self.settle_journeys(ended, now)?;
-        self.count_totals(now);
-        self.diagnose(hurry)
-    }
-
-    /// Empties the ring buffer; gives back the journeys that ended.
-    fn take(&mut self) -> anyhow::Result<Vec<Journey>> {
+    /// Empties the ring buffer; gives how many events there were, and the time now.
+    fn take(&mut self) -> anyhow::Result<(usize, u64)> {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
         self.follow_modules()?;
-        let mut ended = Vec::new();
-        let collector = &mut self.collector;
-        self.ring.drain(BATCH, |raw| {
+        let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
+        let drained = self.ring.drain(BATCH, |raw| {
             if let Some(event) = Event::decode(raw) {
-                collector.push(event, &mut ended);
+                if let Some(recorder) = recorder {
+                    recorder.event(raw);
+                }
+                analysis.push(event);
             }
         });
         let now = monotonic_ns();
         let lost = self.ring.lost().total();
         if lost > self.known_lost {
             self.known_lost = lost;
-            self.collector.mark_loss(now);
-        }
-        self.collector.expire(now, &mut ended);
-        Ok(ended)
-    }
-
-    fn diagnose(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
-        let now = monotonic_ns();
-        if !self.collector.is_due(now, hurry) {
-            return Ok(Vec::new());
-        }
-        // A kernel without drop reasons is judged by where it drops.
-        self.load_symbols(true);
-        let names = DropNames {
-            reasons: &self.reasons,
-            symbols: &self.read_symbols,
-        };
-        let mut diagnoses = self.collector.diagnose(now, hurry, names);
-        self.count_stopped();
-        if self.low_cost {
-            for diagnosis in &mut diagnoses {
-                diagnosis.certainty = Certainty::Likely;
-                diagnosis.missing.push(LOW_COST.into());
+            analysis.collector().mark_loss(now);
+            if let Some(recorder) = recorder {
+                recorder.control(Control::Loss { now_ns: now });
             }
         }
-        for diagnosis in &diagnoses {
-            self.printer.diagnosis(diagnosis)?;
+        Ok((drained, now))
+    }
+
+    fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        let (drained, now) = self.take()?;
+        let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
+        let wanting = Wanting::of(self.cluster.as_ref(), analysis.cluster());
+        let step = analysis.step(now, hurry, |journey, _| wanting.want_pods(journey))?;
+        let readings = analysis.collector().take_readings();
+        if let Some(recorder) = recorder {
+            recorder.facts(readings);
+            if step.happened || drained > 0 {
+                recorder.names(analysis);
+                recorder.control(Control::Step { now_ns: now, hurry });
+            }
+            recorder.diagnoses(&step.diagnoses);
+            self.count_for_capture();
+            self.hand_over();
         }
-        Ok(diagnoses)
+        self.count_totals(now);
+        Ok(step.diagnoses)
     }
 
     /// Collects until `work` is done and what it sent has had time to end; gives back every journey of
@@ -351,18 +334,24 @@ impl Session {
         let value = loop {
             tokio::select! {
                 value = &mut work => break value,
-                _ = tick.tick() => journeys.extend(self.take()?),
+                _ = tick.tick() => self.gather_ended(&mut journeys)?,
             }
-            journeys.truncate(MOST_GATHERED);
         };
         let done = Instant::now();
         while done.elapsed() < AFTER_WORK {
             tick.tick().await;
-            journeys.extend(self.take()?);
+            self.gather_ended(&mut journeys)?;
         }
-        self.collector.finish(&mut journeys);
+        journeys.extend(self.analysis.take_all());
         journeys.truncate(MOST_GATHERED);
         Ok((value, journeys))
+    }
+
+    fn gather_ended(&mut self, journeys: &mut Vec<Journey>) -> anyhow::Result<()> {
+        let (_, now) = self.take()?;
+        journeys.extend(self.analysis.take_ended(now));
+        journeys.truncate(MOST_GATHERED);
+        Ok(())
     }
 
     /// Judges gathered journeys, and prints what caused their losses.
@@ -370,143 +359,151 @@ impl Session {
     /// # Errors
     /// When printing fails.
     pub fn judge(&mut self, journeys: Vec<Journey>) -> anyhow::Result<Vec<Diagnosis>> {
-        let now = monotonic_ns();
-        self.collector.know_rules(&journeys, now);
-        self.collector.keep(journeys, now);
-        self.diagnose(true)
+        self.analysis.judge(journeys, monotonic_ns())
     }
 
     /// Journeys as they are shown.
     pub fn views(&mut self, journeys: &[Journey]) -> Vec<JourneyView> {
-        let now = monotonic_ns();
-        self.collector.know_rules(journeys, now);
-        self.collector.name_namespaces(now);
-        self.load_symbols(true);
+        let wanting = Wanting::of(self.cluster.as_ref(), self.analysis.cluster());
         for journey in journeys {
-            self.want_pods(journey);
+            wanting.want_pods(journey);
         }
-        let names = self.names();
-        journeys
-            .iter()
-            .filter_map(|journey| JourneyView::new(journey, &names))
-            .collect()
+        self.analysis.views(journeys, monotonic_ns())
     }
 
-    fn settle_journeys(&mut self, ended: Vec<Journey>, now: u64) -> anyhow::Result<()> {
-        if ended.is_empty() {
-            return Ok(());
+    /// Tells the capture what was lost and what tracing costs, every second.
+    fn count_for_capture(&mut self) {
+        if self.counted.elapsed() < COUNTED {
+            return;
         }
-        self.collector.know_rules(&ended, now);
-        self.count_drops(&ended);
-        if ended.iter().any(|journey| self.printer.wants(journey)) {
-            self.collector.name_namespaces(now);
-            self.load_symbols(false);
-            for journey in &ended {
-                if !self.printer.wants(journey) {
-                    continue;
-                }
-                self.want_pods(journey);
-                if let Some(view) = JourneyView::new(journey, &self.names()) {
-                    self.printer.journey(&view)?;
-                }
-            }
-        }
-        self.collector.keep(ended, now);
-        Ok(())
-    }
-
-    /// Names for numbers, as known now.
-    fn names(&self) -> Names<'_> {
-        Names {
-            facts: self.collector.facts(),
-            reasons: &self.reasons,
-            symbols: &self.read_symbols,
-            clock: self.clock,
-            cluster: self.collector.cluster(),
+        self.counted = Instant::now();
+        let counters = self.counters();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.counters(counters);
         }
     }
 
-    /// Takes the symbols once they are read; with `wait` they are there afterwards.
-    fn load_symbols(&mut self, wait: bool) {
-        if self.read_symbols.is_empty() && (wait || self.symbols.is_finished()) {
-            let reader = std::mem::replace(&mut self.symbols, std::thread::spawn(Symbols::default));
-            self.read_symbols = reader.join().unwrap_or_default();
+    fn counters(&mut self) -> Counters {
+        let cost = self.tracing.cost();
+        Counters {
+            time_ns: monotonic_ns(),
+            lost: self.lost(),
+            kernel_runs: cost.runs,
+            kernel_ns: cost.time.as_nanos() as u64,
+            process_us: (process_ms() * 1e3) as u64,
         }
     }
 
-    /// Ends the trace: what is under way, a last look for causes, and the summary.
+    /// Hands over to the capture's thread; a capture that fails is said, and the trace goes on.
+    fn hand_over(&mut self) {
+        let Some(recorder) = &mut self.recorder else {
+            return;
+        };
+        if let Err(error) = recorder.hand_over() {
+            self.recorder = None;
+            eprintln!("tracer: the capture ends here: {error:#}; tracing goes on without it");
+        }
+    }
+
+    /// Ends the trace: what is under way, a last look for causes, the summary, and the capture.
     ///
     /// # Errors
-    /// When printing fails.
+    /// When printing fails, or the capture cannot be completed.
     pub fn finish(mut self) -> anyhow::Result<Vec<Diagnosis>> {
         self.step(false)?;
-        let mut ended = Vec::new();
-        self.collector.finish(&mut ended);
-        self.settle_journeys(ended, monotonic_ns())?;
+        let now = monotonic_ns();
+        let wanting = Wanting::of(self.cluster.as_ref(), self.analysis.cluster());
+        self.analysis
+            .finish(now, |journey, _| wanting.want_pods(journey))?;
+        let readings = self.analysis.collector().take_readings();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.facts(readings);
+            recorder.names(&mut self.analysis);
+            recorder.control(Control::Finish { now_ns: now });
+        }
         let diagnoses = self.step(true)?;
         let summary = self.summary();
-        self.printer.summary(&summary)?;
+        self.analysis.printer().summary(&summary)?;
+        let readings = self.analysis.collector().take_readings();
+        let counters = self.counters();
+        if let Some(mut recorder) = self.recorder.take() {
+            recorder.facts(readings);
+            recorder.names(&mut self.analysis);
+            recorder.counters(counters);
+            let written = recorder.finish()?;
+            let words = written.words();
+            self.analysis
+                .printer()
+                .object("capture", &written, &words)?;
+        }
         Ok(diagnoses)
     }
 
     /// Everything that was lost, per cause.
-    fn lost(&self) -> Vec<(&'static str, u64)> {
+    fn lost(&mut self) -> Vec<(String, u64)> {
         let missed = self
             .tracing
             .missed()
             .map(|missed| ("program skipped by the kernel", missed));
-        let forgotten = self.collector.forgotten();
+        let collector = self.analysis.collector();
+        let (evicted, forgotten) = (collector.evicted(), collector.forgotten());
+        let unwritten = self.recorder.as_ref().map_or(0, Recorder::unwritten);
         let here = missed
             .into_iter()
             .chain([
-                ("too many packets at once", self.collector.evicted()),
+                ("too many packets at once", evicted),
                 ("flow forgotten for newer ones", forgotten.flows),
                 ("failure forgotten for newer ones", forgotten.failures),
+                ("capture could not keep up", unwritten),
             ])
             .filter(|&(_, count)| count > 0);
-        self.ring.lost().iter().chain(here).collect()
+        let lost = self.ring.lost();
+        lost.iter()
+            .chain(here)
+            .map(|(cause, count)| (cause.to_owned(), count))
+            .collect()
     }
 
     fn summary(&mut self) -> SummaryView {
-        self.collector.name_namespaces(monotonic_ns());
-        self.load_symbols(true);
-        let counts = self.collector.counts();
-        let names = self.names();
-        let mut drops = std::collections::BTreeMap::<String, u64>::new();
-        for (&(reason, location), &count) in &counts.drops {
-            *drops.entry(names.drop(location, reason)).or_default() += count;
-        }
-        let mut drops: Vec<_> = drops.into_iter().collect();
-        drops.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
-        let devices = counts
-            .devices
-            .iter()
-            .map(|(&(netns, ifindex), traffic)| DeviceCount {
-                device: format!(
-                    "{}/{}",
-                    names.namespace(netns),
-                    names.device(Some(netns), ifindex)
-                ),
-                received: traffic.received,
-                sent: traffic.sent,
-            })
-            .collect();
         let cost = self.tracing.cost();
         SummaryView {
             seconds: self.started.elapsed().as_secs_f64(),
-            events: counts.events,
-            packets: counts.packets,
-            failed: counts.failed,
-            hooks: counts
-                .hooks()
-                .map(|(hook, count)| (hook.name(), count))
-                .collect(),
-            devices,
-            drops,
             lost: self.lost(),
             kernel_runs: cost.runs,
             kernel_ms: cost.time.as_secs_f64() * 1e3,
             process_ms: process_ms(),
+            ..self.analysis.summary(monotonic_ns())
+        }
+    }
+}
+
+/// Has the pods read that journeys met and that are on other nodes.
+struct Wanting<'a> {
+    cluster: Option<(&'a Cluster, Arc<ClusterFacts>)>,
+}
+
+impl<'a> Wanting<'a> {
+    fn of(watched: Option<&'a Watched>, facts: Option<&Arc<ClusterFacts>>) -> Self {
+        Self {
+            cluster: watched
+                .map(|watched| &watched.cluster)
+                .zip(facts.map(Arc::clone)),
+        }
+    }
+
+    fn want_pods(&self, journey: &Journey) {
+        let Some((cluster, facts)) = &self.cluster else {
+            return;
+        };
+        for tuple in [journey.first_tuple(), journey.last_tuple()]
+            .into_iter()
+            .flatten()
+        {
+            for address in [tuple.source.ip(), tuple.destination.ip()] {
+                if facts.may_be_unread_pod(address) {
+                    cluster.want(address);
+                }
+            }
         }
     }
 }

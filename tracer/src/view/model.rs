@@ -33,6 +33,29 @@ impl Clock {
         }
     }
 
+    /// Both clocks at one moment, as they were recorded.
+    pub const fn recorded(wall: SystemTime, monotonic_ns: u64) -> Self {
+        Self { wall, monotonic_ns }
+    }
+
+    /// Both clocks at one moment, nanoseconds.
+    pub fn both_ns(&self) -> (u64, u64) {
+        (self.wall_ns(self.monotonic_ns), self.monotonic_ns)
+    }
+
+    /// Nanoseconds since 1970 of a kernel time.
+    pub fn wall_ns(&self, monotonic_ns: u64) -> u64 {
+        self.wall(monotonic_ns)
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_nanos() as u64)
+    }
+
+    /// Kernel time of nanoseconds since 1970.
+    pub fn monotonic(&self, wall_ns: u64) -> u64 {
+        let base = self.wall_ns(self.monotonic_ns);
+        self.monotonic_ns.wrapping_add(wall_ns.wrapping_sub(base))
+    }
+
     /// Wall time of a kernel time.
     pub fn wall(&self, monotonic_ns: u64) -> SystemTime {
         let (before, after) = (
@@ -325,7 +348,7 @@ fn events(journey: &Journey, names: &Names<'_>) -> Vec<String> {
         .collect()
 }
 
-fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> String {
+pub(super) fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> String {
     match detail {
         Detail::None => String::new(),
         Detail::Netfilter(hook) => hook.name().into(),
@@ -507,7 +530,7 @@ pub struct SummaryView {
     /// Drops by reason.
     pub drops: Vec<(String, u64)>,
     /// Lost events by cause.
-    pub lost: Vec<(&'static str, u64)>,
+    pub lost: Vec<(String, u64)>,
     /// Runs of our programs in the kernel.
     pub kernel_runs: u64,
     /// Time of our programs in the kernel, milliseconds.

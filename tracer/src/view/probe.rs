@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
+use super::compare::{Comparison, Row};
 use super::stage::Stage;
-use crate::probe::{Attempt, Comparison, Row, Target};
+use crate::probe::{Attempt, Target};
 
 /// Widest left column, characters; longer stages push the right one away.
 const LEFT_COLUMN: usize = 64;
@@ -165,7 +166,7 @@ fn words(stage: &Stage) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::compare;
+    use crate::view::compare::compare;
 
     #[test]
     fn columns_stand_under_their_targets_and_the_parting_is_marked() {
@@ -173,6 +174,7 @@ mod tests {
             namespace: None,
             text: text.into(),
             lost,
+            event: 0,
         };
         let left = [
             stage("eth0", false),

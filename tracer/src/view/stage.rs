@@ -17,6 +17,9 @@ pub struct Stage {
     pub text: String,
     /// The packet was lost here.
     pub lost: bool,
+    /// Index of the event that it is about, in the journey.
+    #[serde(skip)]
+    pub event: usize,
 }
 
 /// TCP state number of a listening socket.
@@ -27,9 +30,11 @@ pub fn path(journey: &Journey, names: &Names<'_>) -> Vec<Stage> {
     let mut builder = Builder {
         names,
         netns: None,
+        index: 0,
         stages: Vec::new(),
     };
     for (index, event) in journey.events.iter().enumerate() {
+        builder.index = index;
         builder.tunnel(journey, index, event);
         builder.event(journey, index, event);
     }
@@ -39,6 +44,8 @@ pub fn path(journey: &Journey, names: &Names<'_>) -> Vec<Stage> {
 struct Builder<'a> {
     names: &'a Names<'a>,
     netns: Option<u32>,
+    /// Of the event at work.
+    index: usize,
     stages: Vec<Stage>,
 }
 
@@ -200,6 +207,7 @@ impl Builder<'_> {
             namespace: None,
             text: format!("{}: {what}{doubt} by {place}{comment}", hook.name()),
             lost: true,
+            event: self.index,
         };
         match self.stages.last_mut() {
             Some(last) if last.text == hook.name() => {
@@ -266,6 +274,7 @@ impl Builder<'_> {
             namespace,
             text,
             lost,
+            event: self.index,
         });
     }
 

@@ -40,6 +40,18 @@ pub(crate) fn lab_programs() -> Result<()> {
     require_lab_programs()
 }
 
+/// Installs the programs that read our captures in tests; where there is no apt, the tests name what
+/// is missing.
+pub(crate) fn capture_readers() -> Result<()> {
+    if packages::debian_like() {
+        return packages::install(
+            "tests of captures",
+            &["tshark", "tcpdump", "wireshark-common"],
+        );
+    }
+    Ok(())
+}
+
 /// Names what the lab lacks, and how to get it.
 pub(crate) fn require_lab_programs() -> Result<()> {
     let debian = packages::debian_like();

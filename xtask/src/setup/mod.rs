@@ -11,7 +11,7 @@ use anyhow::Result;
 
 pub(crate) use check::test_programs;
 pub(crate) use ebpf::{EbpfToolchain, ebpf_toolchain};
-pub(crate) use lab::{lab_programs, require_lab_programs};
+pub(crate) use lab::{capture_readers, lab_programs, require_lab_programs};
 
 use crate::step;
 

@@ -44,6 +44,7 @@ fn parse_kernels(word: &str) -> Result<Kernels, String> {
 /// Runs everything that was asked for; the last line printed is `N passed, N failed`.
 pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     let toolchain = setup::ebpf_toolchain()?;
+    setup::capture_readers()?;
     if !arguments.no_lab {
         setup::lab_programs()?;
     }

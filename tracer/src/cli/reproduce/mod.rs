@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use clap::Args;
 use serde::Serialize;
 
+use super::capture::Capture;
 use super::run::{interrupted, kernel_release};
 use super::{Exit, Failure, Output, nearest, need_root, runtime};
 use crate::kernel::attach::Abilities;
@@ -44,6 +45,8 @@ pub(super) struct Arguments {
     /// Load the kernel modules that are needed (ip_vs, veth, bridge); they stay loaded.
     #[arg(long)]
     load_modules: bool,
+    #[command(flatten)]
+    capture: Capture,
 }
 
 #[derive(Serialize)]
@@ -210,6 +213,7 @@ async fn reproduce(
         ..LoadOptions::default()
     };
     let mut session = Session::start(&load, Vec::new(), printer)?;
+    arguments.capture.start(&mut session, "")?;
     let attached = session.attached_in().as_secs_f64();
     session.printer().remark(&format!(
         "kernel {} · probes attached in {attached:.1} s",

@@ -19,19 +19,20 @@ use std::ops::RangeInclusive;
 
 use super::Missing;
 use crate::event::NetfilterHook;
+use serde::{Deserialize, Serialize};
 
 /// Most rules kept of one namespace.
 const LIMIT: usize = 200_000;
 
 /// Every table of a namespace.
-#[derive(Clone, Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ruleset {
     /// Tables in the kernel's order.
     pub tables: Vec<RuleTable>,
 }
 
 /// The tool that a table belongs to.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Tool {
     /// `nft`.
     Nft,
@@ -42,7 +43,7 @@ pub enum Tool {
 }
 
 /// Address family of a table.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
     Ip,
@@ -55,7 +56,7 @@ pub enum Family {
 }
 
 /// A table.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RuleTable {
     /// Whose.
     pub tool: Tool,
@@ -68,7 +69,7 @@ pub struct RuleTable {
 }
 
 /// A chain.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Chain {
     /// Name.
     pub name: String,
@@ -79,7 +80,7 @@ pub struct Chain {
 }
 
 /// How packets enter a chain.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Base {
     /// Where in the stack.
     pub hook: NetfilterHook,
@@ -94,7 +95,7 @@ pub struct Base {
 }
 
 /// A rule.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Rule {
     /// Place in its chain, from 1, as `iptables -D CHAIN NUMBER` counts.
     pub number: u32,
@@ -113,7 +114,7 @@ pub struct Rule {
 }
 
 /// What becomes of a packet that a rule matches.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Action {
     /// Nothing: the next rule.
     Continue,
@@ -138,7 +139,7 @@ pub enum Action {
 }
 
 /// One condition.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Test {
     /// It must not hold.
     pub negated: bool,
@@ -147,7 +148,7 @@ pub struct Test {
 }
 
 /// What a condition looks at.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Subject {
     /// Source address in a prefix.
     Source(IpAddr, u8),

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use similar::{Algorithm, DiffOp, capture_diff_slices};
 
-use crate::view::stage::Stage;
+use super::stage::Stage;
 
 /// Two ways side by side.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -118,6 +118,7 @@ mod tests {
                 namespace,
                 text: text.trim_start_matches('!').to_owned(),
                 lost: text.starts_with('!'),
+                event: 0,
             }
         };
         texts.iter().map(stage).collect()

@@ -1,0 +1,371 @@
+//! From events to what is said: the collector with the names of one kernel and a printer.
+//!
+//! A live session feeds it from the ring buffer, a replay from a capture. Both say the same because
+//! everything that is right of the events happens here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::cause::{Certainty, Diagnosis, DropNames};
+use crate::collector::Collector;
+use crate::event::Event;
+use crate::filter::Filter;
+use crate::flow::Flows;
+use crate::journey::{Ending, Journey};
+use crate::kernel::reasons::DropReasons;
+use crate::kernel::symbols::{Symbols, Table};
+use crate::kube::ClusterFacts;
+use crate::metrics::{Meter, Who};
+use crate::node::{NetnsId, Source};
+use crate::printer::Printer;
+use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView};
+
+/// What low cost does not see.
+const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
+
+/// What the traced kernel calls things.
+pub struct Kernel {
+    /// Its drop reasons.
+    pub reasons: Arc<DropReasons>,
+    /// Its functions.
+    pub symbols: Table,
+    /// Its clock.
+    pub clock: Clock,
+}
+
+/// The middle of the program at work.
+pub struct Analysis {
+    collector: Collector,
+    kernel: Kernel,
+    printer: Printer,
+    /// Journeys that ended and are not yet told.
+    ended: Vec<Journey>,
+    /// Only journeys that match are told and judged.
+    only: Filter,
+    /// Namespaces are named even when nothing is shown: a capture holds their names.
+    name_all: bool,
+    /// The way of packets is not seen, only their loss.
+    losses_only: bool,
+    /// Who counts what is lost.
+    meter: Option<Arc<Meter>>,
+}
+
+/// What one step came to.
+#[derive(Default)]
+pub struct Step {
+    /// New diagnoses.
+    pub diagnoses: Vec<Diagnosis>,
+    /// Journeys ended, or a diagnosis was due.
+    pub happened: bool,
+}
+
+impl Analysis {
+    /// Nothing seen yet.
+    pub fn new(source: Source, kernel: Kernel, printer: Printer) -> Self {
+        let unspecified = kernel.reasons.number("NOT_SPECIFIED");
+        Self {
+            collector: Collector::new(source, unspecified),
+            kernel,
+            printer,
+            ended: Vec::new(),
+            only: Filter::default(),
+            name_all: false,
+            losses_only: false,
+            meter: None,
+        }
+    }
+
+    /// Tells and judges only journeys that match.
+    pub fn only(&mut self, filter: Filter) {
+        self.only = filter;
+    }
+
+    /// Names every namespace that is seen.
+    pub const fn name_all(&mut self) {
+        self.name_all = true;
+    }
+
+    /// Only lost packets are seen, not their way: no cause is certain.
+    pub const fn sees_losses_only(&mut self) {
+        self.losses_only = true;
+    }
+
+    /// Counts what is lost from now on.
+    pub fn count(&mut self, meter: Arc<Meter>) {
+        self.meter = Some(meter);
+    }
+
+    /// The collector.
+    pub const fn collector(&mut self) -> &mut Collector {
+        &mut self.collector
+    }
+
+    /// The flows.
+    pub const fn flows(&self) -> &Flows {
+        self.collector.all_flows()
+    }
+
+    /// What the kernel calls things.
+    pub const fn kernel(&mut self) -> &mut Kernel {
+        &mut self.kernel
+    }
+
+    /// The printer.
+    pub const fn printer(&mut self) -> &mut Printer {
+        &mut self.printer
+    }
+
+    /// What the cluster is like from now on.
+    pub fn set_cluster(&mut self, facts: Option<Arc<ClusterFacts>>) {
+        self.collector.set_cluster(facts);
+    }
+
+    /// What the cluster is like.
+    pub const fn cluster(&self) -> Option<&Arc<ClusterFacts>> {
+        self.collector.cluster()
+    }
+
+    /// Takes an event; gives the number of its journey.
+    pub fn push(&mut self, event: Event) -> Option<u64> {
+        self.collector.push(event, &mut self.ended)
+    }
+
+    /// Tells what ended, and diagnoses what is due; at once with `hurry`. Each journey that is shown
+    /// or counted is given to `met`, with the names as they are then.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn step(
+        &mut self,
+        now_ns: u64,
+        hurry: bool,
+        met: impl FnMut(&Journey, &Names<'_>),
+    ) -> anyhow::Result<Step> {
+        self.collector.expire(now_ns, &mut self.ended);
+        let ended = self.settle(now_ns, met)?;
+        let due = self.collector.is_due(now_ns, hurry);
+        Ok(Step {
+            diagnoses: self.diagnose(now_ns, hurry)?,
+            happened: ended || due,
+        })
+    }
+
+    /// Diagnoses what is due, and prints it.
+    fn diagnose(&mut self, now_ns: u64, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+        if !self.collector.is_due(now_ns, hurry) {
+            return Ok(Vec::new());
+        }
+        // A kernel without drop reasons is judged by where it drops.
+        self.kernel.symbols.wait();
+        let names = DropNames {
+            reasons: &self.kernel.reasons,
+            symbols: self.kernel.symbols.get(),
+        };
+        let mut diagnoses = self.collector.diagnose(now_ns, hurry, names);
+        self.count_stopped();
+        if self.losses_only {
+            for diagnosis in &mut diagnoses {
+                diagnosis.certainty = Certainty::Likely;
+                diagnosis.missing.push(LOW_COST.into());
+            }
+        }
+        for diagnosis in &diagnoses {
+            self.printer.diagnosis(diagnosis)?;
+        }
+        Ok(diagnoses)
+    }
+
+    /// Counts the journeys that failed.
+    fn count_drops(&mut self, ended: &[Journey], met: &mut impl FnMut(&Journey, &Names<'_>)) {
+        let Some(meter) = self.meter.clone() else {
+            return;
+        };
+        if ended.iter().any(Journey::failed) {
+            self.kernel.symbols.wait();
+        }
+        let names = self.names();
+        for journey in ended.iter().filter(|journey| journey.failed()) {
+            met(journey, &names);
+            let who = match (journey.first_tuple(), journey.last_tuple()) {
+                (Some(first), Some(last)) => Who::of(names.cluster, first, last),
+                _ => Who::default(),
+            };
+            meter.dropped(names.lost_because(journey), who);
+        }
+    }
+
+    /// Counts the connections that causes stopped.
+    fn count_stopped(&mut self) {
+        let stopped = self.collector.take_stopped();
+        let Some(meter) = &self.meter else {
+            return;
+        };
+        let cluster = self.cluster().map(Arc::as_ref);
+        for stopped in stopped {
+            let who = Who::of(cluster, stopped.client, stopped.client);
+            meter.stopped(stopped.code, who);
+        }
+    }
+
+    /// The journeys that ended by now, neither told nor judged.
+    pub fn take_ended(&mut self, now_ns: u64) -> Vec<Journey> {
+        self.collector.expire(now_ns, &mut self.ended);
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Ends every journey; they are neither told nor judged.
+    pub fn take_all(&mut self) -> Vec<Journey> {
+        self.collector.finish(&mut self.ended);
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Judges journeys that were taken, and prints what caused their losses.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn judge(&mut self, journeys: Vec<Journey>, now_ns: u64) -> anyhow::Result<Vec<Diagnosis>> {
+        self.collector.know_rules(&journeys, now_ns);
+        self.collector.keep(journeys, now_ns);
+        self.diagnose(now_ns, true)
+    }
+
+    /// Journeys as they are shown.
+    pub fn views(&mut self, journeys: &[Journey], now_ns: u64) -> Vec<JourneyView> {
+        self.collector.know_rules(journeys, now_ns);
+        self.collector.name_namespaces(now_ns);
+        self.kernel.symbols.wait();
+        let names = self.names();
+        journeys
+            .iter()
+            .filter_map(|journey| JourneyView::new(journey, &names))
+            .collect()
+    }
+
+    /// Ends every journey and tells them.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn finish(
+        &mut self,
+        now_ns: u64,
+        met: impl FnMut(&Journey, &Names<'_>),
+    ) -> anyhow::Result<()> {
+        self.collector.finish(&mut self.ended);
+        self.settle(now_ns, met)?;
+        Ok(())
+    }
+
+    /// Tells the journeys that ended; false when there were none.
+    fn settle(
+        &mut self,
+        now_ns: u64,
+        mut met: impl FnMut(&Journey, &Names<'_>),
+    ) -> anyhow::Result<bool> {
+        let mut ended = std::mem::take(&mut self.ended);
+        if !self.only.is_everything() {
+            let facts = self.collector.facts();
+            let name_of = |netns, ifindex| {
+                let link = facts.namespace(NetnsId(netns))?.link(ifindex)?;
+                Some(link.name.clone())
+            };
+            ended.retain(|journey| self.only.matches_journey(journey, &name_of));
+        }
+        if self.name_all {
+            self.collector.name_namespaces(now_ns);
+        }
+        if ended.is_empty() {
+            return Ok(false);
+        }
+        self.collector.know_rules(&ended, now_ns);
+        self.count_drops(&ended, &mut met);
+        if ended.iter().any(|journey| self.printer.wants(journey)) {
+            self.collector.name_namespaces(now_ns);
+            let dropped = |journey: &Journey| matches!(journey.ending, Ending::Dropped { .. });
+            if ended.iter().any(dropped) {
+                self.kernel.symbols.wait();
+            }
+            // The printer is changed while the rest is looked at.
+            let names = Names {
+                facts: self.collector.facts(),
+                reasons: &self.kernel.reasons,
+                symbols: self.kernel.symbols.get(),
+                clock: self.kernel.clock,
+                cluster: self.collector.cluster().map(Arc::as_ref),
+            };
+            for journey in &ended {
+                if !self.printer.wants(journey) {
+                    continue;
+                }
+                met(journey, &names);
+                if !self.printer.is_silent()
+                    && let Some(view) = JourneyView::new(journey, &names)
+                {
+                    self.printer.journey(&view)?;
+                }
+            }
+        }
+        self.collector.keep(ended, now_ns);
+        Ok(true)
+    }
+
+    /// Names of what is known now.
+    pub fn names(&self) -> Names<'_> {
+        Names {
+            facts: self.collector.facts(),
+            reasons: &self.kernel.reasons,
+            symbols: self.kernel.symbols.get(),
+            clock: self.kernel.clock,
+            cluster: self.collector.cluster().map(Arc::as_ref),
+        }
+    }
+
+    /// What the events came to; what only a live trace knows is left out.
+    pub fn summary(&mut self, now_ns: u64) -> SummaryView {
+        self.collector.name_namespaces(now_ns);
+        self.kernel.symbols.wait();
+        let names = self.names();
+        let counts = self.collector.counts();
+        let mut drops = BTreeMap::<String, u64>::new();
+        for (&(reason, location), &count) in &counts.drops {
+            *drops.entry(names.drop(location, reason)).or_default() += count;
+        }
+        let mut drops: Vec<_> = drops.into_iter().collect();
+        drops.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        let devices = counts
+            .devices
+            .iter()
+            .map(|(&(netns, ifindex), traffic)| DeviceCount {
+                device: format!(
+                    "{}/{}",
+                    names.namespace(netns),
+                    names.device(Some(netns), ifindex)
+                ),
+                received: traffic.received,
+                sent: traffic.sent,
+            })
+            .collect();
+        SummaryView {
+            events: counts.events,
+            packets: counts.packets,
+            failed: counts.failed,
+            hooks: counts
+                .hooks()
+                .map(|(hook, count)| (hook.name(), count))
+                .collect(),
+            devices,
+            drops,
+            ..SummaryView::default()
+        }
+    }
+}
+
+/// A kernel of which nothing is known.
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            reasons: Arc::default(),
+            symbols: Table::Read(Arc::new(Symbols::default())),
+            clock: Clock::recorded(std::time::SystemTime::UNIX_EPOCH, 0),
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! What the typed records of a capture mean, and how each is kept in a custom block.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::MOST_UNPACKED;
+use super::wire::{Unread, WireEvent, from_cbor, to_cbor};
+use crate::event::Event;
+use crate::kube::{ClusterFacts, StoredCluster};
+use crate::node::Reading;
+
+/// One thing that a capture holds.
+#[derive(Clone, Debug)]
+pub enum Record {
+    /// Who traced what; at the begin of each section.
+    Header(Box<Header>),
+    /// Something happened to a packet.
+    Event(Sighting),
+    /// A packet that another program captured.
+    Packet(Packet),
+    /// A moment at which the trace drew conclusions.
+    Control(Control),
+    /// Facts of the node.
+    Facts(Reading),
+    /// Names of code addresses; empty where the kernel has none.
+    Symbols(Vec<(u64, String)>),
+    /// Facts of the cluster.
+    Cluster(Arc<ClusterFacts>),
+    /// Losses and cost so far.
+    Counters(Counters),
+    /// A diagnosis that was reached live, as it was shown: a JSON object.
+    Diagnosis(String),
+}
+
+/// Who traced what, and how to read the numbers.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Header {
+    /// Name of the machine.
+    pub node: String,
+    /// Its kernel's release.
+    pub kernel: String,
+    /// Version of the tracer.
+    pub tool: String,
+    /// Filter of the trace; empty for all packets.
+    #[serde(default)]
+    pub filter: String,
+    /// Hooks that were attached, and how.
+    #[serde(default)]
+    pub attached: Vec<(String, String)>,
+    /// What could not be seen, and why.
+    #[serde(default)]
+    pub not_seen: Vec<String>,
+    /// The kernel's drop reasons: number and name.
+    #[serde(default)]
+    pub reasons: Vec<(u32, String)>,
+    /// CLOCK_REALTIME at the beginning, nanoseconds.
+    pub wall_ns: u64,
+    /// CLOCK_MONOTONIC at the same moment, nanoseconds.
+    pub monotonic_ns: u64,
+}
+
+/// An event, as a capture holds it.
+#[derive(Clone, Debug)]
+pub struct Sighting {
+    /// The event.
+    pub event: Event,
+    /// Number of its packet's journey.
+    pub journey: Option<u64>,
+    /// The interface that it is shown at: its own, or that of the event before it.
+    pub interface: Option<u32>,
+}
+
+/// A packet that another program captured.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    /// Where.
+    pub interface: u32,
+    /// When, nanoseconds since 1970.
+    pub time_ns: u64,
+    /// Bytes that were sent; those kept may be fewer.
+    pub length: u32,
+    /// Which way it went, where the file says.
+    pub outbound: Option<bool>,
+    /// Headers of an IP packet.
+    pub headers: Option<crate::event::Packet>,
+}
+
+/// A moment at which the trace drew conclusions; a replay draws them at the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Control {
+    /// The events so far were looked at.
+    Step {
+        /// CLOCK_MONOTONIC, nanoseconds.
+        now_ns: u64,
+        /// Without waiting for what may follow.
+        hurry: bool,
+    },
+    /// Events were lost before now: what is under way may have gaps.
+    Loss {
+        /// CLOCK_MONOTONIC, nanoseconds.
+        now_ns: u64,
+    },
+    /// What came before was forgotten: a reproduction goes on to its next phase.
+    Forget,
+    /// Every journey was ended.
+    Finish {
+        /// CLOCK_MONOTONIC, nanoseconds.
+        now_ns: u64,
+    },
+}
+
+/// Losses and cost so far.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Counters {
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub time_ns: u64,
+    /// Events lost, by cause.
+    pub lost: Vec<(String, u64)>,
+    /// Runs of the programs in the kernel.
+    pub kernel_runs: u64,
+    /// Their time, nanoseconds.
+    pub kernel_ns: u64,
+    /// Processor time of the tracer, microseconds.
+    pub process_us: u64,
+}
+
+/// Kinds of record in custom blocks. Numbers are never used again for something else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+enum Kind {
+    Header = 1,
+    Event = 2,
+    Control = 3,
+    Facts = 4,
+    Symbols = 5,
+    Cluster = 6,
+    Counters = 7,
+    Diagnosis = 8,
+}
+
+impl Kind {
+    const ALL: [Self; 8] = [
+        Self::Header,
+        Self::Event,
+        Self::Control,
+        Self::Facts,
+        Self::Symbols,
+        Self::Cluster,
+        Self::Counters,
+        Self::Diagnosis,
+    ];
+}
+
+/// Version of every kind; one that changes in a way older readers misread gets its own.
+const VERSION: u8 = 1;
+/// The body is a zstd frame.
+const COMPRESSED: u8 = 1;
+/// Bodies longer than this are compressed.
+const WORTH_COMPRESSING: usize = 256;
+const LEVEL: i32 = 3;
+/// Kind, version, flags and length of the body, little-endian in every section.
+const HEAD: usize = 8;
+
+/// Why a record is not given.
+pub(super) enum Unknown {
+    /// A kind or version of a later tracer.
+    Skipped(String),
+    /// Its bytes are damaged.
+    Damaged(String),
+}
+
+impl From<Unread> for Unknown {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Version(version) => Self::Skipped(format!("events of version {version}")),
+            Unread::Hook(hook) => Self::Skipped(format!("events of hook {hook}")),
+            Unread::Damaged => Self::Damaged("a typed event is broken".into()),
+        }
+    }
+}
+
+/// An event without packet bytes: its time, its interface where one is known, and its typed part.
+#[derive(Serialize, Deserialize)]
+pub(super) struct BareEvent {
+    pub(super) time_ns: u64,
+    pub(super) netns: Option<u32>,
+    pub(super) ifindex: Option<u32>,
+    pub(super) journey: Option<u64>,
+    pub(super) event: Vec<u8>,
+}
+
+impl Record {
+    /// The record's bytes in a custom block. Events and packets have blocks of their own.
+    ///
+    /// # Errors
+    /// When the record cannot be encoded.
+    pub(super) fn to_bytes(&self) -> anyhow::Result<Vec<u8>> {
+        let (kind, body) = match self {
+            Self::Header(header) => (Kind::Header, to_cbor(header)?),
+            Self::Control(control) => (Kind::Control, to_cbor(control)?),
+            Self::Facts(reading) => (Kind::Facts, to_cbor(reading)?),
+            Self::Symbols(symbols) => (Kind::Symbols, to_cbor(symbols)?),
+            Self::Cluster(facts) => (Kind::Cluster, to_cbor(&facts.stored())?),
+            Self::Counters(counters) => (Kind::Counters, to_cbor(counters)?),
+            Self::Diagnosis(text) => (Kind::Diagnosis, to_cbor(text)?),
+            Self::Event(_) | Self::Packet(_) => anyhow::bail!("an event is no record of its own"),
+        };
+        frame(kind, body)
+    }
+
+    /// Reads a record's bytes.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, Unknown> {
+        let damaged = |why: &str| Unknown::Damaged(why.to_owned());
+        let (head, rest) = bytes
+            .split_first_chunk::<HEAD>()
+            .ok_or_else(|| damaged("a record without its head"))?;
+        let number = u16::from_le_bytes([head[0], head[1]]);
+        let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+        let body = rest
+            .get(..length as usize)
+            .ok_or_else(|| damaged("a record longer than its block"))?;
+        let Some(kind) = Kind::ALL.into_iter().find(|kind| *kind as u16 == number) else {
+            return Err(Unknown::Skipped(format!("records of kind {number}")));
+        };
+        if head[2] > VERSION {
+            return Err(Unknown::Skipped(format!(
+                "records of kind {number} in version {}",
+                head[2]
+            )));
+        }
+        let unpacked;
+        let body = if head[3] & COMPRESSED == 0 {
+            body
+        } else {
+            unpacked = unpack(body).map_err(|why| Unknown::Damaged(why.to_string()))?;
+            &unpacked
+        };
+        let broken =
+            |why: String| Unknown::Damaged(format!("a record of kind {number} is broken: {why}"));
+        Ok(match kind {
+            Kind::Header => Self::Header(from_cbor(body).map_err(broken)?),
+            Kind::Control => Self::Control(from_cbor(body).map_err(broken)?),
+            Kind::Facts => Self::Facts(from_cbor(body).map_err(broken)?),
+            Kind::Symbols => Self::Symbols(from_cbor(body).map_err(broken)?),
+            Kind::Counters => Self::Counters(from_cbor(body).map_err(broken)?),
+            Kind::Diagnosis => Self::Diagnosis(from_cbor(body).map_err(broken)?),
+            Kind::Cluster => {
+                let stored: StoredCluster = from_cbor(body).map_err(broken)?;
+                Self::Cluster(Arc::new(stored.into()))
+            }
+            Kind::Event => Self::Event(from_cbor::<BareEvent>(body).map_err(broken)?.sighting()?),
+        })
+    }
+}
+
+impl BareEvent {
+    /// The event's bytes in a custom block.
+    ///
+    /// # Errors
+    /// When it cannot be encoded.
+    pub(super) fn to_bytes(&self) -> anyhow::Result<Vec<u8>> {
+        frame(Kind::Event, to_cbor(self)?)
+    }
+
+    fn sighting(self) -> Result<Sighting, Unknown> {
+        let event = WireEvent::take(&self.event)
+            .and_then(|wire| wire.event(self.time_ns, self.netns, self.ifindex, None));
+        Ok(Sighting {
+            event: event?,
+            journey: self.journey,
+            interface: None,
+        })
+    }
+}
+
+fn frame(kind: Kind, body: Vec<u8>) -> anyhow::Result<Vec<u8>> {
+    let (flags, body) = if body.len() > WORTH_COMPRESSING {
+        (COMPRESSED, pack(&body)?)
+    } else {
+        (0, body)
+    };
+    let number = (kind as u16).to_le_bytes();
+    let length = u32::try_from(body.len())?.to_le_bytes();
+    let mut bytes = Vec::with_capacity(HEAD + body.len());
+    bytes.extend_from_slice(&[number[0], number[1], VERSION, flags]);
+    bytes.extend_from_slice(&length);
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// A zstd frame with a checksum, so that damage is seen.
+fn pack(body: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut packer = zstd::bulk::Compressor::new(LEVEL)?;
+    packer.include_checksum(true)?;
+    packer.compress(body)
+}
+
+fn unpack(body: &[u8]) -> std::io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut unpacked = Vec::new();
+    zstd::stream::Decoder::with_buffer(body)?
+        .take(MOST_UNPACKED as u64)
+        .read_to_end(&mut unpacked)?;
+    Ok(unpacked)
+}

@@ -1,0 +1,85 @@
+//! What a filter's names meant where a capture was made.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::reader::{ReadError, Reader};
+use super::record::Record;
+use crate::filter::{Front, Here, Resolver};
+use crate::kube::{ClusterFacts, ObjectName};
+use crate::node::{NetnsId, Snapshot};
+
+/// Names as they were where a capture was made.
+#[derive(Clone, Default, Debug)]
+pub struct There {
+    /// Namespaces by their names; of the same name the one seen first.
+    namespaces: Vec<(String, NetnsId)>,
+    /// The cluster's facts need no node to be looked up in.
+    cluster: Here,
+}
+
+impl There {
+    /// Reads the names that a capture holds, up to its end or to the first damage.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is no capture.
+    pub fn read(path: &Path) -> Result<Self, ReadError> {
+        let mut reader = Reader::open(path)?;
+        let mut there = Self::default();
+        // What is behind damage is not read by the replay either.
+        while let Ok(Some(record)) = reader.next() {
+            match record {
+                Record::Facts(reading) => there.add(&reading.facts),
+                Record::Cluster(facts) => there.know(facts),
+                _ => {}
+            }
+        }
+        Ok(there)
+    }
+
+    fn add(&mut self, facts: &Snapshot) {
+        for namespace in &facts.namespaces {
+            let Some(name) = &namespace.name else {
+                continue;
+            };
+            if !self.namespaces.iter().any(|(known, _)| known == name) {
+                self.namespaces.push((name.clone(), namespace.id));
+            }
+        }
+    }
+
+    fn know(&mut self, facts: Arc<ClusterFacts>) {
+        self.cluster.cluster = Some(facts);
+    }
+}
+
+impl Resolver for There {
+    fn host(&self, _name: &str) -> Result<Vec<IpAddr>, String> {
+        Err("a capture holds no names of hosts; give the address".into())
+    }
+
+    fn namespace(&self, name: &str) -> Result<u32, String> {
+        self.namespaces
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, id)| id.0)
+            .ok_or_else(|| "the capture has no network namespace of this name".into())
+    }
+
+    fn process(&self, _pid: u32) -> Result<u32, String> {
+        Err("a capture does not say in which namespace a process was; use netns".into())
+    }
+
+    fn pod(&self, name: &ObjectName) -> Result<Vec<IpAddr>, String> {
+        self.cluster.pod(name)
+    }
+
+    fn service(&self, name: &ObjectName) -> Result<Vec<Front>, String> {
+        self.cluster.service(name)
+    }
+
+    fn node(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+        self.cluster.node(name)
+    }
+}

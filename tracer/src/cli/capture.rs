@@ -1,0 +1,155 @@
+//! Options of a capture, and what is said when one is written or read.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::run::{blind_spots, host_name, kernel_release};
+use super::{nearest, value};
+use crate::capture::{Full, Header, Options, Recorder, Rotate, Trigger};
+use crate::cause;
+use crate::session::Session;
+use crate::view::model::Clock;
+
+/// Every cause fires.
+const ANY: &str = "any";
+
+/// What was typed of a capture.
+#[derive(Args, Debug)]
+pub(super) struct Capture {
+    /// Write everything into a capture (pcapng): tracer explain FILE reads it, and so does Wireshark.
+    #[arg(short, long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Begin a new file after this size or time and keep so many: 100M,10 or 1h,24.
+    #[arg(long, value_name = "SIZE|TIME,KEEP", requires = "write", value_parser = rotate)]
+    rotate: Option<Rotate>,
+    /// Keep the last while in memory and write it when this cause, or any, is named.
+    #[arg(long, value_name = "CAUSE|any", requires = "write", value_parser = cause)]
+    trigger: Option<String>,
+    /// Time to keep before the trigger.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = value::duration, requires = "trigger")]
+    before: Duration,
+    /// Time to keep after the trigger.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = value::duration, requires = "trigger")]
+    after: Duration,
+    /// Compress the capture with zstd.
+    #[arg(long, requires = "write")]
+    zstd: bool,
+    /// Bytes kept of each packet, at most 72; by default its headers, and the question of DNS.
+    #[arg(long, value_name = "BYTES", requires = "write")]
+    snaplen: Option<usize>,
+}
+
+impl Capture {
+    /// Makes the session write its capture, where one was asked for.
+    pub(super) fn start(&self, session: &mut Session, filter: &str) -> anyhow::Result<()> {
+        let Some(path) = &self.write else {
+            return Ok(());
+        };
+        let options = Options {
+            path: path.clone(),
+            rotate: self.rotate,
+            trigger: self.trigger.as_ref().map(|cause| Trigger {
+                cause: (cause != ANY).then(|| cause.clone()),
+                before: self.before,
+                after: self.after,
+            }),
+            zstd: self.zstd,
+            snaplen: self.snaplen,
+        };
+        let header = header(session, filter);
+        let reasons = session.kernel().reasons.clone();
+        session.record(Recorder::start(options, header, reasons)?);
+        Ok(())
+    }
+}
+
+fn header(session: &mut Session, filter: &str) -> Header {
+    let tracing = session.tracing();
+    let attached = tracing
+        .hooks
+        .iter()
+        .filter_map(|state| {
+            let tier = state.outcome.as_ref().ok()?;
+            Some((state.hook.id.name().to_owned(), tier.name().to_owned()))
+        })
+        .collect();
+    let not_seen = blind_spots(tracing);
+    let kernel = session.kernel();
+    // Whole nanoseconds of the wall clock, so that times survive the way into the file and back.
+    let clock: Clock = kernel.clock;
+    let (wall_ns, monotonic_ns) = clock.both_ns();
+    Header {
+        node: host_name(),
+        kernel: kernel_release(),
+        tool: env!("CARGO_PKG_VERSION").into(),
+        filter: filter.to_owned(),
+        attached,
+        not_seen,
+        reasons: kernel
+            .reasons
+            .iter()
+            .map(|(number, name)| (number, name.to_owned()))
+            .collect(),
+        wall_ns,
+        monotonic_ns,
+    }
+}
+
+/// A code of the catalogue, or `any`.
+fn cause(text: &str) -> Result<String, String> {
+    if text == ANY || cause::find(text).is_some() {
+        return Ok(text.to_owned());
+    }
+    let codes = cause::CATALOGUE.iter().map(|cause| cause.code);
+    Err(format!(
+        "no cause is called {text}; the nearest: {}",
+        nearest(text, codes).join(", ")
+    ))
+}
+
+/// `100M,10` or `1h,24`.
+fn rotate(text: &str) -> Result<Rotate, String> {
+    let wrong = || format!("{text:?} is not SIZE,KEEP or TIME,KEEP, such as 100M,10 or 1h,24");
+    let (full, keep) = text.split_once(',').ok_or_else(wrong)?;
+    let keep = keep.trim().parse().map_err(|_| wrong())?;
+    let at = full
+        .find(|letter: char| !letter.is_ascii_digit())
+        .ok_or_else(wrong)?;
+    let (number, unit) = full.split_at(at);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let full = match unit.trim() {
+        "k" | "K" => Full::Bytes(number << 10),
+        "M" => Full::Bytes(number << 20),
+        "G" => Full::Bytes(number << 30),
+        "s" => Full::Time(Duration::from_secs(number)),
+        "m" => Full::Time(Duration::from_secs(number * 60)),
+        "h" => Full::Time(Duration::from_secs(number * 3600)),
+        _ => return Err(wrong()),
+    };
+    if number == 0 || number > 1 << 20 || keep == 0 {
+        return Err(wrong());
+    }
+    Ok(Rotate { full, keep })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_told_apart() {
+        for (text, full, keep) in [
+            ("100M,10", Full::Bytes(100 << 20), 10),
+            ("64k,2", Full::Bytes(64 << 10), 2),
+            ("1h,24", Full::Time(Duration::from_secs(3600)), 24),
+            ("5m,1", Full::Time(Duration::from_secs(300)), 1),
+        ] {
+            assert_eq!(rotate(text), Ok(Rotate { full, keep }), "{text}");
+        }
+        for text in ["", "10", "10M", "10M,0", "0M,3", "10X,3", "M,3", "10M,x"] {
+            assert!(rotate(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! `tracer explain`: the answer of a live trace, from its capture.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{Exit, Failure, Output};
+use crate::capture::{Reader, Replay, There};
+use crate::filter::{Expression, Filter};
+use crate::printer::{Printer, Show};
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// A capture: pcapng or pcap, of this or another program, also packed with gzip or zstd.
+    file: PathBuf,
+    /// Packets to explain, in the words of `tracer run`; none for all. What their flows met on the way
+    /// matches as well.
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Show packets that arrived as well, not only those that did not.
+    #[arg(long)]
+    all: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
+    let show = if arguments.all {
+        Show::All
+    } else {
+        Show::Failed
+    };
+    let mut reader = open(&arguments.file)?;
+    let mut replay = Replay::new(Printer::new(output.printer_format(), show));
+    let filter = filter(&arguments.filter, &arguments.file)?;
+    replay.analysis().only(filter);
+    let progress = progress(&arguments.file, reader.is_packed());
+    let ended = replay.run(
+        &mut reader,
+        |position| progress.set_position(position),
+        |_, _| {},
+    )?;
+    progress.finish_and_clear();
+    say_skipped(&reader);
+    let named = !replay.diagnoses().is_empty();
+    if let Some(error) = ended.error {
+        return Err(damaged(&arguments.file, error));
+    }
+    Ok(if named {
+        Exit::CauseNamed
+    } else {
+        Exit::Healthy
+    })
+}
+
+/// What was typed about packets, with names as they were where the capture was made.
+pub(super) fn filter(words: &[String], file: &Path) -> Result<Filter, Failure> {
+    let wrong = |error: crate::filter::Error| Failure::usage(error.to_string());
+    let expression = Expression::parse(&words.join(" ")).map_err(wrong)?;
+    // Most expressions name nothing that has to be looked up.
+    if let Ok(filter) = expression.clone().resolve(&There::default()) {
+        return Ok(filter);
+    }
+    let there = There::read(file).map_err(|error| damaged(file, error))?;
+    expression.resolve(&there).map_err(wrong)
+}
+
+/// Opens a capture.
+pub(super) fn open(file: &Path) -> Result<Reader, Failure> {
+    Reader::open(file).map_err(|error| damaged(file, error))
+}
+
+/// A file that cannot be read to its end.
+pub(super) fn damaged(file: &Path, error: crate::capture::ReadError) -> Failure {
+    Failure {
+        exit: Exit::Damaged,
+        error: anyhow::Error::new(error).context(file.display().to_string()),
+    }
+}
+
+/// Says what a later tracer wrote that this one does not know.
+pub(super) fn say_skipped(reader: &Reader) {
+    for (what, count) in reader.skipped().iter() {
+        eprintln!("tracer: passed over {count} {what}, which a later tracer wrote");
+    }
+}
+
+/// A bar on standard error, where that is a terminal; it shows itself after a second.
+pub(super) fn progress(file: &Path, packed: bool) -> ProgressBar {
+    let length = std::fs::metadata(file).map_or(0, |metadata| metadata.len());
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    // How long a packed file is unpacked is not known.
+    let bar = if packed {
+        ProgressBar::new_spinner()
+    } else {
+        ProgressBar::new(length)
+    };
+    bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(4));
+    let template = "{elapsed_precise} {bar:30} {bytes} {binary_bytes_per_sec}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_secs(1));
+    bar
+}

@@ -1,0 +1,188 @@
+//! `tracer show`: what a capture holds, as tables.
+
+use std::io::{BufWriter, Write, stdout};
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::explain::{damaged, filter, open, progress, say_skipped};
+use super::{Exit, Failure, Output, OutputFormat};
+use crate::capture::{ReadError, Reader, Record, Replay};
+use crate::event::Event;
+use crate::filter::Filter;
+use crate::printer::{Format, Printer, Show};
+use crate::view::json;
+use crate::view::model::{JourneyView, Names};
+use crate::view::table::{self, EventRow, FlowRow};
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// A capture: pcapng or pcap, of this or another program, also packed with gzip or zstd.
+    file: PathBuf,
+    /// Packets to show, in the words of `tracer run`; none for all.
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+    #[command(flatten)]
+    what: What,
+}
+
+#[derive(Args, Debug)]
+#[group(multiple = false)]
+struct What {
+    /// One line for each packet's journey (the default).
+    #[arg(long)]
+    journeys: bool,
+    /// One line for each flow, at most the 16,384 that were active last.
+    #[arg(long)]
+    flows: bool,
+    /// One line for each event.
+    #[arg(long)]
+    events: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
+    let mut reader = open(&arguments.file)?;
+    let mut out = BufWriter::with_capacity(1 << 16, stdout().lock());
+    let json = output.format == OutputFormat::Json;
+    let progress = progress(&arguments.file, reader.is_packed());
+    let filter = filter(&arguments.filter, &arguments.file)?;
+    let moved = |position| progress.set_position(position);
+    let error = if arguments.what.events {
+        events(&mut reader, &mut out, json, &filter, moved)?
+    } else if arguments.what.flows {
+        flows(&mut reader, &mut out, json, filter, moved)?
+    } else {
+        journeys(&mut reader, &mut out, json, filter, moved)?
+    };
+    progress.finish_and_clear();
+    out.flush()?;
+    say_skipped(&reader);
+    match error {
+        Some(error) => Err(damaged(&arguments.file, error)),
+        None => Ok(Exit::Healthy),
+    }
+}
+
+fn journeys(
+    reader: &mut Reader,
+    out: &mut impl Write,
+    json: bool,
+    filter: Filter,
+    progress: impl FnMut(u64),
+) -> anyhow::Result<Option<ReadError>> {
+    let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
+    replay.analysis().only(filter);
+    let mut written = Ok(());
+    let ended = replay.run(reader, progress, |journey, names| {
+        if written.is_ok()
+            && let Some(view) = JourneyView::new(journey, names)
+        {
+            written = if json {
+                json::line(out, "journey", &view)
+            } else {
+                table::journey(out, &view)
+            };
+        }
+    })?;
+    written?;
+    Ok(ended.error)
+}
+
+fn flows(
+    reader: &mut Reader,
+    out: &mut impl Write,
+    json: bool,
+    filter: Filter,
+    progress: impl FnMut(u64),
+) -> anyhow::Result<Option<ReadError>> {
+    let mut replay = Replay::new(Printer::new(Format::Silent, Show::Nothing));
+    replay.analysis().only(filter);
+    let ended = replay.run(reader, progress, |_, _| {})?;
+    let analysis = replay.analysis();
+    let mut flows: Vec<_> = analysis.flows().iter().collect();
+    flows.sort_unstable_by_key(|flow| flow.id);
+    let names = analysis.names();
+    for flow in flows {
+        let row = FlowRow::new(flow, &names);
+        if json {
+            json::line(out, "flow", &row)?;
+        } else {
+            table::flow(out, &row)?;
+        }
+    }
+    Ok(ended.error)
+}
+
+fn events(
+    reader: &mut Reader,
+    out: &mut impl Write,
+    json: bool,
+    filter: &Filter,
+    mut progress: impl FnMut(u64),
+) -> anyhow::Result<Option<ReadError>> {
+    let mut replay = Replay::new(Printer::new(Format::Silent, Show::Nothing));
+    let mut count = 0u64;
+    loop {
+        let record = match reader.next() {
+            Ok(Some(record)) => record,
+            Ok(None) => return Ok(None),
+            Err(error) => return Ok(Some(error)),
+        };
+        count += 1;
+        if count.is_multiple_of(4096) {
+            progress(reader.position());
+        }
+        // Only names are wanted of everything else.
+        match record {
+            Record::Event(sighting) => {
+                let interface = sighting
+                    .interface
+                    .and_then(|number| reader.interfaces().get(number as usize))
+                    .and_then(|interface| interface.name.as_deref());
+                let names = replay.analysis().names();
+                if !matches(filter, &sighting.event, &names) {
+                    continue;
+                }
+                let row = EventRow::new(&sighting.event, sighting.journey, interface, &names);
+                if json {
+                    json::line(out, "event", &row)?;
+                } else {
+                    table::event(out, &row)?;
+                }
+            }
+            Record::Packet(packet) => {
+                let event = replay.event(&packet, reader);
+                let interface = reader
+                    .interfaces()
+                    .get(packet.interface as usize)
+                    .and_then(|interface| interface.name.as_deref());
+                let names = replay.analysis().names();
+                if !matches(filter, &event, &names) {
+                    continue;
+                }
+                let row = EventRow::new(&event, None, interface, &names);
+                if json {
+                    json::line(out, "event", &row)?;
+                } else {
+                    table::event(out, &row)?;
+                }
+            }
+            Record::Header(_) | Record::Symbols(_) | Record::Cluster(_) => {
+                replay.take(record, reader, &mut |_, _| {})?;
+            }
+            Record::Facts(reading) => {
+                let collector = replay.analysis().collector();
+                collector.add_reading(reading);
+                collector.catch_up();
+            }
+            Record::Control(_) | Record::Counters(_) | Record::Diagnosis(_) => {}
+        }
+    }
+}
+
+/// An event by itself, without what happened to its packet before and after.
+fn matches(filter: &Filter, event: &Event, names: &Names<'_>) -> bool {
+    let name_of = |netns, ifindex| Some(names.device(Some(netns), ifindex));
+    filter.matches_event(event, &name_of)
+}

@@ -1,0 +1,171 @@
+//! Journeys, flows and events as rows of tables: one line each, for many of them.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::model::{JourneyView, Names, detail};
+use crate::event::{Detail, Event, protocol};
+use crate::flow::{Direction, Flow};
+
+/// A flow as shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct FlowRow {
+    /// Number.
+    pub id: u64,
+    /// Protocol.
+    pub protocol: String,
+    /// Who began.
+    pub source: String,
+    /// Whom it asked.
+    pub destination: String,
+    /// Who answers after NAT, where that is another.
+    pub real_destination: Option<String>,
+    /// Packets both ways.
+    pub packets: u64,
+    /// Of the kept packets, those that did not arrive.
+    pub failed: usize,
+    /// A packet came back.
+    pub answered: bool,
+}
+
+impl FlowRow {
+    /// Shows a flow.
+    pub fn new(flow: &Flow, names: &Names<'_>) -> Self {
+        let client = flow.client;
+        let real = flow
+            .of(Direction::Request)
+            .filter_map(|journey| journey.last_tuple())
+            .map(|tuple| tuple.destination)
+            .find(|destination| *destination != client.destination);
+        Self {
+            id: flow.id,
+            protocol: protocol::name(client.protocol),
+            source: names.named(client.protocol, client.source),
+            destination: names.named(client.protocol, client.destination),
+            real_destination: real.map(|real| names.named(client.protocol, real)),
+            packets: flow.requests + flow.replies,
+            failed: flow.kept().filter(|(_, journey)| journey.failed()).count(),
+            answered: flow.of(Direction::Reply).next().is_some(),
+        }
+    }
+}
+
+/// An event as shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct EventRow<'a> {
+    /// Number of the journey.
+    pub journey: Option<u64>,
+    /// Nanoseconds since 1970.
+    pub time_ns: u64,
+    /// Namespace and device.
+    pub interface: &'a str,
+    /// Kernel function or tracepoint.
+    pub place: &'static str,
+    /// Addresses.
+    pub packet: Option<(String, String)>,
+    /// What the hook adds.
+    pub detail: String,
+}
+
+impl<'a> EventRow<'a> {
+    /// Shows an event.
+    pub fn new(
+        event: &Event,
+        journey: Option<u64>,
+        interface: Option<&'a str>,
+        names: &Names<'_>,
+    ) -> Self {
+        let words = if event.detail == Detail::None {
+            String::new()
+        } else {
+            detail(&event.detail, event.netns, names)
+        };
+        Self {
+            journey,
+            time_ns: names.clock.wall_ns(event.time_ns),
+            interface: interface.unwrap_or("-"),
+            place: crate::hook::of(event.hook).place.symbol(),
+            packet: event.packet.as_ref().map(|packet| {
+                (
+                    packet.tuple.source.to_string(),
+                    packet.tuple.destination.to_string(),
+                )
+            }),
+            detail: words,
+        }
+    }
+}
+
+/// A journey in one line.
+///
+/// # Errors
+/// When writing fails.
+pub fn journey(out: &mut impl Write, view: &JourneyView) -> io::Result<()> {
+    let mark = match view.arrived {
+        Some(true) => '✓',
+        Some(false) => '✗',
+        None => ' ',
+    };
+    write!(
+        out,
+        "{:>8} {} {mark} {:<12} {} → {}",
+        view.id, view.time, view.protocol, view.source, view.destination
+    )?;
+    if let Some(real) = &view.real_destination {
+        write!(out, " ⇒ {real}")?;
+    }
+    writeln!(out, "  {} µs  {}", view.duration_us, view.ending)
+}
+
+/// A flow in one line.
+///
+/// # Errors
+/// When writing fails.
+pub fn flow(out: &mut impl Write, row: &FlowRow) -> io::Result<()> {
+    let mark = if row.failed > 0 {
+        '✗'
+    } else if row.answered {
+        '✓'
+    } else {
+        ' '
+    };
+    write!(
+        out,
+        "{:>8} {mark} {:<6} {} → {}",
+        row.id, row.protocol, row.source, row.destination
+    )?;
+    if let Some(real) = &row.real_destination {
+        write!(out, " ⇒ {real}")?;
+    }
+    writeln!(out, "  {} packets, {} failed", row.packets, row.failed)
+}
+
+/// An event in one line.
+///
+/// # Errors
+/// When writing fails.
+pub fn event(out: &mut impl Write, row: &EventRow<'_>) -> io::Result<()> {
+    let seconds = row.time_ns / 1_000_000_000 % 86_400;
+    write!(
+        out,
+        "{:02}:{:02}:{:02}.{:09} ",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        row.time_ns % 1_000_000_000
+    )?;
+    match row.journey {
+        Some(journey) => write!(out, "{journey:>8}")?,
+        None => write!(out, "{:>8}", "-")?,
+    }
+    write!(out, " {:<24} {:<24}", row.interface, row.place)?;
+    if let Some((source, destination)) = &row.packet {
+        write!(out, " {source} → {destination}")?;
+    }
+    if row.detail.is_empty() {
+        writeln!(out)
+    } else {
+        writeln!(out, "  {}", row.detail)
+    }
+}

@@ -17,7 +17,8 @@ fn diagnosis() -> Value {
 }
 
 fn summary() -> Value {
-    json!({"type": "summary", "events": 9, "packets": 3, "failed": 2, "lost": []})
+    json!({"type": "summary", "seconds": 1.0, "events": 9, "packets": 3, "failed": 2, "hooks": [], "devices": [],
+        "drops": [], "lost": [], "kernel_runs": 9, "kernel_ms": 0.1, "process_ms": 1.0})
 }
 
 fn wait(what: &str, so: impl Fn() -> bool) -> anyhow::Result<()> {

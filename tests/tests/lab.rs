@@ -1,5 +1,5 @@
 //! The lab tests: the release binary on a real kernel, as root. `cargo xtask test` boots the kernels
-//! and starts this in each: `lab --tracer PATH [--matrix] [FILTER]`.
+//! and starts this in each: `lab --tracer PATH [--long] [FILTER]`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -31,20 +31,20 @@ const CASE: &str = "vip-nodeport-unbound";
 
 fn main() -> anyhow::Result<ExitCode> {
     let mut arguments = std::env::args().skip(1).peekable();
-    let usage = "usage: lab --tracer PATH [--matrix] [FILTER]";
+    let usage = "usage: lab --tracer PATH [--long] [FILTER]";
     if arguments.next().as_deref() != Some("--tracer") {
         anyhow::bail!(usage);
     }
     let tracer = Tracer::new(PathBuf::from(arguments.next().context(usage)?));
-    let with_matrix = arguments.next_if_eq("--matrix").is_some();
+    let with_long = arguments.next_if_eq("--long").is_some();
     let filter = arguments.next().unwrap_or_default();
     let loaded = Command::new("modprobe").arg("-a").args(MODULES).status()?;
     check(loaded.success(), || {
         format!("this kernel lacks one of the modules {MODULES:?}")
     })?;
     let mut tests = list();
-    if with_matrix {
-        tests.extend(tests::matrix::tests(&tracer)?);
+    if with_long {
+        tests.extend(long(&tracer)?);
     }
     let passed = tests::run(&tests, &tracer, &filter, Path::new(RESULTS))?;
     Ok(if passed {
@@ -77,27 +77,35 @@ fn list() -> Vec<Test> {
         ),
     ];
     tests.extend(tests::attach::tests());
-    tests.extend(tests::paths::tests());
     tests.extend(tests::rules::tests());
-    tests.push(Test::new(
-        "serve: a real drop is counted by reason and cause",
-        tests::serve::counts,
-    ));
-    tests.push(Test::new(
-        "cluster run: Ctrl-C removes everything, causes are joined",
-        tests::fleet::interrupted,
-    ));
-    tests.extend(tests::filter::tests());
-    tests.extend(tests::check::tests());
-    tests.extend(tests::capture::tests(tracer));
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),
             |tracer| reproduce(tracer, expectation, &[]),
         ));
     }
-    tests.extend(tests::field_notes::tests());
     tests
+}
+
+/// Tests that take long, or that not every kernel has been seen to pass.
+fn long(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
+    let mut tests = vec![
+        Test::new(
+            "serve: a real drop is counted by reason and cause",
+            tests::serve::counts,
+        ),
+        Test::new(
+            "cluster run: Ctrl-C removes everything, causes are joined",
+            tests::fleet::interrupted,
+        ),
+    ];
+    tests.extend(tests::paths::tests());
+    tests.extend(tests::filter::tests());
+    tests.extend(tests::check::tests());
+    tests.extend(tests::field_notes::tests());
+    tests.extend(tests::capture::tests(tracer));
+    tests.extend(tests::matrix::tests(tracer)?);
+    Ok(tests)
 }
 
 /// What a variant of the case has to come to.

@@ -13,7 +13,7 @@ use crate::setup::{self, EbpfToolchain};
 use crate::{step, tool, workspace};
 
 /// What tracer takes as its first word; anything else is an argument of `tracer run`.
-const SUBCOMMANDS: [&str; 15] = [
+const SUBCOMMANDS: [&str; 16] = [
     "run",
     "reproduce",
     "doctor",
@@ -25,6 +25,7 @@ const SUBCOMMANDS: [&str; 15] = [
     "report",
     "export",
     "merge",
+    "serve",
     "top",
     "cluster",
     "help",

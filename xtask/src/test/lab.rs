@@ -16,14 +16,14 @@ use crate::{built, run, step, workspace};
 /// A guest that hangs must not hang the whole run.
 const TIME_LIMIT: Duration = Duration::from_secs(25 * 60);
 /// The same with the fault matrix, which plays every scenario several times.
-const MATRIX_TIME_LIMIT: Duration = Duration::from_secs(70 * 60);
+const LONG_TIME_LIMIT: Duration = Duration::from_secs(70 * 60);
 
 /// Runs the lab tests on each kernel, one guest at a time.
 pub(super) fn run(
     toolchain: &EbpfToolchain,
     targets: &Targets,
     kernels: &[Series],
-    matrix: bool,
+    long: bool,
     filter: Option<&str>,
 ) -> Result<Vec<Column>> {
     if !targets.lab {
@@ -38,13 +38,9 @@ pub(super) fn run(
         "--tracer".into(),
         workspace::target().join("release/tracer").into(),
     ];
-    command.extend(matrix.then(|| "--matrix".into()));
+    command.extend(long.then(|| "--long".into()));
     command.extend(filter.map(OsString::from));
-    let time_limit = if matrix {
-        MATRIX_TIME_LIMIT
-    } else {
-        TIME_LIMIT
-    };
+    let time_limit = if long { LONG_TIME_LIMIT } else { TIME_LIMIT };
 
     let mut columns = Vec::new();
     for &kernel in kernels {

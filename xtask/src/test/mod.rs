@@ -21,9 +21,9 @@ pub(crate) struct Arguments {
     /// Only the tests that need no lab
     #[arg(long)]
     no_lab: bool,
-    /// Also the fault matrix: every scenario with the fault, healthy and renamed (about an hour a kernel)
+    /// Also the long tests: paths, filters, captures, and every scenario with the fault, healthy and renamed
     #[arg(long, conflicts_with = "no_lab")]
-    matrix: bool,
+    long: bool,
     /// Only tests whose name contains this
     filter: Option<String>,
 }
@@ -57,7 +57,7 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
             &toolchain,
             &targets,
             &arguments.kernel.0,
-            arguments.matrix,
+            arguments.long,
             filter,
         )?;
         print!("\n{}", table::render(&columns));

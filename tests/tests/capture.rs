@@ -177,9 +177,7 @@ fn run(program: &str, arguments: &[&str]) -> Output {
     Command::new(program)
         .args(arguments)
         .output()
-        .unwrap_or_else(|error| {
-            panic!("{program} cannot be started ({error}); cargo xtask test installs it")
-        })
+        .expect("a program that cargo xtask test installs")
 }
 
 /// Lines of what tshark says of a file; it must have nothing to complain about.

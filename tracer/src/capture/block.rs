@@ -169,10 +169,8 @@ impl<'a> Builder<'a> {
 
     /// A text option, cut between characters where it is too long.
     pub(super) fn text(&mut self, code: u16, text: &str) {
-        self.option(
-            code,
-            text[..text.floor_char_boundary(usize::from(u16::MAX))].as_bytes(),
-        );
+        let end = text.floor_char_boundary(usize::from(u16::MAX));
+        self.option(code, &text.as_bytes()[..end]);
     }
 
     /// An option of ours.

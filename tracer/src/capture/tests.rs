@@ -274,7 +274,7 @@ fn a_flipped_byte_costs_nothing_before_it() {
 #[test]
 fn lengths_that_cannot_be_are_damage_and_take_no_memory() {
     let (bytes, ends) = capture();
-    for length in [0u32, 11, 13, 64 << 20, u32::MAX & !3] {
+    for length in [0u32, 11, 13, 64 << 20, !3] {
         let mut wrong = bytes.clone();
         wrong[ends[1] + 4..ends[1] + 8].copy_from_slice(&length.to_le_bytes());
         let (_, error) = read(wrong);

@@ -30,7 +30,7 @@ const MOST_WAITING: usize = 65_536;
 /// One entry of the queue.
 enum Waiting {
     Event(Box<Known>),
-    Record(Record),
+    Record(Box<Record>),
 }
 
 /// An event and what is known of it.
@@ -144,7 +144,7 @@ impl Writer {
                     Record::Control(control) => self.conclude(*control),
                     _ => {}
                 }
-                self.queue.push_back(Waiting::Record(record));
+                self.queue.push_back(Waiting::Record(Box::new(record)));
             }
         }
     }
@@ -220,7 +220,7 @@ impl Writer {
         if !named.is_empty() {
             self.encoder.remember(&named);
             self.queue
-                .push_back(Waiting::Record(Record::Symbols(named)));
+                .push_back(Waiting::Record(Box::new(Record::Symbols(named))));
         }
     }
 
@@ -310,7 +310,7 @@ impl Writer {
                 Waiting::Event(known) => self.encode(&known)?,
                 Waiting::Record(record) => {
                     let fires = cause_of(&record);
-                    self.encoder.record(record, &mut self.out)?;
+                    self.encoder.record(*record, &mut self.out)?;
                     if let Some(cause) = fires {
                         self.files.write(&self.out)?;
                         self.out.clear();

@@ -77,6 +77,7 @@ fn list() -> Vec<Test> {
         ),
     ];
     tests.extend(tests::attach::tests());
+    tests.extend(tests::paths::tests());
     tests.extend(tests::rules::tests());
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
@@ -99,7 +100,6 @@ fn long(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
             tests::fleet::interrupted,
         ),
     ];
-    tests.extend(tests::paths::tests());
     tests.extend(tests::filter::tests());
     tests.extend(tests::check::tests());
     tests.extend(tests::field_notes::tests());

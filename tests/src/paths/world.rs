@@ -71,7 +71,8 @@ const LINES: &[&str] = &[
     "ip netns exec pt-a sysctl -qw net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.cni0.send_redirects=0",
     "ip netns exec pt-b sysctl -qw net.ipv4.ip_forward=1",
     // Frames between ports stay the bridge's own business, whether or not br_netfilter is loaded.
-    "ip netns exec pt-a sysctl -qw net.bridge.bridge-nf-call-iptables=0",
+    "ip netns exec pt-a sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0",
+    "ip netns exec pt-b sysctl -qw net.bridge.bridge-nf-call-iptables=0",
     // What kube-proxy in ipvs mode makes: marked traffic is masqueraded.
     "ip netns exec pt-a iptables -t nat -A PREROUTING -p udp -m multiport --dports 53,80,30000,30003 -j MARK --set-mark 0x4000",
     "ip netns exec pt-a iptables -t nat -A PREROUTING -p tcp --dport 30000 -j MARK --set-mark 0x4000",

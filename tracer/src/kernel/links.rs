@@ -1,7 +1,7 @@
 //! What keeps programs attached.
 //!
-//! The kernel waits for every processor before it lets go of a link. One after the other that takes
-//! seconds for all hooks; side by side the waits are shared.
+//! The kernel waits for every processor before it lets go of a link, which takes seconds for all hooks.
+//! They are let go side by side; no measurement has shown yet how much of the waiting is shared.
 
 use std::sync::Mutex;
 

@@ -6,6 +6,7 @@
 mod bench;
 mod built;
 mod failure;
+mod fuzz;
 mod lab;
 mod lint;
 mod run;
@@ -39,6 +40,8 @@ enum Command {
     Test(test::Arguments),
     /// Measure what tracing costs, beside targets and another tracer
     Bench(bench::Arguments),
+    /// Fuzz what reads bytes that others wrote, each target for a bounded time
+    Fuzz(fuzz::Arguments),
     /// Check structure and formatting, and run clippy
     Lint,
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::command(arguments),
         Command::Test(arguments) => test::command(&arguments),
         Command::Bench(arguments) => bench::command(&arguments),
+        Command::Fuzz(arguments) => fuzz::command(&arguments),
         Command::Lint => lint::command(),
     };
     outcome.unwrap_or_else(|error| failure::report(&error))

@@ -5,7 +5,7 @@
 //! does and hands it to a thread, where `writer` gives each event its place and words, `encoder` makes
 //! blocks of it and `file` puts them on disk, or `ring` keeps the last while until a diagnosis fires. `reader` gives records back, `foreign` what other programs
 //! wrote, `there` what names meant where it was made, and `replay` feeds it all to the analysis that a live
-//! trace feeds.
+//! trace feeds; `report` does so for a page.
 //!
 //! Invariants:
 //! - Live and replayed analysis see the same events, facts and moments in the same order, so they say the
@@ -24,6 +24,7 @@ mod reader;
 mod record;
 mod recorder;
 mod replay;
+mod report;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub use reader::{Interface, ReadError, Reader, Skipped};
 pub use record::{Control, Counters, Header, Packet, Record, Sighting};
 pub use recorder::Recorder;
 pub use replay::{Ended, Replay};
+pub use report::{Reported, report};
 pub use ring::Trigger;
 pub use there::There;
 

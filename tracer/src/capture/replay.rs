@@ -15,7 +15,7 @@ use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
 use crate::node::{Link, NetnsFacts, NetnsId, Occasion, Reading, Snapshot, Source};
 use crate::printer::Printer;
-use crate::view::model::{Clock, Names};
+use crate::view::model::{Clock, Names, SummaryView};
 
 /// Pause between two looks at packets that another program captured, by their times.
 const LOOK_NS: u64 = 100_000_000;
@@ -254,8 +254,15 @@ impl Replay {
         collector.catch_up();
     }
 
-    /// What was under way at the end, where the file does not say how it went on.
-    fn finish(&mut self, met: &mut impl FnMut(&Journey, &Names<'_>)) -> anyhow::Result<()> {
+    /// Ends what was under way at the end, where the file does not say how it went on; gives what it all
+    /// came to.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn finish(
+        &mut self,
+        met: &mut impl FnMut(&Journey, &Names<'_>),
+    ) -> anyhow::Result<SummaryView> {
         let now_ns = self.last_ns;
         if !self.finished {
             self.analysis.finish(now_ns, &mut *met)?;
@@ -271,7 +278,7 @@ impl Replay {
         summary.kernel_ms = self.counters.kernel_ns as f64 / 1e6;
         summary.process_ms = self.counters.process_us as f64 / 1e3;
         self.analysis.printer().summary(&summary)?;
-        Ok(())
+        Ok(summary)
     }
 
     /// Who traced what; `None` for another program's file.

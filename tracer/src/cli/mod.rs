@@ -18,6 +18,7 @@ mod explain;
 mod fleet;
 mod probe;
 mod proxy_log;
+mod report;
 mod reproduce;
 mod run;
 mod serve;
@@ -133,6 +134,9 @@ enum Command {
     Reproduce(reproduce::Arguments),
     /// Journeys, flows or events of a capture as tables. Example: tracer show node.pcapng --flows
     Show(show::Arguments),
+    /// A capture as one page that loads nothing: causes with pictures of the way, every flow, tables.
+    /// Example: tracer report node.pcapng -o node.html
+    Report(report::Arguments),
     /// Look over this node without traffic; exit code 1 when something is wrong.
     /// Example: tracer check --format json
     Check(check::Arguments),
@@ -187,6 +191,7 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Show(arguments) => show::run(&arguments, &cli.output),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),
         Command::Cluster(arguments) => cluster::run(&arguments, &cli.output),

@@ -1,6 +1,7 @@
 //! What a person or a program sees. `model` turns domain values into plain text fields once; `text`
 //! and `json` only print them, so both carry the same facts. `gather` reads what the tracers of many nodes printed
-//! and joins it, `fleet` shows that; `compare` sets two ways side by side.
+//! and joins it, `fleet` shows that; `compare` sets two ways side by side; `report`
+//! makes a page of a capture.
 
 pub mod attached;
 pub mod cluster;
@@ -10,6 +11,7 @@ pub mod gather;
 pub mod json;
 pub mod model;
 pub mod probe;
+pub mod report;
 pub mod stage;
 pub mod table;
 pub mod text;

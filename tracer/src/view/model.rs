@@ -401,7 +401,7 @@ pub(super) fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> 
     }
 }
 
-pub(super) fn time_of_day(time: SystemTime) -> String {
+pub(in crate::view) fn time_of_day(time: SystemTime) -> String {
     let since = time
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();

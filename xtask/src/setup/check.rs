@@ -1,4 +1,4 @@
-//! The programs that tests on this machine compare with: kubectl and promtool.
+//! The programs that tests on this machine need: kubectl and promtool to compare with, and a browser.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,18 @@ use crate::{step, tool};
 /// Where promtool is in its package.
 const PROMTOOL: &str = "usr/bin/promtool";
 
-/// Makes sure that both are there; gives promtool's path.
+/// What Chromium is called; the test of the report looks for the same.
+const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
+
+/// Makes sure that all are there; gives promtool's path.
 pub(crate) fn test_programs() -> Result<PathBuf> {
     let debian = packages::debian_like();
+    if BROWSERS.iter().all(|browser| tool::find(browser).is_none()) {
+        if !debian {
+            return Err(absent("Chromium"));
+        }
+        packages::install("the test of reports", &["chromium"])?;
+    }
     if tool::find("kubectl").is_none() {
         if !debian {
             return Err(absent("kubectl"));

@@ -2,6 +2,7 @@
 
 mod check;
 mod ebpf;
+mod fuzz;
 mod lab;
 mod packages;
 
@@ -11,6 +12,7 @@ use anyhow::Result;
 
 pub(crate) use check::test_programs;
 pub(crate) use ebpf::{EbpfToolchain, ebpf_toolchain};
+pub(crate) use fuzz::cargo_fuzz;
 pub(crate) use lab::{capture_readers, lab_programs, require_lab_programs};
 
 use crate::step;

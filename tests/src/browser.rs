@@ -199,7 +199,11 @@ impl Browser {
             " " => " ",
             _ => "",
         };
-        let down = if text.is_empty() { "rawKeyDown" } else { "keyDown" };
+        let down = if text.is_empty() {
+            "rawKeyDown"
+        } else {
+            "keyDown"
+        };
         for kind in [down, "keyUp"] {
             let event = json!({
                 "type": kind, "key": key, "code": key, "text": if kind == "keyUp" { "" } else { text },
@@ -233,7 +237,10 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         // timeout made a group of its own for itself and the browser. They may be gone already.
-        let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
+        let _ = killpg(
+            Pid::from_raw(self.child.id().cast_signed()),
+            Signal::SIGKILL,
+        );
         let _ = self.child.wait();
     }
 }

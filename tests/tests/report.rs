@@ -1,6 +1,7 @@
 //! The page that `tracer report` makes, in a real browser.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -16,6 +17,8 @@ const LEFT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/report");
 /// Sizes of a window: width and height.
 const DESKTOP: (u32, u32) = (1280, 900);
 const PHONE: (u32, u32) = (390, 844);
+/// A4 at 96 dots an inch.
+const PAPER: (u32, u32) = (794, 1123);
 
 /// Captures that the lab made; see the folder's README.
 fn captures() -> Vec<PathBuf> {
@@ -34,8 +37,13 @@ fn captures() -> Vec<PathBuf> {
 fn page_of(capture: &Path) -> (Report, PathBuf) {
     let name = capture.file_name().expect("a name").to_string_lossy();
     let mut reader = Reader::open(capture).expect("a capture");
-    let Reported { report, error } =
-        report(name.clone().into_owned(), &mut reader, Filter::default(), |_| {}).expect("a report");
+    let Reported { report, error } = report(
+        name.clone().into_owned(),
+        &mut reader,
+        Filter::default(),
+        |_| {},
+    )
+    .expect("a report");
     assert!(error.is_none(), "{error:?}");
     std::fs::create_dir_all(LEFT).expect("a folder for pages");
     let file = Path::new(LEFT).join(name.replace(".pcapng", ".html"));
@@ -73,9 +81,8 @@ fn picture(browser: &mut Browser, page: &Path, ending: &str) -> anyhow::Result<(
 
 /// Nothing sticks out at the side.
 fn fits(browser: &mut Browser) -> anyhow::Result<()> {
-    let over = browser.evaluate(
-        "document.documentElement.scrollWidth - document.documentElement.clientWidth",
-    )?;
+    let over = browser
+        .evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")?;
     assert_eq!(over, 0, "the page is wider than its window");
     Ok(())
 }
@@ -109,22 +116,37 @@ fn every_verdict_is_seen_on_every_screen_and_nothing_is_complained_of() -> anyho
                     "Array.from(document.querySelectorAll('{place} svg.way'), \
                      picture => picture.getBoundingClientRect().height > 100)"
                 );
-                let drawn = usize::from(verdict.failing.is_some())
-                    + usize::from(verdict.healthy.is_some());
+                let drawn =
+                    usize::from(verdict.failing.is_some()) + usize::from(verdict.healthy.is_some());
                 assert_eq!(browser.evaluate(&pictures)?, json!(vec![true; drawn]));
             }
-            let ends = browser.evaluate("document.querySelector('svg.way.lost .tag')?.textContent")?;
+            let ends =
+                browser.evaluate("document.querySelector('svg.way.lost .tag')?.textContent")?;
             assert_eq!(ends, "it ends here");
             picture(&mut browser, &page, ending)?;
         }
+        // The first flow opened, as a reader would.
+        window(&mut browser, DESKTOP, "light")?;
+        browser.open(&page)?;
+        browser.evaluate(
+            "for (const part of document.querySelectorAll('details')) part.open = true; \
+             document.querySelectorAll('#timeline > :nth-child(n + 9)').forEach(flow => flow.remove())",
+        )?;
+        picture(&mut browser, &page, "open.png")?;
+        browser.open(&page)?;
         let printed = browser.call("Page.printToPDF", json!({"printBackground": true}))?;
         keep(&printed, &page, "pdf")?;
+        window(&mut browser, PAPER, "dark")?;
         browser.call("Emulation.setEmulatedMedia", json!({"media": "print"}))?;
         picture(&mut browser, &page, "print.png")?;
     }
     assert_eq!(browser.complaints(), &[] as &[String]);
     let own = |address: &String| address.starts_with("file:") || address == "about:blank";
-    assert!(browser.requests().iter().all(own), "{:?}", browser.requests());
+    assert!(
+        browser.requests().iter().all(own),
+        "{:?}",
+        browser.requests()
+    );
     Ok(())
 }
 
@@ -140,6 +162,17 @@ fn tab_to(browser: &mut Browser, selector: &str) -> anyhow::Result<()> {
     anyhow::bail!("the keyboard does not reach {selector}")
 }
 
+/// Waits for what the page does by itself after an event.
+fn until(browser: &mut Browser, condition: &str) -> anyhow::Result<()> {
+    for _ in 0..200 {
+        if browser.evaluate(condition)? == true {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    anyhow::bail!("never true: {condition}")
+}
+
 #[test]
 fn the_keyboard_opens_flows_sorts_and_filters() -> anyhow::Result<()> {
     let mut browser = Browser::start()?;
@@ -152,9 +185,16 @@ fn the_keyboard_opens_flows_sorts_and_filters() -> anyhow::Result<()> {
     let shown = "document.querySelectorAll('#timeline > .item:not([hidden])').length";
     assert_eq!(browser.evaluate(shown)?, 0);
     browser.evaluate("document.activeElement.value = ''")?;
-    tab_to(&mut browser, ".tools[data-for=timeline] input[type=checkbox]")?;
+    tab_to(
+        &mut browser,
+        ".tools[data-for=timeline] input[type=checkbox]",
+    )?;
     browser.press(" ")?;
-    let lost = report.flows.iter().filter(|flow| flow.row.failed > 0).count();
+    let lost = report
+        .flows
+        .iter()
+        .filter(|flow| flow.row.failed > 0)
+        .count();
     assert!(lost > 0 && lost < report.flows.len());
     assert_eq!(browser.evaluate(shown)?, lost);
     browser.press(" ")?;
@@ -180,8 +220,10 @@ fn the_keyboard_opens_flows_sorts_and_filters() -> anyhow::Result<()> {
     // A row leads to its flow, and opens it.
     tab_to(&mut browser, "#packet-rows tr:last-child a")?;
     browser.press("Enter")?;
-    let target = "document.querySelector(location.hash).open";
-    assert_eq!(browser.evaluate(target)?, true);
+    until(
+        &mut browser,
+        "document.querySelector(location.hash || 'html').open",
+    )?;
     assert_eq!(browser.complaints(), &[] as &[String]);
     Ok(())
 }
@@ -190,11 +232,15 @@ fn the_keyboard_opens_flows_sorts_and_filters() -> anyhow::Result<()> {
 fn a_hostile_name_is_only_shown() -> anyhow::Result<()> {
     let mut browser = Browser::start()?;
     let (mut report, page_file) = page_of(&captures()[0]);
-    let hostile = "\"'><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">";
+    let hostile =
+        "\"'><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">";
     report.about.node = hostile.into();
     for verdict in &mut report.verdicts {
         verdict.diagnosis.summary = hostile.into();
-        for way in [&mut verdict.failing, &mut verdict.healthy].into_iter().flatten() {
+        for way in [&mut verdict.failing, &mut verdict.healthy]
+            .into_iter()
+            .flatten()
+        {
             for stage in &mut way.journey.path {
                 stage.text = hostile.into();
             }

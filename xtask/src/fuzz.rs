@@ -128,7 +128,10 @@ impl Target {
         let mut folders = vec![fuzzer.to_owned()];
         folders.extend(path.iter().flat_map(std::env::split_paths));
         command
-            .env("PATH", std::env::join_paths(folders).context("PATH cannot be passed on")?)
+            .env(
+                "PATH",
+                std::env::join_paths(folders).context("PATH cannot be passed on")?,
+            )
             .env("RUSTC_BOOTSTRAP", "1")
             .args(["fuzz", what, "--sanitizer", "none"])
             .arg("--fuzz-dir")

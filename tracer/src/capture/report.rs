@@ -37,7 +37,9 @@ pub fn report(
     let error = read(reader, &mut replay, &mut notes, progress)?;
     let summary = end(&mut replay, &mut notes)?;
     let mut about = about(name, replay.header());
-    about.filters.extend(Some(filter).filter(|filter| !filter.is_empty()));
+    about
+        .filters
+        .extend(Some(filter).filter(|filter| !filter.is_empty()));
     about.damage = error.as_ref().map(ToString::to_string);
     Ok(Reported {
         report: notes.report(about, summary),

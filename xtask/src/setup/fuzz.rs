@@ -19,7 +19,9 @@ pub(crate) fn cargo_fuzz() -> Result<PathBuf> {
     if works(&folder) {
         return Ok(folder);
     }
-    step::note(format!("building cargo-fuzz {CARGO_FUZZ} (about a minute) ..."));
+    step::note(format!(
+        "building cargo-fuzz {CARGO_FUZZ} (about a minute) ..."
+    ));
     let status = Command::new("cargo")
         .args(["install", "cargo-fuzz", "--locked", "--version", CARGO_FUZZ])
         .arg("--root")

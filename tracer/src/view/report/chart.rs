@@ -110,12 +110,16 @@ pub(super) fn strip(flow: &FlowView, (first, last): (u64, u64)) -> Markup {
         let part = time_ns.saturating_sub(first) as f64 / length as f64;
         format!("{:.2}%", 1.5 + part * 97.0)
     };
+    // What was lost is on top.
+    let mut packets: Vec<_> = flow.packets.iter().collect();
+    packets.sort_by_key(|packet| packet.journey.arrived == Some(false));
     html! {
         svg.strip aria-hidden="true" {
             line.track x1="0" x2="100%" y1="50%" y2="50%" {}
-            @for packet in &flow.packets {
+            @for packet in packets {
                 @let state = state(packet.journey.arrived);
-                circle class=(state) cx=(place(packet.start_ns)) cy="50%" r="4" {}
+                @let radius = if state == "lost" { 5 } else { 4 };
+                circle class=(state) cx=(place(packet.start_ns)) cy="50%" r=(radius) {}
             }
         }
     }

@@ -35,7 +35,13 @@ impl Told<'_> {
     /// Its characters, those that would hide or turn others made visible.
     pub(super) fn characters(&self) -> impl Iterator<Item = char> + '_ {
         let cut = self.text.chars().nth(self.most).map(|_| '…');
-        let visible = |letter: char| if is_hidden(letter) { '\u{fffd}' } else { letter };
+        let visible = |letter: char| {
+            if is_hidden(letter) {
+                '\u{fffd}'
+            } else {
+                letter
+            }
+        };
         self.text.chars().take(self.most).map(visible).chain(cut)
     }
 }

@@ -12,6 +12,7 @@
 //! - The page loads nothing and runs nothing but its own script, by its Content-Security-Policy.
 //! - It is bounded: what it leaves out it says.
 
+use std::fmt;
 use std::time::SystemTime;
 
 use super::model::{DiagnosisView, JourneyView, SummaryView};
@@ -127,11 +128,13 @@ impl FlowKey {
     }
 }
 
-impl maud::Render for FlowKey {
-    fn render_to(&self, buffer: &mut String) {
+impl fmt::Display for FlowKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { phase, id } = self;
-        let phase = (*phase > 1).then(|| format!("{phase}·")).unwrap_or_default();
-        buffer.push_str(&format!("flow {phase}{id}"));
+        if *phase > 1 {
+            write!(formatter, "{phase}·")?;
+        }
+        write!(formatter, "{id}")
     }
 }
 

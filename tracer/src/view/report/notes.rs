@@ -36,8 +36,6 @@ struct Noted {
     verdict: Verdict,
     /// What a healthy packet must be like.
     like: Option<Like>,
-    /// How alike the best so far is.
-    alike: u32,
 }
 
 /// The packet that failed.
@@ -72,7 +70,6 @@ impl Notes {
 
     /// A cause that was found; the last word on the same subject counts.
     pub fn diagnosis(&mut self, diagnosis: &Diagnosis, flows: &Flows, names: &Names<'_>) {
-        self.explain(diagnosis, flows, names);
         let phase = self.phases + 1;
         let stopped = || diagnosis.flows.iter().take(MOST_STOPPED);
         let failing = stopped()
@@ -90,7 +87,6 @@ impl Notes {
                 direction,
                 opens: opens(journey),
             }),
-            alike: 0,
         };
         let known = self.verdicts.iter().position(|known| {
             let (known, new) = (&known.verdict, &noted.verdict);
@@ -106,15 +102,18 @@ impl Notes {
         }
     }
 
-    /// Losses that a cause explains are counted under it.
-    fn explain(&mut self, diagnosis: &Diagnosis, flows: &Flows, names: &Names<'_>) {
-        let stopped = diagnosis.flows.iter().take(MOST_STOPPED);
-        for flow in stopped.filter_map(|&id| flows.get(id)) {
-            for (_, journey) in flow.kept().filter(|(_, journey)| journey.failed()) {
-                if self.explained.insert(journey.id) {
-                    let time_ns = names.clock.wall_ns(journey.start_ns());
-                    let kind = names.lost_because(journey);
-                    self.losses.rename(time_ns, &kind, diagnosis.code);
+    /// Losses of this phase that a cause explains are counted under it.
+    fn explain(&mut self, flows: &Flows, names: &Names<'_>) {
+        let verdicts = self.verdicts.iter().map(|noted| &noted.verdict);
+        for verdict in verdicts {
+            let stopped = verdict.flows.iter().filter(|key| key.phase == self.phases);
+            for flow in stopped.filter_map(|key| flows.get(key.id)) {
+                for (_, journey) in flow.kept().filter(|(_, journey)| journey.failed()) {
+                    if self.explained.insert(journey.id) {
+                        let time_ns = names.clock.wall_ns(journey.start_ns());
+                        let kind = names.lost_because(journey);
+                        self.losses.rename(time_ns, &kind, &verdict.diagnosis.cause);
+                    }
                 }
             }
         }
@@ -126,6 +125,7 @@ impl Notes {
         if flows.is_empty() {
             return;
         }
+        self.explain(flows, names);
         for noted in &mut self.verdicts {
             noted.compare(flows, names);
         }
@@ -153,7 +153,11 @@ impl Notes {
         Report {
             about,
             summary,
-            verdicts: self.verdicts.into_iter().map(|noted| noted.verdict).collect(),
+            verdicts: self
+                .verdicts
+                .into_iter()
+                .map(|noted| noted.verdict)
+                .collect(),
             left_out: LeftOut {
                 packets: flows.iter().map(kept).sum(),
                 ..self.left_out
@@ -165,14 +169,16 @@ impl Notes {
 }
 
 impl Noted {
-    /// Looks for a packet like the failing one that arrived.
+    /// Looks for a packet like the failing one that arrived; one of the same phase is as good as any
+    /// later one.
     fn compare(&mut self, flows: &Flows, names: &Names<'_>) {
-        let Some(like) = self.like else {
+        let Some(like) = self.like.filter(|_| self.verdict.healthy.is_none()) else {
             return;
         };
+        let mut best = 0;
         for flow in flows.iter() {
             let alike = like.resembles(flow.client);
-            if alike <= self.alike {
+            if alike <= best {
                 continue;
             }
             let arrived = |journey: &&Journey| {
@@ -182,7 +188,7 @@ impl Noted {
             };
             let way = flow.of(like.direction).find(arrived);
             if let Some(way) = way.and_then(|journey| Way::new(journey, names)) {
-                self.alike = alike;
+                best = alike;
                 self.verdict.healthy = Some(way);
             }
         }
@@ -239,5 +245,7 @@ fn is_suspicious(journey: &Journey) -> bool {
 }
 
 fn opens(journey: &Journey) -> bool {
-    journey.first_packet().is_some_and(crate::event::Packet::opens)
+    journey
+        .first_packet()
+        .is_some_and(crate::event::Packet::opens)
 }

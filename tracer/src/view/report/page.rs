@@ -77,6 +77,9 @@ pub fn page(report: &Report) -> String {
                     section #flows {
                         h2 { "Timeline by flow" }
                         (left_out(report.left_out))
+                        @if report.flows.iter().any(|flow| flow.key.phase > 1) {
+                            p.quiet { "The trace began anew on the way, and with it the numbers of flows: 2·1 is the first flow of the second part." }
+                        }
                         (timeline::flows(&report.flows))
                     }
                     section #tables {

@@ -18,7 +18,7 @@ const LINE: u32 = 17;
 const GAP: u32 = 13;
 /// Above the first station of a namespace: its box's edge and its name.
 const HEADING: u32 = 34;
-/// Between two boxes.
+/// Between two boxes, and above what ends a way.
 const BETWEEN: u32 = 8;
 /// Characters that fit beside a station.
 const COLUMNS: usize = 31;
@@ -134,14 +134,16 @@ type Rows = Vec<(Option<usize>, Option<usize>)>;
 /// Rows of both ways, and the one at which they part.
 fn align(failing: &Way, healthy: &Way, ours: usize, theirs: usize) -> (Rows, Option<usize>) {
     let cut = |way: &Way| way.journey.path.len().min(MOST_STATIONS);
-    let comparison = compare(
+    let compared = compare(
         &failing.journey.path[..cut(failing)],
         &healthy.journey.path[..cut(healthy)],
     );
+    // For good: what one way does more than the other before they meet again is a detour.
+    let last_same = compared.rows.iter().rposition(|row| row.same());
+    let together = last_same.map_or(0, |last| last + 1);
     let (mut left, mut right) = (0, 0);
     let mut rows = Rows::new();
-    let together = comparison.parting.unwrap_or(comparison.rows.len());
-    for row in &comparison.rows[..together] {
+    for row in &compared.rows[..together] {
         rows.push((
             row.left.as_ref().map(|_| left),
             row.right.as_ref().map(|_| right),
@@ -151,11 +153,14 @@ fn align(failing: &Way, healthy: &Way, ours: usize, theirs: usize) -> (Rows, Opt
     }
     // Behind the parting nothing is gained by gaps.
     while left < ours || right < theirs {
-        rows.push(((left < ours).then_some(left), (right < theirs).then_some(right)));
+        rows.push((
+            (left < ours).then_some(left),
+            (right < theirs).then_some(right),
+        ));
         left += 1;
         right += 1;
     }
-    (rows, comparison.parting.map(|_| together))
+    (rows, compared.parting.map(|_| together))
 }
 
 /// Where each row is.
@@ -181,7 +186,10 @@ impl Grid {
         let mut tops = Vec::new();
         let mut parting_top = None;
         for (number, (left, right)) in rows.iter().enumerate() {
-            let both = [left.map(|index| &ours[index]), right.map(|index| &theirs[index])];
+            let both = [
+                left.map(|index| &ours[index]),
+                right.map(|index| &theirs[index]),
+            ];
             let both = both.into_iter().flatten();
             let opens = both.clone().any(|station| station.namespace().is_some());
             if parting == Some(number) {
@@ -190,6 +198,12 @@ impl Grid {
             }
             if opens {
                 y += HEADING;
+            }
+            let ends = |index: Option<usize>, way: &[Station<'_>]| {
+                index.is_some_and(|index| index + 1 == way.len())
+            };
+            if ends(*left, ours) || ends(*right, theirs) {
+                y += BETWEEN;
             }
             tops.push(y);
             y += both.map(Station::height).max().unwrap_or_default();
@@ -235,7 +249,7 @@ fn draw(way: &Way, stations: &[Station<'_>], side: Side, parting: Option<u32>) -
             aria-label=(in_words(way)) {
             @for (top, bottom, namespace) in boxes(stations, &side) {
                 rect.namespace x="1" y=(top) width=(WIDTH - 2) height=(bottom - top) rx="8" {}
-                text.namespace x="12" y=(top + 18) { (name(&namespace)) }
+                text.namespace x=(WORDS) y=(top + 18) { (name(&namespace)) }
             }
             line.track x1=(TRACK) x2=(TRACK) y1=(first) y2=(lost_at.unwrap_or(last)) {}
             @if let Some(lost_at) = lost_at {
@@ -377,7 +391,11 @@ fn in_words(way: &Way) -> String {
     for stage in way.journey.path.iter().take(MOST_STATIONS) {
         let namespace = stage.namespace.iter().map(|name| format!("[{name}] "));
         let lost = if stage.lost { "lost at " } else { "" };
-        words.push(format!("{}{lost}{}", namespace.collect::<String>(), stage.text));
+        words.push(format!(
+            "{}{lost}{}",
+            namespace.collect::<String>(),
+            stage.text
+        ));
     }
     words.push(way.journey.ending.clone());
     let words = words.join(", ");

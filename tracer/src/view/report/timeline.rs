@@ -40,7 +40,7 @@ fn flow(flow: &FlowView, reach: (u64, u64), events_left: &mut usize) -> Markup {
             summary {
                 span.who {
                     span class=(fate(flow)) aria-hidden="true" { (mark(fate(flow))) } " "
-                    (flow.key) " · " (name(&row.protocol)) " "
+                    "flow " (flow.key) " · " (name(&row.protocol)) " "
                     span.address { (name(&row.source)) } " → " span.address { (name(&row.destination)) }
                     @if let Some(real) = &row.real_destination { " ⇒ " span.address { (name(real)) } }
                 }
@@ -161,7 +161,11 @@ pub(super) fn packet_table(flows: &[FlowView]) -> Markup {
     let mut packets: Vec<(usize, &FlowView, &PacketView)> = flows
         .iter()
         .enumerate()
-        .flat_map(|(number, flow)| flow.packets.iter().map(move |packet| (number, flow, packet)))
+        .flat_map(|(number, flow)| {
+            flow.packets
+                .iter()
+                .map(move |packet| (number, flow, packet))
+        })
         .collect();
     packets.sort_by_key(|(_, _, packet)| packet.start_ns);
     let mut room = Room::new(TABLE_ROOM);

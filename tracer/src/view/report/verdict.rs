@@ -53,7 +53,11 @@ pub(super) fn verdict(
 
 /// Class of a certainty.
 fn sure(diagnosis: &DiagnosisView) -> &'static str {
-    if diagnosis.certainty == "certain" { "certain" } else { "likely" }
+    if diagnosis.certainty == "certain" {
+        "certain"
+    } else {
+        "likely"
+    }
 }
 
 fn extent(diagnosis: &DiagnosisView) -> Markup {
@@ -172,13 +176,18 @@ fn rest(count: usize) -> Markup {
 }
 
 fn links(verdict: &Verdict, known: &HashSet<FlowKey>) -> Markup {
-    let flows: Vec<FlowKey> = verdict.flows.iter().copied().filter(|key| known.contains(key)).collect();
+    let flows: Vec<FlowKey> = verdict
+        .flows
+        .iter()
+        .copied()
+        .filter(|key| known.contains(key))
+        .collect();
     html! {
         @if !flows.is_empty() {
             dt { "Flows" }
             dd {
                 @for key in flows.iter().take(MOST_LINKS) {
-                    a href=(format!("#{}", key.anchor())) { (key) } " "
+                    a href=(format!("#{}", key.anchor())) { "flow " (key) } " "
                 }
                 @if flows.len() > MOST_LINKS { "and " (flows.len() - MOST_LINKS) " more" }
             }

@@ -266,3 +266,92 @@ fn a_hostile_name_is_only_shown() -> anyhow::Result<()> {
     assert_ne!(browser.evaluate("document.title")?, "run");
     Ok(())
 }
+
+#[test]
+fn the_way_that_failed_is_beside_one_of_the_same_trace_that_did_not() {
+    let capture = captures()
+        .into_iter()
+        .find(|path| path.ends_with("vip-nodeport-unbound.pcapng"))
+        .expect("the capture");
+    let (report, file) = page_of(&capture);
+    let [verdict] = report.verdicts.as_slice() else {
+        panic!("{:?}", report.verdicts);
+    };
+    let (failing, healthy) = verdict
+        .failing
+        .as_ref()
+        .zip(verdict.healthy.as_ref())
+        .expect("both ways");
+    assert_eq!(failing.journey.arrived, Some(false));
+    assert_eq!(failing.journey.destination, "192.168.3.187:30000");
+    assert_eq!(healthy.journey.arrived, Some(true));
+    // From before the fix: the node's own address, from the same client.
+    assert_eq!(healthy.journey.destination, "192.168.3.182:30000");
+    assert!(verdict.flows.iter().all(|flow| flow.phase == 2));
+    let page = std::fs::read_to_string(file).expect("the page");
+    assert_eq!(page.matches("the two ways part").count(), 2);
+    // All losses are the cause's.
+    assert!(
+        page.contains(
+            "<a href=\"#verdict-1\">vip-nodeport-unbound</a></td><td class=\"number\">3<"
+        )
+    );
+}
+
+#[test]
+fn of_a_damaged_file_the_page_shows_what_comes_before_and_says_so() {
+    let whole = std::fs::read(&captures()[0]).expect("a capture");
+    let cut = std::io::Cursor::new(whole[..whole.len() * 9 / 10].to_vec());
+    let mut reader = Reader::from_stream(cut).expect("its beginning");
+    let Reported { report, error } =
+        report("cut.pcapng".into(), &mut reader, Filter::default(), |_| {}).expect("a report");
+    assert!(error.is_some());
+    assert!(!report.flows.is_empty());
+    let page = page(&report);
+    assert!(page.contains("The file is damaged."));
+    assert!(page.contains(&error.expect("an error").to_string()));
+}
+
+/// A pcap of another program with one datagram of each of so many flows.
+fn many_flows(count: u16) -> Vec<u8> {
+    let words = |words: &[u32]| {
+        words
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect::<Vec<_>>()
+    };
+    // Version 2.4, Ethernet.
+    let mut file = words(&[0xa1b2_c3d4, 4 << 16 | 2, 0, 0, 65_535, 1]);
+    for number in 0..count {
+        let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+        packet.extend([
+            0x45, 0, 0, 28, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ]);
+        packet.extend((10_000 + number).to_be_bytes());
+        packet.extend([0, 53, 0, 8, 0, 0]);
+        let length = packet.len() as u32;
+        file.extend(words(&[1_700_000_000, u32::from(number), length, length]));
+        file.extend(packet);
+    }
+    file
+}
+
+#[test]
+fn a_large_capture_gives_a_page_of_bounded_size_that_says_what_it_left_out() {
+    let page_of = |flows| {
+        let file = std::io::Cursor::new(many_flows(flows));
+        let mut reader = Reader::from_stream(file).expect("a capture");
+        let reported = report("many.pcap".into(), &mut reader, Filter::default(), |_| {});
+        page(&reported.expect("a report").report)
+    };
+    let few = page_of(200);
+    assert!(!few.contains("Left out"));
+    let many = page_of(20_000);
+    assert!(many.contains("Left out: 0 causes, 19800 flows"));
+    assert!(
+        many.len() < few.len() + 1_000,
+        "{} {}",
+        many.len(),
+        few.len()
+    );
+}

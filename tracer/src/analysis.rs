@@ -105,6 +105,11 @@ impl Analysis {
         self.collector.all_flows()
     }
 
+    /// Numbers of the kept flows that a cause is known to have stopped.
+    pub fn stopped_by(&self, code: &str) -> impl Iterator<Item = u64> + '_ {
+        self.collector.stopped_by(code)
+    }
+
     /// What the kernel calls things.
     pub const fn kernel(&mut self) -> &mut Kernel {
         &mut self.kernel

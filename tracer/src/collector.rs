@@ -436,6 +436,11 @@ impl Collector {
         std::mem::take(&mut self.newly_stopped)
     }
 
+    /// Numbers of the kept flows that a cause is known to have stopped.
+    pub fn stopped_by(&self, code: &str) -> impl Iterator<Item = u64> + '_ {
+        self.stopped.get(code).into_iter().flatten().copied()
+    }
+
     /// Forgets flows, facts and diagnoses: what comes next is judged by itself.
     pub fn forget(&mut self) {
         self.flows = Flows::default();

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::reader::{ReadError, Reader};
 use super::record::{Control, Header, Record};
 use super::replay::Replay;
+use crate::analysis::Analysis;
 use crate::filter::Filter;
 use crate::printer::{Format, Printer, Show};
 use crate::view::model::SummaryView;
@@ -94,8 +95,9 @@ fn diagnosed(replay: &mut Replay, known: usize, notes: &mut Notes) {
 }
 
 fn phase_ends(replay: &mut Replay, notes: &mut Notes) {
-    let analysis = replay.analysis();
-    notes.phase_ends(analysis.flows(), &analysis.names());
+    let analysis: &Analysis = replay.analysis();
+    let stopped = |code: &str| analysis.stopped_by(code).collect();
+    notes.phase_ends(analysis.flows(), &stopped, &analysis.names());
 }
 
 fn about(file: String, header: Option<&Header>) -> About {

@@ -18,6 +18,9 @@ use crate::view::table::FlowRow;
 /// Most flows of one diagnosis that are looked at.
 const MOST_STOPPED: usize = 10_000;
 
+/// Numbers of the flows that a cause is known to have stopped, by its code.
+type Stopped<'a> = &'a dyn Fn(&str) -> Vec<u64>;
+
 /// Notes of a replay.
 #[derive(Default)]
 pub struct Notes {
@@ -102,17 +105,17 @@ impl Notes {
         }
     }
 
-    /// Losses of this phase that a cause explains are counted under it.
-    fn explain(&mut self, flows: &Flows, names: &Names<'_>) {
-        let verdicts = self.verdicts.iter().map(|noted| &noted.verdict);
-        for verdict in verdicts {
-            let stopped = verdict.flows.iter().filter(|key| key.phase == self.phases);
-            for flow in stopped.filter_map(|key| flows.get(key.id)) {
+    /// Losses of this phase that a cause explains are counted under it; where several do, under the one
+    /// that was named first.
+    fn explain(&mut self, flows: &Flows, stopped: Stopped<'_>, names: &Names<'_>) {
+        for noted in &self.verdicts {
+            let code = &noted.verdict.diagnosis.cause;
+            for flow in stopped(code).into_iter().filter_map(|id| flows.get(id)) {
                 for (_, journey) in flow.kept().filter(|(_, journey)| journey.failed()) {
                     if self.explained.insert(journey.id) {
                         let time_ns = names.clock.wall_ns(journey.start_ns());
                         let kind = names.lost_because(journey);
-                        self.losses.rename(time_ns, &kind, &verdict.diagnosis.cause);
+                        self.losses.rename(time_ns, &kind, code);
                     }
                 }
             }
@@ -120,12 +123,12 @@ impl Notes {
     }
 
     /// The flows so far are complete, and will be forgotten.
-    pub fn phase_ends(&mut self, flows: &Flows, names: &Names<'_>) {
+    pub fn phase_ends(&mut self, flows: &Flows, stopped: Stopped<'_>, names: &Names<'_>) {
         self.phases += 1;
         if flows.is_empty() {
             return;
         }
-        self.explain(flows, names);
+        self.explain(flows, stopped, names);
         for noted in &mut self.verdicts {
             noted.compare(flows, names);
         }

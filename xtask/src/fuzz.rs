@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 
 use crate::setup::{self, EbpfToolchain};
-use crate::{step, tool, workspace};
+use crate::{step, workspace};
 
 /// What is fuzzed; each has `tests/fuzz/targets/NAME.rs` and `tests/fuzz/corpus/NAME`.
 const TARGETS: [&str; 5] = ["capture", "record", "report", "filter", "event"];

@@ -8,8 +8,12 @@ use crate::{setup, tidy};
 
 /// Every check and its arguments to cargo. The eBPF programs themselves compile for a target
 /// that clippy cannot host; their library is what both sides share.
-const CHECKS: [(&str, &[&str]); 3] = [
+const CHECKS: [(&str, &[&str]); 4] = [
     ("formatting", &["fmt", "--all", "--check"]),
+    (
+        "formatting of the fuzz targets",
+        &["fmt", "--manifest-path", "tests/fuzz/Cargo.toml", "--check"],
+    ),
     (
         "clippy",
         &["clippy", "--all-targets", "--", "--deny", "warnings"],

@@ -1,12 +1,14 @@
 //! Times as SVG. Shapes stretch with the page, so what is written stands beside them as text.
 
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
 use maud::{Markup, html};
 
 use super::FlowView;
 use super::losses::{Losses, MOST_SPANS};
 use super::markup::{count, duration, name};
 use crate::view::model::time_of_day;
-use std::time::{Duration, SystemTime};
 
 /// Kinds of loss that have a colour; the others share one.
 const COLOURS: usize = 6;
@@ -65,7 +67,8 @@ pub(super) fn losses(losses: &Losses, verdict: &dyn Fn(&str) -> Option<usize>) -
     }
 }
 
-type Kind<'a> = (&'a str, &'a std::collections::BTreeMap<u64, u64>, u64);
+/// A kind of loss with its counts by span and in all.
+type Kind<'a> = (&'a str, &'a BTreeMap<u64, u64>, u64);
 
 fn bar(span: u64, place: u64, most: u64, kinds: &[Kind<'_>], time: &str) -> Markup {
     let mut below = 0;

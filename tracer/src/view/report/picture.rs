@@ -16,6 +16,8 @@ const WORDS: u32 = 48;
 const LINE: u32 = 17;
 /// Between two stations.
 const GAP: u32 = 13;
+/// Above everything.
+const TOP: u32 = 4;
 /// Above the first station of a namespace: its box's edge and its name.
 const HEADING: u32 = 34;
 /// Between two boxes, and above what ends a way.
@@ -39,19 +41,18 @@ pub(super) struct Pictures {
 pub(super) fn pictures(failing: &Way, healthy: Option<&Way>) -> Pictures {
     let ours = stations(failing);
     let Some(healthy) = healthy else {
-        let rows = (0..ours.len()).map(|index| (Some(index), None)).collect();
-        let grid = Grid::new(rows, None, &ours, &[]);
+        let mut column = Column::default();
+        column.rest(&ours, 0, TOP);
         return Pictures {
-            failing: draw(failing, &ours, grid.side(true), None),
+            failing: draw(failing, &ours, &column, None),
             healthy: None,
         };
     };
     let theirs = stations(healthy);
-    let (rows, parting) = align(failing, healthy, ours.len(), theirs.len());
-    let grid = Grid::new(rows, parting, &ours, &theirs);
+    let (left, right, parting) = columns(failing, healthy, &ours, &theirs);
     Pictures {
-        failing: draw(failing, &ours, grid.side(true), grid.parting_top),
-        healthy: Some(draw(healthy, &theirs, grid.side(false), grid.parting_top)),
+        failing: draw(failing, &ours, &left, parting),
+        healthy: Some(draw(healthy, &theirs, &right, parting)),
     }
 }
 
@@ -128,117 +129,75 @@ fn stations(way: &Way) -> Vec<Station<'_>> {
     stations
 }
 
-/// Indices of the stations that stand at the same height.
-type Rows = Vec<(Option<usize>, Option<usize>)>;
+/// Where each station of a way is: its top, in order.
+#[derive(Default)]
+struct Column(Vec<u32>);
 
-/// Rows of both ways, and the one at which they part.
-fn align(failing: &Way, healthy: &Way, ours: usize, theirs: usize) -> (Rows, Option<usize>) {
+impl Column {
+    /// Puts the stations from an index on below a height, each as high as it is.
+    fn rest(&mut self, stations: &[Station<'_>], from: usize, mut y: u32) {
+        for (index, station) in stations.iter().enumerate().skip(from) {
+            if station.namespace().is_some() {
+                y += HEADING + if index > 0 { BETWEEN } else { 0 };
+            }
+            if index + 1 == stations.len() {
+                y += BETWEEN;
+            }
+            self.0.push(y);
+            y += station.height();
+        }
+    }
+}
+
+/// Places two ways: at the same height up to where they part for good, then each by itself. What one
+/// way does more than the other before they meet again is a detour.
+fn columns(
+    failing: &Way,
+    healthy: &Way,
+    ours: &[Station<'_>],
+    theirs: &[Station<'_>],
+) -> (Column, Column, Option<u32>) {
     let cut = |way: &Way| way.journey.path.len().min(MOST_STATIONS);
     let compared = compare(
         &failing.journey.path[..cut(failing)],
         &healthy.journey.path[..cut(healthy)],
     );
-    // For good: what one way does more than the other before they meet again is a detour.
     let last_same = compared.rows.iter().rposition(|row| row.same());
     let together = last_same.map_or(0, |last| last + 1);
-    let (mut left, mut right) = (0, 0);
-    let mut rows = Rows::new();
-    for row in &compared.rows[..together] {
-        rows.push((
-            row.left.as_ref().map(|_| left),
-            row.right.as_ref().map(|_| right),
-        ));
-        left += usize::from(row.left.is_some());
-        right += usize::from(row.right.is_some());
-    }
-    // Behind the parting nothing is gained by gaps.
-    while left < ours || right < theirs {
-        rows.push((
-            (left < ours).then_some(left),
-            (right < theirs).then_some(right),
-        ));
-        left += 1;
-        right += 1;
-    }
-    (rows, compared.parting.map(|_| together))
-}
-
-/// Where each row is.
-struct Grid {
-    rows: Rows,
-    /// Top of each row's stations.
-    tops: Vec<u32>,
-    /// Where the ways part.
-    parting_top: Option<u32>,
-}
-
-/// Stations of one way: which, and where.
-type Side = Vec<(usize, u32)>;
-
-impl Grid {
-    fn new(
-        rows: Rows,
-        parting: Option<usize>,
-        ours: &[Station<'_>],
-        theirs: &[Station<'_>],
-    ) -> Self {
-        let mut y = 4;
-        let mut tops = Vec::new();
-        let mut parting_top = None;
-        for (number, (left, right)) in rows.iter().enumerate() {
-            let both = [
-                left.map(|index| &ours[index]),
-                right.map(|index| &theirs[index]),
-            ];
-            let both = both.into_iter().flatten();
-            let opens = both.clone().any(|station| station.namespace().is_some());
-            if parting == Some(number) {
-                parting_top = Some(y);
-                y += LINE + BETWEEN;
-            }
-            if opens {
-                y += HEADING;
-            }
-            let ends = |index: Option<usize>, way: &[Station<'_>]| {
-                index.is_some_and(|index| index + 1 == way.len())
-            };
-            if ends(*left, ours) || ends(*right, theirs) {
-                y += BETWEEN;
-            }
-            tops.push(y);
-            y += both.map(Station::height).max().unwrap_or_default();
-            let next_opens = rows.get(number + 1).is_some_and(|(left, right)| {
-                left.is_some_and(|index| ours[index].namespace().is_some())
-                    || right.is_some_and(|index| theirs[index].namespace().is_some())
-            });
-            if next_opens {
-                y += BETWEEN;
-            }
+    let (mut left, mut right) = (Column::default(), Column::default());
+    let mut y = TOP;
+    for (number, row) in compared.rows[..together].iter().enumerate() {
+        let (one, other) = (left.0.len(), right.0.len());
+        let one = row.left.as_ref().map(|_| &ours[one]);
+        let other = row.right.as_ref().map(|_| &theirs[other]);
+        let both = || one.into_iter().chain(other);
+        if both().any(|station| station.namespace().is_some()) {
+            y += HEADING + if number > 0 { BETWEEN } else { 0 };
         }
-        Self {
-            rows,
-            tops,
-            parting_top,
-        }
+        left.0.extend(one.map(|_| y));
+        right.0.extend(other.map(|_| y));
+        y += both().map(Station::height).max().unwrap_or_default();
     }
-
-    fn side(&self, left: bool) -> Side {
-        let own = |(row, top): (&(Option<usize>, Option<usize>), &u32)| {
-            Some((if left { row.0 } else { row.1 }?, *top))
-        };
-        self.rows.iter().zip(&self.tops).filter_map(own).collect()
+    let parting = compared.parting.map(|_| y);
+    if parting.is_some() {
+        y += LINE + BETWEEN;
     }
+    let (one, other) = (left.0.len(), right.0.len());
+    left.rest(ours, one, y);
+    right.rest(theirs, other, y);
+    (left, right, parting)
 }
 
-fn draw(way: &Way, stations: &[Station<'_>], side: Side, parting: Option<u32>) -> Markup {
-    let bottom = |&(index, top): &(usize, u32)| top + stations[index].height();
-    let height = side.iter().map(bottom).max().unwrap_or_default() + 6;
-    let lost_at = side
-        .iter()
-        .find(|(index, _)| stations[*index].shape == Shape::Lost)
-        .map(|&(_, top)| top + LINE / 2);
-    let first = side.first().map_or(0, |&(_, top)| top + LINE / 2);
-    let last = side.last().map_or(0, |&(_, top)| top + LINE / 2);
+fn draw(way: &Way, stations: &[Station<'_>], column: &Column, parting: Option<u32>) -> Markup {
+    let placed = || stations.iter().zip(column.0.iter().copied());
+    let bottom = |(station, top): (&Station<'_>, u32)| top + station.height();
+    let height = placed().map(bottom).max().unwrap_or_default() + 6;
+    let middle = |top: u32| top + LINE / 2;
+    let lost_at = placed()
+        .find(|(station, _)| station.shape == Shape::Lost)
+        .map(|(_, top)| middle(top));
+    let first = column.0.first().map_or(0, |&top| middle(top));
+    let last = column.0.last().map_or(0, |&top| middle(top));
     let state = match way.journey.arrived {
         Some(true) => "way arrived",
         Some(false) => "way lost",
@@ -247,7 +206,7 @@ fn draw(way: &Way, stations: &[Station<'_>], side: Side, parting: Option<u32>) -
     html! {
         svg class=(state) viewBox=(format!("0 0 {WIDTH} {height}")) role="img"
             aria-label=(in_words(way)) {
-            @for (top, bottom, namespace) in boxes(stations, &side) {
+            @for (top, bottom, namespace) in boxes(stations, column) {
                 rect.namespace x="1" y=(top) width=(WIDTH - 2) height=(bottom - top) rx="8" {}
                 text.namespace x=(WORDS) y=(top + 18) { (name(&namespace)) }
             }
@@ -262,20 +221,19 @@ fn draw(way: &Way, stations: &[Station<'_>], side: Side, parting: Option<u32>) -
                     "the two ways part"
                 }
             }
-            @for &(index, top) in &side {
-                (station(&stations[index], top, index + 1 == stations.len()))
+            @for (index, (placed, top)) in placed().enumerate() {
+                (station(placed, top, index + 1 == stations.len()))
             }
         }
     }
 }
 
 /// Top, bottom and name of each namespace's box.
-fn boxes(stations: &[Station<'_>], side: &Side) -> Vec<(u32, u32, String)> {
+fn boxes(stations: &[Station<'_>], column: &Column) -> Vec<(u32, u32, String)> {
     let mut boxes: Vec<(u32, u32, String)> = Vec::new();
     // The last one says how it ended, and is in no namespace.
-    let inside = side.len().saturating_sub(1);
-    for &(index, top) in &side[..inside] {
-        let station = &stations[index];
+    let inside = stations.len().saturating_sub(1);
+    for (station, &top) in stations[..inside].iter().zip(&column.0) {
         let bottom = top + station.height() - 2;
         match (station.namespace(), boxes.last_mut()) {
             (Some(namespace), _) => boxes.push((top - HEADING + 4, bottom, namespace.to_owned())),

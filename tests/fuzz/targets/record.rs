@@ -6,9 +6,8 @@
 use std::io::Cursor;
 
 use libfuzzer_sys::fuzz_target;
-use tracer::capture::{ENTERPRISE, Reader, Replay};
-use tracer::printer::{Format, Printer, Show};
-use tracer::view::model::JourneyView;
+use tracer::capture::{ENTERPRISE, Reader, report};
+use tracer::filter::Filter;
 
 /// Most records of one input.
 const MOST: usize = 64;
@@ -28,15 +27,8 @@ fuzz_target!(|records: &[u8]| {
     let Ok(mut reader) = Reader::from_stream(Cursor::new(file)) else {
         return;
     };
-    let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
-    replay
-        .run(
-            &mut reader,
-            |_| {},
-            |journey, names| {
-                JourneyView::new(journey, names);
-            },
-        )
+    let name = String::from("fuzzed.pcapng");
+    report(name, &mut reader, Filter::default(), |_| {})
         .expect("nothing is printed that could fail");
 });
 

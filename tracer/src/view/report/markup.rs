@@ -9,6 +9,9 @@ const LONGEST_NAME: usize = 160;
 /// Longest sentence or command.
 const LONGEST_PROSE: usize = 2_000;
 
+/// Most lines of a list: evidence, fixes, devices.
+pub(super) const MOST_LINES: usize = 40;
+
 /// A text as it may be written.
 pub(super) struct Told<'a> {
     text: &'a str,
@@ -54,6 +57,13 @@ impl Render for Told<'_> {
             // Writing to a string cannot fail.
             let _ = escaper.write_str(letter.encode_utf8(&mut room));
         }
+    }
+}
+
+/// Says how many lines of a list are not written.
+pub(super) fn rest(lines: usize) -> Markup {
+    html! {
+        @if lines > MOST_LINES { p.quiet { "and " (lines - MOST_LINES) " more" } }
     }
 }
 

@@ -8,14 +8,12 @@ use base64::engine::general_purpose::STANDARD;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest as _, Sha256};
 
-use super::markup::{Room, count, name, prose};
+use super::markup::{MOST_LINES, Room, count, name, prose, rest};
 use super::{About, FlowKey, LeftOut, Report, chart, timeline, verdict};
 use crate::view::model::SummaryView;
 
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
-/// Most lines of a list.
-const MOST_LINES: usize = 40;
 /// Room for the verdicts, bytes.
 const VERDICT_ROOM: usize = 8 << 20;
 
@@ -253,11 +251,5 @@ fn counts(counts: &[(String, u64)], none: &str) -> Markup {
             }
             (rest(counts.len()))
         }
-    }
-}
-
-fn rest(count: usize) -> Markup {
-    html! {
-        @if count > MOST_LINES { p.quiet { "and " (count - MOST_LINES) " more" } }
     }
 }

@@ -5,13 +5,11 @@ use std::collections::HashSet;
 use maud::{Markup, html};
 
 use super::chart::state;
-use super::markup::{name, prose};
+use super::markup::{MOST_LINES, name, prose, rest};
 use super::picture::{legend, pictures};
 use super::{FlowKey, Verdict, Way};
 use crate::view::model::{ConsequenceView, DiagnosisView, FixView, JourneyView};
 
-/// Most lines of a list: evidence, fixes, consequences.
-const MOST_LINES: usize = 40;
 /// Most flows that a verdict links to.
 const MOST_LINKS: usize = 12;
 
@@ -166,12 +164,6 @@ fn consequences(consequences: &[ConsequenceView]) -> Markup {
                 (rest(consequences.len()))
             }
         }
-    }
-}
-
-fn rest(count: usize) -> Markup {
-    html! {
-        @if count > MOST_LINES { p.quiet { "and " (count - MOST_LINES) " more" } }
     }
 }
 

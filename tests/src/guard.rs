@@ -16,10 +16,10 @@ const MOST_EVENTS: &str = "300";
 
 /// The tests.
 pub fn tests() -> Vec<Test> {
-    vec![Test::new(
-        "guard: over its limit whole flows are left out",
-        left_out,
-    )]
+    vec![
+        Test::new("guard: over the rate whole flows are left out", left_out),
+        Test::new("guard: kernel time is kept below its limit", kernel_time),
+    ]
 }
 
 /// Journeys by the client's port, each as its stages.
@@ -55,7 +55,7 @@ fn traced(
     limit: &[&str],
     ports: &[std::ops::Range<u16>],
 ) -> anyhow::Result<Answer> {
-    let usual = ["--all", "--no-kube", "--max-cpu", "0", "--buffer", "64"];
+    let usual = ["--all", "--no-kube", "--buffer", "64"];
     let tracing = tracer.start(&[&usual, limit].concat())?;
     for ports in ports {
         World::travel_from(ports.clone(), 1)?;
@@ -89,10 +89,10 @@ fn left_out(tracer: &Tracer) -> anyhow::Result<()> {
     check(sampled.len() < AFTER.len() / 2, || {
         format!("{} of {} flows are traced", sampled.len(), AFTER.len())
     })?;
-    let full = flows
-        .get(&BEFORE.start)
-        .context("the first flow is not traced")?;
-    let cut = flows.values().filter(|stages| *stages != full).count();
+    // The first one asks for the neighbours as well.
+    let mut ours = flows.range(BEFORE.start + 1..);
+    let (_, full) = ours.next().context("no flow is traced")?;
+    let cut = ours.filter(|(_, stages)| *stages != full).count();
     // A flow under way when the share changes is cut; no other is.
     check(cut <= changes.len(), || {
         format!(
@@ -100,4 +100,18 @@ fn left_out(tracer: &Tracer) -> anyhow::Result<()> {
             changes.len()
         )
     })
+}
+
+/// The programs' time is measured, and what is left out makes it less.
+fn kernel_time(tracer: &Tracer) -> anyhow::Result<()> {
+    let _world = World::build(Proxy::Iptables)?;
+    let answer = traced(tracer, &["--max-cpu", "0.1"], &[BEFORE])?;
+    let changes = answer.objects("sampling");
+    let first = changes.first().context("the guard said nothing")?;
+    check(first["kernel_percent"].as_f64() > Some(0.1), || {
+        format!("{first}")
+    })?;
+    check(first["share"].as_f64() < Some(1.0), || format!("{first}"))?;
+    let (_, left) = events(&answer)?;
+    check(left > 0, || "nothing was left out".into())
 }

@@ -16,6 +16,7 @@ mod command;
 mod doctor;
 mod explain;
 mod fleet;
+mod limits;
 mod probe;
 mod proxy_log;
 mod report;

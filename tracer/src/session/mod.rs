@@ -1,5 +1,6 @@
 //! A live trace: programs, ring buffer, analysis and, where asked for, a capture put together.
 
+mod guard;
 mod metered;
 
 use std::sync::Arc;
@@ -14,9 +15,9 @@ use crate::cause::Diagnosis;
 use crate::event::Event;
 use crate::journey::Journey;
 use crate::kernel::btf::Btf;
+use crate::kernel::inbox::Inbox;
 use crate::kernel::load::{Options, Tracing};
 use crate::kernel::reasons::DropReasons;
-use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Table;
 use crate::kube::{Cluster, ClusterFacts};
 use crate::node::{NetnsHandle, ProxyLog, Source};
@@ -25,12 +26,16 @@ use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
 use crate::view::model::{Clock, JourneyView, SummaryView, monotonic_ns};
 
+use guard::{Guard, Spent};
+pub use guard::{Limits, SamplingView};
 use metered::Metered;
 
-/// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
+/// How often events are looked at.
 const PERIOD: Duration = Duration::from_millis(10);
 /// How often modules that came or went are looked for.
 const MODULES_PERIOD: Duration = Duration::from_secs(1);
+/// How often it is looked at what tracing costs.
+const GUARD_PERIOD: Duration = Duration::from_secs(1);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
 /// How often a capture is told what was lost and what tracing costs.
@@ -44,7 +49,7 @@ const MOST_GATHERED: usize = 262_144;
 /// A running trace.
 pub struct Session {
     tracing: Tracing,
-    ring: Ring,
+    inbox: Inbox,
     /// Events lost so far, as the journeys know it.
     known_lost: u64,
     modules_looked: Instant,
@@ -56,6 +61,9 @@ pub struct Session {
     /// When the capture was last told the counters.
     counted: Instant,
     meter: Option<Metered>,
+    guard: Guard,
+    /// When it last looked.
+    guarded: Instant,
 }
 
 /// A cluster that is watched beside the trace.
@@ -79,7 +87,8 @@ impl Session {
         let btf = Btf::vmlinux()
             .context("this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)")?;
         let mut tracing = Tracing::start(&btf, options)?;
-        let ring = tracing.take_ring()?;
+        let inbox = Inbox::start(tracing.take_ring()?)
+            .context("no thread can be had to empty the ring buffer")?;
         let kernel = Kernel {
             reasons: Arc::new(DropReasons::read(&btf)),
             // Needed by the first drop only, so that it does not delay the start.
@@ -93,7 +102,7 @@ impl Session {
         Ok(Self {
             analysis,
             tracing,
-            ring,
+            inbox,
             known_lost: 0,
             modules_looked: Instant::now(),
             attached: started.elapsed(),
@@ -102,7 +111,16 @@ impl Session {
             recorder: None,
             counted: Instant::now(),
             meter: None,
+            guard: Guard::new(Limits::default()),
+            guarded: Instant::now(),
         })
+    }
+
+    /// Leaves flows out from now on when tracing costs more; false when the kernel does not say what its
+    /// part costs, so that its limit cannot be kept.
+    pub fn limit(&mut self, limits: Limits) -> bool {
+        self.guard = Guard::new(limits);
+        limits.cpu.is_none() || self.tracing.knows_cost()
     }
 
     /// What the kernel calls things.
@@ -214,10 +232,10 @@ impl Session {
         loop {
             tokio::select! {
                 value = &mut stop => {
-                    diagnoses.extend(self.step(false)?);
+                    diagnoses.extend(self.step(false)?.0);
                     return Ok((value, diagnoses));
                 }
-                _ = tick.tick() => diagnoses.extend(self.step(false)?),
+                _ = tick.tick() => diagnoses.extend(self.step(false)?.0),
             }
             if let Some(value) = enough(self.analysis.printer(), &diagnoses) {
                 return Ok((value, diagnoses));
@@ -239,7 +257,7 @@ impl Session {
                 break;
             }
         }
-        diagnoses.extend(self.step(true)?);
+        diagnoses.extend(self.step(true)?.0);
         Ok(diagnoses)
     }
 
@@ -272,13 +290,47 @@ impl Session {
         Ok(())
     }
 
-    /// Empties the ring buffer; gives how many events there were, and the time now.
+    /// Leaves flows out, or traces them again, where the limits ask for it; says so.
+    fn keep_cheap(&mut self, now: u64) -> anyhow::Result<()> {
+        if self.guarded.elapsed() < GUARD_PERIOD {
+            return Ok(());
+        }
+        self.guarded = Instant::now();
+        let (events, waiting) = self.inbox.load();
+        let spent = Spent {
+            time: self.started.elapsed(),
+            kernel: self.tracing.cost(),
+            events,
+            waiting,
+        };
+        let Some(change) = self.guard.look(spent) else {
+            return Ok(());
+        };
+        self.tracing.trace_share(change.share)?;
+        // What is under way may be cut.
+        self.mark_loss(now);
+        self.analysis
+            .printer()
+            .object("sampling", &change, &change.words())?;
+        Ok(())
+    }
+
+    /// Events may be missing from what is under way.
+    fn mark_loss(&mut self, now_ns: u64) {
+        self.analysis.collector().mark_loss(now_ns);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.control(Control::Loss { now_ns });
+        }
+    }
+
+    /// Takes the events that came; gives how many there were, and the time up to which all were taken.
     fn take(&mut self) -> anyhow::Result<(usize, u64)> {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
         self.follow_modules()?;
         let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
-        let drained = self.ring.drain(BATCH, |raw| {
+        let now = monotonic_ns();
+        let taken = self.inbox.take(BATCH, |raw| {
             if let Some(event) = Event::decode(raw) {
                 if let Some(recorder) = recorder {
                     recorder.event(raw);
@@ -286,19 +338,18 @@ impl Session {
                 analysis.push(event);
             }
         });
-        let now = monotonic_ns();
-        let lost = self.ring.lost().total();
+        let lost = self.inbox.lost().total();
         if lost > self.known_lost {
             self.known_lost = lost;
-            analysis.collector().mark_loss(now);
-            if let Some(recorder) = recorder {
-                recorder.control(Control::Loss { now_ns: now });
-            }
+            self.mark_loss(monotonic_ns());
         }
-        Ok((drained, now))
+        self.keep_cheap(now)?;
+        let until = taken.last_ns.filter(|_| taken.more).unwrap_or(now);
+        Ok((taken.count, until.min(now)))
     }
 
-    fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+    /// Looks at the events that came; gives the new diagnoses and how many events there were.
+    fn step(&mut self, hurry: bool) -> anyhow::Result<(Vec<Diagnosis>, usize)> {
         let (drained, now) = self.take()?;
         let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
         let wanting = Wanting::of(self.cluster.as_ref(), analysis.cluster());
@@ -315,7 +366,7 @@ impl Session {
             self.hand_over();
         }
         self.count_totals(now);
-        Ok(step.diagnoses)
+        Ok((step.diagnoses, drained))
     }
 
     /// Collects until `work` is done and what it sent has had time to end; gives back every journey of
@@ -388,6 +439,7 @@ impl Session {
         Counters {
             time_ns: monotonic_ns(),
             lost: self.lost(),
+            left_out: self.tracing.left_out(),
             kernel_runs: cost.runs,
             kernel_ns: cost.time.as_nanos() as u64,
             process_us: (process_ms() * 1e3) as u64,
@@ -405,12 +457,26 @@ impl Session {
         }
     }
 
+    /// Takes everything that the kernel has given so far.
+    fn take_rest(&mut self) -> anyhow::Result<Vec<Diagnosis>> {
+        // What comes meanwhile has no end while packets flow.
+        let mut rest = self.inbox.catch_up();
+        let (mut diagnoses, mut taken) = self.step(false)?;
+        while taken > 0 && taken < rest {
+            rest -= taken;
+            let (found, more) = self.step(false)?;
+            diagnoses.extend(found);
+            taken = more;
+        }
+        Ok(diagnoses)
+    }
+
     /// Ends the trace: what is under way, a last look for causes, the summary, and the capture.
     ///
     /// # Errors
     /// When printing fails, or the capture cannot be completed.
     pub fn finish(mut self) -> anyhow::Result<Vec<Diagnosis>> {
-        self.step(false)?;
+        let mut diagnoses = self.take_rest()?;
         let now = monotonic_ns();
         let wanting = Wanting::of(self.cluster.as_ref(), self.analysis.cluster());
         self.analysis
@@ -421,7 +487,7 @@ impl Session {
             recorder.names(&mut self.analysis);
             recorder.control(Control::Finish { now_ns: now });
         }
-        let diagnoses = self.step(true)?;
+        diagnoses.extend(self.step(true)?.0);
         let summary = self.summary();
         self.analysis.printer().summary(&summary)?;
         let readings = self.analysis.collector().take_readings();
@@ -457,7 +523,7 @@ impl Session {
                 ("capture could not keep up", unwritten),
             ])
             .filter(|&(_, count)| count > 0);
-        let lost = self.ring.lost();
+        let lost = self.inbox.lost();
         lost.iter()
             .chain(here)
             .map(|(cause, count)| (cause.to_owned(), count))
@@ -469,6 +535,7 @@ impl Session {
         SummaryView {
             seconds: self.started.elapsed().as_secs_f64(),
             lost: self.lost(),
+            left_out: self.tracing.left_out(),
             kernel_runs: cost.runs,
             kernel_ms: cost.time.as_secs_f64() * 1e3,
             process_ms: process_ms(),

@@ -24,9 +24,6 @@ pub(crate) struct Arguments {
     /// How long each target is fuzzed
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Keep the smallest part of each corpus that reaches as much, and write it into the repository
-    #[arg(long)]
-    minimise: bool,
     /// Only this one
     #[arg(value_parser = TARGETS)]
     target: Option<String>,
@@ -38,12 +35,7 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     let fuzzer = setup::cargo_fuzz()?;
     let chosen = |name: &&str| arguments.target.as_ref().is_none_or(|only| only == name);
     for name in TARGETS.into_iter().filter(chosen) {
-        let target = Target::of(name)?;
-        if arguments.minimise {
-            target.minimise(&toolchain, &fuzzer)?;
-        } else {
-            target.run(&toolchain, &fuzzer, arguments.seconds)?;
-        }
+        Target::of(name)?.run(&toolchain, &fuzzer, arguments.seconds)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -69,19 +61,15 @@ impl Target {
             failures: found.join("failures").join(name),
         };
         for folder in [&target.corpus, &target.failures] {
-            std::fs::create_dir_all(folder)
-                .with_context(|| format!("cannot create {}", folder.display()))?;
+            workspace::create_folder(folder)?;
         }
         Ok(target)
     }
 
     fn run(&self, toolchain: &EbpfToolchain, fuzzer: &Path, seconds: u64) -> Result<()> {
         step::note(format!("fuzzing {} for {seconds} s", self.name));
-        let mut failures = self.failures.clone().into_os_string();
-        failures.push("/");
-        let mut prefix = std::ffi::OsString::from("-artifact_prefix=");
-        prefix.push(failures);
-        let mut command = self.command(toolchain, fuzzer, "run")?;
+        let prefix = format!("-artifact_prefix={}/", self.failures.display());
+        let mut command = self.command(toolchain, fuzzer)?;
         command
             .args([&self.corpus, &self.seeds])
             .arg("--")
@@ -101,26 +89,9 @@ impl Target {
         Ok(())
     }
 
-    /// Replaces the seeds by the smallest set of inputs, found and seeds, that reaches as much.
-    fn minimise(&self, toolchain: &EbpfToolchain, fuzzer: &Path) -> Result<()> {
-        step::note(format!("minimising the corpus of {}", self.name));
-        copy(&self.seeds, &self.corpus)?;
-        let mut command = self.command(toolchain, fuzzer, "cmin")?;
-        let status = command
-            .arg(&self.corpus)
-            .status()
-            .context("cannot start cargo fuzz")?;
-        if !status.success() {
-            bail!("{} cannot be minimised; the messages are above", self.name);
-        }
-        std::fs::remove_dir_all(&self.seeds)
-            .with_context(|| format!("cannot replace {}", self.seeds.display()))?;
-        copy(&self.corpus, &self.seeds)
-    }
-
     /// A command of cargo-fuzz. No sanitizer: what is fuzzed is safe Rust, and panics are what is
     /// looked for; without one a stable compiler that is told to accept its flags is enough.
-    fn command(&self, toolchain: &EbpfToolchain, fuzzer: &Path, what: &str) -> Result<Command> {
+    fn command(&self, toolchain: &EbpfToolchain, fuzzer: &Path) -> Result<Command> {
         let mut command = toolchain.cargo()?;
         let path = command
             .get_envs()
@@ -133,7 +104,7 @@ impl Target {
                 std::env::join_paths(folders).context("PATH cannot be passed on")?,
             )
             .env("RUSTC_BOOTSTRAP", "1")
-            .args(["fuzz", what, "--sanitizer", "none"])
+            .args(["fuzz", "run", "--sanitizer", "none"])
             .arg("--fuzz-dir")
             .arg(workspace::root().join("tests/fuzz"))
             .arg("--target-dir")
@@ -141,19 +112,6 @@ impl Target {
             .arg(self.name);
         Ok(command)
     }
-}
-
-/// Copies the files of a folder.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
-    let entries =
-        std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        std::fs::copy(entry.path(), to.join(entry.file_name()))
-            .with_context(|| format!("cannot copy {}", entry.path().display()))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

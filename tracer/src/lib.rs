@@ -8,6 +8,7 @@
 //! for others what the session sees. `fleet` runs tracers on many nodes and joins what their views say.
 
 pub mod analysis;
+pub mod anonymize;
 pub mod capture;
 pub mod cause;
 pub mod cli;

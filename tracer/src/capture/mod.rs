@@ -24,6 +24,7 @@ mod reader;
 mod record;
 mod recorder;
 mod replay;
+mod rewrite;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -33,9 +34,10 @@ mod writer;
 
 pub use file::{Full, Options, Rotate, Written};
 pub use reader::{Interface, ReadError, Reader, Skipped};
-pub use record::{Control, Counters, Header, Packet, Record, Sighting};
+pub use record::{Control, Counters, Header, Headers, Packet, Record, Sighting};
 pub use recorder::Recorder;
 pub use replay::{Ended, Replay};
+pub use rewrite::Rewriter;
 pub use ring::Trigger;
 pub use there::There;
 

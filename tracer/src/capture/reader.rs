@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::block::{self, ETHERNET_HEADER, OptionList, Order, option, padded};
 use super::bytes::{Bytes, Wrapping};
 use super::foreign::{self, Classic};
-use super::record::{Packet, Record, Sighting, Unknown};
+use super::record::{Headers, Packet, Record, Sighting, Unknown};
 use super::wire::{WireEvent, seen};
 use super::{ENTERPRISE, MOST_BLOCK};
 use crate::event;
@@ -464,8 +464,10 @@ fn packet(
             headers: foreign::headers(interface.link_type, bytes),
         })));
     };
+    let mut headers = None;
     let event = WireEvent::take(typed).and_then(|wire| {
         let borrowed = wire.seen & seen::BORROWED != 0;
+        headers = (!borrowed).then(|| Headers::of_frame(bytes));
         let packet = (!borrowed)
             .then(|| event::Packet::parse(bytes, ETHERNET_HEADER))
             .flatten();
@@ -481,6 +483,7 @@ fn packet(
             event,
             journey,
             interface: Some(number),
+            headers,
         }))),
         Err(Unknown::Skipped(what)) => {
             skipped.add(what);

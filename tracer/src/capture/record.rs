@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use tracer_ebpf::event::PACKET_BYTES;
+
 use super::MOST_UNPACKED;
+use super::block::ETHERNET_HEADER;
 use super::wire::{Unread, WireEvent, from_cbor, to_cbor};
 use crate::event::Event;
 use crate::kube::{ClusterFacts, StoredCluster};
@@ -69,6 +72,23 @@ pub struct Sighting {
     pub journey: Option<u64>,
     /// The interface that it is shown at: its own, or that of the event before it.
     pub interface: Option<u32>,
+    /// The packet's own bytes; those that were shown for want of them are not here.
+    pub headers: Option<Headers>,
+}
+
+/// Longest frame of a capture of the tracer, bytes: what the programs read, and a link header before it
+/// where the packet had none.
+pub(super) const FRAME_BYTES: usize = ETHERNET_HEADER + PACKET_BYTES;
+
+/// Packet bytes of an event.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers {
+    pub(super) bytes: [u8; FRAME_BYTES],
+    pub(super) length: usize,
+    /// Where the network header begins.
+    pub(super) network: usize,
+    /// EtherType, network order.
+    pub(super) protocol: u16,
 }
 
 /// A packet that another program captured.
@@ -270,6 +290,7 @@ impl BareEvent {
             event: event?,
             journey: self.journey,
             interface: None,
+            headers: None,
         })
     }
 }

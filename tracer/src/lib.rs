@@ -15,6 +15,7 @@ pub mod cli;
 pub mod collector;
 pub mod event;
 pub mod expectation;
+pub mod export;
 pub mod filter;
 pub mod fleet;
 pub mod flow;

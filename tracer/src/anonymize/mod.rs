@@ -2,7 +2,7 @@
 //!
 //! Map: `address` maps addresses so that prefixes stay prefixes, `name` maps words of every text and knows
 //! `vocabulary`, the words that stay; `value` walks any record by its serde shape, `frame` rewrites
-//! the headers of a packet.
+//! the headers of a packet, `record` puts that together for each record of a capture.
 //!
 //! Invariants:
 //! - One key gives one mapping: the same address or word becomes the same everywhere, in every file that
@@ -20,6 +20,7 @@
 mod address;
 mod frame;
 mod name;
+mod record;
 mod value;
 mod vocabulary;
 

@@ -43,7 +43,7 @@ impl Headers {
     }
 
     /// As a capture holds them: an Ethernet frame.
-    pub(super) fn of_frame(frame: &[u8]) -> Self {
+    pub fn of_frame(frame: &[u8]) -> Self {
         let length = frame.len().min(FRAME_BYTES);
         let mut bytes = [0; FRAME_BYTES];
         bytes[..length].copy_from_slice(&frame[..length]);

@@ -204,8 +204,13 @@ impl Replay {
 
     /// A packet of another program as an event: a device saw it, and no more is known.
     pub fn event(&mut self, packet: &Packet, reader: &Reader) -> Event {
-        self.describe(reader);
         self.packets += 1;
+        self.as_event(packet, reader)
+    }
+
+    /// The same without counting it: to look at it before it is taken.
+    pub fn as_event(&mut self, packet: &Packet, reader: &Reader) -> Event {
+        self.describe(reader);
         let outbound = packet.outbound == Some(true);
         let ifindex = packet.interface.saturating_add(1);
         Event {
@@ -254,8 +259,11 @@ impl Replay {
         collector.catch_up();
     }
 
-    /// What was under way at the end, where the file does not say how it went on.
-    fn finish(&mut self, met: &mut impl FnMut(&Journey, &Names<'_>)) -> anyhow::Result<()> {
+    /// Ends what was under way at the end, where the file does not say how it went on.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn finish(&mut self, met: &mut impl FnMut(&Journey, &Names<'_>)) -> anyhow::Result<()> {
         let now_ns = self.last_ns;
         if !self.finished {
             self.analysis.finish(now_ns, &mut *met)?;

@@ -97,11 +97,22 @@ const ROOMS: &[Room] = &[
     room(
         "export",
         &[
-            "event", "journey", "flow", "cause", "view", "printer", "analysis", "filter",
+            "event",
+            "journey",
+            "flow",
+            "cause",
+            "view",
+            "printer",
+            "analysis",
+            "filter",
             "capture",
+            "anonymize",
         ],
     ),
-    room("merge", &["event", "hook", "journey", "node", "kube", "capture"]),
+    room(
+        "merge",
+        &["event", "hook", "journey", "node", "kube", "capture"],
+    ),
     // The cause only to check that every scenario names one of the catalogue.
     room("scenario", &["event", "node", "kube", "cause"]),
 ];

@@ -1,6 +1,5 @@
 //! `tracer export`: tables, objects or another capture out of a capture; without names where asked for.
 
-use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::BufWriter;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -12,10 +11,9 @@ use clap::Args;
 use super::explain::{damaged, filter, open, progress, say_skipped};
 use super::{Exit, Failure, OutputFormat};
 use crate::anonymize::{Anonymizer, KEY_BYTES};
-use crate::capture::{ReadError, Reader, Record, Replay, Rewriter};
-use crate::export::{Lines, Tables, describe, walk};
+use crate::capture::ReadError;
+use crate::export::{Lines, Tables, Wanted, again, describe, matching, walk};
 use crate::filter::Filter;
-use crate::printer::{Format, Printer, Show};
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -103,13 +101,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let filter = filter(&arguments.filter, file)?;
     let mapping = arguments.anonymize.mapping()?;
     let error = match (arguments.format, mapping) {
-        (OutputFormat::Pcapng, mapping) => rewrite(file, &filter, mapping.as_ref(), out)?,
+        (OutputFormat::Pcapng, mapping) => rewrite(file, filter, mapping.as_ref(), out)?,
         (format, None) => tables(file, filter, format, out)?,
         (format, Some(mapping)) => {
             // The tables are made of a capture that has no names any more, so that nothing is missed.
             let folder = scratch(out)?;
             let nameless = folder.path.join("anonymous.pcapng");
-            let error = rewrite(file, &filter, Some(&mapping), &nameless)?;
+            let error = rewrite(file, filter, Some(&mapping), &nameless)?;
             tables(&nameless, Filter::default(), format, out)?;
             error
         }
@@ -183,72 +181,29 @@ fn private(path: &Path) -> anyhow::Result<File> {
 /// Writes a capture again.
 pub(super) fn rewrite(
     file: &Path,
-    filter: &Filter,
+    filter: Filter,
     mapping: Option<&Anonymizer>,
     out: &Path,
 ) -> Result<Option<ReadError>, Failure> {
-    let wanted = if filter.is_everything() {
+    let journeys = if filter.is_everything() {
         None
     } else {
-        Some(matching(file, filter)?)
+        Some(matching(&mut open(file)?, filter)?)
     };
     let mut reader = open(file)?;
     let bar = progress(file, reader.is_packed());
-    let mut rewriter = None;
-    let error = loop {
-        let record = match reader.next() {
-            Ok(Some(record)) => record,
-            Ok(None) => break None,
-            Err(error) => break Some(error),
-        };
-        bar.set_position(reader.position());
-        let wants = |journey: &Option<u64>, wanted: &HashSet<u64>| {
-            journey.is_some_and(|journey| wanted.contains(&journey))
-        };
-        if let (Record::Event(sighting), Some(wanted)) = (&record, &wanted)
-            && !wants(&sighting.journey, wanted)
-        {
-            continue;
-        }
-        let record = match mapping {
-            Some(mapping) => mapping.record(record)?,
-            None => Some(record),
-        };
-        match (record, &mut rewriter) {
-            (None, _) => {}
-            // A rotated file that was joined to another goes on with it.
-            (Some(Record::Header(_)), Some(_)) => {}
-            (Some(Record::Header(header)), none) => {
-                *none = Some(Rewriter::create(out.to_owned(), *header)?);
-            }
-            (Some(Record::Event(sighting)), Some(rewriter)) => rewriter.event(sighting, true)?,
-            (Some(record), Some(rewriter)) => rewriter.record(record)?,
-            (Some(_), None) => {
-                return Err(Failure::usage(format!(
-                    "{} is another program's capture: only the tracer's own can be written again",
-                    file.display()
-                )));
-            }
-        }
-    };
+    let moved = |position| bar.set_position(position);
+    let done = again(&mut reader, &Wanted { journeys, mapping }, out, moved)?;
     bar.finish_and_clear();
     say_skipped(&reader);
-    if let Some(rewriter) = rewriter {
-        eprintln!("{}", rewriter.finish()?.words());
-    }
-    Ok(error)
-}
-
-/// Numbers of the journeys that match.
-fn matching(file: &Path, filter: &Filter) -> Result<HashSet<u64>, Failure> {
-    let mut reader = open(file)?;
-    let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
-    replay.analysis().only(filter.clone());
-    let mut wanted = HashSet::new();
-    replay.run(&mut reader, |_| {}, |journey, _| {
-        wanted.insert(journey.id);
-    })?;
-    Ok(wanted)
+    let Some(written) = done.written else {
+        return Err(Failure::usage(format!(
+            "{} is another program's capture: only the tracer's own can be written again",
+            file.display()
+        )));
+    };
+    eprintln!("{}", written.words());
+    Ok(done.error)
 }
 
 #[cfg(test)]
@@ -259,7 +214,10 @@ mod tests {
     fn a_key_is_bytes_or_digits() {
         let hexadecimal = "0f".repeat(KEY_BYTES);
         assert_eq!(key(hexadecimal.as_bytes()), Some([15; KEY_BYTES]));
-        assert_eq!(key(format!("{hexadecimal}\n").as_bytes()), Some([15; KEY_BYTES]));
+        assert_eq!(
+            key(format!("{hexadecimal}\n").as_bytes()),
+            Some([15; KEY_BYTES])
+        );
         assert_eq!(key(&[7; KEY_BYTES]), Some([7; KEY_BYTES]));
         for wrong in [&b""[..], b"short", &[b'x'; 64], &[7; 33]] {
             assert_eq!(key(wrong), None);

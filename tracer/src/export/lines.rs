@@ -20,7 +20,12 @@ impl<W: Write> Lines<W> {
     pub const fn new(out: W) -> Self {
         Self {
             out,
-            counts: [("journeys", 0), ("events", 0), ("flows", 0), ("diagnoses", 0)],
+            counts: [
+                ("journeys", 0),
+                ("events", 0),
+                ("flows", 0),
+                ("diagnoses", 0),
+            ],
         }
     }
 
@@ -47,7 +52,11 @@ impl<W: Write> Sink for Lines<W> {
 
     fn flow(&mut self, flow: &Flow, names: &Names<'_>, _node: &str) -> anyhow::Result<()> {
         self.counts[2].1 += 1;
-        Ok(json::line(&mut self.out, "flow", &FlowRow::new(flow, names))?)
+        Ok(json::line(
+            &mut self.out,
+            "flow",
+            &FlowRow::new(flow, names),
+        )?)
     }
 
     fn diagnosis(&mut self, row: Row<'_, Reached<'_>>) -> anyhow::Result<()> {

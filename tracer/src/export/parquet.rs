@@ -67,11 +67,13 @@ impl Tables {
 
 impl Sink for Tables {
     fn journey(&mut self, row: Row<'_, Told<'_>>) -> anyhow::Result<()> {
-        self.journeys.push(JOURNEYS.iter().map(|column| (column.value)(row)))
+        self.journeys
+            .push(JOURNEYS.iter().map(|column| (column.value)(row)))
     }
 
     fn event(&mut self, row: Row<'_, Seen<'_>>) -> anyhow::Result<()> {
-        self.events.push(EVENTS.iter().map(|column| (column.value)(row)))
+        self.events
+            .push(EVENTS.iter().map(|column| (column.value)(row)))
     }
 
     fn flow(&mut self, flow: &Flow, names: &Names<'_>, node: &str) -> anyhow::Result<()> {
@@ -80,11 +82,13 @@ impl Sink for Tables {
             names,
             node,
         };
-        self.flows.push(FLOWS.iter().map(|column| (column.value)(row)))
+        self.flows
+            .push(FLOWS.iter().map(|column| (column.value)(row)))
     }
 
     fn diagnosis(&mut self, row: Row<'_, Reached<'_>>) -> anyhow::Result<()> {
-        self.diagnoses.push(DIAGNOSES.iter().map(|column| (column.value)(row)))
+        self.diagnoses
+            .push(DIAGNOSES.iter().map(|column| (column.value)(row)))
     }
 }
 
@@ -151,15 +155,21 @@ impl Buffer {
         let levels = Some(self.levels.as_slice());
         match &mut self.values {
             Values::Flags(flags) => {
-                column.typed::<BoolType>().write_batch(flags, levels, None)?;
+                column
+                    .typed::<BoolType>()
+                    .write_batch(flags, levels, None)?;
                 flags.clear();
             }
             Values::Numbers(numbers) => {
-                column.typed::<Int64Type>().write_batch(numbers, levels, None)?;
+                column
+                    .typed::<Int64Type>()
+                    .write_batch(numbers, levels, None)?;
                 numbers.clear();
             }
             Values::Texts(texts) => {
-                column.typed::<ByteArrayType>().write_batch(texts, levels, None)?;
+                column
+                    .typed::<ByteArrayType>()
+                    .write_batch(texts, levels, None)?;
                 texts.clear();
             }
         }
@@ -181,7 +191,10 @@ impl Table {
         Ok(Self {
             name,
             writer: SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties))?,
-            columns: columns.iter().map(|column| Buffer::new(column.kind)).collect(),
+            columns: columns
+                .iter()
+                .map(|column| Buffer::new(column.kind))
+                .collect(),
             waiting: 0,
             rows: 0,
         })

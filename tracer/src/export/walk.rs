@@ -73,7 +73,9 @@ pub fn walk(
             progress(reader.position());
         }
         walk.see(&record, &mut replay, reader, &filter)?;
-        replay.take(record, reader, &mut |journey, names| walk.tell(journey, names))?;
+        replay.take(record, reader, &mut |journey, names| {
+            walk.tell(journey, names)
+        })?;
         walk.settle(&mut replay)?;
     };
     replay.finish(&mut |journey, names| walk.tell(journey, names))?;

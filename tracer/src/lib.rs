@@ -23,6 +23,7 @@ pub mod hook;
 pub mod journey;
 pub mod kernel;
 pub mod kube;
+pub mod merge;
 pub mod metrics;
 pub mod node;
 pub mod printer;

@@ -15,8 +15,9 @@ const ARP: u16 = 0x0806;
 /// Hardware and protocol kinds and lengths, the operation, and twice a MAC and an IPv4 address.
 const ARP_LENGTH: usize = 28;
 const IP6_HEADER: usize = 40;
-/// IPv6 fragment header, the one extension header that is kept.
+/// IPv6 extension headers that are kept: the fragment header, and options without what they say.
 const FRAGMENT: u8 = 44;
+const OPTIONS: [u8; 2] = [0, 60];
 const FRAGMENT_HEADER: usize = 8;
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
@@ -169,6 +170,16 @@ fn ip6(mapping: &Anonymizer, bytes: &mut [u8]) -> usize {
     let mut difference = address(mapping, &mut bytes[8..24]);
     difference = difference.and(address(mapping, &mut bytes[24..40]));
     let (mut number, mut header) = (bytes[6], IP6_HEADER);
+    while OPTIONS.contains(&number) {
+        let length = bytes.get(header + 1).map(|&length| (usize::from(length) + 1) * 8);
+        let Some(options) = length.and_then(|length| bytes.get_mut(header..header + length)) else {
+            return header;
+        };
+        number = options[0];
+        // Zeros are padding.
+        options[2..].fill(0);
+        header += options.len();
+    }
     if number == FRAGMENT {
         let Some(fragment) = bytes.get(header..header + FRAGMENT_HEADER) else {
             return header;
@@ -298,6 +309,24 @@ mod tests {
         for address in [[10, 244, 1, 15], [10, 96, 0, 10]] {
             assert!(!new.windows(4).any(|bytes| bytes == address));
         }
+    }
+
+    #[test]
+    fn options_before_the_transport_header_say_nothing_any_more() {
+        let mapping = Anonymizer::new(&[7; super::super::KEY_BYTES]);
+        // A multicast listener's report: router alert, then ICMP for IPv6 with a group in it.
+        let mut report = vec![0x33, 0x33, 0, 0, 0, 0x16, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];
+        report.extend([0x60, 0, 0, 0, 0, 36, 0, 1]);
+        report.extend("fe80::aa:1".parse::<std::net::Ipv6Addr>().expect("one").octets());
+        report.extend("ff02::16".parse::<std::net::Ipv6Addr>().expect("all").octets());
+        report.extend([58, 0, 5, 2, 0, 0, 1, 0]);
+        report.extend([143, 0, 1, 2, 0, 0, 0, 1, 4, 0, 0, 0]);
+        report.extend([0xff; 16]);
+        let new = frame(&mapping, &report);
+        assert_eq!(new.len(), ETHERNET + IP6_HEADER + 8 + ICMP_HEADER);
+        assert_eq!(new[54..62], [58, 0, 0, 0, 0, 0, 0, 0]);
+        let packet = Packet::parse(&new, ETHERNET).expect("a packet");
+        assert_eq!(packet.tuple.protocol, protocol::ICMP6);
     }
 
     #[test]

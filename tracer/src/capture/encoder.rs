@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tracer_ebpf::event as raw;
 use tracer_ebpf::event::PACKET_BYTES;
@@ -167,9 +167,8 @@ pub(super) struct Encoder {
 
 impl Encoder {
     pub(super) fn new(header: Header, reasons: Arc<DropReasons>, snaplen: Option<usize>) -> Self {
-        let wall = SystemTime::UNIX_EPOCH + Duration::from_nanos(header.wall_ns);
         Self {
-            clock: Clock::recorded(wall, header.monotonic_ns),
+            clock: header.clock(),
             header,
             reasons,
             snaplen,

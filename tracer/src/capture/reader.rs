@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
 use super::block::{self, ETHERNET_HEADER, OptionList, Order, option, padded};
 use super::bytes::{Bytes, Wrapping};
@@ -348,10 +347,7 @@ impl Reader {
                 match Record::from_bytes(&body[4..]) {
                     Ok(record) => {
                         if let Record::Header(header) = &record {
-                            let wall = SystemTime::UNIX_EPOCH
-                                .checked_add(Duration::from_nanos(header.wall_ns))
-                                .unwrap_or(SystemTime::UNIX_EPOCH);
-                            self.clock = Some(Clock::recorded(wall, header.monotonic_ns));
+                            self.clock = Some(header.clock());
                         }
                         Ok(Some(record))
                     }

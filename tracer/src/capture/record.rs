@@ -1,6 +1,7 @@
 //! What the typed records of a capture mean, and how each is kept in a custom block.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,7 @@ use super::wire::{Unread, WireEvent, from_cbor, to_cbor};
 use crate::event::Event;
 use crate::kube::{ClusterFacts, StoredCluster};
 use crate::node::Reading;
+use crate::view::model::Clock;
 
 /// One thing that a capture holds.
 #[derive(Clone, Debug)]
@@ -61,6 +63,16 @@ pub struct Header {
     pub wall_ns: u64,
     /// CLOCK_MONOTONIC at the same moment, nanoseconds.
     pub monotonic_ns: u64,
+}
+
+impl Header {
+    /// The clock of the machine.
+    pub fn clock(&self) -> Clock {
+        let wall = SystemTime::UNIX_EPOCH
+            .checked_add(Duration::from_nanos(self.wall_ns))
+            .unwrap_or(SystemTime::UNIX_EPOCH);
+        Clock::recorded(wall, self.monotonic_ns)
+    }
 }
 
 /// An event, as a capture holds it.

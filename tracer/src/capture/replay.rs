@@ -1,7 +1,7 @@
 //! Feeds a capture to the analysis that a live trace feeds.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tracer_ebpf::hook::HookId;
 
@@ -15,7 +15,7 @@ use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
 use crate::node::{Link, NetnsFacts, NetnsId, Occasion, Reading, Snapshot, Source};
 use crate::printer::Printer;
-use crate::view::model::{Clock, Names};
+use crate::view::model::Names;
 
 /// Pause between two looks at packets that another program captured, by their times.
 const LOOK_NS: u64 = 100_000_000;
@@ -136,16 +136,13 @@ impl Replay {
 
     /// A header begins a capture; that of the next rotated file goes on with it.
     fn begin(&mut self, header: Header) {
-        let wall = SystemTime::UNIX_EPOCH
-            .checked_add(Duration::from_nanos(header.wall_ns))
-            .unwrap_or(SystemTime::UNIX_EPOCH);
         let reasons: DropReasons = header.reasons.iter().cloned().collect();
         let unspecified = reasons.number("NOT_SPECIFIED");
         self.analysis.collector().set_unspecified(unspecified);
         *self.analysis.kernel() = Kernel {
             reasons: Arc::new(reasons),
             symbols: Table::Read(Arc::new(Symbols::default())),
-            clock: Clock::recorded(wall, header.monotonic_ns),
+            clock: header.clock(),
         };
         self.header = Some(header);
         self.fresh = true;

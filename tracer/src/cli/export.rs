@@ -11,7 +11,7 @@ use clap::Args;
 use super::explain::{damaged, filter, open, progress, say_skipped};
 use super::{Exit, Failure, OutputFormat};
 use crate::anonymize::{Anonymizer, KEY_BYTES};
-use crate::capture::ReadError;
+use crate::capture::{ReadError, Written};
 use crate::export::{Lines, Tables, Wanted, again, describe, matching, walk};
 use crate::filter::Filter;
 
@@ -101,13 +101,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let filter = filter(&arguments.filter, file)?;
     let mapping = arguments.anonymize.mapping()?;
     let error = match (arguments.format, mapping) {
-        (OutputFormat::Pcapng, mapping) => rewrite(file, filter, mapping.as_ref(), out)?,
+        (OutputFormat::Pcapng, mapping) => {
+            let (written, error) = rewrite(file, filter, mapping.as_ref(), out)?;
+            eprintln!("{}", written.words());
+            error
+        }
         (format, None) => tables(file, filter, format, out)?,
         (format, Some(mapping)) => {
             // The tables are made of a capture that has no names any more, so that nothing is missed.
             let folder = scratch(out)?;
             let nameless = folder.path.join("anonymous.pcapng");
-            let error = rewrite(file, filter, Some(&mapping), &nameless)?;
+            let (_, error) = rewrite(file, filter, Some(&mapping), &nameless)?;
             tables(&nameless, Filter::default(), format, out)?;
             error
         }
@@ -184,7 +188,7 @@ pub(super) fn rewrite(
     filter: Filter,
     mapping: Option<&Anonymizer>,
     out: &Path,
-) -> Result<Option<ReadError>, Failure> {
+) -> Result<(Written, Option<ReadError>), Failure> {
     let journeys = if filter.is_everything() {
         None
     } else {
@@ -202,8 +206,7 @@ pub(super) fn rewrite(
             file.display()
         )));
     };
-    eprintln!("{}", written.words());
-    Ok(done.error)
+    Ok((written, done.error))
 }
 
 #[cfg(test)]

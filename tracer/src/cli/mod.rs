@@ -17,6 +17,7 @@ mod doctor;
 mod explain;
 mod export;
 mod fleet;
+mod merge;
 mod probe;
 mod proxy_log;
 mod reproduce;
@@ -143,6 +144,9 @@ enum Command {
     /// Tables, JSON or another capture out of a capture; --anonymize makes one that can be shared.
     /// Example: tracer export node.pcapng --format parquet -o node/
     Export(export::Arguments),
+    /// Captures of several nodes as one: a packet's way goes on from node to node, clocks are aligned.
+    /// Example: tracer merge a.pcapng b.pcapng -o both.pcapng
+    Merge(merge::Arguments),
     /// Look over this node without traffic; exit code 1 when something is wrong.
     /// Example: tracer check --format json
     Check(check::Arguments),
@@ -198,6 +202,7 @@ pub fn main() -> ExitCode {
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Show(arguments) => show::run(&arguments, &cli.output),
         Command::Export(arguments) => export::run(&arguments),
+        Command::Merge(arguments) => merge::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),
         Command::Cluster(arguments) => cluster::run(&arguments, &cli.output),

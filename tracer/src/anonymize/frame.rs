@@ -171,7 +171,9 @@ fn ip6(mapping: &Anonymizer, bytes: &mut [u8]) -> usize {
     difference = difference.and(address(mapping, &mut bytes[24..40]));
     let (mut number, mut header) = (bytes[6], IP6_HEADER);
     while OPTIONS.contains(&number) {
-        let length = bytes.get(header + 1).map(|&length| (usize::from(length) + 1) * 8);
+        let length = bytes
+            .get(header + 1)
+            .map(|&length| (usize::from(length) + 1) * 8);
         let Some(options) = length.and_then(|length| bytes.get_mut(header..header + length)) else {
             return header;
         };
@@ -317,8 +319,18 @@ mod tests {
         // A multicast listener's report: router alert, then ICMP for IPv6 with a group in it.
         let mut report = vec![0x33, 0x33, 0, 0, 0, 0x16, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];
         report.extend([0x60, 0, 0, 0, 0, 36, 0, 1]);
-        report.extend("fe80::aa:1".parse::<std::net::Ipv6Addr>().expect("one").octets());
-        report.extend("ff02::16".parse::<std::net::Ipv6Addr>().expect("all").octets());
+        report.extend(
+            "fe80::aa:1"
+                .parse::<std::net::Ipv6Addr>()
+                .expect("one")
+                .octets(),
+        );
+        report.extend(
+            "ff02::16"
+                .parse::<std::net::Ipv6Addr>()
+                .expect("all")
+                .octets(),
+        );
         report.extend([58, 0, 5, 2, 0, 0, 1, 0]);
         report.extend([143, 0, 1, 2, 0, 0, 0, 1, 4, 0, 0, 0]);
         report.extend([0xff; 16]);

@@ -23,11 +23,12 @@ const CLIENT_PORT: u16 = 40_000;
 const NODE_PORT: &str = "192.0.2.1:30000";
 const POD_PORT: u16 = 3000;
 const ROUND_TRIPS: usize = 3;
+const PATIENCE: Duration = Duration::from_secs(2);
 const SECONDS: &str = "4";
 
 /// What makes the NodePort.
 #[derive(Clone, Copy)]
-enum Proxy {
+pub(crate) enum Proxy {
     /// IPVS; with or without conntrack entries of its own.
     Ipvs { conntrack: bool },
     /// iptables: DNAT and MASQUERADE.
@@ -69,10 +70,11 @@ impl Proxy {
 }
 
 /// Client, node and pod; dropping it removes them.
-struct World;
+pub(crate) struct World;
 
 impl World {
-    fn build(proxy: Proxy) -> anyhow::Result<Self> {
+    /// Builds it.
+    pub(crate) fn build(proxy: Proxy) -> anyhow::Result<Self> {
         let world = Self;
         for name in [CLIENT, NODE, POD] {
             command(&format!("ip netns add {name}"))?;
@@ -101,20 +103,29 @@ impl World {
 
     /// Round trips over one flow, one after the other.
     fn travel() -> anyhow::Result<()> {
+        Self::travel_from(CLIENT_PORT..=CLIENT_PORT, ROUND_TRIPS)
+    }
+
+    /// So many round trips from each of the client's ports, one after the other.
+    pub(crate) fn travel_from(
+        ports: impl Iterator<Item = u16>,
+        round_trips: usize,
+    ) -> anyhow::Result<()> {
         let pod = inside(POD, || UdpSocket::bind(("0.0.0.0", POD_PORT)))?;
-        let client = inside(CLIENT, || UdpSocket::bind(("0.0.0.0", CLIENT_PORT)))?;
-        for socket in [&pod, &client] {
-            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-        }
-        client.connect(NODE_PORT)?;
+        pod.set_read_timeout(Some(PATIENCE))?;
         let mut bytes = [0; 16];
-        for _ in 0..ROUND_TRIPS {
-            client.send(b"question")?;
-            let (length, from) = pod
-                .recv_from(&mut bytes)
-                .context("nothing reached the pod")?;
-            pod.send_to(&bytes[..length], from)?;
-            client.recv(&mut bytes).context("no answer came back")?;
+        for port in ports {
+            let client = inside(CLIENT, move || UdpSocket::bind(("0.0.0.0", port)))?;
+            client.set_read_timeout(Some(PATIENCE))?;
+            client.connect(NODE_PORT)?;
+            for _ in 0..round_trips {
+                client.send(b"question")?;
+                let (length, from) = pod
+                    .recv_from(&mut bytes)
+                    .context("nothing reached the pod")?;
+                pod.send_to(&bytes[..length], from)?;
+                client.recv(&mut bytes).context("no answer came back")?;
+            }
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ mod export;
 pub mod field_notes;
 pub mod filter;
 pub mod fleet;
+pub mod guard;
 pub mod matrix;
 pub mod merge;
 pub mod paths;
@@ -140,7 +141,12 @@ impl Tracer {
     /// # Errors
     /// When it cannot be started or ends before it traces.
     pub fn start(&self, arguments: &[&str]) -> anyhow::Result<Running> {
-        let (running, first) = self.begin(&[&["run"], arguments].concat())?;
+        let mut words = [&["run"], arguments].concat();
+        if !arguments.contains(&"--max-cpu") {
+            // An emulated processor takes long over everything.
+            words.extend(["--max-cpu", "0"]);
+        }
+        let (running, first) = self.begin(&words)?;
         check(first.contains("\"ready\""), || {
             format!("the tracer does not trace: {first:?}")
         })?;

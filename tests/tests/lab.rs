@@ -79,6 +79,7 @@ fn list() -> Vec<Test> {
     tests.extend(tests::attach::tests());
     tests.extend(tests::paths::tests());
     tests.extend(tests::rules::tests());
+    tests.extend(tests::guard::tests());
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),

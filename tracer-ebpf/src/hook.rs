@@ -100,7 +100,7 @@ hooks! {
     ConntrackClash = 46, "conntrack_clash";
     /// A new conntrack entry becomes valid.
     ConntrackConfirm = 18, "conntrack_confirm";
-    /// A conntrack entry is removed: expired, deleted, or let go by its owner. No packet belongs to it.
+    /// A conntrack entry ends: expired, deleted, or never confirmed. No packet belongs to it.
     ConntrackDelete = 65, "conntrack_delete";
     /// Netfilter NAT rewrites the packet.
     Nat = 19, "nat";

@@ -2,7 +2,8 @@
 //! fields whose offsets userspace resolves.
 //!
 //! Map: `event` is the ABI of one event, `hook` numbers the hooks, `layout` names kernel fields,
-//! `program` is a compiled filter, `header` reads what it looks at.
+//! `program` is a compiled filter, `header` reads what it looks at, `sample` says which flow a packet is of
+//! when some are left out.
 //! Nothing here knows a kernel header or does I/O; the programs are in `main.rs` and `probe/`.
 #![no_std]
 
@@ -11,3 +12,4 @@ pub mod header;
 pub mod hook;
 pub mod layout;
 pub mod program;
+pub mod sample;

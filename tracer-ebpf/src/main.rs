@@ -6,6 +6,7 @@
 mod filter;
 mod probe;
 mod read;
+mod sampling;
 
 use aya_ebpf::macros::{btf_tracepoint, fentry, kprobe};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, ProbeContext};

@@ -13,7 +13,7 @@ use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
 use crate::event::{Detail, Event, Tuple};
 use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
-use crate::journey::{Journey, Tracker};
+use crate::journey::{Ending, Journey, Tracker};
 use crate::kube::ClusterFacts;
 use crate::node::{NetnsHandle, NetnsId, Occasion, ProxyLog, Reading, Snapshot, Source};
 use crate::ruling;
@@ -30,6 +30,10 @@ const MOST_IPVS_CLIENTS: usize = 1024;
 
 /// Most namespaces that are read because a neighbour did not answer.
 const MOST_PEERS: usize = 256;
+
+/// What is missing where a loss may stand for a failure.
+const LOST_MEANWHILE: &str =
+    "events were lost meanwhile, and what did not happen may be among them";
 
 /// Packets through one device.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -205,6 +209,25 @@ impl Collector {
     /// What kube-proxy's log says.
     pub fn set_proxy_log(&mut self, log: Option<Arc<ProxyLog>>) {
         self.proxy_log = log;
+    }
+
+    /// Takes certainty from a diagnosis that rests only on what did not happen while events were lost: a
+    /// lost event may be what is missed.
+    fn doubt(&self, diagnosis: &mut Diagnosis) {
+        let Some(lost_ns) = self.tracker.lost_ns() else {
+            return;
+        };
+        let seen_whole = |flow: &Flow| {
+            flow.first_ns > lost_ns
+                || flow
+                    .kept()
+                    .any(|(_, journey)| matches!(journey.ending, Ending::Dropped { .. }))
+        };
+        let mut flows = diagnosis.flows.iter().filter_map(|&id| self.flows.get(id));
+        if !diagnosis.flows.is_empty() && !flows.any(seen_whole) {
+            diagnosis.certainty = Certainty::Likely;
+            diagnosis.missing.push(LOST_MEANWHILE.into());
+        }
     }
 
     /// Journeys under way.
@@ -404,6 +427,9 @@ impl Collector {
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
         let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));
+        for diagnosis in &mut found {
+            self.doubt(diagnosis);
+        }
         for diagnosis in &found {
             self.note_stopped(diagnosis);
         }

@@ -199,6 +199,8 @@ pub enum Place {
         module: &'static str,
         /// Exact name.
         name: &'static str,
+        /// Name that older kernels give it, where theirs is another.
+        older: Option<&'static str>,
     },
 }
 
@@ -209,6 +211,14 @@ impl Place {
             Self::Tracepoint(name) | Self::Function(name) | Self::ModuleFunction { name, .. } => {
                 name
             }
+        }
+    }
+
+    /// What older kernels call the place, where they call it something else.
+    pub const fn older_symbol(self) -> Option<&'static str> {
+        match self {
+            Self::ModuleFunction { older, .. } => older,
+            _ => None,
         }
     }
 
@@ -252,7 +262,29 @@ const fn module(id: HookId, role: Role, module: &'static str, name: &'static str
     Hook {
         id,
         role,
-        place: Place::ModuleFunction { module, name },
+        place: Place::ModuleFunction {
+            module,
+            name,
+            older: None,
+        },
+    }
+}
+
+const fn renamed(
+    id: HookId,
+    role: Role,
+    module: &'static str,
+    name: &'static str,
+    older: &'static str,
+) -> Hook {
+    Hook {
+        id,
+        role,
+        place: Place::ModuleFunction {
+            module,
+            name,
+            older: Some(older),
+        },
     }
 }
 
@@ -370,11 +402,13 @@ pub const CATALOGUE: &[Hook] = &[
         "nf_conntrack",
         "__nf_conntrack_confirm",
     ),
-    module(
+    // Not nf_ct_delete: 5.10 has copies of it inlined where entries are flushed.
+    renamed(
         HookId::ConntrackDelete,
         Role::ConntrackDelete,
         "nf_conntrack",
-        "nf_ct_delete",
+        "nf_ct_destroy",
+        "destroy_conntrack",
     ),
     module(HookId::Nat, Role::Nat, "nf_nat", "nf_nat_manip_pkt"),
     module(

@@ -15,7 +15,8 @@ use serde_json::Value;
 
 /// pwru takes half a minute on emulated processors.
 const READY: Duration = Duration::from_secs(180);
-const END: Duration = Duration::from_secs(60);
+/// pwru lets go of over a thousand kprobes.
+const END: Duration = Duration::from_secs(300);
 /// Where a tracer says that it is attached.
 const READY_FILE: &str = "/tmp/bench-ready";
 

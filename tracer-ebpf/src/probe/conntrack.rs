@@ -48,7 +48,8 @@ pub fn clash(ctx: &impl Arguments) -> Option<()> {
     Sight::new(HookId::ConntrackClash, ctx.argument(0)?).emit()
 }
 
-/// `nf_ct_delete(ct, portid, report)`: the way of every removal, by time, by hand and by IPVS.
+/// `nf_ct_destroy(ct)`, before 5.18 `destroy_conntrack(ct)`: the end of every entry, also of one that
+/// was never confirmed; its status tells.
 #[inline(always)]
 pub fn delete(ctx: &impl Arguments) -> Option<()> {
     let entry = ctx.argument(0)?;

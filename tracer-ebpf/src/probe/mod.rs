@@ -16,6 +16,7 @@ use tracer_ebpf::layout::Field;
 
 use crate::filter::{self, Known};
 use crate::read::{self, Skb};
+use crate::sampling;
 
 pub mod bridge;
 pub mod conntrack;
@@ -192,7 +193,7 @@ impl Place {
     fn report(self, skb: &Skb, fill: impl FnOnce(&mut Detail, &Skb) -> bool) -> Option<()> {
         let netns: u32 = read::field(self.namespace(), Field::NetInum);
         let ifindex: u32 = read::field(self.device, Field::NetDeviceIfindex);
-        if !wanted(netns) {
+        if !wanted(netns) || sampling::leaves_out(skb, at_link(self.sight.hook)) {
             return None;
         }
         let Some(mut slot) = EVENTS.reserve::<Event>(0) else {
@@ -293,14 +294,19 @@ fn emit_without_packet(
     emit_bare(hook, 0, netns, fill)
 }
 
+/// 1 where the network header is not set yet and the data begins with it.
+#[inline(always)]
+fn at_link(hook: HookId) -> u32 {
+    u32::from(matches!(hook, HookId::DeviceReceive))
+}
+
 /// Copies the packet's headers, from the link header where there is one; false when they cannot be
 /// read.
 #[inline(always)]
 fn headers(event: &mut Event, skb: &Skb, hook: HookId) -> bool {
     let head: u64 = skb.field(Field::SkbHead);
     let tail: u32 = skb.field(Field::SkbTail);
-    let at_link = u32::from(matches!(hook, HookId::DeviceReceive));
-    let network = filter::network_offset(skb, at_link);
+    let network = filter::network_offset(skb, at_link(hook));
     let mac = u32::from(skb.field::<u16>(Field::SkbMacHeader));
     let link = network.wrapping_sub(mac);
     // Link and IPv6 headers together would push TCP's out of the event.

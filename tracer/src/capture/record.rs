@@ -149,6 +149,9 @@ pub struct Counters {
     pub time_ns: u64,
     /// Events lost, by cause.
     pub lost: Vec<(String, u64)>,
+    /// Events of flows that were left out to keep tracing cheap.
+    #[serde(default)]
+    pub left_out: u64,
     /// Runs of the programs in the kernel.
     pub kernel_runs: u64,
     /// Their time, nanoseconds.

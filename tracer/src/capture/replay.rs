@@ -272,6 +272,7 @@ impl Replay {
         let first = self.first_ns.unwrap_or(now_ns);
         summary.seconds = Duration::from_nanos(now_ns.saturating_sub(first)).as_secs_f64();
         summary.lost.clone_from(&self.counters.lost);
+        summary.left_out = self.counters.left_out;
         summary.kernel_runs = self.counters.kernel_runs;
         summary.kernel_ms = self.counters.kernel_ns as f64 / 1e6;
         summary.process_ms = self.counters.process_us as f64 / 1e3;

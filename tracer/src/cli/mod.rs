@@ -17,6 +17,7 @@ mod doctor;
 mod explain;
 mod export;
 mod fleet;
+mod limits;
 mod merge;
 mod probe;
 mod proxy_log;

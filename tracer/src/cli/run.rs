@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::capture::Capture;
 use super::cluster::{Connection, settled_facts};
 use super::command::Command;
+use super::limits::LimitArguments;
 use super::proxy_log::LogSource;
 use super::{Exit, Failure, Output, OutputFormat, need_root, runtime, value};
 use crate::filter::{Expression, Here};
@@ -57,6 +58,8 @@ pub(super) struct Arguments {
     /// Ring buffer: 512K, 8M, 1GiB, rounded up to a power of two; a plain number is MiB.
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = value::buffer)]
     buffer: u32,
+    #[command(flatten)]
+    limits: LimitArguments,
     /// Print what the kernel programs themselves say about trouble.
     #[arg(long)]
     program_log: bool,
@@ -110,6 +113,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             .capture
             .start(&mut session, &options.filter.to_string())?;
         privilege::drop_unneeded()?;
+        arguments.limits.apply(&mut session);
         session.know_proxy_log(log);
         // Its thread begins with the few capabilities that are left.
         if cluster.is_none() {

@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::cluster::Connection;
+use super::limits::LimitArguments;
 use super::run::{host_name, interrupted};
 use super::{Exit, Failure, Output, need_root, runtime};
 use crate::kernel::load::Options;
@@ -27,6 +28,8 @@ pub(super) struct Arguments {
     /// Attach every hook: surer causes, at the cost of each packet.
     #[arg(long)]
     full: bool,
+    #[command(flatten)]
+    limits: LimitArguments,
     #[command(flatten)]
     connection: Connection,
 }
@@ -55,6 +58,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         let meter = Arc::new(Meter::new()?);
         server.serve(Arc::clone(&meter))?;
         session.count(meter);
+        arguments.limits.apply(&mut session);
         if let Some(cluster) = arguments.connection.start()? {
             session.watch(cluster);
         }

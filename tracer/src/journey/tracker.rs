@@ -78,6 +78,11 @@ impl Tracker {
         self.lost_ns = Some(now_ns);
     }
 
+    /// When events were last lost.
+    pub const fn lost_ns(&self) -> Option<u64> {
+        self.lost_ns
+    }
+
     /// This kernel's number of NOT_SPECIFIED.
     pub const fn set_unspecified(&mut self, reason: Option<u32>) {
         self.unspecified_reason = reason;

@@ -208,14 +208,18 @@ impl<'a> Attacher<'a> {
         }
         let attached = match hook.place {
             Place::Tracepoint(name) => self.tracepoint(name, programs),
-            Place::Function(name) | Place::ModuleFunction { name, .. } => {
-                self.function(name, programs)
-            }
+            Place::Function(name) => self.function(name, None, programs),
+            Place::ModuleFunction { name, older, .. } => self.function(name, older, programs),
         };
         attached.map_err(|error| refusal(hook, &error, self.verbose))
     }
 
-    fn function(&self, name: &str, programs: Programs<'_>) -> anyhow::Result<(Tier, Link)> {
+    fn function(
+        &self,
+        name: &str,
+        older: Option<&str>,
+        programs: Programs<'_>,
+    ) -> anyhow::Result<(Tier, Link)> {
         let fits = self
             .btf
             .arguments(name)
@@ -234,7 +238,7 @@ impl<'a> Attacher<'a> {
                 anyhow!("no kprobes in this kernel, and fentry does not reach this function")
             });
         }
-        kprobe(name, programs.kprobe).map(|link| (Tier::Kprobe, link))
+        kprobe(name, older, programs.kprobe).map(|link| (Tier::Kprobe, link))
     }
 
     fn tracepoint(&self, name: &str, programs: Programs<'_>) -> anyhow::Result<(Tier, Link)> {
@@ -254,18 +258,25 @@ impl<'a> Attacher<'a> {
 
 /// Attaches a hook to a module that came while tracing; the program may be loaded already.
 pub(super) fn attach_late(hook: &Hook, programs: Programs<'_>, verbose: bool) -> Attached {
-    kprobe(hook.place.symbol(), programs.kprobe)
-        .map(|link| (Tier::Kprobe, link))
-        .map_err(|error| refusal(hook, &error, verbose))
+    kprobe(
+        hook.place.symbol(),
+        hook.place.older_symbol(),
+        programs.kprobe,
+    )
+    .map(|link| (Tier::Kprobe, link))
+    .map_err(|error| refusal(hook, &error, verbose))
 }
 
-fn kprobe(name: &str, program: Option<&mut KProbe>) -> anyhow::Result<Link> {
+fn kprobe(name: &str, older: Option<&str>, program: Option<&mut KProbe>) -> anyhow::Result<Link> {
     let program = program.context(NO_PROGRAM)?;
     match program.load() {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
         Err(error) => return Err(error.into()),
     }
-    let id = program.attach(name, 0)?;
+    let id = match (program.attach(name, 0), older) {
+        (Err(_), Some(older)) => program.attach(older, 0)?,
+        (attached, _) => attached?,
+    };
     Ok(Link::Kprobe(program.take_link(id)?))
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::EbpfLogger;
 use tracer_ebpf::hook::HookId;
@@ -103,7 +103,7 @@ pub struct Tracing {
     pub missing_fields: Vec<String>,
     program_log: Option<EbpfLogger<StandardError>>,
     /// Keeps the kernel's run-time statistics on while we trace.
-    _statistics: Option<std::os::fd::OwnedFd>,
+    statistics: Option<std::os::fd::OwnedFd>,
 }
 
 /// What our programs cost the kernel so far.
@@ -180,7 +180,7 @@ impl Tracing {
             .program_log
             .then(|| EbpfLogger::init_with_logger(&mut ebpf, StandardError))
             .transpose()?;
-        let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok();
+        let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok();
         Ok(Self {
             links,
             modules: attacher.into_modules(),
@@ -189,8 +189,34 @@ impl Tracing {
             hooks,
             missing_fields,
             program_log,
-            _statistics,
+            statistics,
         })
+    }
+
+    /// False when the kernel does not say what our programs cost.
+    pub const fn knows_cost(&self) -> bool {
+        self.statistics.is_some()
+    }
+
+    /// Traces this share of the flows from now on, each whole; 1 for all.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn trace_share(&mut self, share: f64) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut("LEAVE").context("map LEAVE is missing")?;
+        // A share of the range of flow numbers.
+        let leave = ((1.0 - share.clamp(0.0, 1.0)) * f64::from(u32::MAX)) as u32;
+        Array::<_, u32>::try_from(map)?.set(0, leave, 0)?;
+        Ok(())
+    }
+
+    /// Events of flows that were left out so far.
+    pub fn left_out(&self) -> u64 {
+        let counts = self.ebpf.map("LEFT_OUT").and_then(|map| {
+            let map = PerCpuArray::<_, u64>::try_from(map).ok()?;
+            Some(map.get(&0, 0).ok()?.iter().sum())
+        });
+        counts.unwrap_or_default()
     }
 
     /// Attaches to modules that were loaded since the last call, lets go of those that went, and says

@@ -102,6 +102,7 @@ impl Known {
         };
         self.counters[capture] = counters;
         for known in &self.counters {
+            all.left_out += known.left_out;
             all.kernel_runs += known.kernel_runs;
             all.kernel_ns += known.kernel_ns;
             all.process_us += known.process_us;

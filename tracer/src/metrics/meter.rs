@@ -62,6 +62,8 @@ pub struct State {
     pub packets: u64,
     /// Events lost, by why.
     pub lost: Vec<(String, u64)>,
+    /// Events of flows that were left out to keep tracing cheap.
+    pub left_out: u64,
     /// Runs of our programs in the kernel.
     pub kernel_runs: u64,
     /// Time in them.
@@ -84,6 +86,7 @@ pub struct Meter {
     events: IntCounter,
     packets: IntCounter,
     lost: IntCounterVec,
+    left_out: IntCounter,
     kernel_runs: IntCounter,
     kernel_seconds: Counter,
     process_seconds: Counter,
@@ -160,6 +163,10 @@ impl Meter {
                 "Packets whose way was seen to its end.",
             )?,
             lost,
+            left_out: counter(
+                "tracer_left_out_events_total",
+                "Kernel events of flows that were left out to keep tracing cheap.",
+            )?,
             kernel_runs: counter(
                 "tracer_kernel_program_runs_total",
                 "Runs of the tracer's programs in the kernel.",
@@ -210,6 +217,7 @@ impl Meter {
         for (why, total) in &state.lost {
             rise(&self.lost.with_label_values(&[why]), *total);
         }
+        rise(&self.left_out, state.left_out);
         rise(&self.kernel_runs, state.kernel_runs);
         rise_seconds(&self.kernel_seconds, state.kernel_time);
         rise_seconds(&self.process_seconds, state.process_time);

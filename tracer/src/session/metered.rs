@@ -57,6 +57,7 @@ impl Session {
             events: counts.events,
             packets: counts.packets,
             lost,
+            left_out: self.tracing.left_out(),
             kernel_runs: cost.runs,
             kernel_time: cost.time,
             process_time: Duration::from_secs_f64(process_ms() / 1e3),

@@ -1,5 +1,6 @@
 //! A live trace: programs, ring buffer, analysis and, where asked for, a capture put together.
 
+mod guard;
 mod metered;
 
 use std::sync::Arc;
@@ -25,12 +26,16 @@ use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
 use crate::view::model::{Clock, JourneyView, SummaryView, monotonic_ns};
 
+use guard::{Guard, Spent};
+pub use guard::{Limits, SamplingView};
 use metered::Metered;
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
 const PERIOD: Duration = Duration::from_millis(10);
 /// How often modules that came or went are looked for.
 const MODULES_PERIOD: Duration = Duration::from_secs(1);
+/// How often it is looked at what tracing costs.
+const GUARD_PERIOD: Duration = Duration::from_secs(1);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
 /// How often a capture is told what was lost and what tracing costs.
@@ -56,6 +61,9 @@ pub struct Session {
     /// When the capture was last told the counters.
     counted: Instant,
     meter: Option<Metered>,
+    guard: Guard,
+    /// When it last looked.
+    guarded: Instant,
 }
 
 /// A cluster that is watched beside the trace.
@@ -102,7 +110,16 @@ impl Session {
             recorder: None,
             counted: Instant::now(),
             meter: None,
+            guard: Guard::new(Limits::default()),
+            guarded: Instant::now(),
         })
+    }
+
+    /// Leaves flows out from now on when tracing costs more; false when the kernel does not say what its
+    /// part costs, so that its limit cannot be kept.
+    pub fn limit(&mut self, limits: Limits) -> bool {
+        self.guard = Guard::new(limits);
+        limits.cpu.is_none() || self.tracing.knows_cost()
     }
 
     /// What the kernel calls things.
@@ -272,6 +289,37 @@ impl Session {
         Ok(())
     }
 
+    /// Leaves flows out, or traces them again, where the limits ask for it; says so.
+    fn keep_cheap(&mut self, now: u64) -> anyhow::Result<()> {
+        if self.guarded.elapsed() < GUARD_PERIOD {
+            return Ok(());
+        }
+        self.guarded = Instant::now();
+        let spent = Spent {
+            time: self.started.elapsed(),
+            kernel: self.tracing.cost(),
+            events: self.analysis.collector().counts().events,
+        };
+        let Some(change) = self.guard.look(spent) else {
+            return Ok(());
+        };
+        self.tracing.trace_share(change.share)?;
+        // What is under way may be cut.
+        self.mark_loss(now);
+        self.analysis
+            .printer()
+            .object("sampling", &change, &change.words())?;
+        Ok(())
+    }
+
+    /// Events may be missing from what is under way.
+    fn mark_loss(&mut self, now_ns: u64) {
+        self.analysis.collector().mark_loss(now_ns);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.control(Control::Loss { now_ns });
+        }
+    }
+
     /// Empties the ring buffer; gives how many events there were, and the time now.
     fn take(&mut self) -> anyhow::Result<(usize, u64)> {
         self.tracing.flush_program_log();
@@ -290,11 +338,9 @@ impl Session {
         let lost = self.ring.lost().total();
         if lost > self.known_lost {
             self.known_lost = lost;
-            analysis.collector().mark_loss(now);
-            if let Some(recorder) = recorder {
-                recorder.control(Control::Loss { now_ns: now });
-            }
+            self.mark_loss(now);
         }
+        self.keep_cheap(now)?;
         Ok((drained, now))
     }
 
@@ -388,6 +434,7 @@ impl Session {
         Counters {
             time_ns: monotonic_ns(),
             lost: self.lost(),
+            left_out: self.tracing.left_out(),
             kernel_runs: cost.runs,
             kernel_ns: cost.time.as_nanos() as u64,
             process_us: (process_ms() * 1e3) as u64,
@@ -469,6 +516,7 @@ impl Session {
         SummaryView {
             seconds: self.started.elapsed().as_secs_f64(),
             lost: self.lost(),
+            left_out: self.tracing.left_out(),
             kernel_runs: cost.runs,
             kernel_ms: cost.time.as_secs_f64() * 1e3,
             process_ms: process_ms(),

@@ -531,6 +531,8 @@ pub struct SummaryView {
     pub drops: Vec<(String, u64)>,
     /// Lost events by cause.
     pub lost: Vec<(String, u64)>,
+    /// Events of flows that were left out to keep tracing cheap.
+    pub left_out: u64,
     /// Runs of our programs in the kernel.
     pub kernel_runs: u64,
     /// Time of our programs in the kernel, milliseconds.

@@ -200,6 +200,13 @@ pub fn summary(out: &mut impl Write, view: &SummaryView, style: Style) -> io::Re
             style.paint(RED, &format!("lost   {cause:<28} {count}"))
         )?;
     }
+    if view.left_out > 0 {
+        writeln!(
+            out,
+            "  left   {} events of flows that were left out to keep tracing cheap",
+            view.left_out
+        )?;
+    }
     writeln!(
         out,
         "  cost   kernel {:.3} ms in {} runs, this process {:.1} ms",

@@ -1,0 +1,61 @@
+//! Leaves whole flows out while userspace asks for it.
+
+use core::hint::black_box;
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, PerCpuArray};
+use tracer_ebpf::layout::Field;
+use tracer_ebpf::sample::{self, Layer, MOST_LAYERS, NETWORK_BYTES};
+
+use crate::filter::network_offset;
+use crate::read::{self, Skb};
+
+/// Flows with a number below this are left out; userspace sets it.
+#[map]
+static LEAVE: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Events that were left out.
+#[map]
+static LEFT_OUT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// True, and counted, when the packet's flow is left out.
+#[inline(always)]
+pub fn leaves_out(skb: &Skb, at_link: u32) -> bool {
+    let limit = match LEAVE.get(0) {
+        Some(&limit) if limit != 0 => limit,
+        _ => return false,
+    };
+    if black_box(flow(skb, at_link)) >= limit {
+        return false;
+    }
+    if let Some(count) = LEFT_OUT.get_ptr_mut(0) {
+        // SAFETY: this CPU's own slot.
+        unsafe { *count += 1 };
+    }
+    true
+}
+
+/// The number of the packet's flow; the highest, which is never left out, for what is no IP.
+///
+/// Not inlined, so that its stack is shared with what else the program calls.
+#[inline(never)]
+fn flow(skb: &Skb, at_link: u32) -> u32 {
+    let head: u64 = skb.field(Field::SkbHead);
+    let mut start = head + u64::from(network_offset(skb, at_link));
+    for _ in 0..MOST_LAYERS {
+        let mut bytes = [0; NETWORK_BYTES];
+        if !read::into(&mut bytes, start) {
+            break;
+        }
+        let Some((protocol, length)) = sample::transport(&bytes) else {
+            break;
+        };
+        let mut behind = [0; 8];
+        read::into(&mut behind, start + u64::from(length));
+        match sample::layer(&bytes, protocol, length, behind) {
+            Layer::Flow(number) => return number,
+            Layer::Inside(further) => start += u64::from(further),
+        }
+    }
+    u32::MAX
+}

@@ -47,8 +47,8 @@ const IP4: [Range; 8] = [
     ip4([224, 0, 0, 0], 3, true),
 ];
 const IP6: [Range; 4] = [
-    // Unspecified, loopback; IPv4-mapped addresses are mapped as what they hold.
-    ip6(0, 8, true),
+    // Unspecified and loopback.
+    ip6(0, 127, true),
     ip6(0xfc00, 7, false),
     ip6(0xfe80, 64, false),
     ip6(0xff00, 8, true),
@@ -56,6 +56,8 @@ const IP6: [Range; 4] = [
 /// The last bit before the host part, which is always flipped: no address stays as it is.
 const IP4_TURN: u32 = 23;
 const IP6_TURN: u32 = 95;
+/// Addresses that NAT64 makes of IPv4 ones (RFC 6052).
+const NAT64: u128 = 0x0064_ff9b << 96;
 /// Solicited-node multicast (RFC 4291) ends in the last three bytes of an address.
 const SOLICITED_NODE: u128 = 0xff02_0000_0000_0000_0000_0001_ff00_0000;
 
@@ -108,6 +110,10 @@ impl Anonymizer {
                     return self.map_ip4(inside).to_ipv6_mapped().into();
                 }
                 let bits = u128::from(address);
+                if first(bits, 96) == NAT64 {
+                    let inside = self.map_ip4(Ipv4Addr::from(bits as u32));
+                    return Ipv6Addr::from(NAT64 | u128::from(u32::from(inside))).into();
+                }
                 if first(bits, 104) == SOLICITED_NODE {
                     let random = self.bytes(Domain::Ip6, &[b"solicited", &address.octets()]);
                     let host = u128::from(u32::from_be_bytes([0, random[0], random[1], random[2]]));
@@ -273,6 +279,25 @@ mod tests {
         assert_ne!(mapping().mac(mac), mac);
         assert_eq!(mapping().mac(mac).0[0] & 3, 2);
         assert_eq!(mapping().mac(Mac([0xff; 6])), Mac([0xff; 6]));
+    }
+
+    #[test]
+    fn an_address_inside_another_is_mapped_as_itself() {
+        let inside = map("10.244.1.7");
+        assert_eq!(
+            map("::ffff:10.244.1.7").to_string(),
+            format!("::ffff:{inside}")
+        );
+        let IpAddr::V4(inside) = inside else {
+            panic!("{inside} is no IPv4");
+        };
+        let [a, b, c, d] = inside.octets();
+        let expected = format!("64:ff9b::{a:02x}{b:02x}:{c:02x}{d:02x}");
+        assert_eq!(
+            map("64:ff9b::10.244.1.7"),
+            expected.parse::<IpAddr>().expect("one")
+        );
+        assert_ne!(map("ff02::1:ff00:7").to_string(), "ff02::1:ff00:7");
     }
 
     #[test]

@@ -17,6 +17,10 @@ use crate::view::model::Clock;
 
 /// One thing that a capture holds.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every record is an event, and a box for each would cost more than it saves"
+)]
 pub enum Record {
     /// Who traced what; at the begin of each section.
     Header(Box<Header>),

@@ -72,21 +72,12 @@ impl Replay {
     pub fn run(
         &mut self,
         reader: &mut Reader,
-        mut progress: impl FnMut(u64),
+        progress: impl FnMut(u64),
         mut met: impl FnMut(&Journey, &Names<'_>),
     ) -> anyhow::Result<Ended> {
-        let mut records = 0u64;
-        let error = loop {
-            match reader.next() {
-                Ok(Some(record)) => self.take(record, reader, &mut met)?,
-                Ok(None) => break None,
-                Err(error) => break Some(error),
-            }
-            records += 1;
-            if records.is_multiple_of(4096) {
-                progress(reader.position());
-            }
-        };
+        let error = reader.each(progress, |record, reader| {
+            self.take(record, reader, &mut met)
+        })?;
         self.finish(&mut met)?;
         Ok(Ended { error })
     }

@@ -149,7 +149,7 @@ impl Writer {
                     self.name(&unnamed);
                 }
             }
-            Item::Record(record) => self.take_record(record),
+            Item::Record(record) => self.take_record(*record),
         }
     }
 

@@ -17,6 +17,17 @@ pub struct Wanted<'a> {
     pub mapping: Option<&'a Anonymizer>,
 }
 
+impl Wanted<'_> {
+    fn wants(&self, record: &Record) -> bool {
+        let (Record::Event(sighting), Some(journeys)) = (record, &self.journeys) else {
+            return true;
+        };
+        sighting
+            .journey
+            .is_some_and(|number| journeys.contains(&number))
+    }
+}
+
 /// How writing again ended.
 pub struct Again {
     /// What was written; `None` for a capture of another program, of which nothing was.
@@ -51,33 +62,14 @@ pub fn again(
     reader: &mut Reader,
     wanted: &Wanted<'_>,
     out: &Path,
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64),
 ) -> anyhow::Result<Again> {
     let mut rewriter: Option<Rewriter> = None;
-    let mut records = 0u64;
-    let error = loop {
-        let record = match reader.next() {
-            Ok(Some(record)) => record,
-            Ok(None) => break None,
-            Err(error) => break Some(error),
-        };
-        records += 1;
-        if records.is_multiple_of(4096) {
-            progress(reader.position());
-        }
-        if let Record::Event(sighting) = &record
-            && let Some(journeys) = &wanted.journeys
-            && !sighting
-                .journey
-                .is_some_and(|number| journeys.contains(&number))
-        {
-            continue;
-        }
-        if rewriter.is_none() && !matches!(record, Record::Header(_)) {
-            return Ok(Again {
-                written: None,
-                error: None,
-            });
+    let mut foreign = false;
+    let error = reader.each(progress, |record, _| {
+        foreign |= rewriter.is_none() && !matches!(record, Record::Header(_));
+        if foreign || !wanted.wants(&record) {
+            return Ok(());
         }
         let record = match wanted.mapping {
             Some(mapping) => mapping.record(record)?,
@@ -92,7 +84,8 @@ pub fn again(
             (Some(Record::Header(_)), Some(_)) | (None, _) | (Some(_), None) => {}
             (Some(record), Some(rewriter)) => rewriter.record(record)?,
         }
-    };
+        Ok(())
+    })?;
     let written = rewriter.map(Rewriter::finish).transpose()?;
     Ok(Again { written, error })
 }

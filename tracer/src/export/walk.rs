@@ -50,7 +50,7 @@ pub fn walk(
     reader: &mut Reader,
     filter: Filter,
     sink: &mut impl Sink,
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64),
 ) -> anyhow::Result<Option<ReadError>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
     replay.analysis().only(filter.clone());
@@ -61,23 +61,13 @@ pub fn walk(
         told: 0,
         failed: Ok(()),
     };
-    let mut records = 0u64;
-    let error = loop {
-        let record = match reader.next() {
-            Ok(Some(record)) => record,
-            Ok(None) => break None,
-            Err(error) => break Some(error),
-        };
-        records += 1;
-        if records.is_multiple_of(4096) {
-            progress(reader.position());
-        }
+    let error = reader.each(progress, |record, reader| {
         walk.see(&record, &mut replay, reader, &filter)?;
         replay.take(record, reader, &mut |journey, names| {
             walk.tell(journey, names)
         })?;
-        walk.settle(&mut replay)?;
-    };
+        walk.settle(&mut replay)
+    })?;
     replay.finish(&mut |journey, names| walk.tell(journey, names))?;
     walk.settle(&mut replay)?;
     let analysis = replay.analysis();

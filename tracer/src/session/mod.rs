@@ -15,9 +15,9 @@ use crate::cause::Diagnosis;
 use crate::event::Event;
 use crate::journey::Journey;
 use crate::kernel::btf::Btf;
+use crate::kernel::inbox::Inbox;
 use crate::kernel::load::{Options, Tracing};
 use crate::kernel::reasons::DropReasons;
-use crate::kernel::ring::Ring;
 use crate::kernel::symbols::Table;
 use crate::kube::{Cluster, ClusterFacts};
 use crate::node::{NetnsHandle, ProxyLog, Source};
@@ -30,7 +30,7 @@ use guard::{Guard, Spent};
 pub use guard::{Limits, SamplingView};
 use metered::Metered;
 
-/// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
+/// How often events are looked at.
 const PERIOD: Duration = Duration::from_millis(10);
 /// How often modules that came or went are looked for.
 const MODULES_PERIOD: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ const MOST_GATHERED: usize = 262_144;
 /// A running trace.
 pub struct Session {
     tracing: Tracing,
-    ring: Ring,
+    inbox: Inbox,
     /// Events lost so far, as the journeys know it.
     known_lost: u64,
     modules_looked: Instant,
@@ -87,7 +87,8 @@ impl Session {
         let btf = Btf::vmlinux()
             .context("this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)")?;
         let mut tracing = Tracing::start(&btf, options)?;
-        let ring = tracing.take_ring()?;
+        let inbox = Inbox::start(tracing.take_ring()?)
+            .context("no thread can be had to empty the ring buffer")?;
         let kernel = Kernel {
             reasons: Arc::new(DropReasons::read(&btf)),
             // Needed by the first drop only, so that it does not delay the start.
@@ -101,7 +102,7 @@ impl Session {
         Ok(Self {
             analysis,
             tracing,
-            ring,
+            inbox,
             known_lost: 0,
             modules_looked: Instant::now(),
             attached: started.elapsed(),
@@ -231,10 +232,10 @@ impl Session {
         loop {
             tokio::select! {
                 value = &mut stop => {
-                    diagnoses.extend(self.step(false)?);
+                    diagnoses.extend(self.step(false)?.0);
                     return Ok((value, diagnoses));
                 }
-                _ = tick.tick() => diagnoses.extend(self.step(false)?),
+                _ = tick.tick() => diagnoses.extend(self.step(false)?.0),
             }
             if let Some(value) = enough(self.analysis.printer(), &diagnoses) {
                 return Ok((value, diagnoses));
@@ -256,7 +257,7 @@ impl Session {
                 break;
             }
         }
-        diagnoses.extend(self.step(true)?);
+        diagnoses.extend(self.step(true)?.0);
         Ok(diagnoses)
     }
 
@@ -295,10 +296,12 @@ impl Session {
             return Ok(());
         }
         self.guarded = Instant::now();
+        let (events, waiting) = self.inbox.load();
         let spent = Spent {
             time: self.started.elapsed(),
             kernel: self.tracing.cost(),
-            events: self.analysis.collector().counts().events,
+            events,
+            waiting,
         };
         let Some(change) = self.guard.look(spent) else {
             return Ok(());
@@ -320,13 +323,14 @@ impl Session {
         }
     }
 
-    /// Empties the ring buffer; gives how many events there were, and the time now.
+    /// Takes the events that came; gives how many there were, and the time up to which all were taken.
     fn take(&mut self) -> anyhow::Result<(usize, u64)> {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
         self.follow_modules()?;
         let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
-        let drained = self.ring.drain(BATCH, |raw| {
+        let now = monotonic_ns();
+        let taken = self.inbox.take(BATCH, |raw| {
             if let Some(event) = Event::decode(raw) {
                 if let Some(recorder) = recorder {
                     recorder.event(raw);
@@ -334,17 +338,18 @@ impl Session {
                 analysis.push(event);
             }
         });
-        let now = monotonic_ns();
-        let lost = self.ring.lost().total();
+        let lost = self.inbox.lost().total();
         if lost > self.known_lost {
             self.known_lost = lost;
-            self.mark_loss(now);
+            self.mark_loss(monotonic_ns());
         }
         self.keep_cheap(now)?;
-        Ok((drained, now))
+        let until = taken.last_ns.filter(|_| taken.more).unwrap_or(now);
+        Ok((taken.count, until.min(now)))
     }
 
-    fn step(&mut self, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
+    /// Looks at the events that came; gives the new diagnoses and how many events there were.
+    fn step(&mut self, hurry: bool) -> anyhow::Result<(Vec<Diagnosis>, usize)> {
         let (drained, now) = self.take()?;
         let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
         let wanting = Wanting::of(self.cluster.as_ref(), analysis.cluster());
@@ -361,7 +366,7 @@ impl Session {
             self.hand_over();
         }
         self.count_totals(now);
-        Ok(step.diagnoses)
+        Ok((step.diagnoses, drained))
     }
 
     /// Collects until `work` is done and what it sent has had time to end; gives back every journey of
@@ -452,12 +457,26 @@ impl Session {
         }
     }
 
+    /// Takes everything that the kernel has given so far.
+    fn take_rest(&mut self) -> anyhow::Result<Vec<Diagnosis>> {
+        // What comes meanwhile has no end while packets flow.
+        let mut rest = self.inbox.catch_up();
+        let (mut diagnoses, mut taken) = self.step(false)?;
+        while taken > 0 && taken < rest {
+            rest -= taken;
+            let (found, more) = self.step(false)?;
+            diagnoses.extend(found);
+            taken = more;
+        }
+        Ok(diagnoses)
+    }
+
     /// Ends the trace: what is under way, a last look for causes, the summary, and the capture.
     ///
     /// # Errors
     /// When printing fails, or the capture cannot be completed.
     pub fn finish(mut self) -> anyhow::Result<Vec<Diagnosis>> {
-        self.step(false)?;
+        let mut diagnoses = self.take_rest()?;
         let now = monotonic_ns();
         let wanting = Wanting::of(self.cluster.as_ref(), self.analysis.cluster());
         self.analysis
@@ -468,7 +487,7 @@ impl Session {
             recorder.names(&mut self.analysis);
             recorder.control(Control::Finish { now_ns: now });
         }
-        let diagnoses = self.step(true)?;
+        diagnoses.extend(self.step(true)?.0);
         let summary = self.summary();
         self.analysis.printer().summary(&summary)?;
         let readings = self.analysis.collector().take_readings();
@@ -504,7 +523,7 @@ impl Session {
                 ("capture could not keep up", unwritten),
             ])
             .filter(|&(_, count)| count > 0);
-        let lost = self.ring.lost();
+        let lost = self.inbox.lost();
         lost.iter()
             .chain(here)
             .map(|(cause, count)| (cause.to_owned(), count))

@@ -111,7 +111,9 @@ const ROOMS: &[Room] = &[
     ),
     room(
         "merge",
-        &["event", "hook", "journey", "node", "kube", "view", "printer", "capture"],
+        &[
+            "event", "hook", "journey", "node", "kube", "view", "printer", "capture",
+        ],
     ),
     // The cause only to check that every scenario names one of the catalogue.
     room("scenario", &["event", "node", "kube", "cause"]),

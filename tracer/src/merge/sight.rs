@@ -85,7 +85,8 @@ pub(super) fn look(reader: &mut Reader) -> anyhow::Result<Option<Sight>> {
 fn leaves(journey: &Journey, wall_ns: &dyn Fn(u64) -> u64) -> Option<Edge> {
     let last = journey.events.last()?;
     let packet = journey.last_packet()?;
-    matches!(last.role(), Role::Transmit | Role::Veth).then(|| Edge {
+    let edge = matches!(last.role(), Role::Transmit | Role::Veth);
+    (edge && is_between_nodes(journey, journey.events.len() - 1)).then(|| Edge {
         key: packet.into(),
         journey: journey.id,
         skb: last.skb,
@@ -93,11 +94,16 @@ fn leaves(journey: &Journey, wall_ns: &dyn Fn(u64) -> u64) -> Option<Edge> {
     })
 }
 
+/// What goes through a tunnel is between nodes there; its other edge is towards a pod.
+fn is_between_nodes(journey: &Journey, index: usize) -> bool {
+    journey.carried.is_empty() || journey.is_carried(index)
+}
+
 /// The packet came: the first that was seen of it is that a device handed it over.
 fn arrives(journey: &Journey, wall_ns: &dyn Fn(u64) -> u64) -> Option<Edge> {
     let first = journey.events.first()?;
     let packet = journey.first_packet()?;
-    (first.role() == Role::Receive).then(|| Edge {
+    (first.role() == Role::Receive && is_between_nodes(journey, 0)).then(|| Edge {
         key: packet.into(),
         journey: journey.id,
         skb: first.skb,

@@ -15,8 +15,10 @@ mod cluster;
 mod command;
 mod doctor;
 mod explain;
+mod export;
 mod fleet;
 mod limits;
+mod merge;
 mod probe;
 mod proxy_log;
 mod reproduce;
@@ -76,6 +78,12 @@ struct Output {
 enum OutputFormat {
     Text,
     Json,
+    /// Of an export only.
+    #[value(skip)]
+    Parquet,
+    /// Of an export only.
+    #[value(skip)]
+    Pcapng,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,7 +97,7 @@ impl Output {
     fn printer_format(&self) -> Format {
         match self.format {
             OutputFormat::Json => Format::Json,
-            OutputFormat::Text => Format::Text {
+            OutputFormat::Text | OutputFormat::Parquet | OutputFormat::Pcapng => Format::Text {
                 style: self.style(),
                 verbose: self.verbose,
             },
@@ -134,6 +142,12 @@ enum Command {
     Reproduce(reproduce::Arguments),
     /// Journeys, flows or events of a capture as tables. Example: tracer show node.pcapng --flows
     Show(show::Arguments),
+    /// Tables, JSON or another capture out of a capture; --anonymize makes one that can be shared.
+    /// Example: tracer export node.pcapng --format parquet -o node/
+    Export(export::Arguments),
+    /// Captures of several nodes as one: a packet's way goes on from node to node, clocks are aligned.
+    /// Example: tracer merge a.pcapng b.pcapng -o both.pcapng
+    Merge(merge::Arguments),
     /// Look over this node without traffic; exit code 1 when something is wrong.
     /// Example: tracer check --format json
     Check(check::Arguments),
@@ -188,6 +202,8 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Show(arguments) => show::run(&arguments, &cli.output),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Merge(arguments) => merge::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),
         Command::Cluster(arguments) => cluster::run(&arguments, &cli.output),

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{Answer, Test, Tracer, check};
+use crate::{Answer, Test, Tracer, check, export};
 
 /// The share that the lab hands files out through; golden captures are made from what is there.
 const OUT: &str = "/out";
@@ -78,6 +78,7 @@ fn same_answer(tracer: &Tracer, case: &[String]) -> anyhow::Result<()> {
         &replayed.objects("diagnosis"),
     )?;
     within(&live.objects("journey"), &replayed.objects("journey"))?;
+    export::same_without_names(tracer, &file, &replayed).context("without names")?;
     let (one, two) = (live.object("summary")?, replayed.object("summary")?);
     for field in ["events", "packets", "failed", "hooks", "drops", "devices"] {
         check(one[field] == two[field], || {

@@ -32,7 +32,7 @@ mod world;
 
 use row::Row;
 use table::ROWS;
-use world::World;
+pub(crate) use world::World;
 
 /// Patience of a client.
 const PATIENCE: Duration = Duration::from_millis(1500);

@@ -105,6 +105,7 @@ fn long(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
     tests.extend(tests::check::tests());
     tests.extend(tests::field_notes::tests());
     tests.extend(tests::capture::tests(tracer));
+    tests.extend(tests::merge::tests());
     tests.extend(tests::matrix::tests(tracer)?);
     Ok(tests)
 }

@@ -146,6 +146,12 @@ pub fn active() -> bool {
     read::filter(filter::ACTIVE)
 }
 
+/// True when the program asks for more than the packet itself says.
+#[inline(always)]
+pub fn reads_place() -> bool {
+    read::filter(filter::INTERFACE | filter::NAMESPACE)
+}
+
 #[inline(always)]
 fn used(bit: u32) -> bool {
     // SAFETY: a word that programs only ever set bits in; a stale value delays a look-up by a packet.

@@ -28,6 +28,9 @@ const FACTS_AGE_NS: u64 = 1_000_000_000;
 /// Most clients of one namespace whose IPVS connections are looked up.
 const MOST_IPVS_CLIENTS: usize = 1024;
 
+/// Most addresses with a NodePort's port that are looked at because a socket took a packet there.
+const MOST_AT_NODEPORTS: usize = 4096;
+
 /// Most namespaces that are read because a neighbour did not answer.
 const MOST_PEERS: usize = 256;
 
@@ -109,6 +112,8 @@ pub struct Collector {
     silent: BTreeSet<NetnsId>,
     /// Namespaces whose rules seem to have ended a packet; the rules are many and read only then.
     filtering: BTreeSet<NetnsId>,
+    /// Addresses with a NodePort's port where sockets took packets.
+    at_nodeports: HashSet<(u8, SocketAddr)>,
     /// When rules were last read.
     rules_ns: Option<u64>,
     /// When the first packet that asks for a diagnosis ended.
@@ -140,6 +145,7 @@ impl Collector {
             unread_clients: false,
             silent: BTreeSet::new(),
             filtering: BTreeSet::new(),
+            at_nodeports: HashSet::new(),
             rules_ns: None,
             due_ns: None,
             given: HashMap::new(),
@@ -346,14 +352,31 @@ impl Collector {
             self.counts.failed += u64::from(journey.failed());
             self.remember_ipvs_client(&journey);
             self.remember_silence(&journey);
+            let at_nodeport = self.is_new_at_nodeport(&journey);
             let Some(added) = self.flows.add(journey) else {
                 continue;
             };
             let stalled = || self.flows.get(added.flow).is_some_and(Flow::is_stalled);
-            if added.suspicious || stalled() {
+            if added.suspicious || at_nodeport || stalled() {
                 self.due_ns.get_or_insert(now_ns);
             }
         }
+    }
+
+    /// True for the first packet that a socket takes on an address with a NodePort's port, untranslated: it
+    /// arrived, and perhaps not where its sender meant.
+    fn is_new_at_nodeport(&mut self, journey: &Journey) -> bool {
+        let (Some(cluster), Some(first), Some(last)) =
+            (&self.cluster, journey.first_tuple(), journey.last_tuple())
+        else {
+            return false;
+        };
+        let to = (last.protocol, last.destination);
+        first.destination == last.destination
+            && cluster.node_port(to.0, to.1.port()).is_some()
+            && journey.passed(Role::Deliver)
+            && self.at_nodeports.len() < MOST_AT_NODEPORTS
+            && self.at_nodeports.insert(to)
     }
 
     /// Remembers where a neighbour did not answer.
@@ -476,6 +499,7 @@ impl Collector {
         self.ipvs_clients.clear();
         self.silent.clear();
         self.filtering.clear();
+        self.at_nodeports.clear();
         self.rules_ns = None;
         self.given.clear();
         self.stopped.clear();

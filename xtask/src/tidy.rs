@@ -93,6 +93,28 @@ const ROOMS: &[Room] = &[
             "analysis", "filter",
         ],
     ),
+    room("anonymize", &["event", "node", "kube", "capture"]),
+    room(
+        "export",
+        &[
+            "event",
+            "journey",
+            "flow",
+            "cause",
+            "view",
+            "printer",
+            "analysis",
+            "filter",
+            "capture",
+            "anonymize",
+        ],
+    ),
+    room(
+        "merge",
+        &[
+            "event", "hook", "journey", "node", "kube", "view", "printer", "capture",
+        ],
+    ),
     // The cause only to check that every scenario names one of the catalogue.
     room("scenario", &["event", "node", "kube", "cause"]),
 ];

@@ -108,13 +108,13 @@ const UDP: &[(&str, u16)] = &[
 const TCP: &[(&str, u16)] = &[("pt-p1", 3000)];
 
 /// The namespaces and servers; dropping it removes them.
-pub(super) struct World {
+pub(crate) struct World {
     stop: Arc<AtomicBool>,
     servers: Vec<JoinHandle<()>>,
 }
 
 impl World {
-    pub(super) fn build() -> anyhow::Result<Self> {
+    pub(crate) fn build() -> anyhow::Result<Self> {
         let mut world = Self {
             stop: Arc::default(),
             servers: Vec::new(),

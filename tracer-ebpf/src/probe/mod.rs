@@ -127,7 +127,8 @@ impl Sight {
         let (hook, skb) = (self.hook, self.skb);
         if !filter::active() {
             let mut copy = Skb::room();
-            return self.read(&mut copy)?.report(&copy, fill);
+            self.read(&mut copy)?;
+            return self.place().report(&copy, fill);
         }
         let known = filter::known(hook, skb);
         if known == Known::NotFollowed {
@@ -135,21 +136,27 @@ impl Sight {
             return None;
         }
         let mut copy = Skb::room();
-        let place = self.read(&mut copy)?;
-        if known == Known::Unknown
-            && !filter::decides(hook, skb, &copy, place.device, place.namespace())
-        {
-            filter::passed(hook, skb, false);
-            return None;
+        self.read(&mut copy)?;
+        if known == Known::Unknown {
+            // Each costs a read of kernel memory, and few filters ask for them.
+            let (mut device, mut net) = (0, 0);
+            if filter::reads_place() {
+                let place = self.place();
+                (device, net) = (place.device, place.namespace());
+            }
+            if !filter::decides(hook, skb, &copy, device, net) {
+                filter::passed(hook, skb, false);
+                return None;
+            }
         }
         filter::keep(hook, skb, &copy);
         filter::passed(hook, skb, true);
-        place.report(&copy, fill)
+        self.place().report(&copy, fill)
     }
 
     /// Copies the skb; `None` and a count when it cannot be read.
     #[inline(always)]
-    fn read(self, copy: &mut Skb) -> Option<Place> {
+    fn read(self, copy: &mut Skb) -> Option<()> {
         if !copy.fill(self.skb) {
             // Without the address: BTF programs may not take a kernel pointer apart.
             debug!(
@@ -159,10 +166,15 @@ impl Sight {
             lost(Lost::UnreadableSkb);
             return None;
         }
-        Some(Place {
+        Some(())
+    }
+
+    #[inline(always)]
+    fn place(self) -> Place {
+        Place {
             device: read::field(self.skb, Field::SkbDev),
             sight: self,
-        })
+        }
     }
 }
 

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use tracer_ebpf::event as raw;
 use tracer_ebpf::event::PACKET_BYTES;
 
 use super::block::{self, Builder, ETHERNET_HEADER, link, option};
-use super::record::{BareEvent, Counters, Header, Record};
+use super::record::{BareEvent, Counters, FRAME_BYTES, Header, Headers, Record};
 use super::wire::{WireEvent, to_cbor};
 use super::{ENTERPRISE, MOST_BLOCK};
 use crate::event::{Event, protocol};
@@ -25,21 +26,43 @@ const DNS_PORT: u16 = 53;
 /// Most names in one name resolution block.
 const MOST_NAMES: usize = 4096;
 
-/// Packet bytes of an event.
-#[derive(Clone, Copy)]
-pub(super) struct Headers {
-    pub(super) bytes: [u8; PACKET_BYTES],
-    pub(super) length: usize,
-    /// Where the network header begins.
-    pub(super) network: usize,
-    /// EtherType, network order.
-    pub(super) protocol: u16,
-}
-
 impl Headers {
+    /// As the kernel side read them; `None` where it could not.
+    pub(super) fn of_raw(raw: &raw::Event) -> Option<Self> {
+        if raw.valid & raw::valid::PACKET == 0 {
+            return None;
+        }
+        let mut bytes = [0; FRAME_BYTES];
+        bytes[..PACKET_BYTES].copy_from_slice(&raw.packet);
+        Some(Self {
+            bytes,
+            length: usize::from(raw.packet_len).min(PACKET_BYTES),
+            network: usize::from(raw.network_offset),
+            protocol: raw.protocol,
+        })
+    }
+
+    /// As a capture holds them: an Ethernet frame.
+    pub fn of_frame(frame: &[u8]) -> Self {
+        let length = frame.len().min(FRAME_BYTES);
+        let mut bytes = [0; FRAME_BYTES];
+        bytes[..length].copy_from_slice(&frame[..length]);
+        Self {
+            protocol: u16::from_ne_bytes([bytes[12], bytes[13]]),
+            bytes,
+            length,
+            network: ETHERNET_HEADER,
+        }
+    }
+
+    /// The bytes that are there.
+    pub fn frame(&self) -> &[u8] {
+        &self.bytes[..self.length.min(FRAME_BYTES)]
+    }
+
     /// The bytes that are kept: headers alone, or as many as were asked for.
     fn kept(&self, event: &Event, most: Option<usize>) -> &[u8] {
-        let there = &self.bytes[..self.length.min(PACKET_BYTES)];
+        let there = self.frame();
         let keep = most.unwrap_or_else(|| self.header_length(event));
         &there[..keep.min(there.len())]
     }
@@ -80,7 +103,7 @@ impl Headers {
         &self,
         event: &Event,
         kept: &'a [u8],
-        room: &'a mut [u8; ETHERNET_HEADER + PACKET_BYTES],
+        room: &'a mut [u8; ETHERNET_HEADER + FRAME_BYTES],
     ) -> &'a [u8] {
         if self.network == ETHERNET_HEADER {
             return kept;
@@ -144,9 +167,8 @@ pub(super) struct Encoder {
 
 impl Encoder {
     pub(super) fn new(header: Header, reasons: Arc<DropReasons>, snaplen: Option<usize>) -> Self {
-        let wall = SystemTime::UNIX_EPOCH + Duration::from_nanos(header.wall_ns);
         Self {
-            clock: Clock::recorded(wall, header.monotonic_ns),
+            clock: header.clock(),
             header,
             reasons,
             snaplen,
@@ -283,7 +305,7 @@ impl Encoder {
     fn packet(&mut self, told: &Told<'_>, headers: &Headers, typed: &[u8], out: &mut Vec<u8>) {
         let interface = self.interface(told.site, out);
         self.name(told.event, out);
-        let mut room = [0; ETHERNET_HEADER + PACKET_BYTES];
+        let mut room = [0; ETHERNET_HEADER + FRAME_BYTES];
         let kept = headers.framed(
             told.event,
             headers.kept(told.event, self.snaplen),

@@ -3,9 +3,10 @@
 //! Map: `block` is pcapng's framing, `bytes` takes it out of a file in whatever wrapping, `wire` is what
 //! the typed parts look like in a file and `record` what they mean. `recorder` takes what a live trace
 //! does and hands it to a thread, where `writer` gives each event its place and words, `encoder` makes
-//! blocks of it and `file` puts them on disk, or `ring` keeps the last while until a diagnosis fires. `reader` gives records back, `foreign` what other programs
-//! wrote, `there` what names meant where it was made, and `replay` feeds it all to the analysis that a live
-//! trace feeds; `report` does so for a page.
+//! blocks of it and `file` puts them on disk, or `ring` keeps the last while until a diagnosis fires.
+//! `reader` gives records back, one by one or `each`, `foreign` what other programs wrote, `there` what
+//! names meant where it was made, and `replay` feeds it all to the analysis that a live trace feeds;
+//! `report` does so for a page. `rewrite` makes a capture of records again.
 //!
 //! Invariants:
 //! - Live and replayed analysis see the same events, facts and moments in the same order, so they say the
@@ -17,6 +18,7 @@
 
 mod block;
 mod bytes;
+mod each;
 mod encoder;
 mod file;
 mod foreign;
@@ -25,6 +27,7 @@ mod record;
 mod recorder;
 mod replay;
 mod report;
+mod rewrite;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -34,10 +37,11 @@ mod writer;
 
 pub use file::{Full, Options, Rotate, Written};
 pub use reader::{Interface, ReadError, Reader, Skipped};
-pub use record::{Control, Counters, Header, Packet, Record, Sighting};
+pub use record::{Control, Counters, Header, Headers, Packet, Record, Sighting};
 pub use recorder::Recorder;
 pub use replay::{Ended, Replay};
 pub use report::{Reported, report};
+pub use rewrite::Rewriter;
 pub use ring::Trigger;
 pub use there::There;
 

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
 use super::block::{self, ETHERNET_HEADER, OptionList, Order, option, padded};
 use super::bytes::{Bytes, Wrapping};
 use super::foreign::{self, Classic};
-use super::record::{Packet, Record, Sighting, Unknown};
+use super::record::{Headers, Packet, Record, Sighting, Unknown};
 use super::wire::{WireEvent, seen};
 use super::{ENTERPRISE, MOST_BLOCK};
 use crate::event;
@@ -348,10 +347,7 @@ impl Reader {
                 match Record::from_bytes(&body[4..]) {
                     Ok(record) => {
                         if let Record::Header(header) = &record {
-                            let wall = SystemTime::UNIX_EPOCH
-                                .checked_add(Duration::from_nanos(header.wall_ns))
-                                .unwrap_or(SystemTime::UNIX_EPOCH);
-                            self.clock = Some(Clock::recorded(wall, header.monotonic_ns));
+                            self.clock = Some(header.clock());
                         }
                         Ok(Some(record))
                     }
@@ -464,8 +460,10 @@ fn packet(
             headers: foreign::headers(interface.link_type, bytes),
         })));
     };
+    let mut headers = None;
     let event = WireEvent::take(typed).and_then(|wire| {
         let borrowed = wire.seen & seen::BORROWED != 0;
+        headers = (!borrowed).then(|| Headers::of_frame(bytes));
         let packet = (!borrowed)
             .then(|| event::Packet::parse(bytes, ETHERNET_HEADER))
             .flatten();
@@ -481,6 +479,7 @@ fn packet(
             event,
             journey,
             interface: Some(number),
+            headers,
         }))),
         Err(Unknown::Skipped(what)) => {
             skipped.add(what);

@@ -1,17 +1,26 @@
 //! What the typed records of a capture mean, and how each is kept in a custom block.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use tracer_ebpf::event::PACKET_BYTES;
+
 use super::MOST_UNPACKED;
+use super::block::ETHERNET_HEADER;
 use super::wire::{Unread, WireEvent, from_cbor, to_cbor};
 use crate::event::Event;
 use crate::kube::{ClusterFacts, StoredCluster};
 use crate::node::Reading;
+use crate::view::model::Clock;
 
 /// One thing that a capture holds.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every record is an event, and a box for each would cost more than it saves"
+)]
 pub enum Record {
     /// Who traced what; at the begin of each section.
     Header(Box<Header>),
@@ -60,6 +69,16 @@ pub struct Header {
     pub monotonic_ns: u64,
 }
 
+impl Header {
+    /// The clock of the machine.
+    pub fn clock(&self) -> Clock {
+        let wall = SystemTime::UNIX_EPOCH
+            .checked_add(Duration::from_nanos(self.wall_ns))
+            .unwrap_or(SystemTime::UNIX_EPOCH);
+        Clock::recorded(wall, self.monotonic_ns)
+    }
+}
+
 /// An event, as a capture holds it.
 #[derive(Clone, Debug)]
 pub struct Sighting {
@@ -69,6 +88,23 @@ pub struct Sighting {
     pub journey: Option<u64>,
     /// The interface that it is shown at: its own, or that of the event before it.
     pub interface: Option<u32>,
+    /// The packet's own bytes; those that were shown for want of them are not here.
+    pub headers: Option<Headers>,
+}
+
+/// Longest frame of a capture of the tracer, bytes: what the programs read, and a link header before it
+/// where the packet had none.
+pub(super) const FRAME_BYTES: usize = ETHERNET_HEADER + PACKET_BYTES;
+
+/// Packet bytes of an event.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers {
+    pub(super) bytes: [u8; FRAME_BYTES],
+    pub(super) length: usize,
+    /// Where the network header begins.
+    pub(super) network: usize,
+    /// EtherType, network order.
+    pub(super) protocol: u16,
 }
 
 /// A packet that another program captured.
@@ -273,6 +309,7 @@ impl BareEvent {
             event: event?,
             journey: self.journey,
             interface: None,
+            headers: None,
         })
     }
 }

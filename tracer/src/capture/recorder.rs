@@ -25,9 +25,15 @@ const MOST_PENDING: usize = 262_144;
 /// One thing for the thread.
 pub(super) enum Item {
     Event(raw::Event),
-    Record(Record),
+    Record(Box<Record>),
     /// The kernel's symbols are read.
     Symbols(Arc<Symbols>),
+}
+
+impl Item {
+    fn of(record: Record) -> Self {
+        Self::Record(Box::new(record))
+    }
 }
 
 /// Records a live trace.
@@ -84,7 +90,7 @@ impl Recorder {
     /// Facts that were read.
     pub fn facts(&mut self, readings: Vec<Reading>) {
         self.pending
-            .extend(readings.into_iter().map(Record::Facts).map(Item::Record));
+            .extend(readings.into_iter().map(Record::Facts).map(Item::of));
     }
 
     /// The names that were known when conclusions were drawn.
@@ -104,26 +110,26 @@ impl Recorder {
         };
         if !same && let Some(cluster) = cluster {
             self.pending
-                .push(Item::Record(Record::Cluster(Arc::clone(cluster))));
+                .push(Item::of(Record::Cluster(Arc::clone(cluster))));
             self.cluster = Some(Arc::clone(cluster));
         }
     }
 
     /// A moment.
     pub fn control(&mut self, control: Control) {
-        self.pending.push(Item::Record(Record::Control(control)));
+        self.pending.push(Item::of(Record::Control(control)));
     }
 
     /// Losses and cost.
     pub fn counters(&mut self, counters: Counters) {
-        self.pending.push(Item::Record(Record::Counters(counters)));
+        self.pending.push(Item::of(Record::Counters(counters)));
     }
 
     /// Diagnoses that were reached.
     pub fn diagnoses(&mut self, diagnoses: &[Diagnosis]) {
         for diagnosis in diagnoses {
             if let Ok(text) = serde_json::to_string(&DiagnosisView::from(diagnosis)) {
-                self.pending.push(Item::Record(Record::Diagnosis(text)));
+                self.pending.push(Item::of(Record::Diagnosis(text)));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Feeds a capture to the analysis that a live trace feeds.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tracer_ebpf::hook::HookId;
 
@@ -15,7 +15,7 @@ use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
 use crate::node::{Link, NetnsFacts, NetnsId, Occasion, Reading, Snapshot, Source};
 use crate::printer::Printer;
-use crate::view::model::{Clock, Names, SummaryView};
+use crate::view::model::{Names, SummaryView};
 
 /// Pause between two looks at packets that another program captured, by their times.
 const LOOK_NS: u64 = 100_000_000;
@@ -72,21 +72,12 @@ impl Replay {
     pub fn run(
         &mut self,
         reader: &mut Reader,
-        mut progress: impl FnMut(u64),
+        progress: impl FnMut(u64),
         mut met: impl FnMut(&Journey, &Names<'_>),
     ) -> anyhow::Result<Ended> {
-        let mut records = 0u64;
-        let error = loop {
-            match reader.next() {
-                Ok(Some(record)) => self.take(record, reader, &mut met)?,
-                Ok(None) => break None,
-                Err(error) => break Some(error),
-            }
-            records += 1;
-            if records.is_multiple_of(4096) {
-                progress(reader.position());
-            }
-        };
+        let error = reader.each(progress, |record, reader| {
+            self.take(record, reader, &mut met)
+        })?;
         self.finish(&mut met)?;
         Ok(Ended { error })
     }
@@ -136,16 +127,13 @@ impl Replay {
 
     /// A header begins a capture; that of the next rotated file goes on with it.
     fn begin(&mut self, header: Header) {
-        let wall = SystemTime::UNIX_EPOCH
-            .checked_add(Duration::from_nanos(header.wall_ns))
-            .unwrap_or(SystemTime::UNIX_EPOCH);
         let reasons: DropReasons = header.reasons.iter().cloned().collect();
         let unspecified = reasons.number("NOT_SPECIFIED");
         self.analysis.collector().set_unspecified(unspecified);
         *self.analysis.kernel() = Kernel {
             reasons: Arc::new(reasons),
             symbols: Table::Read(Arc::new(Symbols::default())),
-            clock: Clock::recorded(wall, header.monotonic_ns),
+            clock: header.clock(),
         };
         self.header = Some(header);
         self.fresh = true;
@@ -204,8 +192,13 @@ impl Replay {
 
     /// A packet of another program as an event: a device saw it, and no more is known.
     pub fn event(&mut self, packet: &Packet, reader: &Reader) -> Event {
-        self.describe(reader);
         self.packets += 1;
+        self.as_event(packet, reader)
+    }
+
+    /// The same without counting it: to look at it before it is taken.
+    pub fn as_event(&mut self, packet: &Packet, reader: &Reader) -> Event {
+        self.describe(reader);
         let outbound = packet.outbound == Some(true);
         let ifindex = packet.interface.saturating_add(1);
         Event {

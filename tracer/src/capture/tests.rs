@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tracer_ebpf::hook::HookId;
 
 use super::block::{self, Builder, option};
-use super::encoder::{Encoder, Headers, Told};
-use super::record::{Control, Header, Record};
+use super::encoder::{Encoder, Told};
+use super::record::{Control, FRAME_BYTES, Header, Headers, Record};
 use super::{ReadError, Reader, Replay};
 use crate::event::{Detail, Event, Packet, Transport, Tuple};
 use crate::kernel::reasons::DropReasons;
@@ -21,7 +21,7 @@ const NETNS: u32 = 4_026_531_840;
 
 /// Ethernet, IPv4 and TCP: a SYN from 192.168.3.10:36380 to 192.168.3.187:30000.
 fn syn() -> Headers {
-    let mut bytes = [0; tracer_ebpf::event::PACKET_BYTES];
+    let mut bytes = [0; FRAME_BYTES];
     bytes[12..14].copy_from_slice(&[8, 0]);
     bytes[14..34].copy_from_slice(&[
         0x45, 0, 0, 60, 0x64, 0x5e, 0x40, 0, 64, 6, 0, 0, 192, 168, 3, 10, 192, 168, 3, 187,

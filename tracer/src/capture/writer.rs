@@ -8,11 +8,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use tracer_ebpf::event as raw;
-
-use super::encoder::{Encoder, Headers, Told};
+use super::encoder::{Encoder, Told};
 use super::file::{Files, Written};
-use super::record::{Control, Header, Record};
+use super::record::{Control, Header, Headers, Record};
 use super::recorder::Item;
 use crate::event::{Detail, Event};
 use crate::hook;
@@ -129,7 +127,21 @@ impl Writer {
 
     fn take(&mut self, item: Item) {
         match item {
-            Item::Event(raw) => self.take_event(&raw),
+            Item::Event(raw) => {
+                let Some(event) = Event::decode(&raw) else {
+                    return;
+                };
+                if let Detail::Drop { location, .. } = event.detail
+                    && self.encoder.is_unnamed(location)
+                {
+                    if self.encoder.symbols.is_empty() {
+                        self.unnamed.push(location);
+                    } else {
+                        self.name(&[location]);
+                    }
+                }
+                self.take_event(event, Headers::of_raw(&raw));
+            }
             Item::Symbols(symbols) => {
                 self.encoder.symbols = symbols;
                 let unnamed = std::mem::take(&mut self.unnamed);
@@ -137,38 +149,24 @@ impl Writer {
                     self.name(&unnamed);
                 }
             }
-            Item::Record(record) => {
-                match &record {
-                    Record::Facts(reading) => self.encoder.facts = Arc::clone(&reading.facts),
-                    Record::Cluster(facts) => self.encoder.cluster = Some(Arc::clone(facts)),
-                    Record::Control(control) => self.conclude(*control),
-                    _ => {}
-                }
-                self.queue.push_back(Waiting::Record(Box::new(record)));
-            }
+            Item::Record(record) => self.take_record(*record),
         }
     }
 
-    fn take_event(&mut self, raw: &raw::Event) {
-        let Some(event) = Event::decode(raw) else {
-            return;
-        };
-        self.events += 1;
-        if let Detail::Drop { location, .. } = event.detail
-            && self.encoder.is_unnamed(location)
-        {
-            if self.encoder.symbols.is_empty() {
-                self.unnamed.push(location);
-            } else {
-                self.name(&[location]);
-            }
+    /// Takes what is no event.
+    pub(super) fn take_record(&mut self, record: Record) {
+        match &record {
+            Record::Facts(reading) => self.encoder.facts = Arc::clone(&reading.facts),
+            Record::Cluster(facts) => self.encoder.cluster = Some(Arc::clone(facts)),
+            Record::Control(control) => self.conclude(*control),
+            _ => {}
         }
-        let own = (raw.valid & raw::valid::PACKET != 0).then(|| Headers {
-            bytes: raw.packet,
-            length: usize::from(raw.packet_len),
-            network: usize::from(raw.network_offset),
-            protocol: raw.protocol,
-        });
+        self.queue.push_back(Waiting::Record(Box::new(record)));
+    }
+
+    /// Takes an event, with its packet's bytes where it has some.
+    pub(super) fn take_event(&mut self, event: Event, own: Option<Headers>) {
+        self.events += 1;
         let before = self.last.get(&event.skb).copied();
         let mut ended = Vec::new();
         let number = self.gone + self.queue.len() as u64;
@@ -205,6 +203,22 @@ impl Writer {
         for journey in &ended {
             self.settle(journey, true);
         }
+    }
+
+    /// The journey that begins next gets this number, as it had in another capture.
+    pub(super) const fn number_next(&mut self, id: u64) {
+        self.tracker.number_next(id);
+    }
+
+    /// Takes names of code addresses out of another capture.
+    pub(super) fn know(&mut self, symbols: Vec<(u64, String)>) {
+        let known = Arc::make_mut(&mut self.encoder.symbols);
+        for (address, name) in &symbols {
+            known.insert(*address, name);
+        }
+        self.encoder.remember(&symbols);
+        self.queue
+            .push_back(Waiting::Record(Box::new(Record::Symbols(symbols))));
     }
 
     /// Names code addresses in the file.
@@ -282,7 +296,7 @@ impl Writer {
     }
 
     /// Writes entries from the front as far as they are ready; all with `all`.
-    fn write_ready(&mut self, all: bool) -> anyhow::Result<()> {
+    pub(super) fn write_ready(&mut self, all: bool) -> anyhow::Result<()> {
         loop {
             let late = match self.queue.front() {
                 None => break,

@@ -1,8 +1,11 @@
 //! `bad-checksum`: a packet's checksum is wrong.
 
+use std::net::IpAddr;
+
 use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
+use crate::event::protocol;
 use crate::hook::Role;
 use crate::node::NetnsId;
 
@@ -39,11 +42,15 @@ fn wrong(failure: &Failure<'_>) -> Option<(NetnsId, Option<u32>)> {
     Some((netns, failure.ingress(usize::MAX)))
 }
 
-/// The packet carries a tunnel.
-pub(super) fn wrong_outside(failure: &Failure<'_>) -> Option<(NetnsId, Option<u32>)> {
-    let port = failure.journey.last_tuple()?.destination.port();
-    let is_vxlan = VXLAN_PORTS.contains(&port) && failure.dropped_for(&["UDP_CSUM"], &[]);
-    is_vxlan.then(|| wrong(failure)).flatten()
+/// The packet carries a tunnel: where it was dropped, and which node sent it.
+pub(super) fn wrong_outside(failure: &Failure<'_>) -> Option<(NetnsId, IpAddr)> {
+    // The journey's own addresses are those inside.
+    let outer = failure.packet_at(usize::MAX)?.tuple;
+    let is_vxlan = outer.protocol == protocol::UDP
+        && VXLAN_PORTS.contains(&outer.destination.port())
+        && failure.dropped_for(&["UDP_CSUM"], &[]);
+    let (netns, _) = is_vxlan.then(|| wrong(failure)).flatten()?;
+    Some((netns, outer.source.ip()))
 }
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {

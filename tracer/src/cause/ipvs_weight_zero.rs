@@ -28,7 +28,7 @@ Proof: IPVS sent the packet on by a connection that it knew (it chose no real se
 the table with weight 0, and the packet was lost behind it.
 
 Fix: remove the real server when its pod is gone; expire_nodest_conn=1 then ends its connections.",
-    explains: &["neighbour-failed", "no-route", "route-blackhole", "no-listener"],
+    explains: &["neighbour-failed", "veth-peer-down", "no-route", "route-blackhole", "no-listener"],
     examine,
     audit,
 };

@@ -61,6 +61,7 @@ mod no_route;
 mod nodeport_localhost;
 mod nodeport_taken;
 mod pod_on_docker0;
+mod pod_outside_cidr;
 mod receive_buffer_full;
 mod route_blackhole;
 mod rp_filter;
@@ -104,6 +105,7 @@ pub const CATALOGUE: &[Cause] = &[
     vip_nodeport_unbound::CAUSE,
     nodeport_taken::CAUSE,
     pod_on_docker0::CAUSE,
+    pod_outside_cidr::CAUSE,
     terminating_endpoint::CAUSE,
     service_no_endpoints::CAUSE,
     endpoint_not_ready::CAUSE,

@@ -27,10 +27,7 @@ Fix: turn the tunnel device's transmit checksum offload off on the sending node.
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     evidence
-        .group(|failure| {
-            let (netns, _) = wrong_outside(failure)?;
-            Some((netns, failure.journey.first_tuple()?.source.ip()))
-        })
+        .group(wrong_outside)
         .into_iter()
         .map(|((netns, sender), failures)| {
             let site = evidence.site(netns);

@@ -15,8 +15,10 @@ mod cluster;
 mod command;
 mod doctor;
 mod explain;
+mod export;
 mod fleet;
 mod limits;
+mod merge;
 mod probe;
 mod proxy_log;
 mod report;
@@ -77,6 +79,12 @@ struct Output {
 enum OutputFormat {
     Text,
     Json,
+    /// Of an export only.
+    #[value(skip)]
+    Parquet,
+    /// Of an export only.
+    #[value(skip)]
+    Pcapng,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,7 +98,7 @@ impl Output {
     fn printer_format(&self) -> Format {
         match self.format {
             OutputFormat::Json => Format::Json,
-            OutputFormat::Text => Format::Text {
+            OutputFormat::Text | OutputFormat::Parquet | OutputFormat::Pcapng => Format::Text {
                 style: self.style(),
                 verbose: self.verbose,
             },
@@ -138,6 +146,12 @@ enum Command {
     /// A capture as one page that loads nothing: causes with pictures of the way, every flow, tables.
     /// Example: tracer report node.pcapng -o node.html
     Report(report::Arguments),
+    /// Tables, JSON or another capture out of a capture; --anonymize makes one that can be shared.
+    /// Example: tracer export node.pcapng --format parquet -o node/
+    Export(export::Arguments),
+    /// Captures of several nodes as one: a packet's way goes on from node to node, clocks are aligned.
+    /// Example: tracer merge a.pcapng b.pcapng -o both.pcapng
+    Merge(merge::Arguments),
     /// Look over this node without traffic; exit code 1 when something is wrong.
     /// Example: tracer check --format json
     Check(check::Arguments),
@@ -193,6 +207,8 @@ pub fn main() -> ExitCode {
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Show(arguments) => show::run(&arguments, &cli.output),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Merge(arguments) => merge::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),
         Command::Why(arguments) => why::run(&arguments, &cli.output),
         Command::Cluster(arguments) => cluster::run(&arguments, &cli.output),

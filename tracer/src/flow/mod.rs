@@ -203,6 +203,7 @@ impl Flows {
         let first = journey.first_tuple()?;
         let (id, direction) = self
             .find(first)
+            .or_else(|| self.adopt(first, &journey))
             .unwrap_or_else(|| self.begin(first, &journey));
         self.learn(id, direction, &journey);
         let suspicious = journey.is_suspicious();
@@ -257,6 +258,25 @@ impl Flows {
         } else {
             (self.open(first, journey), Direction::Request)
         }
+    }
+
+    /// A flow of which only answers were seen so far, when they answer what became of this journey behind
+    /// NAT: the addresses that it began with are what its client meant.
+    fn adopt(&mut self, first: Tuple, journey: &Journey) -> Option<(u64, Direction)> {
+        let last = journey.last_tuple().filter(|last| *last != first)?;
+        let (id, Direction::Request) = self.find(last)? else {
+            return None;
+        };
+        let flow = self.flows.get_mut(id)?;
+        if flow.requests > 0 || flow.client != last {
+            return None;
+        }
+        flow.client = first;
+        let place = Place::new(id, 0);
+        self.legs.remove(&last, place);
+        self.legs
+            .insert(&first, place, |place| tuple_at(&self.flows, place));
+        Some((id, Direction::Request))
     }
 
     fn open(&mut self, client: Tuple, journey: &Journey) -> u64 {
@@ -462,6 +482,42 @@ mod tests {
         let flow = flows.get(id).expect("the flow");
         assert_eq!((flow.requests, flow.replies), (1, 1));
         assert_eq!(flow.client.destination.port(), 30000);
+    }
+
+    /// An answer whose address was not put back, and which ends before what it answers.
+    #[test]
+    fn an_untranslated_answer_that_ends_first_is_of_the_flow_that_it_answers() {
+        let mut flows = Flows::default();
+        let mut reply = journey(1, &[("10.0.0.2:3000", "10.0.0.1:5000")]);
+        for packet in reply
+            .events
+            .iter_mut()
+            .filter_map(|event| event.packet.as_mut())
+        {
+            let flags = tcp_flag::SYN | tcp_flag::ACK;
+            packet.transport = Transport::Tcp { sequence: 1, flags };
+        }
+        let id = flows.add(reply).expect("a flow").flow;
+        let request = journey(
+            2,
+            &[
+                ("10.0.0.1:5000", "10.96.0.2:80"),
+                ("10.0.0.1:5000", "10.0.0.2:3000"),
+            ],
+        );
+        assert_eq!(flows.add(request).map(|added| added.flow), Some(id));
+        let flow = flows.get(id).expect("the flow");
+        assert_eq!((flow.requests, flow.replies), (1, 1));
+        assert_eq!(flow.client.destination.port(), 80);
+        // Every address of it is still found.
+        for tuple in [
+            ("10.0.0.1:5000", "10.96.0.2:80"),
+            ("10.0.0.1:5000", "10.0.0.2:3000"),
+        ] {
+            let tuple = journey(3, &[tuple]).first_tuple().expect("a tuple");
+            assert_eq!(flows.find(tuple), Some((id, Direction::Request)));
+            assert_eq!(flows.find(tuple.reversed()), Some((id, Direction::Reply)));
+        }
     }
 
     #[test]

@@ -112,9 +112,14 @@ impl Journey {
         self.tuples().next()
     }
 
+    /// Headers at last sight, after all NAT.
+    pub fn last_packet(&self) -> Option<&Packet> {
+        self.own().next_back()
+    }
+
     /// Addresses at last sight, after all NAT.
     pub fn last_tuple(&self) -> Option<Tuple> {
-        self.own().next_back().map(|packet| packet.tuple)
+        self.last_packet().map(|packet| packet.tuple)
     }
 
     /// Addresses at every event that shows them.

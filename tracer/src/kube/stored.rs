@@ -47,6 +47,30 @@ impl ClusterFacts {
     }
 }
 
+impl ClusterFacts {
+    /// These facts with the objects that another node knows beside them: each reads its own pods only.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let mut all = other.stored();
+        let own = self.stored();
+        // What comes later replaces what was there.
+        all.services.extend(own.services);
+        all.slices.extend(own.slices);
+        all.pods.extend(own.pods);
+        all.nodes.extend(own.nodes);
+        all.policies.extend(own.policies);
+        StoredCluster {
+            services: all.services,
+            slices: all.slices,
+            pods: all.pods,
+            nodes: all.nodes,
+            policies: all.policies,
+            ..self.stored()
+        }
+        .into()
+    }
+}
+
 impl From<StoredCluster> for ClusterFacts {
     fn from(stored: StoredCluster) -> Self {
         let mut facts = Self::unread(stored.server);

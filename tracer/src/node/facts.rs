@@ -27,6 +27,9 @@ pub struct NetnsFacts {
     pub id: NetnsId,
     /// Its name: of its file, or the one it was given.
     pub name: Option<String>,
+    /// A pod's, by the cgroups of its processes.
+    #[serde(default)]
+    pub is_pod: bool,
     /// Devices.
     pub links: Vec<Link>,
     /// Addresses of the devices.
@@ -70,6 +73,7 @@ impl NetnsFacts {
         // What a container runtime calls a namespace says nothing to a person.
         let pod = directory.pod(handle.id());
         let mut facts = Self::unread(handle.id(), pod.as_deref().or(handle.name()));
+        facts.is_pod = pod.is_some();
         if let Err(error) = handle.run(|| facts.fill(directory)) {
             let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
             facts.missing.push(Missing {
@@ -87,6 +91,7 @@ impl NetnsFacts {
         Self {
             id,
             name: name.map(str::to_owned),
+            is_pod: false,
             links: Vec::new(),
             addresses: Vec::new(),
             routes: Vec::new(),

@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: brings a fresh machine to where tracer builds and the lab boots.
 
 mod check;
+mod duckdb;
 mod ebpf;
 mod fuzz;
 mod lab;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 pub(crate) use check::test_programs;
+pub(crate) use duckdb::duckdb;
 pub(crate) use ebpf::{EbpfToolchain, ebpf_toolchain};
 pub(crate) use fuzz::cargo_fuzz;
 pub(crate) use lab::{capture_readers, lab_programs, require_lab_programs};

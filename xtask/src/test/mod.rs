@@ -48,10 +48,13 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.no_lab {
         setup::lab_programs()?;
     }
-    let promtool = setup::test_programs()?;
+    let readers = native::Readers {
+        promtool: setup::test_programs()?,
+        duckdb: setup::duckdb()?,
+    };
     let filter = arguments.filter.as_deref();
     let targets = native::Targets::of_workspace(&toolchain)?;
-    let mut total = native::run(&toolchain, &promtool, &targets, filter)?;
+    let mut total = native::run(&toolchain, &readers, &targets, filter)?;
     if !arguments.no_lab {
         let columns = lab::run(
             &toolchain,

@@ -1,7 +1,7 @@
 //! The tests that run on this machine, and which test targets the workspace has.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
@@ -66,10 +66,18 @@ impl Targets {
     }
 }
 
+/// Programs that read what the tracer writes; the tests find them by the environment.
+pub(super) struct Readers {
+    /// promtool.
+    pub(super) promtool: PathBuf,
+    /// Folder of DuckDB's Python package.
+    pub(super) duckdb: PathBuf,
+}
+
 /// Runs unit and integration tests; a build that fails counts as one failed test.
 pub(super) fn run(
     toolchain: &EbpfToolchain,
-    promtool: &Path,
+    readers: &Readers,
     targets: &Targets,
     filter: Option<&str>,
 ) -> Result<Counts> {
@@ -81,14 +89,14 @@ pub(super) fn run(
     let shared = vec!["--package", "tracer-ebpf", "--lib"];
     let mut total = Counts::default();
     for selection in [workspace, shared] {
-        total += cargo_test(toolchain, promtool, &selection, filter)?;
+        total += cargo_test(toolchain, readers, &selection, filter)?;
     }
     Ok(total)
 }
 
 fn cargo_test(
     toolchain: &EbpfToolchain,
-    promtool: &Path,
+    readers: &Readers,
     selection: &[&str],
     filter: Option<&str>,
 ) -> Result<Counts> {
@@ -97,7 +105,8 @@ fn cargo_test(
         .args(["test", "--no-fail-fast"])
         .args(selection)
         .args(filter)
-        .env("PROMTOOL", promtool)
+        .env("PROMTOOL", &readers.promtool)
+        .env("DUCKDB", &readers.duckdb)
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start cargo")?;

@@ -7,7 +7,11 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "bridge-port-blocked",
     expects: &["bridge-port-blocked"],
     variants: &[
-        Variant::fault("blocking", "the pod's port is in state blocking"),
+        Variant::fault("disabled", "somebody disabled the pod's port"),
+        Variant::fault(
+            "listening",
+            "the bridge speaks the spanning tree protocol and waits before it forwards",
+        ),
         Variant::HEALTHY,
     ],
     needs: &[Need::Command("bridge")],
@@ -23,17 +27,28 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let pod = at(options.pod, options.pod_port);
     if variant.fault {
         topology::settle_port(&site.node, "vethpod")?;
-        site.node.run_all(&[
-            format!(
-                "sysctl -qw net.ipv4.neigh.{}.retrans_time_ms=300",
-                options.bridge
-            ),
-            "bridge link set dev vethpod state 4".into(),
-        ])?;
+        site.node.run(&format!(
+            "sysctl -qw net.ipv4.neigh.{}.retrans_time_ms=300",
+            options.bridge
+        ))?;
     }
-    Ok(Plan::fixed_by(
-        vec![Target::tcp("the pod", &site.client, pod)],
-        &site.node,
-        ["bridge link set dev vethpod state 3".into()],
-    ))
+    let bridge = &options.bridge;
+    let fix = match variant.name {
+        // Without the protocol the kernel itself leaves no other state alone.
+        "disabled" => {
+            site.node.run("bridge link set dev vethpod state 0")?;
+            vec!["bridge link set dev vethpod state 3".to_owned()]
+        }
+        "listening" => {
+            site.node.run_all(&[
+                format!("ip link set dev {bridge} type bridge forward_delay 3000 stp_state 1"),
+                "ip link set dev vethpod down".into(),
+                "ip link set dev vethpod up".into(),
+            ])?;
+            vec![format!("ip link set dev {bridge} type bridge stp_state 0")]
+        }
+        _ => Vec::new(),
+    };
+    let target = Target::tcp("the pod", &site.client, pod);
+    Ok(Plan::fixed_by(vec![target], &site.node, fix))
 }

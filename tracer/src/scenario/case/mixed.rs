@@ -190,7 +190,7 @@ fn afflict(
         }
         Part::Blocked => {
             topology::settle_port(node, port)?;
-            node.run(&format!("bridge link set dev {port} state 4"))?;
+            node.run(&format!("bridge link set dev {port} state 0"))?;
             on_node(format!("bridge link set dev {port} state 3"))
         }
         Part::Busy => {

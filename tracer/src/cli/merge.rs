@@ -1,0 +1,68 @@
+//! `tracer merge`: captures of several nodes as one.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::explain::damaged;
+use super::export::{Anonymize, rewrite};
+use super::{Exit, Failure, Output, OutputFormat};
+use crate::filter::Filter;
+use crate::merge::{Merged, merge};
+use crate::view::json;
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// Captures of the tracer, of one node each; the clock of the first one counts.
+    #[arg(required = true, num_args = 2..)]
+    files: Vec<PathBuf>,
+    /// The capture that is made.
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    anonymize: Anonymize,
+}
+
+pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
+    let out = &arguments.out;
+    if arguments.files.contains(out) {
+        return Err(Failure::usage(format!(
+            "{} is read and cannot be written at once",
+            out.display()
+        )));
+    }
+    let mapping = arguments.anonymize.mapping()?;
+    let Merged {
+        joined,
+        written,
+        damaged: wrong,
+    } = match mapping {
+        None => merge(&arguments.files, out)?,
+        Some(mapping) => {
+            let named = out.with_extension("named.pcapng");
+            let merged = merge(&arguments.files, &named);
+            let done = merged.map_err(Failure::from).and_then(|merged| {
+                rewrite(&named, Filter::default(), Some(&mapping), out)?;
+                Ok(merged)
+            });
+            // It holds the names, and must not stay whatever happened.
+            let _ = std::fs::remove_file(&named);
+            done?
+        }
+    };
+    for capture in &joined {
+        if output.format == OutputFormat::Json {
+            json::line(&mut std::io::stdout(), "merge", capture)?;
+        } else {
+            println!("{}", capture.words());
+        }
+    }
+    if output.format == OutputFormat::Text {
+        println!("{}", written.words());
+    }
+    match wrong.into_iter().next() {
+        Some((file, error)) => Err(damaged(&file, error)),
+        None => Ok(Exit::Healthy),
+    }
+}

@@ -260,18 +260,18 @@ impl Flows {
         }
     }
 
-    /// A flow of which only answers were seen so far, when they answer what became of this journey behind
-    /// NAT: the addresses that it began with are what its client meant.
+    /// A flow that is known by what became of this journey behind NAT, because all that was seen of it so
+    /// far came later and ended earlier: the addresses that this one began with are what its client meant.
     fn adopt(&mut self, first: Tuple, journey: &Journey) -> Option<(u64, Direction)> {
         let last = journey.last_tuple().filter(|last| *last != first)?;
         let (id, Direction::Request) = self.find(last)? else {
             return None;
         };
         let flow = self.flows.get_mut(id)?;
-        if flow.requests > 0 || flow.client != last {
+        if flow.client != last || flow.first_ns <= journey.start_ns() {
             return None;
         }
-        flow.client = first;
+        (flow.client, flow.first_ns) = (first, journey.start_ns());
         let place = Place::new(id, 0);
         self.legs.remove(&last, place);
         self.legs
@@ -488,7 +488,7 @@ mod tests {
     #[test]
     fn an_untranslated_answer_that_ends_first_is_of_the_flow_that_it_answers() {
         let mut flows = Flows::default();
-        let mut reply = journey(1, &[("10.0.0.2:3000", "10.0.0.1:5000")]);
+        let mut reply = journey(2, &[("10.0.0.2:3000", "10.0.0.1:5000")]);
         for packet in reply
             .events
             .iter_mut()
@@ -498,8 +498,11 @@ mod tests {
             packet.transport = Transport::Tcp { sequence: 1, flags };
         }
         let id = flows.add(reply).expect("a flow").flow;
+        // Refused, which is seen before the end of what began it all.
+        let refusal = journey(3, &[("10.0.0.1:5000", "10.0.0.2:3000")]);
+        assert_eq!(flows.add(refusal).map(|added| added.flow), Some(id));
         let request = journey(
-            2,
+            1,
             &[
                 ("10.0.0.1:5000", "10.96.0.2:80"),
                 ("10.0.0.1:5000", "10.0.0.2:3000"),
@@ -507,14 +510,14 @@ mod tests {
         );
         assert_eq!(flows.add(request).map(|added| added.flow), Some(id));
         let flow = flows.get(id).expect("the flow");
-        assert_eq!((flow.requests, flow.replies), (1, 1));
+        assert_eq!((flow.requests, flow.replies), (2, 1));
         assert_eq!(flow.client.destination.port(), 80);
         // Every address of it is still found.
         for tuple in [
             ("10.0.0.1:5000", "10.96.0.2:80"),
             ("10.0.0.1:5000", "10.0.0.2:3000"),
         ] {
-            let tuple = journey(3, &[tuple]).first_tuple().expect("a tuple");
+            let tuple = journey(4, &[tuple]).first_tuple().expect("a tuple");
             assert_eq!(flows.find(tuple), Some((id, Direction::Request)));
             assert_eq!(flows.find(tuple.reversed()), Some((id, Direction::Reply)));
         }

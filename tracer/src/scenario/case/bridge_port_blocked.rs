@@ -45,7 +45,10 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
                 "ip link set dev vethpod down".into(),
                 "ip link set dev vethpod up".into(),
             ])?;
-            vec![format!("ip link set dev {bridge} type bridge stp_state 0")]
+            vec![
+                format!("ip link set dev {bridge} type bridge stp_state 0"),
+                "bridge link set dev vethpod state 3".into(),
+            ]
         }
         _ => Vec::new(),
     };

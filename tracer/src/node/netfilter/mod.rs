@@ -2,19 +2,20 @@
 //! iptables-legacy, as plain values of one shape.
 //!
 //! Map: `nft` asks for nftables by netlink and `expression` turns a rule's expressions into tests and an
-//! action; `legacy` asks for iptables-legacy by socket option; `xt` reads the matches and targets that
+//! action, with `field` for what its registers hold; `legacy` asks for iptables-legacy by socket option; `xt` reads the matches and targets that
 //! both kinds share; `text` writes a rule as its tool would.
 //!
 //! A node of kube-proxy may have 50,000 rules, so this is read only when a packet asks for it, and tables
 //! that only translate addresses keep no rules.
 
 mod expression;
+mod field;
 mod legacy;
 mod nft;
 mod text;
 mod xt;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use super::Missing;
@@ -132,8 +133,15 @@ pub enum Action {
     Goto(String),
     /// Its address is translated.
     Translate(String),
-    /// What a map of this name says.
-    Map(String),
+    /// Its destination becomes this address and port.
+    Dnat(SocketAddr),
+    /// What a map says.
+    Map {
+        /// In its tool's words.
+        words: String,
+        /// Name of the map in the kernel.
+        set: String,
+    },
     /// Something that this program does not know.
     Other(String),
 }
@@ -199,6 +207,15 @@ pub enum Subject {
     LocalSource,
     /// Destination is an address of this host.
     LocalDestination,
+    /// Membership in a set.
+    Set {
+        /// What is looked up, in its tool's words.
+        what: String,
+        /// Name of the set in the kernel.
+        set: String,
+    },
+    /// The source was here within so many seconds (`-m recent --rcheck`).
+    Recent(u32),
     /// Something that this program cannot decide, in its tool's words.
     Other(String),
 }

@@ -65,7 +65,7 @@ pub struct NextHop {
 }
 
 /// An address range.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Prefix {
     /// First address.
     pub address: IpAddr,
@@ -80,6 +80,24 @@ impl Prefix {
         let (address, length): (IpAddr, u8) = (address.parse().ok()?, length.parse().ok()?);
         let width = if address.is_ipv4() { 32 } else { 128 };
         (length <= width).then_some(Self { address, length })
+    }
+
+    /// The same with its first address: without bits behind its length.
+    pub fn masked(&self) -> Self {
+        let address = match self.address {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.length.min(32)));
+                IpAddr::V4((u32::from(address) & mask.unwrap_or(0)).into())
+            }
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.length.min(128)));
+                IpAddr::V6((u128::from(address) & mask.unwrap_or(0)).into())
+            }
+        };
+        Self {
+            address,
+            length: self.length,
+        }
     }
 
     /// Whether an address lies in the range; never across address families.

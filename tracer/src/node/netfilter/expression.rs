@@ -59,6 +59,11 @@ impl<'a> Data<'a> {
         )
     }
 
+    /// Every value, in the kernel's order.
+    pub(super) fn values(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.0.iter().map(|&(_, value)| value)
+    }
+
     pub(super) fn bytes(&self, kind: u16) -> Option<&'a [u8]> {
         self.0
             .iter()

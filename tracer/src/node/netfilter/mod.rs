@@ -3,15 +3,17 @@
 //!
 //! Map: `nft` asks for nftables by netlink and `expression` turns a rule's expressions into tests and an
 //! action, with `field` for what its registers hold; `legacy` asks for iptables-legacy by socket option; `xt` reads the matches and targets that
-//! both kinds share; `text` writes a rule as its tool would.
+//! both kinds share; `set` reads nftables' sets and maps; `text` writes a rule as its tool would.
 //!
 //! A node of kube-proxy may have 50,000 rules, so this is read only when a packet asks for it, and tables
-//! that only translate addresses keep no rules.
+//! that only translate addresses keep no rules. What kube-proxy's rules do with packets for services is
+//! read on its own, and kept as what it comes to: see `service_rules` beside this room.
 
 mod expression;
 mod field;
 mod legacy;
 mod nft;
+mod set;
 mod text;
 mod xt;
 
@@ -24,6 +26,17 @@ use serde::{Deserialize, Serialize};
 
 /// Most rules kept of one namespace.
 const LIMIT: usize = 200_000;
+
+/// Most rules looked at for services: 5,000 of them with 50,000 endpoints have 170,000.
+const SERVICES_LIMIT: usize = 2_000_000;
+/// kube-proxy's table in its nftables mode.
+pub(super) const KUBE_PROXY_TABLE: &str = "kube-proxy";
+/// The chain in which its iptables mode begins.
+pub(super) const KUBE_SERVICES: &str = "KUBE-SERVICES";
+
+pub(super) use legacy::ip as address_of;
+pub(super) use nft::TableWithSets;
+pub(super) use set::Set;
 
 /// Every table of a namespace.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -369,6 +382,27 @@ pub(super) fn read(missing: &mut Vec<Missing>) -> Ruleset {
     let mut tables = nft::read(missing);
     tables.extend(legacy::read(missing));
     Ruleset { tables }
+}
+
+/// Reads the tables with kube-proxy's rules for services, whole.
+pub(super) fn read_services(missing: &mut Vec<Missing>) -> Vec<TableWithSets> {
+    let mut tables = nft::read_services(missing);
+    let legacy = legacy::read_services(missing).into_iter();
+    tables.extend(legacy.map(|table| TableWithSets {
+        table,
+        sets: Vec::new(),
+    }));
+    tables
+}
+
+/// Whether kube-proxy writes rules for services into this table.
+fn holds_services(table: &RuleTable) -> bool {
+    match table.tool {
+        Tool::Nft => table.name == KUBE_PROXY_TABLE,
+        Tool::IptablesNft | Tool::IptablesLegacy => {
+            matches!(table.name.as_str(), "nat" | "filter") && table.chain(KUBE_SERVICES).is_some()
+        }
+    }
 }
 
 /// True for a table that holds nothing but address translation: it ends no packet, and is kube-proxy's

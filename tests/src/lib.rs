@@ -11,6 +11,7 @@ pub mod filter;
 pub mod fleet;
 pub mod matrix;
 pub mod paths;
+pub mod proxy_rules;
 pub mod rules;
 pub mod schema;
 pub mod serve;

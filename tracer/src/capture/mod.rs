@@ -3,7 +3,7 @@
 //! Map: `block` is pcapng's framing, `bytes` takes it out of a file in whatever wrapping, `wire` is what
 //! the typed parts look like in a file and `record` what they mean. `recorder` takes what a live trace
 //! does and hands it to a thread, where `writer` gives each event its place and words, `encoder` makes
-//! blocks of it and `file` puts them on disk, or `ring` keeps the last while until a diagnosis fires. `reader` gives records back, `foreign` what other programs
+//! blocks of it and `file` puts them on disk, or `lines` on standard output for another program to put together, or `folder` bounds those of a tracer that stays on, or `ring` keeps the last while until a diagnosis fires. `reader` gives records back, `foreign` what other programs
 //! wrote, `there` what names meant where it was made, and `replay` feeds it all to the analysis that a live
 //! trace feeds.
 //!
@@ -19,7 +19,9 @@ mod block;
 mod bytes;
 mod encoder;
 mod file;
+mod folder;
 mod foreign;
+mod lines;
 mod reader;
 mod record;
 mod recorder;
@@ -31,7 +33,9 @@ mod there;
 mod wire;
 mod writer;
 
-pub use file::{Full, Options, Rotate, Written};
+pub use file::{Full, Options, Rotate, STANDARD_OUTPUT, Written};
+pub use folder::{LEAST_ROOM, keep_in};
+pub use lines::{Chunk, Received, ReceivedFile};
 pub use reader::{Interface, ReadError, Reader, Skipped};
 pub use record::{Control, Counters, Header, Packet, Record, Sighting};
 pub use recorder::Recorder;

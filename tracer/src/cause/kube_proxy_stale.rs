@@ -43,8 +43,13 @@ const NEEDED: [Resource; 4] = [
 ];
 
 /// What differs on a node; nothing when kube-proxy's mode is not known, or what it made was not read.
-fn comparison(cluster: &ClusterFacts, site: &Site<'_>) -> Option<Comparison> {
-    Comparison::of(cluster, site.facts, &Proxy::of_cluster(cluster)?)
+fn comparison(
+    evidence: &Evidence<'_>,
+    cluster: &ClusterFacts,
+    site: &Site<'_>,
+) -> Option<Comparison> {
+    let running = evidence.facts.kube_proxies_in(site.facts.id);
+    Comparison::of(cluster, site.facts, &Proxy::known(cluster, running)?)
 }
 
 /// The namespace in which kube-proxy works: the one with the node's addresses.
@@ -67,7 +72,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let Some(site) = node_site(evidence, cluster) else {
         return Vec::new();
     };
-    let Some(comparison) = comparison(cluster, site) else {
+    let Some(comparison) = comparison(evidence, cluster, site) else {
         return Vec::new();
     };
     let mode = comparison.mode;
@@ -185,7 +190,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     let Some(site) = node_site(evidence, cluster) else {
         return Vec::new();
     };
-    let Some(comparison) = comparison(cluster, site) else {
+    let Some(comparison) = comparison(evidence, cluster, site) else {
         return Vec::new();
     };
     let (mode, differences) = (comparison.mode, comparison.differences);

@@ -105,6 +105,9 @@ enum Command {
     /// Trace many nodes at once: a pod on each, everything removed in the end.
     /// Example: tracer cluster run --image registry.example/tracer:1 --nodes zone=b --for 60s
     Run(fleet::Run),
+    /// Trace many nodes at once and keep what each one saw as a capture.
+    /// Example: tracer cluster capture --image registry.example/tracer:1 --for 60s -o captures port 53
+    Capture(fleet::Capture),
     /// Remove what an earlier run left behind. Example: tracer cluster clean
     Clean(fleet::Clean),
     /// Print a DaemonSet for always-on use. Example: tracer cluster install --print --image IMAGE | kubectl apply -f -
@@ -133,6 +136,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             Ok(Exit::Healthy)
         }
         Command::Run(run) => fleet::run(run, output),
+        Command::Capture(capture) => fleet::capture(capture, output),
         Command::Clean(clean) => fleet::clean(clean, output),
         Command::Install(install) => fleet::install(install),
         Command::Facts(facts) => show_facts(facts, output),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 
+use super::capture::Kept;
 use super::cluster::Connection;
 use super::run::{host_name, interrupted};
 use super::{Exit, Failure, Output, need_root, runtime};
@@ -27,6 +28,8 @@ pub(super) struct Arguments {
     /// Attach every hook: surer causes, at the cost of each packet.
     #[arg(long)]
     full: bool,
+    #[command(flatten)]
+    captures: Kept,
     #[command(flatten)]
     connection: Connection,
 }
@@ -51,6 +54,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     };
     runtime()?.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
+        arguments.captures.start(&mut session)?;
         privilege::drop_unneeded()?;
         let meter = Arc::new(Meter::new()?);
         server.serve(Arc::clone(&meter))?;

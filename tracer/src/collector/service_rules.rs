@@ -26,7 +26,9 @@ impl ServiceRulesReader {
             .first_tuple()
             .zip(cluster)
             .is_some_and(|(tuple, cluster)| {
-                cluster.service_at(tuple.protocol, tuple.destination).is_some()
+                cluster
+                    .service_at(tuple.protocol, tuple.destination)
+                    .is_some()
             });
     }
 

@@ -244,9 +244,7 @@ fn lets_through(
         let whole = if key.address.is_ipv4() { 32 } else { 128 };
         prefix.length == whole && !wanted.contains(prefix)
     };
-    actual.is_some_and(|actual| {
-        wanted.is_subset(actual) && actual.difference(wanted).all(own)
-    })
+    actual.is_some_and(|actual| wanted.is_subset(actual) && actual.difference(wanted).all(own))
 }
 
 fn compare_server(

@@ -78,6 +78,18 @@ impl Proxy {
         ))
     }
 
+    /// From the command line of the kube-proxy that runs here, where it counts, and what the cluster knows;
+    /// nobody is asked. `None` when its mode is not known.
+    pub fn known<'a>(
+        cluster: &ClusterFacts,
+        mut running: impl Iterator<Item = &'a KubeProxy>,
+    ) -> Option<Self> {
+        match running.next() {
+            Some(proxy) => Self::running(proxy, &ProxyReport::default(), cluster),
+            None => Self::of_cluster(cluster),
+        }
+    }
+
     /// From a running kube-proxy: its own word first, then its file, its flags, and what the cluster
     /// knows. `None` when its mode is not known.
     pub fn running(
@@ -117,18 +129,18 @@ impl Proxy {
 /// The namespaces in which kube-proxy writes packet filter rules for services: those with an address of
 /// this node, in a mode that does so.
 pub fn ruled_namespaces(cluster: &ClusterFacts, facts: &Snapshot) -> BTreeSet<NetnsId> {
-    let by_rules = Proxy::of_cluster(cluster).is_some_and(|proxy| proxy.mode != Mode::Ipvs);
     let node = cluster
         .this_node
         .as_deref()
-        .and_then(|name| cluster.node(name))
-        .filter(|_| by_rules);
+        .and_then(|name| cluster.node(name));
     let Some(node) = node else {
         return BTreeSet::new();
     };
     let of_node = |namespace: &&NetnsFacts| {
         let mut own = node.internal_ips.iter();
+        let proxy = Proxy::known(cluster, facts.kube_proxies_in(namespace.id));
         own.any(|address| namespace.address(*address).is_some())
+            && proxy.is_some_and(|proxy| proxy.mode != Mode::Ipvs)
     };
     let wanted = facts.namespaces.iter().filter(of_node);
     wanted.map(|namespace| namespace.id).collect()

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::{Habit, Proxy};
 use super::endpoint::serving;
 use super::node_address::node_addresses;
+use super::{Habit, Proxy};
 use crate::kube::{ClusterFacts, ObjectName, Service, ServiceKind, ServicePort, TrafficPolicy};
 use crate::node::{NetnsFacts, Prefix};
 
@@ -110,11 +110,7 @@ fn of_port(
             .map(|address| (*address, port.port, reach, policy))
             .collect()
     };
-    let mut places = own(
-        &service.cluster_ips,
-        Reach::ClusterIp,
-        policies.internal,
-    );
+    let mut places = own(&service.cluster_ips, Reach::ClusterIp, policies.internal);
     places.extend(own(
         &service.external_ips,
         Reach::ExternalIp,
@@ -127,7 +123,8 @@ fn of_port(
     ));
     if let Some(node_port) = port.node_port {
         let nodes = node_addresses.iter();
-        places.extend(nodes.map(|address| (*address, node_port, Reach::NodePort, policies.external)));
+        places
+            .extend(nodes.map(|address| (*address, node_port, Reach::NodePort, policies.external)));
     }
     let wanted = places.into_iter().filter(|(address, ..)| families(address));
     // Servers of one service differ in family and policy only.
@@ -210,7 +207,7 @@ fn sources(service: &Service, ipv4: bool, proxy: &Proxy) -> Option<BTreeSet<Pref
     let prefixes: Option<BTreeSet<Prefix>> = service
         .source_ranges
         .iter()
-        .map(|text| Some(Prefix::parse(text)?.masked()))
+        .map(|text| Prefix::parse(text)?.masked())
         .collect();
     let own = |prefix: &Prefix| prefix.address.is_ipv4() == ipv4;
     Some(prefixes?.into_iter().filter(own).collect())

@@ -55,7 +55,11 @@ const ALL: &[Mode] = &[Mode::Ipvs, Mode::Iptables, Mode::Nftables];
 /// The table. Of a habit and mode that stand in no row, no version has it.
 const TABLE: &[Row] = &[
     row(Habit::InternalPolicy, ALL, (22, NEWEST)),
-    row(Habit::OnePolicyForAll, &[Mode::Ipvs, Mode::Iptables], (22, 23)),
+    row(
+        Habit::OnePolicyForAll,
+        &[Mode::Ipvs, Mode::Iptables],
+        (22, 23),
+    ),
     row(Habit::ExternalIpPolicy, &[Mode::Ipvs], (22, NEWEST)),
     Row {
         doubtful: Some((0, 20)),

@@ -16,8 +16,9 @@ use super::table::rows_or_missing;
 use super::{
     Address, ConntrackEntry, Counters, DeviceFilter, Directory, FdbEntry, HalfOpen, IpvsConnection,
     Link, ListeningSocket, Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind,
-    Ruleset, ServiceRules, Sysctls, VirtualServer, VirtualServerKey, address, conntrack, counter, device_filter,
-    fdb, ipvs, ipvs_connection, link, neighbour, netfilter, policy_rule, route, service_rules, socket, sysctl,
+    Ruleset, ServiceRules, Sysctls, VirtualServer, VirtualServerKey, address, conntrack, counter,
+    device_filter, fdb, ipvs, ipvs_connection, link, neighbour, netfilter, policy_rule, route,
+    service_rules, socket, sysctl,
 };
 
 /// What one network namespace was like.

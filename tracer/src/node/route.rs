@@ -82,22 +82,23 @@ impl Prefix {
         (length <= width).then_some(Self { address, length })
     }
 
-    /// The same with its first address: without bits behind its length.
-    pub fn masked(&self) -> Self {
+    /// The same with the first address of its range; `None` for a length that its family does not have.
+    pub fn masked(&self) -> Option<Self> {
+        let length = u32::from(self.length);
         let address = match self.address {
             IpAddr::V4(address) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.length.min(32)));
+                let mask = u32::MAX.checked_shl(32_u32.checked_sub(length)?);
                 IpAddr::V4((u32::from(address) & mask.unwrap_or(0)).into())
             }
             IpAddr::V6(address) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.length.min(128)));
+                let mask = u128::MAX.checked_shl(128_u32.checked_sub(length)?);
                 IpAddr::V6((u128::from(address) & mask.unwrap_or(0)).into())
             }
         };
-        Self {
+        Some(Self {
             address,
             length: self.length,
-        }
+        })
     }
 
     /// Whether an address lies in the range; never across address families.

@@ -190,4 +190,3 @@ fn remote_endpoints_are_surplus_where_local_ones_serve() {
         "{found:?}"
     );
 }
-

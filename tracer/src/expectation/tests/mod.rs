@@ -9,8 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::kube::constructed::{cluster, configured};
 use crate::kube::ClusterFacts;
+use crate::kube::constructed::{cluster, configured};
 use crate::node::{
     Address, Link, NetnsFacts, NetnsId, OperState, Prefix, Route, RouteKind, RouteProtocol, Scope,
 };
@@ -141,8 +141,9 @@ fn node_ports_answer_where_the_version_says() {
 
 #[test]
 fn what_is_not_known_is_not_guessed() {
-    let unknown =
-        |facts: &NetnsFacts, list: &[String]| node_addresses(facts, None, &Proxy::new(Mode::Ipvs, None, list));
+    let unknown = |facts: &NetnsFacts, list: &[String]| {
+        node_addresses(facts, None, &Proxy::new(Mode::Ipvs, None, list))
+    };
     assert_eq!(unknown(&node(), &[]), None);
     assert_eq!(unknown(&node(), &["everywhere".to_owned()]), None);
     assert_eq!(unknown(&node(), &["primary".to_owned()]), None);

@@ -30,12 +30,23 @@ fn node_ports_answer_where_the_mode_says() {
         let found = node_addresses(&node(), object.node(NODE), proxy)?;
         Some(found.iter().map(ToString::to_string).collect::<Vec<_>>())
     };
-    let all = ["10.96.0.10", "192.0.2.1", "192.0.2.50", "192.0.2.60", "198.51.100.7", "2001:db8::1"];
+    let all = [
+        "10.96.0.10",
+        "192.0.2.1",
+        "192.0.2.50",
+        "192.0.2.60",
+        "198.51.100.7",
+        "2001:db8::1",
+    ];
     for minor in VERSIONS {
         // Whatever the kernel takes for local: a secondary address and a service's are no different.
         for list in [&[][..], &["0.0.0.0/0"]] {
             let found = addresses(&of(Mode::Iptables, minor, list));
-            assert_eq!(found.as_deref(), Some(&all.map(str::to_owned)[..]), "1.{minor}");
+            assert_eq!(
+                found.as_deref(),
+                Some(&all.map(str::to_owned)[..]),
+                "1.{minor}"
+            );
         }
         for mode in RULES {
             let found = addresses(&of(mode, minor, &["192.0.2.48/29"]));
@@ -95,17 +106,42 @@ const CASES: &[Case] = &[
     case(plain, EVERY, BALANCED, &[(0, BOTH)]),
     case(plain, &[UNREADY], CLUSTER_IP, &[(0, NOBODY)]),
     // Those that are going serve when nobody else does, from 1.26.
-    case(plain, &[UNREADY, GOING_HERE, GOING_THERE], NODE_PORT, &[(0, NOBODY), (26, GOING)]),
+    case(
+        plain,
+        &[UNREADY, GOING_HERE, GOING_THERE],
+        NODE_PORT,
+        &[(0, NOBODY), (26, GOING)],
+    ),
     case(outside_local, EVERY, NODE_PORT, &[(0, HERE)]),
     case(outside_local, EVERY, BALANCED, &[(0, HERE)]),
     case(outside_local, EVERY, CLUSTER_IP, &[(0, BOTH)]),
     // In contrast to ipvs mode nobody else serves clients from outside.
-    case(outside_local, &[READY_THERE, UNREADY], NODE_PORT, &[(0, NOBODY)]),
-    case(outside_local, &[READY_THERE, GOING_HERE], NODE_PORT, &[(0, NOBODY), (26, &["10.244.0.7:8080"])]),
+    case(
+        outside_local,
+        &[READY_THERE, UNREADY],
+        NODE_PORT,
+        &[(0, NOBODY)],
+    ),
+    case(
+        outside_local,
+        &[READY_THERE, GOING_HERE],
+        NODE_PORT,
+        &[(0, NOBODY), (26, &["10.244.0.7:8080"])],
+    ),
     // internalTrafficPolicy came in 1.22; up to 1.23 it bound clients from outside too.
     case(inside_local, EVERY, CLUSTER_IP, &[(0, BOTH), (22, HERE)]),
-    case(inside_local, EVERY, NODE_PORT, &[(0, BOTH), (22, HERE), (24, BOTH)]),
-    case(inside_local, &[READY_THERE], CLUSTER_IP, &[(0, THERE), (22, NOBODY)]),
+    case(
+        inside_local,
+        EVERY,
+        NODE_PORT,
+        &[(0, BOTH), (22, HERE), (24, BOTH)],
+    ),
+    case(
+        inside_local,
+        &[READY_THERE],
+        CLUSTER_IP,
+        &[(0, THERE), (22, NOBODY)],
+    ),
     // And up to 1.23 meant nothing beside an externalTrafficPolicy of Local.
     case(both_local, EVERY, CLUSTER_IP, &[(0, BOTH), (24, HERE)]),
     case(both_local, EVERY, NODE_PORT, &[(0, HERE)]),
@@ -147,7 +183,12 @@ fn endpoints_serve_as_the_version_says() {
                     .expect("a first version");
                 let wanted: Vec<String> = wanted.iter().map(|text| (*text).to_owned()).collect();
                 let (spec, rows) = ((case.spec)(), case.rows);
-                assert_eq!(found, Some(wanted), "{mode:?} 1.{minor} {spec} {rows:?} {}", case.address);
+                assert_eq!(
+                    found,
+                    Some(wanted),
+                    "{mode:?} 1.{minor} {spec} {rows:?} {}",
+                    case.address
+                );
             }
         }
     }
@@ -199,7 +240,10 @@ fn synced(servers: &[ExpectedServer], mode: Mode) -> NetnsFacts {
             sources: server.sources.clone().filter(|_| serves),
             endpoints,
         };
-        if !services.iter().any(|known| known.destination == destination) {
+        if !services
+            .iter()
+            .any(|known| known.destination == destination)
+        {
             services.push(rule);
         }
     }
@@ -253,28 +297,51 @@ fn rule<'a>(rules: &'a mut ServiceRules, destination: &str) -> &'a mut ServiceRu
         Err(_) => Destination::Address(at(destination)),
     };
     let mut services = rules.services.iter_mut();
-    services.find(|rule| rule.destination == wanted).expect("the rule")
+    services
+        .find(|rule| rule.destination == wanted)
+        .expect("the rule")
 }
 
 #[test]
 fn every_difference_is_seen_and_named_after_its_mode() {
-    for (mode, what) in [(Mode::Iptables, "iptables rule for"), (Mode::Nftables, "nftables rule for")] {
+    for (mode, what) in [
+        (Mode::Iptables, "iptables rule for"),
+        (Mode::Nftables, "nftables rule for"),
+    ] {
         let found = differences(mode, plain(), |rules| {
-            rules.services.retain(|rule| rule.destination != Destination::Address(at(CLUSTER_IP)));
-        });
-        assert_eq!(found, [format!("no {what} tcp 10.96.0.10:80 (ClusterIP of s/default/web)")]);
-        // The port is there, and the address that it is to answer on is not.
-        let found = differences(mode, plain(), |rules| rules.node_ports.clear());
-        assert_eq!(found, [format!("no {what} tcp 192.0.2.1:30080 (NodePort of s/default/web)")]);
-        let found = differences(mode, plain(), |rules| {
-            rule(rules, "30080").endpoints.remove(&at("10.244.1.5:8080"));
+            rules
+                .services
+                .retain(|rule| rule.destination != Destination::Address(at(CLUSTER_IP)));
         });
         assert_eq!(
             found,
-            [format!("{what} tcp 192.0.2.1:30080 of s/default/web lacks the ready endpoint 10.244.1.5:8080")]
+            [format!(
+                "no {what} tcp 10.96.0.10:80 (ClusterIP of s/default/web)"
+            )]
+        );
+        // The port is there, and the address that it is to answer on is not.
+        let found = differences(mode, plain(), |rules| rules.node_ports.clear());
+        assert_eq!(
+            found,
+            [format!(
+                "no {what} tcp 192.0.2.1:30080 (NodePort of s/default/web)"
+            )]
         );
         let found = differences(mode, plain(), |rules| {
-            rule(rules, BALANCED).endpoints.insert(at("10.244.9.9:8080"));
+            rule(rules, "30080")
+                .endpoints
+                .remove(&at("10.244.1.5:8080"));
+        });
+        assert_eq!(
+            found,
+            [format!(
+                "{what} tcp 192.0.2.1:30080 of s/default/web lacks the ready endpoint 10.244.1.5:8080"
+            )]
+        );
+        let found = differences(mode, plain(), |rules| {
+            rule(rules, BALANCED)
+                .endpoints
+                .insert(at("10.244.9.9:8080"));
         });
         assert_eq!(
             found,
@@ -292,19 +359,28 @@ fn every_difference_is_seen_and_named_after_its_mode() {
         // The address itself is let through for this node.
         let found = differences(mode, ranged(), |rules| {
             let own = Prefix::parse("203.0.113.1/32").expect("a prefix");
-            rule(rules, BALANCED).sources.get_or_insert_default().insert(own);
+            rule(rules, BALANCED)
+                .sources
+                .get_or_insert_default()
+                .insert(own);
         });
         assert_eq!(found, [""; 0]);
         let found = differences(mode, plain(), |rules| {
             rule(rules, CLUSTER_IP).affinity = Some(Duration::from_secs(10));
         });
-        assert!(found[0].contains("session affinity of 10 s where the service says no"), "{found:?}");
+        assert!(
+            found[0].contains("session affinity of 10 s where the service says no"),
+            "{found:?}"
+        );
         let found = differences(mode, plain(), |rules| {
             let mut other = rule(rules, CLUSTER_IP).clone();
             other.protocol = protocol::UDP;
             rules.services.push(other);
         });
-        assert_eq!(found, [format!("{what} udp 10.96.0.10:80 belongs to no service")]);
+        assert_eq!(
+            found,
+            [format!("{what} udp 10.96.0.10:80 belongs to no service")]
+        );
     }
 }
 
@@ -313,6 +389,9 @@ fn rules_of_another_mode_are_not_compared() {
     let cluster = balanced(plain(), EVERY);
     let proxy = of(Mode::Nftables, 36, &[]);
     let servers = expected(&cluster, &node(), &proxy);
-    assert_eq!(Comparison::of(&cluster, &synced(&servers, Mode::Iptables), &proxy), None);
+    assert_eq!(
+        Comparison::of(&cluster, &synced(&servers, Mode::Iptables), &proxy),
+        None
+    );
     assert_eq!(Comparison::of(&cluster, &node(), &proxy), None);
 }

@@ -85,7 +85,10 @@ pub(super) fn read(missing: &mut Vec<Missing>) -> Vec<RuleTable> {
     let mut tables = read_tables(missing);
     for table in &mut tables {
         if only_translates(&table.chains) {
-            table.chains.iter_mut().for_each(|chain| chain.rules.clear());
+            table
+                .chains
+                .iter_mut()
+                .for_each(|chain| chain.rules.clear());
         }
     }
     tables

@@ -30,12 +30,14 @@ const LIMIT: usize = 200_000;
 /// Most rules looked at for services: 5,000 of them with 50,000 endpoints have 170,000.
 const SERVICES_LIMIT: usize = 2_000_000;
 /// kube-proxy's table in its nftables mode.
-pub(super) const KUBE_PROXY_TABLE: &str = "kube-proxy";
+pub const KUBE_PROXY_TABLE: &str = "kube-proxy";
 /// The chain in which its iptables mode begins.
 pub(super) const KUBE_SERVICES: &str = "KUBE-SERVICES";
 
 pub(super) use legacy::ip as address_of;
 pub(super) use nft::TableWithSets;
+#[cfg(test)]
+pub(super) use set::Element;
 pub(super) use set::Set;
 
 /// Every table of a namespace.

@@ -119,7 +119,13 @@ pub(super) fn read_services(missing: &mut Vec<Missing>) -> Vec<TableWithSets> {
         if !super::holds_services(&table) {
             return None;
         }
-        read_rules(conversation, row.family, &mut table, SERVICES_LIMIT, missing);
+        read_rules(
+            conversation,
+            row.family,
+            &mut table,
+            SERVICES_LIMIT,
+            missing,
+        );
         let sets = if table.tool == Tool::Nft {
             set::read(conversation, row.family, &table.name, missing)
         } else {

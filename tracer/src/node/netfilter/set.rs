@@ -5,9 +5,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use netlink_packet_core::{
-    DecodeError, DefaultNla, parse_string, parse_u32_be, parse_u64_be,
-};
+use netlink_packet_core::{DecodeError, DefaultNla, parse_string, parse_u32_be, parse_u64_be};
 
 use super::expression::{Data, verdict};
 use super::nft::{HEADER_BYTES, Request, zero_ended};
@@ -78,7 +76,12 @@ impl Set {
         // Without an end an interval reaches up to the last address.
         if let (Some(first), Some(element)) = (begun, self.elements.first()) {
             let bits = element.key.len() * 8;
-            split(first, u128::MAX >> (128 - bits.min(128)), bits, &mut prefixes);
+            split(
+                first,
+                u128::MAX >> (128 - bits.min(128)),
+                bits,
+                &mut prefixes,
+            );
         }
         prefixes
     }
@@ -102,7 +105,11 @@ fn number(key: &[u8]) -> Option<u128> {
 fn split(mut first: u128, last: u128, bits: usize, prefixes: &mut Vec<Prefix>) {
     while first <= last {
         let mut free = (first.trailing_zeros() as usize).min(bits);
-        let block = |free: usize| 1_u128.checked_shl(free as u32).map_or(u128::MAX, |size| size - 1);
+        let block = |free: usize| {
+            1_u128
+                .checked_shl(free as u32)
+                .map_or(u128::MAX, |size| size - 1)
+        };
         while first.checked_add(block(free)).is_none_or(|end| end > last) {
             free -= 1;
         }
@@ -115,7 +122,10 @@ fn split(mut first: u128, last: u128, bits: usize, prefixes: &mut Vec<Prefix>) {
             address,
             length: (bits - free) as u8,
         });
-        match first.checked_add(block(free)).and_then(|end| end.checked_add(1)) {
+        match first
+            .checked_add(block(free))
+            .and_then(|end| end.checked_add(1))
+        {
             Some(next) => first = next,
             None => break,
         }
@@ -213,7 +223,10 @@ mod tests {
         let set = Set {
             name: "__set0".into(),
             timeout: None,
-            elements: edges.iter().map(|(address, end)| edge(address, *end)).collect(),
+            elements: edges
+                .iter()
+                .map(|(address, end)| edge(address, *end))
+                .collect(),
         };
         set.prefixes().iter().map(ToString::to_string).collect()
     }
@@ -233,13 +246,21 @@ mod tests {
         );
         // Neighbours share an edge.
         assert_eq!(
-            prefixes(&[("10.0.0.0", false), ("10.0.1.0", true), ("10.0.1.0", false), ("10.0.1.3", true)]),
+            prefixes(&[
+                ("10.0.0.0", false),
+                ("10.0.1.0", true),
+                ("10.0.1.0", false),
+                ("10.0.1.3", true)
+            ]),
             ["10.0.0.0/24", "10.0.1.0/31", "10.0.1.2/32"]
         );
         assert_eq!(prefixes(&[("128.0.0.0", false)]), ["128.0.0.0/1"]);
         assert_eq!(prefixes(&[("0.0.0.0", false)]), ["0.0.0.0/0"]);
         assert_eq!(prefixes(&[("::", false)]), ["::/0"]);
-        assert_eq!(prefixes(&[("2001:db8::", false), ("2001:db9::", true)]), ["2001:db8::/32"]);
+        assert_eq!(
+            prefixes(&[("2001:db8::", false), ("2001:db9::", true)]),
+            ["2001:db8::/32"]
+        );
     }
 
     #[test]

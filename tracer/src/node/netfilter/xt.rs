@@ -132,10 +132,9 @@ fn tests(name: &str, revision: u8, info: &[u8]) -> Option<Vec<Test>> {
         // `xt_recent_mtinfo`: seconds, hits, what to do, inverted.
         "recent" => {
             const CHECK: u8 = 1;
-            match (*info.get(8)?, *info.get(9)?) {
-                (CHECK, inverted) => Some(vec![test(Subject::Recent(long(info, 0)?), inverted != 0)]),
-                _ => None,
-            }
+            let (how, inverted) = (*info.get(8)?, *info.get(9)? != 0);
+            (how & CHECK != 0).then_some(())?;
+            Some(vec![test(Subject::Recent(long(info, 0)?), inverted)])
         }
         "addrtype" => {
             const LOCAL: u16 = 1 << 2;
@@ -247,7 +246,9 @@ pub(super) fn read_target(name: &str, info: &[u8], ipv6: bool) -> Action {
             };
             Action::Reject(words.get(number).copied().unwrap_or("(…)").into())
         }
-        "DNAT" => dnat_target(info, ipv6).map_or_else(|| Action::Translate(name.into()), Action::Dnat),
+        "DNAT" => {
+            dnat_target(info, ipv6).map_or_else(|| Action::Translate(name.into()), Action::Dnat)
+        }
         "MASQUERADE" | "SNAT" | "REDIRECT" | "NETMAP" => Action::Translate(name.into()),
         "LOG" | "NFLOG" | "ULOG" | "TRACE" | "MARK" | "CONNMARK" | "CT" | "NOTRACK" | "TCPMSS"
         | "CHECKSUM" | "SET" | "CLASSIFY" | "DSCP" | "TOS" | "TTL" | "HL" | "AUDIT" | "SECMARK"

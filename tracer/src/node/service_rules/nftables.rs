@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use super::reach::{Chains, Names};
 use super::{Destination, Gathered, NodePortScope, Refusal};
 use crate::node::Prefix;
-use crate::node::netfilter::{Action, Family, Rule, Subject, TableWithSets};
 use crate::node::netfilter::address_of;
+use crate::node::netfilter::{Action, Family, Rule, Subject, TableWithSets};
 
 const SERVICES: &str = "services";
 const SERVICE_IPS: &str = "service-ips";
@@ -45,7 +45,9 @@ pub(super) fn gather(found: &TableWithSets, gathered: &mut Gathered) {
             }
         }
     }
-    let firewall = chains.set(FIREWALL_IPS).map_or(&[][..], |set| &set.elements);
+    let firewall = chains
+        .set(FIREWALL_IPS)
+        .map_or(&[][..], |set| &set.elements);
     for element in firewall {
         let Some((protocol, destination)) = destination(&element.key, ipv6) else {
             continue;

@@ -62,7 +62,11 @@ impl<'a> Chains<'a> {
     pub(super) fn new(table: &'a RuleTable, sets: &'a [Set], names: Names) -> Self {
         Self {
             names,
-            chains: table.chains.iter().map(|chain| (chain.name.as_str(), chain)).collect(),
+            chains: table
+                .chains
+                .iter()
+                .map(|chain| (chain.name.as_str(), chain))
+                .collect(),
             sets: sets.iter().map(|set| (set.name.as_str(), set)).collect(),
             known: HashMap::new(),
         }
@@ -80,7 +84,10 @@ impl<'a> Chains<'a> {
 
     /// Whether a chain only marks the packet.
     pub(super) fn marks(&self, chain: &str) -> bool {
-        self.names.marking.iter().any(|prefix| chain.starts_with(prefix))
+        self.names
+            .marking
+            .iter()
+            .any(|prefix| chain.starts_with(prefix))
     }
 
     /// Where a chain sends clients from outside to.

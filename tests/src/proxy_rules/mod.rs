@@ -90,7 +90,9 @@ const NFTABLES: &[Fault] = &[
     },
     Fault {
         line: "TOOL flush chain ip kube-proxy firewall-WEBHTTP4-default/web/tcp/http",
-        says: &["nftables rule for tcp 203.0.113.1:80 of s/default/web lets through nobody where"],
+        says: &[
+            "nftables rule for tcp 203.0.113.1:80 of s/default/web lets through everyone where",
+        ],
     },
     Fault {
         line: "TOOL delete element ip kube-proxy service-ips { 10.96.0.11 . tcp . 80 }",

@@ -61,7 +61,7 @@ pub struct NetnsFacts {
     /// Packet filter rules; `None` before [`NetnsFacts::read_rules`].
     pub ruleset: Option<Ruleset>,
     /// What kube-proxy's packet filter rules do with packets for services; `None` before
-    /// [`NetnsFacts::read_service_rules`].
+    /// [`NetnsFacts::read_service_rules`], or when they could not be read whole.
     pub service_rules: Option<Vec<ServiceRules>>,
     /// What could not be read.
     pub missing: Vec<Missing>,
@@ -170,8 +170,10 @@ impl NetnsFacts {
 
     /// Reads what kube-proxy's packet filter rules do with packets for services.
     pub fn read_service_rules(&mut self, handle: &NetnsHandle) {
+        let doubts = self.missing.len();
         let missing = &mut self.missing;
-        self.service_rules = handle.run(|| service_rules::read(missing)).ok();
+        let read = handle.run(|| service_rules::read(missing)).ok();
+        self.service_rules = read.filter(|_| self.missing.len() == doubts);
     }
 
     /// The most specific local route for an address: what makes the address the node's own. Its

@@ -27,8 +27,6 @@ use serde::{Deserialize, Serialize};
 /// Most rules kept of one namespace.
 const LIMIT: usize = 200_000;
 
-/// Most rules looked at for services: 5,000 of them with 50,000 endpoints have 170,000.
-const SERVICES_LIMIT: usize = 2_000_000;
 /// kube-proxy's table in its nftables mode.
 pub const KUBE_PROXY_TABLE: &str = "kube-proxy";
 /// The chain in which its iptables mode begins.

@@ -13,8 +13,7 @@ use netlink_packet_core::{
 
 use super::set::{self, Set};
 use super::{
-    Base, Chain, Family, LIMIT, Missing, Rule, RuleTable, SERVICES_LIMIT, Tool, expression,
-    only_translates,
+    Base, Chain, Family, LIMIT, Missing, Rule, RuleTable, Tool, expression, only_translates,
 };
 use crate::event::NetfilterHook;
 use crate::node::netlink::{Conversation, attributes};
@@ -119,13 +118,7 @@ pub(super) fn read_services(missing: &mut Vec<Missing>) -> Vec<TableWithSets> {
         if !super::holds_services(&table) {
             return None;
         }
-        read_rules(
-            conversation,
-            row.family,
-            &mut table,
-            SERVICES_LIMIT,
-            missing,
-        );
+        read_chains(conversation, row.family, &mut table, missing);
         let sets = if table.tool == Tool::Nft {
             set::read(conversation, row.family, &table.name, missing)
         } else {
@@ -180,6 +173,36 @@ fn read_tables<T>(
         tables.extend(read(&mut conversation, row, missing));
     }
     tables
+}
+
+/// Reads every rule, chain by chain: with tens of thousands of chains the kernel takes ten times as long
+/// for the table at once, because it begins from its start for each buffer. Ends early when one is not
+/// whole.
+fn read_chains(
+    conversation: &mut Conversation,
+    family: u8,
+    table: &mut RuleTable,
+    missing: &mut Vec<Missing>,
+) {
+    let doubts = missing.len();
+    for chain in &mut table.chains {
+        let request = Request {
+            message: GET_RULE,
+            family,
+            attributes: vec![
+                DefaultNla::new(RULE_TABLE, zero_ended(&table.name)),
+                DefaultNla::new(RULE_CHAIN, zero_ended(&chain.name)),
+            ],
+        };
+        let rows = conversation.dump(request, LIMIT, |payload| parse_rule(payload, family));
+        for RuleRow { mut rule, .. } in rows_or_missing(WHAT, rows, missing) {
+            rule.number = chain.rules.len() as u32 + 1;
+            chain.rules.push(rule);
+        }
+        if missing.len() > doubts {
+            return;
+        }
+    }
 }
 
 /// Reads at most `room` rules into their chains, and gives their number.

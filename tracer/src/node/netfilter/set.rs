@@ -132,7 +132,7 @@ fn split(mut first: u128, last: u128, bits: usize, prefixes: &mut Vec<Prefix>) {
     }
 }
 
-/// Reads every set of a table.
+/// Reads every set of a table; ends early when one is not whole.
 pub(super) fn read(
     conversation: &mut Conversation,
     family: u8,
@@ -145,6 +145,7 @@ pub(super) fn read(
         attributes: vec![DefaultNla::new(SET_TABLE, zero_ended(table))],
     };
     let sets = conversation.dump(request, LIMIT, parse_set);
+    let doubts = missing.len();
     let mut sets = rows_or_missing(WHAT, sets, missing);
     for set in sets.iter_mut().filter(|set| set.timeout.is_none()) {
         let request = Request {
@@ -158,6 +159,9 @@ pub(super) fn read(
         let messages = conversation.dump(request, LIMIT, parse_elements);
         let messages = rows_or_missing(WHAT, messages, missing);
         set.elements = messages.into_iter().flatten().collect();
+        if missing.len() > doubts {
+            break;
+        }
     }
     sets
 }

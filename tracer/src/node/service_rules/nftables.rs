@@ -55,9 +55,16 @@ pub(super) fn gather(found: &TableWithSets, gathered: &mut Gathered) {
         if let Some(Action::Jump(name) | Action::Goto(name)) = &element.verdict
             && let Some(chain) = chains.get(name)
         {
-            let allowed = chain.rules.iter().flat_map(|rule| allowed(rule, &chains));
-            let service = gathered.service(protocol, destination);
-            service.sources.get_or_insert_default().extend(allowed);
+            let mut dropping = chain
+                .rules
+                .iter()
+                .filter(|rule| rule.action == Action::Drop);
+            // A chain that drops nothing lets everyone through.
+            if let Some(rule) = dropping.next() {
+                let allowed = allowed(rule, &chains);
+                let service = gathered.service(protocol, destination);
+                service.sources.get_or_insert_default().extend(allowed);
+            }
         }
     }
     let rules = chains.get(SERVICES).map_or(&[][..], |chain| &chain.rules);

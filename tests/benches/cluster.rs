@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use tests::api_server::{ApiServer, Options as ServerOptions};
+use tracer::expectation::{Comparison, Mode, Proxy, expected};
 use tracer::kube::{Cluster, ClusterFacts, ObjectName, Options, Place, Resource};
+use tracer::node::{Destination, NetnsFacts, NetnsId, PacketFilter, ServiceRule, ServiceRules};
 
 const SERVICES: usize = 5_000;
 const ENDPOINTS: usize = 50_000;
@@ -25,6 +27,9 @@ const MOST_MEMORY_MIB: f64 = 300.0;
 const MOST_CHANGE: Duration = Duration::from_millis(100);
 /// How often a change is timed.
 const CHANGES: usize = 20;
+const MOST_COMPARISON: Duration = Duration::from_millis(500);
+/// How often a comparison is timed.
+const COMPARISONS: usize = 5;
 
 fn main() -> ExitCode {
     let done = if std::env::var_os(SERVER).is_some() {
@@ -147,6 +152,8 @@ fn measure() -> anyhow::Result<()> {
     }
     changes.sort_unstable();
     let slowest = changes.last().copied().unwrap_or_default();
+    let state = cluster.state();
+    let compared = comparison(state.facts().context("no facts")?)?;
     let (peak, settled) = (memory_mib("VmHWM")?, memory_mib("VmRSS")?);
     // The server ends with the pipe.
     drop(commands);
@@ -157,6 +164,14 @@ fn measure() -> anyhow::Result<()> {
         changes[CHANGES / 2].as_secs_f64() * 1e3,
         slowest.as_secs_f64() * 1e3
     );
+    println!(
+        "what kube-proxy should have made against what iptables holds: {:.0} ms (median of {COMPARISONS})",
+        compared.as_secs_f64() * 1e3
+    );
+    ensure!(
+        compared < MOST_COMPARISON,
+        "comparing took longer than {MOST_COMPARISON:?}"
+    );
     ensure!(listed < MOST_LIST, "listing took longer than {MOST_LIST:?}");
     ensure!(peak < MOST_MEMORY_MIB, "more than {MOST_MEMORY_MIB} MiB");
     ensure!(
@@ -164,6 +179,42 @@ fn measure() -> anyhow::Result<()> {
         "a change took longer than {MOST_CHANGE:?}"
     );
     Ok(())
+}
+
+/// How long it takes to say that a synced node in iptables mode differs in nothing.
+fn comparison(facts: &ClusterFacts) -> anyhow::Result<Duration> {
+    let proxy = Proxy::new(Mode::Iptables, Some(36), &[]);
+    let mut node = NetnsFacts::unread(NetnsId(1), None);
+    let services = expected(facts, &node, &proxy)
+        .into_iter()
+        .map(|server| ServiceRule {
+            protocol: server.key.protocol,
+            destination: Destination::Address(server.key.address),
+            endpoints: server.endpoints.unwrap_or_default(),
+            affinity: None,
+            sources: None,
+            refusal: None,
+        })
+        .collect();
+    node.service_rules = Some(vec![ServiceRules {
+        filter: PacketFilter::Iptables,
+        services,
+        node_ports: Vec::new(),
+    }]);
+    let mut times = Vec::new();
+    for _ in 0..COMPARISONS {
+        let begun = Instant::now();
+        let found = Comparison::of(facts, &node, &proxy).context("nothing was compared")?;
+        times.push(begun.elapsed());
+        ensure!(
+            found.expected == SERVICES && found.differences.is_empty(),
+            "{} expected, {} differences",
+            found.expected,
+            found.differences.len()
+        );
+    }
+    times.sort_unstable();
+    Ok(times[COMPARISONS / 2])
 }
 
 fn until(cluster: &Cluster, so: impl Fn(&ClusterFacts) -> bool) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! `tracer cluster run` as a program, against an API server whose kubelets play scripts.
+//! `tracer cluster run` and `capture` as programs, against an API server whose kubelets play scripts.
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,108 @@ fn wait(what: &str, so: impl Fn() -> bool) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+/// A pcapng section header and an interface, in lines as `tracer run -w -` writes them.
+const SECTION: &str = "Cg0NChwAAABNPCsaAQAAAP//////////HAAAAA==";
+const SECTION_BYTES: usize = 28;
+const INTERFACE: &str = "AQAAABQAAAABAAAAAAAAABQAAAA=";
+const INTERFACE_BYTES: usize = 20;
+
+fn part(at: usize, base64: &str) -> String {
+    json!({"type": "capture-bytes", "at": at, "base64": base64}).to_string()
+}
+
+/// Two nodes: one capture comes whole although its parts come twice, of the other one part never comes.
+/// Ctrl-C ends it, the last parts arrive, nothing is left, and no file is overwritten.
+///
+/// # Errors
+/// With what was other than expected.
+pub fn captured(tracer: &Tracer) -> anyhow::Result<()> {
+    let server = ApiServer::start(Options::default())?;
+    let scripts = [
+        (
+            "node-a",
+            vec![part(0, SECTION), diagnosis().to_string(), part(0, SECTION)],
+            vec![part(SECTION_BYTES, INTERFACE), summary().to_string()],
+        ),
+        (
+            "node-b",
+            vec![part(0, SECTION)],
+            vec![
+                part(SECTION_BYTES + INTERFACE_BYTES, INTERFACE),
+                summary().to_string(),
+            ],
+        ),
+    ];
+    for (node, lines, last) in scripts {
+        server.put("nodes", json!({"metadata": {"name": node}}));
+        let script = Script::Says {
+            lines,
+            pause: Duration::ZERO,
+            stays: true,
+            last,
+            code: 1,
+        };
+        server.kubelet(node, script);
+    }
+    let folder = tempfile::tempdir()?;
+    let captures = folder.path().join("captures");
+    let (kubeconfig, output) = (server.kubeconfig(), captures.to_string_lossy());
+    let place = kubeconfig.to_string_lossy();
+    let words = [
+        "cluster",
+        "capture",
+        "--image",
+        "registry.example/tracer:1",
+        "--kubeconfig",
+        &place,
+        "-o",
+        &output,
+        "port",
+        "53",
+    ];
+    let (running, _) = tracer.begin(&words)?;
+    wait("both pods", || server.names("pods").len() == 2)?;
+    let pod = server.names("pods").first().cloned().unwrap_or_default();
+    let pod = server.get("pods", "kube-system", &pod).unwrap_or_default();
+    let asked = pod["spec"]["containers"][0]["args"].to_string();
+    check(
+        asked.contains("\"--write=-\"") && asked.contains("--format=json"),
+        || format!("the pod is asked for {asked}"),
+    )?;
+    wait("both captures have begun", || {
+        ["node-a", "node-b"]
+            .iter()
+            .all(|node| captures.join(format!("{node}.pcapng")).exists())
+    })?;
+    running.interrupt()?;
+    let answer = running.finish()?;
+    answer.expect_code(1)?;
+    let files = answer.objects("node-capture");
+    check(
+        files.len() == 2
+            && files[0]["bytes"] == SECTION_BYTES + INTERFACE_BYTES
+            && files[0]["missing"] == 0
+            && files[1]["missing"] == INTERFACE_BYTES,
+        || format!("{files:#?}"),
+    )?;
+    check(answer.objects("capture-bytes").is_empty(), || {
+        "parts of captures are shown".into()
+    })?;
+    let written = std::fs::read(captures.join("node-a.pcapng"))?;
+    check(
+        written.len() == SECTION_BYTES + INTERFACE_BYTES && written.starts_with(b"\n\r\r\n"),
+        || format!("{written:?}"),
+    )?;
+    let gone = || server.names("pods").is_empty() && server.names("jobs").is_empty();
+    wait("everything is gone", gone)?;
+    let again = tracer.run(&words)?;
+    check(
+        again.code != 0 && again.stderr.contains("is there already"),
+        || format!("a file was overwritten: {again:?}"),
+    )?;
+    wait("everything is gone again", gone)
 }
 
 /// Two nodes until Ctrl-C: last words, one entry for the cause that both saw, nothing left.

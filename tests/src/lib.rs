@@ -15,6 +15,7 @@ pub mod guard;
 pub mod matrix;
 pub mod merge;
 pub mod paths;
+pub mod proxy_rules;
 pub mod rules;
 pub mod schema;
 pub mod serve;

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use tests::api_server::rbac::Rules;
 use tests::api_server::{ApiServer, Fault, Options, Script};
 use tokio::sync::{mpsc, watch};
-use tracer::fleet::{self, Choice, FleetError, Installation, News, NodeEnd, Outcome, Plan, Stop};
+use tracer::fleet::{
+    self, CaptureVolume, Captures, Choice, FleetError, Installation, News, NodeEnd, Outcome, Plan,
+    Stop,
+};
 use tracer::kube::Place;
 
 /// Long enough for a slow machine; what is waited for comes much sooner.
@@ -425,13 +428,33 @@ fn leftovers_are_found_by_label_and_nothing_else_goes() {
 }
 
 #[test]
+fn without_captures_the_daemon_set_writes_nowhere() {
+    let manifest = fleet::manifest(&Installation {
+        namespace: NAMESPACE.into(),
+        image: "registry.example/tracer:1".into(),
+        port: 9464,
+        captures: None,
+    })
+    .expect("a manifest");
+    assert!(!manifest.contains("captures"), "{manifest}");
+    assert!(manifest.contains("memory: 512Mi"), "{manifest}");
+}
+
+#[test]
 fn kubectl_reads_the_manifest_of_the_daemon_set() {
     let server = server(Options::default());
-    for namespace in ["kube-system", "tracing"] {
+    for (namespace, volume) in [
+        ("kube-system", CaptureVolume::HostPath("/var/tracer".into())),
+        ("tracing", CaptureVolume::Claim("tracer-captures".into())),
+    ] {
         let manifest = fleet::manifest(&Installation {
             namespace: namespace.into(),
             image: "registry.example/tracer:1".into(),
             port: 9464,
+            captures: Some(Captures {
+                volume: volume.clone(),
+                limit: "2G".into(),
+            }),
         })
         .expect("a manifest");
         let file = server.folder().join("manifest.yaml");
@@ -466,7 +489,30 @@ fn kubectl_reads_the_manifest_of_the_daemon_set() {
         assert_eq!(spec["hostNetwork"], true);
         assert_eq!(container["securityContext"]["privileged"], false);
         assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez");
-        assert_eq!(container["resources"]["limits"]["memory"], "512Mi");
+        // The last while before a diagnosis is kept in memory.
+        assert_eq!(container["resources"]["limits"]["memory"], "768Mi");
+        let words = container["args"].to_string();
+        assert!(
+            words.contains("--capture=/captures") && words.contains("--capture-limit=2G"),
+            "{words}"
+        );
+        let mounts = container["volumeMounts"].as_array().expect("mounts");
+        assert!(
+            mounts
+                .iter()
+                .any(|mount| mount["mountPath"] == "/captures" && mount["readOnly"].is_null())
+        );
+        let volumes = spec["volumes"].as_array().expect("volumes");
+        let kept = volumes
+            .iter()
+            .find(|found| found["name"] == "captures")
+            .expect("the volume");
+        match volume {
+            CaptureVolume::HostPath(path) => assert_eq!(kept["hostPath"]["path"], path),
+            CaptureVolume::Claim(name) => {
+                assert_eq!(kept["persistentVolumeClaim"]["claimName"], name);
+            }
+        }
         assert_eq!(
             set["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"],
             "9464"

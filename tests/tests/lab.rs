@@ -79,7 +79,11 @@ fn list() -> Vec<Test> {
     tests.extend(tests::attach::tests());
     tests.extend(tests::paths::tests());
     tests.extend(tests::rules::tests());
+<<<<<<< HEAD
     tests.extend(tests::guard::tests());
+=======
+    tests.extend(tests::proxy_rules::tests());
+>>>>>>> expect
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),
@@ -99,6 +103,10 @@ fn long(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
         Test::new(
             "cluster run: Ctrl-C removes everything, causes are joined",
             tests::fleet::interrupted,
+        ),
+        Test::new(
+            "cluster capture: a file for each node, parts counted, nothing left",
+            tests::fleet::captured,
         ),
     ];
     tests.extend(tests::filter::tests());

@@ -3,6 +3,8 @@
 //! Knows nothing of the kernel boundary or of a view: it is fed events and asked for answers, so a
 //! capture can feed it as well as the kernel.
 
+mod service_rules;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use crate::journey::{Ending, Journey, Tracker};
 use crate::kube::ClusterFacts;
 use crate::node::{NetnsHandle, NetnsId, Occasion, ProxyLog, Reading, Snapshot, Source};
 use crate::ruling;
+use service_rules::ServiceRulesReader;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
 const GATHER_NS: u64 = 700_000_000;
@@ -116,6 +119,8 @@ pub struct Collector {
     at_nodeports: HashSet<(u8, SocketAddr)>,
     /// When rules were last read.
     rules_ns: Option<u64>,
+    /// What kube-proxy's rules do, and when to read it.
+    service_rules: ServiceRulesReader,
     /// When the first packet that asks for a diagnosis ended.
     due_ns: Option<u64>,
     /// Diagnoses given, with the certainty they had.
@@ -147,6 +152,7 @@ impl Collector {
             filtering: BTreeSet::new(),
             at_nodeports: HashSet::new(),
             rules_ns: None,
+            service_rules: ServiceRulesReader::default(),
             due_ns: None,
             given: HashMap::new(),
             stopped: HashMap::new(),
@@ -353,6 +359,8 @@ impl Collector {
             self.remember_ipvs_client(&journey);
             self.remember_silence(&journey);
             let at_nodeport = self.is_new_at_nodeport(&journey);
+            self.service_rules
+                .remember(&journey, self.cluster.as_deref());
             let Some(added) = self.flows.add(journey) else {
                 continue;
             };
@@ -501,6 +509,7 @@ impl Collector {
         self.filtering.clear();
         self.at_nodeports.clear();
         self.rules_ns = None;
+        self.service_rules = ServiceRulesReader::default();
         self.given.clear();
         self.stopped.clear();
         self.newly_stopped.clear();
@@ -527,6 +536,9 @@ impl Collector {
             .extend(Snapshot::take(&directory, &beyond).namespaces);
         facts.read_connections(&directory, &self.ipvs_clients);
         facts.read_rules(&directory, &self.filtering);
+        let cluster = self.cluster.as_deref();
+        self.service_rules
+            .read(&mut facts, &self.facts, &directory, cluster);
         facts.find_owners();
         facts.read_node();
         facts.proxy_log.clone_from(&self.proxy_log);

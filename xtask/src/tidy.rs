@@ -57,7 +57,15 @@ const ROOMS: &[Room] = &[
     room(
         "collector",
         &[
-            "hook", "event", "journey", "flow", "node", "kube", "ruling", "cause",
+            "hook",
+            "event",
+            "journey",
+            "flow",
+            "node",
+            "kube",
+            "expectation",
+            "ruling",
+            "cause",
         ],
     ),
     room("probe", &["event", "journey", "flow", "node"]),

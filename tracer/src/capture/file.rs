@@ -2,19 +2,23 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Stdout, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::lines::Lines;
 use super::ring::{Ring, Trigger};
+
+/// The path that stands for standard output, where the capture is written as lines.
+pub const STANDARD_OUTPUT: &str = "-";
 
 /// What to write, and where.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The file; with rotation a number goes before its ending.
+    /// The file, or [`STANDARD_OUTPUT`]; with rotation a number goes before its ending.
     pub path: PathBuf,
     /// When to begin a new file.
     pub rotate: Option<Rotate>,
@@ -81,10 +85,14 @@ impl Written {
 enum Open {
     Plain(BufWriter<File>),
     Packed(Box<zstd::stream::Encoder<'static, BufWriter<File>>>),
+    Lines(Lines<Stdout>),
 }
 
 impl Open {
     fn create(path: &Path, zstd: bool) -> io::Result<Self> {
+        if path == Path::new(STANDARD_OUTPUT) {
+            return Ok(Self::Lines(Lines::new(io::stdout())));
+        }
         let file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -107,6 +115,7 @@ impl Open {
         match self {
             Self::Plain(file) => file.write_all(bytes),
             Self::Packed(file) => file.write_all(bytes),
+            Self::Lines(lines) => lines.write(bytes),
         }
     }
 
@@ -114,6 +123,7 @@ impl Open {
         match self {
             Self::Plain(file) => file.flush(),
             Self::Packed(file) => file.flush(),
+            Self::Lines(lines) => lines.flush(),
         }
     }
 
@@ -121,6 +131,7 @@ impl Open {
         match self {
             Self::Plain(mut file) => file.flush(),
             Self::Packed(file) => file.finish()?.flush(),
+            Self::Lines(mut lines) => lines.flush(),
         }
     }
 }

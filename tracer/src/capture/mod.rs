@@ -3,10 +3,16 @@
 //! Map: `block` is pcapng's framing, `bytes` takes it out of a file in whatever wrapping, `wire` is what
 //! the typed parts look like in a file and `record` what they mean. `recorder` takes what a live trace
 //! does and hands it to a thread, where `writer` gives each event its place and words, `encoder` makes
+<<<<<<< HEAD
 //! blocks of it and `file` puts them on disk, or `ring` keeps the last while until a diagnosis fires.
 //! `reader` gives records back, one by one or `each`, `foreign` what other programs wrote, `there` what
 //! names meant where it was made, and `replay` feeds it all to the analysis that a live trace feeds;
 //! `report` does so for a page. `rewrite` makes a capture of records again.
+=======
+//! blocks of it and `file` puts them on disk, or `lines` on standard output for another program to put together, or `folder` bounds those of a tracer that stays on, or `ring` keeps the last while until a diagnosis fires. `reader` gives records back, `foreign` what other programs
+//! wrote, `there` what names meant where it was made, and `replay` feeds it all to the analysis that a live
+//! trace feeds.
+>>>>>>> expect
 //!
 //! Invariants:
 //! - Live and replayed analysis see the same events, facts and moments in the same order, so they say the
@@ -21,7 +27,9 @@ mod bytes;
 mod each;
 mod encoder;
 mod file;
+mod folder;
 mod foreign;
+mod lines;
 mod reader;
 mod record;
 mod recorder;
@@ -35,7 +43,9 @@ mod there;
 mod wire;
 mod writer;
 
-pub use file::{Full, Options, Rotate, Written};
+pub use file::{Full, Options, Rotate, STANDARD_OUTPUT, Written};
+pub use folder::{LEAST_ROOM, keep_in};
+pub use lines::{Chunk, Received, ReceivedFile};
 pub use reader::{Interface, ReadError, Reader, Skipped};
 pub use record::{Control, Counters, Header, Headers, Packet, Record, Sighting};
 pub use recorder::Recorder;

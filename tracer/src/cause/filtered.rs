@@ -5,7 +5,9 @@ use super::Diagnosis;
 use super::evidence::{Evidence, Failure, endpoint};
 use crate::event::{NetfilterHook, Tuple, protocol};
 use crate::node::NetnsId;
-use crate::node::netfilter::{Action, Rule, RuleTable, Subject, Test, Tool, state};
+use crate::node::netfilter::{
+    Action, KUBE_PROXY_TABLE, Rule, RuleTable, Subject, Test, Tool, state,
+};
 use crate::ruling::{self, Ending, Ruling};
 
 /// A failure that netfilter's rules ended.
@@ -61,8 +63,6 @@ const POLICY_CHAINS: &[&str] = &[
 ];
 /// nftables tables of policies: kube-network-policies, Calico.
 const POLICY_TABLES: &[&str] = &["kube-network-policies", "calico"];
-/// The table of kube-proxy in nftables mode.
-const KUBE_PROXY_TABLE: &str = "kube-proxy";
 
 /// Every failure that rules ended, in order.
 pub(super) fn stops<'a>(evidence: &Evidence<'a>) -> Vec<Stop<'a>> {

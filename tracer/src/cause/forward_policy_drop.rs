@@ -94,7 +94,7 @@ fn lets_through(table: &RuleTable, chain: &Chain, jumps: usize) -> bool {
                     .is_some_and(|next| lets_through(table, next, jumps - 1))
         }
         // What cannot be told may accept.
-        Action::Map(_) | Action::Other(_) => true,
+        Action::Map { .. } | Action::Other(_) => true,
         _ => false,
     })
 }

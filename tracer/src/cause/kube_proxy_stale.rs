@@ -1,5 +1,5 @@
-//! `kube-proxy-stale`: IPVS holds something other than what kube-proxy should have made of the cluster's
-//! objects.
+//! `kube-proxy-stale`: IPVS, iptables or nftables hold something other than what kube-proxy should have
+//! made of the cluster's objects.
 //!
 //! Source: kube-proxy syncs on every change, at the latest after its sync period (30 s); the expectation
 //! is that of the `expectation` module.
@@ -11,20 +11,20 @@ use super::evidence::{Evidence, Failure};
 use super::service::lacking_fresh;
 use super::{Cause, Diagnosis, Site};
 use crate::event::protocol;
-use crate::expectation::{Difference, Proxy, ServerKey, Surplus, compare, expected};
+use crate::expectation::{Comparison, Difference, Mode, Proxy, ServerKey, Surplus};
 use crate::kube::{ClusterFacts, Resource};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "kube-proxy-stale",
-    title: "IPVS does not hold what kube-proxy should have made of the services and endpoints",
+    title: "The kernel does not hold what kube-proxy should have made of the services and endpoints",
     explanation: "\
-kube-proxy turns services and endpoints into virtual servers and real servers. When it is stopped, cannot
-reach the API server, or fails to sync, the table stays as it was: new services have no virtual server, new
-endpoints are not used, and traffic goes on to endpoints that are long gone.
+kube-proxy turns services and endpoints into virtual servers (ipvs mode) or rules (iptables and nftables
+mode). When it is stopped, cannot reach the API server, or fails to sync, they stay as they were: new services
+have none, new endpoints are not used, and traffic goes on to endpoints that are long gone.
 
-Proof: the cluster's services and EndpointSlices, by the rules of kube-proxy's version and configuration, ask
-for a virtual server or real server that IPVS does not have, or IPVS still sends to one that is no endpoint
-any more, for longer than a sync period.
+Proof: the cluster's services and EndpointSlices, by the rules of kube-proxy's mode, version and
+configuration, ask for a virtual server, rule or endpoint that the kernel does not have, or the kernel still
+sends to one that is no endpoint any more, for longer than a sync period.
 
 Fix: look at kube-proxy's health and log, and restart it.",
     explains: &["ipvs-no-destination", "neighbour-failed", "no-route", "no-listener"],
@@ -42,13 +42,14 @@ const NEEDED: [Resource; 4] = [
     Resource::ProxyConfiguration,
 ];
 
-/// Every difference of a node's table; nothing when kube-proxy is not known to be in ipvs mode.
-fn differences(cluster: &ClusterFacts, site: &Site<'_>) -> Vec<Difference> {
-    let (Some(proxy), Some(table)) = (Proxy::of_cluster(cluster), &site.facts.ipvs) else {
-        return Vec::new();
-    };
-    let expected = expected(cluster, site.facts, &proxy);
-    compare(&expected, table, cluster, &proxy)
+/// What differs on a node; nothing when kube-proxy's mode is not known, or what it made was not read.
+fn comparison(
+    evidence: &Evidence<'_>,
+    cluster: &ClusterFacts,
+    site: &Site<'_>,
+) -> Option<Comparison> {
+    let running = evidence.facts.kube_proxies_in(site.facts.id);
+    Comparison::of(cluster, site.facts, &Proxy::known(cluster, running)?)
 }
 
 /// The namespace in which kube-proxy works: the one with the node's addresses.
@@ -71,8 +72,12 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let Some(site) = node_site(evidence, cluster) else {
         return Vec::new();
     };
+    let Some(comparison) = comparison(evidence, cluster, site) else {
+        return Vec::new();
+    };
+    let mode = comparison.mode;
     let mut by_key: BTreeMap<ServerKey, Vec<Difference>> = BTreeMap::new();
-    for difference in differences(cluster, site) {
+    for difference in comparison.differences {
         if let Some(key) = key(&difference) {
             by_key.entry(key).or_default().push(difference);
         }
@@ -96,7 +101,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let packet = failures
                 .first()
                 .map(|first| format!("{} did not arrive", first.words()));
-            let diagnosis = judge(cluster, subject(&key), of_key).prove_if("packet", packet);
+            let diagnosis = judge(cluster, mode, subject(&key), of_key).prove_if("packet", packet);
             diagnosis.stopped(evidence, &failures).check(format!(
                 "tracer probe {}",
                 subject(&key).replace(' ', "://")
@@ -116,7 +121,9 @@ fn key(difference: &Difference) -> Option<ServerKey> {
         Difference::MissingEndpoint { key, .. } | Difference::SurplusEndpoint { key, .. } => {
             Some(*key)
         }
-        Difference::SurplusServer { .. } | Difference::Affinity { .. } => None,
+        Difference::SurplusServer { .. }
+        | Difference::Affinity { .. }
+        | Difference::Sources { .. } => None,
     }
 }
 
@@ -129,21 +136,37 @@ fn stops(difference: &Difference, failure: &Failure<'_>) -> bool {
         Difference::SurplusEndpoint {
             endpoint, surplus, ..
         } => *surplus == Surplus::Gone && real == Some(*endpoint),
-        Difference::SurplusServer { .. } | Difference::Affinity { .. } => false,
+        Difference::SurplusServer { .. }
+        | Difference::Affinity { .. }
+        | Difference::Sources { .. } => false,
     }
 }
 
-fn judge(cluster: &ClusterFacts, subject: String, differences: &[Difference]) -> Diagnosis {
+const fn evidence_label(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Ipvs => "ipvs",
+        Mode::Iptables => "iptables",
+        Mode::Nftables => "nftables",
+    }
+}
+
+fn judge(
+    cluster: &ClusterFacts,
+    mode: Mode,
+    subject: String,
+    differences: &[Difference],
+) -> Diagnosis {
+    let holder = mode.holder();
     let summary = format!(
-        "IPVS differs in {} places from what kube-proxy should have made of the cluster's services and endpoints: {}.",
+        "{holder} differs in {} places from what kube-proxy should have made of the cluster's services and endpoints: {}.",
         differences.len(),
         differences
             .first()
-            .map_or_else(String::new, Difference::words)
+            .map_or_else(String::new, |first| first.words(mode))
     );
     let mut diagnosis = Diagnosis::new(&CAUSE, subject, summary);
     for difference in differences.iter().take(NAMED) {
-        diagnosis = diagnosis.prove("ipvs", difference.words());
+        diagnosis = diagnosis.prove(evidence_label(mode), difference.words(mode));
     }
     lacking_fresh(diagnosis, cluster, &NEEDED)
         .lacking("that it stays so for longer than a sync period (30 s)")
@@ -167,14 +190,17 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     let Some(site) = node_site(evidence, cluster) else {
         return Vec::new();
     };
-    let differences = differences(cluster, site);
+    let Some(comparison) = comparison(evidence, cluster, site) else {
+        return Vec::new();
+    };
+    let (mode, differences) = (comparison.mode, comparison.differences);
     if differences.is_empty() {
         return Vec::new();
     }
     let keys: BTreeSet<_> = differences.iter().filter_map(key).collect();
-    let subject = format!("{} virtual servers of {}", keys.len(), site.name());
+    let subject = format!("{} service addresses of {}", keys.len(), site.name());
     vec![Finding::warning(
-        judge(cluster, subject, &differences).check("tracer cluster differences"),
+        judge(cluster, mode, subject, &differences).check("tracer cluster differences"),
     )]
 }
 

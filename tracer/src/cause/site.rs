@@ -49,29 +49,11 @@ impl<'a> Table<'a> {
     }
 
     fn find(&self, address: IpAddr) -> Option<&'a Route> {
-        self.0
-            .iter()
-            .find_map(|(length, routes)| routes.get(&network(address, *length)?).copied())
-    }
-}
-
-/// The first address of the range of this length that holds an address; `None` for a length that its
-/// family does not have.
-fn network(address: IpAddr, length: u8) -> Option<IpAddr> {
-    let length = u32::from(length);
-    match address {
-        IpAddr::V4(address) => {
-            let mask = u32::MAX
-                .checked_shl(32_u32.checked_sub(length)?)
-                .unwrap_or(0);
-            Some(IpAddr::V4((u32::from(address) & mask).into()))
-        }
-        IpAddr::V6(address) => {
-            let mask = u128::MAX
-                .checked_shl(128_u32.checked_sub(length)?)
-                .unwrap_or(0);
-            Some(IpAddr::V6((u128::from(address) & mask).into()))
-        }
+        self.0.iter().find_map(|(length, routes)| {
+            let length = *length;
+            let range = Prefix { address, length }.masked()?;
+            routes.get(&range.address).copied()
+        })
     }
 }
 

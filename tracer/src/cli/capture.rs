@@ -1,13 +1,16 @@
 //! Options of a capture, and what is said when one is written or read.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use clap::Args;
 
 use super::run::{blind_spots, host_name, kernel_release};
-use super::{nearest, value};
-use crate::capture::{Full, Header, Options, Recorder, Rotate, Trigger};
+use super::{Failure, nearest, value};
+use crate::capture::{
+    Full, Header, LEAST_ROOM, Options, Recorder, Rotate, STANDARD_OUTPUT, Trigger, keep_in,
+};
 use crate::cause;
 use crate::session::Session;
 use crate::view::model::Clock;
@@ -18,7 +21,8 @@ const ANY: &str = "any";
 /// What was typed of a capture.
 #[derive(Args, Debug)]
 pub(super) struct Capture {
-    /// Write everything into a capture (pcapng): tracer explain FILE reads it, and so does Wireshark.
+    /// Write everything into a capture (pcapng): tracer explain FILE reads it, and so does Wireshark. With
+    /// `--format json`, `-` writes it as lines among the others, as `cluster capture` takes it.
     #[arg(short, long, value_name = "FILE")]
     write: Option<PathBuf>,
     /// Begin a new file after this size or time and keep so many: 100M,10 or 1h,24.
@@ -41,7 +45,61 @@ pub(super) struct Capture {
     snaplen: Option<usize>,
 }
 
+/// What a tracer that stays on keeps.
+#[derive(Args, Debug)]
+pub(super) struct Kept {
+    /// Keep a capture of what led to each diagnosis in this folder.
+    #[arg(long, value_name = "DIR")]
+    capture: Option<PathBuf>,
+    /// Most bytes of this node's captures in it; the oldest go first: 500M, 2G.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = room, requires = "capture")]
+    capture_limit: u64,
+}
+
+impl Kept {
+    /// Makes the session keep captures, where that was asked for.
+    pub(super) fn start(&self, session: &mut Session) -> anyhow::Result<()> {
+        let Some(folder) = &self.capture else {
+            return Ok(());
+        };
+        let options = keep_in(folder, &host_name(), self.capture_limit, SystemTime::now())
+            .with_context(|| format!("captures cannot be kept in {}", folder.display()))?;
+        let header = header(session, "");
+        let reasons = session.kernel().reasons.clone();
+        session.record(Recorder::start(options, header, reasons)?);
+        Ok(())
+    }
+}
+
+/// Room for captures.
+pub(super) fn room(text: &str) -> Result<u64, String> {
+    let bytes = value::bytes(text)?;
+    if bytes < LEAST_ROOM {
+        return Err(format!("at least {}M are needed", LEAST_ROOM >> 20));
+    }
+    Ok(bytes)
+}
+
 impl Capture {
+    /// Refuses what cannot be written to standard output.
+    pub(super) fn check(&self, json: bool) -> Result<(), Failure> {
+        if self.write.as_deref() != Some(Path::new(STANDARD_OUTPUT)) {
+            return Ok(());
+        }
+        if !json {
+            return Err(Failure::usage(
+                "-w - writes the capture as lines of JSON: it needs --format json".into(),
+            ));
+        }
+        if self.zstd || self.rotate.is_some() || self.trigger.is_some() {
+            return Err(Failure::usage(
+                "-w - takes neither --zstd nor --rotate nor --trigger: its lines are one capture"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
     /// Makes the session write its capture, where one was asked for.
     pub(super) fn start(&self, session: &mut Session, filter: &str) -> anyhow::Result<()> {
         let Some(path) = &self.write else {
@@ -150,6 +208,15 @@ mod tests {
         }
         for text in ["", "10", "10M", "10M,0", "0M,3", "10X,3", "M,3", "10M,x"] {
             assert!(rotate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn room_has_a_least_size() {
+        assert_eq!(room("1G"), Ok(1 << 30));
+        assert_eq!(room("512MiB"), Ok(512 << 20));
+        for text in ["", "1M", "lots"] {
+            assert!(room(text).is_err(), "{text}");
         }
     }
 }

@@ -10,6 +10,7 @@ use super::cluster::{Connection, settled};
 use super::proxy_log::LogSource;
 use super::{Exit, Failure, Output};
 use crate::cause::{self, DropNames, Evidence, Severity};
+use crate::expectation::ruled_namespaces;
 use crate::flow::Flows;
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
@@ -77,15 +78,19 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         .map(|facts| facts.id)
         .collect();
     facts.read_rules(&directory, &forwarding);
+    let cluster_view = cluster.as_ref().map(|cluster| settled(cluster, CLUSTER));
+    let state = cluster.as_ref().map(Cluster::state);
+    let known = state.as_ref().and_then(State::facts);
+    if let Some(known) = known {
+        let wanted = ruled_namespaces(known, &facts);
+        facts.read_service_rules(&directory, &wanted);
+    }
     facts.find_owners();
     let (flows, reasons, symbols) = (Flows::default(), DropReasons::default(), Symbols::default());
     let names = DropNames {
         reasons: &reasons,
         symbols: &symbols,
     };
-    let cluster_view = cluster.as_ref().map(|cluster| settled(cluster, CLUSTER));
-    let state = cluster.as_ref().map(Cluster::state);
-    let known = state.as_ref().and_then(State::facts);
     let evidence = Evidence::new(&flows, &facts, names);
     let findings = cause::audit(&evidence.with_cluster(known.map(Arc::as_ref)));
     for finding in &findings {

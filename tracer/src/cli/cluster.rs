@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::run::host_name;
 use super::{Exit, Failure, Output, fleet, need_root};
-use crate::expectation::{Proxy, compare, expected};
+use crate::expectation::{Comparison, Mode, Proxy};
 use crate::kernel::privilege;
 use crate::kube::{Cluster, ClusterFacts, Options, Place, RBAC, Resource, State};
 use crate::node::{Directory, KubeProxy, NetnsFacts, NetnsHandle, ProxyReport};
@@ -99,12 +99,15 @@ pub(super) struct Arguments {
 enum Command {
     /// Say what is known of the cluster and how fresh it is. Example: tracer cluster facts --wait 10
     Facts(Facts),
-    /// Compare what kube-proxy should have made on this node with what IPVS holds.
+    /// Compare what kube-proxy should have made on this node with what IPVS, iptables or nftables hold.
     /// Example: tracer cluster differences
     Differences(Facts),
     /// Trace many nodes at once: a pod on each, everything removed in the end.
     /// Example: tracer cluster run --image registry.example/tracer:1 --nodes zone=b --for 60s
     Run(fleet::Run),
+    /// Trace many nodes at once and keep what each one saw as a capture.
+    /// Example: tracer cluster capture --image registry.example/tracer:1 --for 60s -o captures port 53
+    Capture(fleet::Capture),
     /// Remove what an earlier run left behind. Example: tracer cluster clean
     Clean(fleet::Clean),
     /// Print a DaemonSet for always-on use. Example: tracer cluster install --print --image IMAGE | kubectl apply -f -
@@ -133,6 +136,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             Ok(Exit::Healthy)
         }
         Command::Run(run) => fleet::run(run, output),
+        Command::Capture(capture) => fleet::capture(capture, output),
         Command::Clean(clean) => fleet::clean(clean, output),
         Command::Install(install) => fleet::install(install),
         Command::Facts(facts) => show_facts(facts, output),
@@ -203,7 +207,7 @@ fn said(proxy: &KubeProxy, report: &ProxyReport) -> String {
 }
 
 fn show_differences(arguments: &Facts, output: &Output) -> Result<Exit, Failure> {
-    need_root("reading IPVS")?;
+    need_root("reading IPVS and packet filter rules")?;
     let printer = Printer::new(output.printer_format(), Show::Nothing);
     let Some(cluster) = arguments.connection.start()? else {
         return Err(Failure::usage("--no-kube leaves nothing to compare".into()));
@@ -232,25 +236,29 @@ fn show_differences(arguments: &Facts, output: &Output) -> Result<Exit, Failure>
     };
     let Some(proxy) = proxy else {
         return Err(Failure::cannot_trace(
-            "kube-proxy is not known to be in ipvs mode on this node: neither it nor its ConfigMap says so",
+            "kube-proxy's mode on this node is not known: neither it nor its ConfigMap says it",
         ));
     };
-    let node = NetnsFacts::read(&handle, &Directory::default());
-    let Some(ipvs) = &node.ipvs else {
-        return Err(Failure::cannot_trace("this kernel has no IPVS loaded"));
+    let mut node = NetnsFacts::read(&handle, &Directory::default());
+    if proxy.mode != Mode::Ipvs {
+        node.read_service_rules(&handle);
+    }
+    let holder = proxy.mode.holder();
+    let Some(comparison) = Comparison::of(facts, &node, &proxy) else {
+        return Err(Failure::cannot_trace(format!(
+            "nothing of kube-proxy's is in {holder} on this node, or it could not be read"
+        )));
     };
-    let expected = expected(facts, &node, &proxy);
-    let differences = compare(&expected, ipvs, facts, &proxy);
-    for difference in &differences {
+    for difference in &comparison.differences {
         let view = DifferenceView {
-            difference: difference.words(),
+            difference: difference.words(proxy.mode),
         };
         printer.object("difference", &view, &format!("✗ {}", view.difference))?;
     }
-    if differences.is_empty() {
+    if comparison.differences.is_empty() {
         printer.remark(&format!(
-            "✓ IPVS holds what kube-proxy should have made: {} virtual servers",
-            expected.len()
+            "✓ {holder} holds what kube-proxy should have made for {} service addresses",
+            comparison.expected
         ))?;
         return Ok(Exit::Healthy);
     }

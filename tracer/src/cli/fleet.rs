@@ -1,7 +1,7 @@
-//! `tracer cluster run`, `clean` and `install`.
+//! `tracer cluster run`, `capture`, `clean` and `install`.
 
 use std::io::stdout;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -10,7 +10,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::run::interrupted;
 use super::{Exit, Failure, Output, runtime, value};
-use crate::fleet::{self, Choice, FleetError, Installation, News, Plan, Stop};
+use crate::capture::{Chunk, Received, ReceivedFile, STANDARD_OUTPUT};
+use crate::fleet::{
+    self, CaptureVolume, Captures, Choice, FleetError, Installation, News, Plan, Stop,
+};
 use crate::kube::Place;
 use crate::printer::{Format, Printer, Show};
 use crate::view::fleet::{self as view, FleetSummary, NodeView};
@@ -75,6 +78,16 @@ pub(super) struct Run {
     place: Where,
 }
 
+/// What was typed for `capture`.
+#[derive(Args, Debug)]
+pub(super) struct Capture {
+    #[command(flatten)]
+    run: Run,
+    /// Folder for the captures: one pcapng for each node, named after it.
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+}
+
 /// What was typed for `clean`.
 #[derive(Args, Debug)]
 pub(super) struct Clean {
@@ -97,6 +110,20 @@ pub(super) struct Install {
     /// Port of every node that serves the counts.
     #[arg(long, value_name = "PORT", default_value_t = super::serve::PORT)]
     port: u16,
+    /// Keep a capture of what led to each diagnosis, in this folder of each node.
+    #[arg(long, value_name = "PATH", conflicts_with = "capture_claim")]
+    capture_path: Option<String>,
+    /// The same in a PersistentVolumeClaim that all nodes may write to.
+    #[arg(long, value_name = "NAME")]
+    capture_claim: Option<String>,
+    /// Most bytes of one node's captures: 500M, 2G.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = limit)]
+    capture_limit: String,
+}
+
+/// A size as typed, when it is one that `serve` takes.
+fn limit(text: &str) -> Result<String, String> {
+    super::capture::room(text).map(|_| text.to_owned())
 }
 
 fn failure(error: FleetError) -> Failure {
@@ -108,8 +135,27 @@ fn failure(error: FleetError) -> Failure {
     }
 }
 
+/// Traces, and keeps what each node captured.
+pub(super) fn capture(arguments: &Capture, output: &Output) -> Result<Exit, Failure> {
+    trace(&arguments.run, Some(&arguments.output), output)
+}
+
+/// Traces.
 pub(super) fn run(arguments: &Run, output: &Output) -> Result<Exit, Failure> {
+    trace(arguments, None, output)
+}
+
+fn trace(arguments: &Run, folder: Option<&Path>, output: &Output) -> Result<Exit, Failure> {
+    let captures = folder
+        .map(|folder| {
+            Received::new(folder)
+                .map_err(|error| Failure::usage(format!("{}: {error}", folder.display())))
+        })
+        .transpose()?;
     let mut words: Vec<String> = arguments.all.then(|| "--all".into()).into_iter().collect();
+    if captures.is_some() {
+        words.push(format!("--write={STANDARD_OUTPUT}"));
+    }
     words.extend(arguments.filter.iter().cloned());
     let account = &arguments.service_account;
     let plan = Plan {
@@ -133,7 +179,7 @@ pub(super) fn run(arguments: &Run, output: &Output) -> Result<Exit, Failure> {
         let (stopper, stop) = watch::channel(Stop::No);
         let (sender, news) = mpsc::channel(QUEUE);
         let printing = async {
-            let printed = print(news, style).await;
+            let printed = print(news, style, captures).await;
             if printed.is_err() {
                 // Nobody reads any more (`| head`): what was created still has to go.
                 stopper.send_replace(Stop::AtOnce);
@@ -153,10 +199,18 @@ pub(super) fn run(arguments: &Run, output: &Output) -> Result<Exit, Failure> {
             () = listening => return Err(Failure::cannot_trace("interrupted")),
         };
         let outcome = outcome.map_err(failure)?;
-        let (gathered, ends) = printed?;
+        let Printed {
+            gathered,
+            ends,
+            captures,
+        } = printed?;
         let diagnoses = gathered.diagnoses();
         for found in &diagnoses {
             view::diagnosis(&mut stdout(), found, style)?;
+        }
+        let printer = Printer::new(output.printer_format(), Show::Nothing);
+        for file in captures.map(Received::finish).unwrap_or_default() {
+            printer.object("node-capture", &file, &capture_words(&file))?;
         }
         let traced = ends.iter().any(|node| node.summary.is_some());
         let summary = FleetSummary {
@@ -188,11 +242,31 @@ struct Remark<'a> {
     why: Option<&'a str>,
 }
 
-/// Prints what happens, as it happens, and keeps what the end needs.
+fn capture_words(file: &ReceivedFile) -> String {
+    let path = file.path.display();
+    let missing = match file.missing {
+        0 => String::new(),
+        bytes => format!(", {bytes} bytes never came"),
+    };
+    format!(
+        "{:<12} capture {path}: {} bytes{missing}",
+        file.node, file.bytes
+    )
+}
+
+/// What printing leaves for the end.
+struct Printed {
+    gathered: Gathered,
+    ends: Vec<NodeView>,
+    captures: Option<Received>,
+}
+
+/// Prints what happens, as it happens, and keeps what the end needs; captures go into their files.
 async fn print(
     mut news: mpsc::Receiver<News>,
     style: Option<Style>,
-) -> std::io::Result<(Gathered, Vec<NodeView>)> {
+    mut captures: Option<Received>,
+) -> std::io::Result<Printed> {
     let format = style.map_or(Format::Json, |style| Format::Text {
         style,
         verbose: false,
@@ -209,15 +283,30 @@ async fn print(
     let mut ends = Vec::new();
     while let Some(news) = news.recv().await {
         match news {
-            News::Begun { run, nodes } => printer.object(
-                "cluster-run",
-                &Begun {
-                    run: &run,
-                    nodes: &nodes,
-                },
-                &format!("{run}: tracing {} · Ctrl-C stops", nodes.join(", ")),
-            )?,
+            News::Begun { run, nodes } => {
+                let in_the_way = captures.as_ref().and_then(|found| found.in_the_way(&nodes));
+                if let Some(path) = in_the_way {
+                    return Err(std::io::Error::other(format!(
+                        "{} is there already; name another folder with -o",
+                        path.display()
+                    )));
+                }
+                printer.object(
+                    "cluster-run",
+                    &Begun {
+                        run: &run,
+                        nodes: &nodes,
+                    },
+                    &format!("{run}: tracing {} · Ctrl-C stops", nodes.join(", ")),
+                )?;
+            }
             News::Line { node, line } => {
+                if let Some(captures) = &mut captures
+                    && let Some(chunk) = Chunk::read(&line)
+                {
+                    captures.take(&node, &chunk)?;
+                    continue;
+                }
                 let read = Line::read(&line);
                 match style {
                     Some(style) => view::text_line(&mut stdout(), &node, &line, &read, style)?,
@@ -245,7 +334,11 @@ async fn print(
         }
     }
     ends.sort_by(|one, two| one.node.cmp(&two.node));
-    Ok((gathered, ends))
+    Ok(Printed {
+        gathered,
+        ends,
+        captures,
+    })
 }
 
 /// An object of an earlier run as shown.
@@ -286,10 +379,16 @@ pub(super) fn clean(arguments: &Clean, output: &Output) -> Result<Exit, Failure>
 }
 
 pub(super) fn install(arguments: &Install) -> Result<Exit, Failure> {
+    let of_nodes = arguments.capture_path.clone().map(CaptureVolume::HostPath);
+    let volume = of_nodes.or_else(|| arguments.capture_claim.clone().map(CaptureVolume::Claim));
     let manifest = fleet::manifest(&Installation {
         namespace: arguments.namespace.clone(),
         image: arguments.image.clone(),
         port: arguments.port,
+        captures: volume.map(|volume| Captures {
+            volume,
+            limit: arguments.capture_limit.clone(),
+        }),
     })?;
     print!("{manifest}");
     Ok(Exit::Healthy)

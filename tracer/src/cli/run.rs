@@ -82,6 +82,9 @@ enum Stop {
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     let expression = Expression::parse(&arguments.filter.join(" "))
         .map_err(|error| Failure::usage(error.to_string()))?;
+    arguments
+        .capture
+        .check(output.format == OutputFormat::Json)?;
     need_root("tracing")?;
     let show = if arguments.all {
         Show::All

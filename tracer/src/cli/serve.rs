@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 
+use super::capture::Kept;
 use super::cluster::Connection;
 use super::limits::LimitArguments;
 use super::run::{host_name, interrupted};
@@ -29,7 +30,11 @@ pub(super) struct Arguments {
     #[arg(long)]
     full: bool,
     #[command(flatten)]
+<<<<<<< HEAD
     limits: LimitArguments,
+=======
+    captures: Kept,
+>>>>>>> expect
     #[command(flatten)]
     connection: Connection,
 }
@@ -54,6 +59,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     };
     runtime()?.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
+        arguments.captures.start(&mut session)?;
         privilege::drop_unneeded()?;
         let meter = Arc::new(Meter::new()?);
         server.serve(Arc::clone(&meter))?;

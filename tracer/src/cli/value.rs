@@ -20,15 +20,19 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Ok(parsed)
 }
 
-/// Bytes of a ring buffer: `512K`, `8M`, `1GiB`, all by 1024; a plain number is MiB. Rounded up to the
-/// power of two that the kernel asks for.
-pub(super) fn buffer(text: &str) -> Result<u32, String> {
-    let bytes = parse_size::Config::new()
+/// Bytes: `500M`, `2G`, all by 1024; a plain number is MiB.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    parse_size::Config::new()
         .with_binary()
         .with_default_factor(MEBIBYTE)
         .parse_size(text)
-        .map_err(|error| format!("{error}; examples: 512K, 8M, 64MiB"))?;
-    Some(bytes)
+        .map_err(|error| format!("{error}; examples: 512K, 8M, 64MiB"))
+}
+
+/// Bytes of a ring buffer: `512K`, `8M`, `1GiB`, all by 1024; a plain number is MiB. Rounded up to the
+/// power of two that the kernel asks for.
+pub(super) fn buffer(text: &str) -> Result<u32, String> {
+    Some(bytes(text)?)
         .filter(|bytes| BUFFER.contains(bytes))
         .and_then(|bytes| u32::try_from(bytes.next_power_of_two()).ok())
         .ok_or_else(|| "a size from 4K to 1G is needed".into())

@@ -1,28 +1,28 @@
-//! How what IPVS holds differs from what kube-proxy should have made.
+//! How what the kernel holds differs from what kube-proxy should have made.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{ExpectedServer, Proxy, ServerKey};
+use super::{ExpectedServer, Mode, Programmed, Proxy, ServerKey, expected, programmed};
 use crate::event::protocol;
 use crate::kube::{ClusterFacts, Endpoint, ObjectName};
-use crate::node::{VirtualServer, VirtualServerKey};
+use crate::node::{NetnsFacts, Prefix};
 
 /// One difference.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Difference {
-    /// A virtual server is not there.
+    /// A virtual server or rule is not there.
     MissingServer {
         /// What should be.
         expected: Box<ExpectedServer>,
     },
-    /// A virtual server is there that no service asks for.
+    /// A virtual server or rule is there that no service asks for.
     SurplusServer {
         /// Which.
         key: ServerKey,
     },
-    /// An endpoint that is to serve is no real server.
+    /// An endpoint that is to serve gets nothing.
     MissingEndpoint {
         /// Of which virtual server.
         key: ServerKey,
@@ -31,13 +31,13 @@ pub enum Difference {
         /// The endpoint.
         endpoint: SocketAddr,
     },
-    /// A real server takes new connections and is not to.
+    /// Something gets new connections and is not to.
     SurplusEndpoint {
         /// Of which virtual server.
         key: ServerKey,
         /// Of which service.
         service: ObjectName,
-        /// The real server.
+        /// Where they go.
         endpoint: SocketAddr,
         /// What it is in the cluster.
         surplus: Surplus,
@@ -50,12 +50,48 @@ pub enum Difference {
         service: ObjectName,
         /// As the service says.
         expected: Option<Duration>,
-        /// As IPVS has it.
+        /// As the kernel has it.
         actual: Option<Duration>,
+    },
+    /// Other sources are let through to a load balancer's address than the service says.
+    Sources {
+        /// Of which virtual server.
+        key: ServerKey,
+        /// Of which service.
+        service: ObjectName,
+        /// As the service says.
+        expected: BTreeSet<Prefix>,
+        /// As the kernel has it; `None` lets everyone through.
+        actual: Option<BTreeSet<Prefix>>,
     },
 }
 
-/// What a real server that is not to serve is in the cluster.
+/// What is expected, and how the kernel differs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Comparison {
+    /// How kube-proxy works.
+    pub mode: Mode,
+    /// Addresses and ports that something is to be made for.
+    pub expected: usize,
+    /// Every difference.
+    pub differences: Vec<Difference>,
+}
+
+impl Comparison {
+    /// Sets what kube-proxy is to make on a node against what its namespace holds; `None` when that was
+    /// not read, or nothing of kube-proxy's mode is there.
+    pub fn of(cluster: &ClusterFacts, facts: &NetnsFacts, proxy: &Proxy) -> Option<Self> {
+        let actual = programmed(facts, proxy.mode)?;
+        let expected = expected(cluster, facts, proxy);
+        Some(Self {
+            mode: proxy.mode,
+            expected: expected.len(),
+            differences: compare(&expected, &actual, cluster, proxy),
+        })
+    }
+}
+
+/// What an endpoint that is not to serve is in the cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Surplus {
     /// No endpoint of the service.
@@ -82,23 +118,24 @@ impl Surplus {
 
 impl Difference {
     /// In words.
-    pub fn words(&self) -> String {
+    pub fn words(&self, mode: Mode) -> String {
+        let what = mode.what();
         match self {
             Self::MissingServer { expected } => format!(
-                "no virtual server {} ({} of s/{})",
+                "no {what} {} ({} of s/{})",
                 place(&expected.key),
                 expected.reach.name(),
                 expected.service
             ),
             Self::SurplusServer { key } => {
-                format!("virtual server {} belongs to no service", place(key))
+                format!("{what} {} belongs to no service", place(key))
             }
             Self::MissingEndpoint {
                 key,
                 service,
                 endpoint,
             } => format!(
-                "virtual server {} of s/{service} lacks the ready endpoint {endpoint}",
+                "{what} {} of s/{service} lacks the ready endpoint {endpoint}",
                 place(key)
             ),
             Self::SurplusEndpoint {
@@ -107,7 +144,7 @@ impl Difference {
                 endpoint,
                 surplus,
             } => format!(
-                "virtual server {} of s/{service} still sends to {endpoint}, which is {}",
+                "{what} {} of s/{service} still sends to {endpoint}, which is {}",
                 place(key),
                 surplus.name()
             ),
@@ -124,13 +161,35 @@ impl Difference {
                     )
                 };
                 format!(
-                    "virtual server {} of s/{service} has {} where the service says {}",
+                    "{what} {} of s/{service} has {} where the service says {}",
                     place(key),
                     seconds(actual),
                     seconds(expected)
                 )
             }
+            Self::Sources {
+                key,
+                service,
+                expected,
+                actual,
+            } => {
+                let let_through = actual.as_ref().map_or_else(|| "everyone".to_owned(), list);
+                format!(
+                    "{what} {} of s/{service} lets through {let_through} where the service says {}",
+                    place(key),
+                    list(expected)
+                )
+            }
         }
+    }
+}
+
+fn list(prefixes: &BTreeSet<Prefix>) -> String {
+    let words: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
+    if words.is_empty() {
+        "nobody".to_owned()
+    } else {
+        words.join(", ")
     }
 }
 
@@ -138,32 +197,19 @@ fn place(key: &ServerKey) -> String {
     format!("{} {}", protocol::name(key.protocol), key.address)
 }
 
-/// Sets what should be against what is. Real servers of weight 0 only finish their connections, which
-/// kube-proxy allows for.
+/// Sets what should be against what is, in time linear in both.
 pub fn compare(
     expected: &[ExpectedServer],
-    actual: &[VirtualServer],
+    actual: &[Programmed],
     cluster: &ClusterFacts,
     proxy: &Proxy,
 ) -> Vec<Difference> {
-    let actual: BTreeMap<ServerKey, &VirtualServer> = actual
-        .iter()
-        .filter_map(|server| match server.key {
-            VirtualServerKey::Endpoint {
-                protocol,
-                address,
-                port,
-            } => {
-                let address = SocketAddr::new(address, port);
-                Some((ServerKey { protocol, address }, server))
-            }
-            VirtualServerKey::Mark { .. } => None,
-        })
-        .collect();
+    let actual: BTreeMap<ServerKey, &Programmed> =
+        actual.iter().map(|found| (found.key, found)).collect();
     let mut differences = Vec::new();
     for server in expected {
         match actual.get(&server.key) {
-            Some(found) => compare_server(server, found, cluster, &mut differences),
+            Some(found) => compare_server(proxy.mode, server, found, cluster, &mut differences),
             None => differences.push(Difference::MissingServer {
                 expected: Box::new(server.clone()),
             }),
@@ -187,46 +233,60 @@ fn is_foreign(key: &ServerKey, cluster: &ClusterFacts, proxy: &Proxy) -> bool {
             .is_some()
 }
 
+/// Whether these sources are let through and no others but the address itself, which kube-proxy adds for
+/// this node where a range has the node in it.
+fn lets_through(
+    actual: Option<&BTreeSet<Prefix>>,
+    wanted: &BTreeSet<Prefix>,
+    key: ServerKey,
+) -> bool {
+    let own = |prefix: &Prefix| {
+        let whole = if key.address.is_ipv4() { 32 } else { 128 };
+        prefix.length == whole && !wanted.contains(prefix)
+    };
+    actual.is_some_and(|actual| wanted.is_subset(actual) && actual.difference(wanted).all(own))
+}
+
 fn compare_server(
+    mode: Mode,
     expected: &ExpectedServer,
-    actual: &VirtualServer,
+    actual: &Programmed,
     cluster: &ClusterFacts,
     differences: &mut Vec<Difference>,
 ) {
     let (key, service) = (expected.key, &expected.service);
-    let affinity = actual
-        .persistence
-        .as_ref()
-        .map(|persistence| persistence.timeout);
-    if affinity != expected.affinity {
+    // Rules without endpoints have no place for the rest.
+    let rules = !actual.endpoints.is_empty();
+    if actual.affinity != expected.affinity && (rules || mode == Mode::Ipvs) {
         differences.push(Difference::Affinity {
             key,
             service: service.clone(),
             expected: expected.affinity,
-            actual: affinity,
+            actual: actual.affinity,
+        });
+    }
+    if let Some(sources) = &expected.sources
+        && rules
+        && !lets_through(actual.sources.as_ref(), sources, key)
+    {
+        differences.push(Difference::Sources {
+            key,
+            service: service.clone(),
+            expected: sources.clone(),
+            actual: actual.sources.clone(),
         });
     }
     let Some(wanted) = &expected.endpoints else {
         return;
     };
-    let found: BTreeMap<SocketAddr, u32> = actual
-        .destinations
-        .iter()
-        .map(|real| (SocketAddr::new(real.address, real.port), real.weight))
-        .collect();
-    for endpoint in wanted {
-        if found.get(endpoint).copied().unwrap_or(0) == 0 {
-            differences.push(Difference::MissingEndpoint {
-                key,
-                service: service.clone(),
-                endpoint: *endpoint,
-            });
-        }
+    for endpoint in wanted.difference(&actual.endpoints) {
+        differences.push(Difference::MissingEndpoint {
+            key,
+            service: service.clone(),
+            endpoint: *endpoint,
+        });
     }
-    for (endpoint, weight) in found {
-        if weight == 0 || wanted.contains(&endpoint) {
-            continue;
-        }
+    for &endpoint in actual.endpoints.difference(wanted) {
         let known = cluster
             .endpoints_of(service)
             .find(|(found, ports)| {

@@ -1,12 +1,12 @@
-//! Which endpoints of a service serve a virtual server.
+//! Which endpoints of a service serve one of its addresses.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::Proxy;
+use super::{Habit, Proxy};
 use crate::kube::{ClusterFacts, Endpoint, Service, ServicePort, TrafficPolicy};
 
-/// The real servers that a virtual server of a service's port is to have. `None` when versions differ
+/// The endpoints that clients of one address of a service's port are to reach. `None` when versions differ
 /// and the version is not known, or when zones decide (topology hints are not followed here).
 pub fn serving(
     cluster: &ClusterFacts,
@@ -40,18 +40,22 @@ pub fn serving(
     let local = chosen(&all, proxy, |endpoint| {
         endpoint.node.as_deref() == Some(node)
     })?;
-    if !local.is_empty() {
+    // Where no client may use the others kube-proxy does not even look at them.
+    let one_policy = proxy.does(Habit::OnePolicyForAll) == Some(true)
+        && service.external_policy == TrafficPolicy::Cluster;
+    let only_local = service.internal_policy == TrafficPolicy::Local
+        && (one_policy || !service.reaches_outside());
+    if !local.is_empty() || only_local {
         return Some(local);
     }
-    // From 1.21 a server without local endpoints has all of them, for clients of this node (k/k#97081).
-    match proxy.at_least(21) {
+    match proxy.does(Habit::AllWithoutLocal) {
         Some(true) => everywhere,
         Some(false) => Some(local),
         None => everywhere.filter(BTreeSet::is_empty),
     }
 }
 
-/// The ready ones; from 1.26, when there are none, those that are going and still answer (k/k#110191).
+/// The ready ones; when there are none, in some versions those that are going and still answer.
 fn chosen(
     all: &[(&Endpoint, SocketAddr)],
     proxy: &Proxy,
@@ -68,7 +72,7 @@ fn chosen(
         return Some(ready);
     }
     let going = pick(&|endpoint| endpoint.serving && endpoint.terminating);
-    match proxy.at_least(26) {
+    match proxy.does(Habit::ServingTerminating) {
         Some(true) => Some(going),
         Some(false) => Some(ready),
         None => going.is_empty().then_some(going),

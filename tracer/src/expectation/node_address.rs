@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::{NodePortAddresses, Proxy, SERVICE_DEVICE};
+use super::{Habit, Mode, NodePortAddresses, Proxy, SERVICE_DEVICE};
 use crate::kube::Node;
 use crate::node::{NetnsFacts, Route, RouteKind, RouteProtocol};
 
-/// The addresses on which kube-proxy makes virtual servers for NodePorts; loopback addresses are left
+/// The addresses on which kube-proxy makes NodePorts answer; loopback addresses are left
 /// out, since versions differ in whether they make some that never work (k/k#96879). `None` when the
 /// version decides and is not known, or the configuration cannot be read.
 pub fn node_addresses(
@@ -16,13 +16,8 @@ pub fn node_addresses(
     proxy: &Proxy,
 ) -> Option<BTreeSet<IpAddr>> {
     let all = match &proxy.node_ports {
-        NodePortAddresses::All => match proxy.minor {
-            Some(minor) => of_version(facts, minor),
-            None => {
-                let [old, middle, new] = [22, 23, 27].map(|minor| of_version(facts, minor));
-                (old == middle && middle == new).then_some(new)?
-            }
-        },
+        NodePortAddresses::Unset if proxy.does(Habit::NodePortsOnPrimary)? => primary(node?),
+        NodePortAddresses::Unset | NodePortAddresses::All => everywhere(facts, proxy)?,
         // Every version takes the addresses of the interfaces here.
         NodePortAddresses::Within(prefixes) => facts
             .addresses
@@ -33,21 +28,29 @@ pub fn node_addresses(
         NodePortAddresses::Primary => primary(node?),
         NodePortAddresses::Unknown => return None,
     };
-    Some(all.into_iter().filter(usable).collect())
+    Some(all.into_iter().filter(is_usable).collect())
 }
 
-fn of_version(facts: &NetnsFacts, minor: u16) -> BTreeSet<IpAddr> {
-    match minor {
-        ..=22 => route_sources(facts),
-        // Takes away every address of the service device, also those that are elsewhere too (k/k#114815).
-        23..=26 => {
-            let service: BTreeSet<IpAddr> = addresses(facts, true).collect();
-            addresses(facts, false)
-                .filter(|address| !service.contains(address))
-                .collect()
-        }
-        // k/k#115019.
-        _ => addresses(facts, false).collect(),
+/// Where NodePorts answer when they are to answer everywhere.
+fn everywhere(facts: &NetnsFacts, proxy: &Proxy) -> Option<BTreeSet<IpAddr>> {
+    // Rules ask the kernel whether an address is local.
+    if proxy.mode != Mode::Ipvs {
+        return Some(facts.addresses.iter().map(|found| found.address).collect());
+    }
+    let all: BTreeSet<IpAddr> = addresses(facts, false).collect();
+    let service: BTreeSet<IpAddr> = addresses(facts, true).collect();
+    // Takes away every address of the service device, also those that are elsewhere too.
+    let without: BTreeSet<IpAddr> = all.difference(&service).copied().collect();
+    let sources = route_sources(facts);
+    match (
+        proxy.does(Habit::NodePortsOnRouteSources),
+        proxy.does(Habit::NodePortsOffServiceAddresses),
+    ) {
+        (Some(true), _) => Some(sources),
+        (_, Some(true)) => Some(without),
+        (Some(false), Some(false)) => Some(all),
+        // Where every version agrees the version does not matter.
+        _ => (sources == without && without == all).then_some(all),
     }
 }
 
@@ -60,7 +63,7 @@ fn addresses(facts: &NetnsFacts, service: bool) -> impl Iterator<Item = IpAddr> 
         .map(|found| found.address)
 }
 
-/// Up to 1.22: the sources of the kernel's local routes, in IPv6 their destinations (k/k#75443).
+/// The sources of the kernel's local routes, in IPv6 their destinations (k/k#75443).
 fn route_sources(facts: &NetnsFacts) -> BTreeSet<IpAddr> {
     facts
         .routes
@@ -89,7 +92,8 @@ fn primary(node: &Node) -> BTreeSet<IpAddr> {
     [first(true), first(false)].into_iter().flatten().collect()
 }
 
-fn usable(address: &IpAddr) -> bool {
+/// Whether the address is one on which versions agree.
+pub(super) fn is_usable(address: &IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(_) => false,
         IpAddr::V6(address) => address.is_unicast_link_local(),

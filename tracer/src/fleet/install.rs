@@ -7,7 +7,9 @@ use k8s_openapi::api::apps::v1::{
     DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet,
 };
 use k8s_openapi::api::core::v1::{
-    ContainerPort, HTTPGetAction, Namespace, PodTemplateSpec, Probe, ResourceRequirements,
+    ContainerPort, HTTPGetAction, HostPathVolumeSource, Namespace,
+    PersistentVolumeClaimVolumeSource, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
+    Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
@@ -20,9 +22,16 @@ use crate::kube::RBAC;
 
 /// Where the least rights are written for.
 const USUAL_NAMESPACE: &str = "kube-system";
+/// Name of the volume for captures, and where the container has it.
+const CAPTURES: &str = "captures";
+const CAPTURES_AT: &str = "/captures";
 /// What a node gives the tracer. Its stores are bounded; the limit is several times what was measured.
 const REQUESTS: [(&str, &str); 2] = [("cpu", "50m"), ("memory", "128Mi")];
-const LIMITS: [(&str, &str); 2] = [("cpu", "1"), ("memory", "512Mi")];
+/// The second with captures: the last while before a diagnosis is kept in memory, up to 256 MiB.
+const LIMITS: [[(&str, &str); 2]; 2] = [
+    [("cpu", "1"), ("memory", "512Mi")],
+    [("cpu", "1"), ("memory", "768Mi")],
+];
 
 /// What is installed.
 #[derive(Clone, Debug)]
@@ -33,6 +42,26 @@ pub struct Installation {
     pub image: String,
     /// Port of every node that serves the counts.
     pub port: u16,
+    /// Where captures around diagnoses are kept; `None` keeps none.
+    pub captures: Option<Captures>,
+}
+
+/// Captures that every node keeps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Captures {
+    /// The volume.
+    pub volume: CaptureVolume,
+    /// Most of one node's captures, as `serve --capture-limit` takes it.
+    pub limit: String,
+}
+
+/// Where captures are kept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CaptureVolume {
+    /// A folder of each node.
+    HostPath(String),
+    /// A PersistentVolumeClaim that all nodes write to.
+    Claim(String),
 }
 
 /// The manifest as YAML documents.
@@ -89,10 +118,14 @@ fn move_account(document: &mut Value, namespace: &str) {
 
 fn daemon_set(installation: &Installation) -> DaemonSet {
     let port = i32::from(installation.port);
-    let words = vec![
+    let mut words = vec![
         "serve".to_owned(),
         format!("--listen=0.0.0.0:{}", installation.port),
     ];
+    if let Some(captures) = &installation.captures {
+        words.push(format!("--capture={CAPTURES_AT}"));
+        words.push(format!("--capture-limit={}", captures.limit));
+    }
     let mut spec = tracing(&installation.image, words, Some("tracer"));
     spec.priority_class_name =
         (installation.namespace == USUAL_NAMESPACE).then(|| "system-node-critical".into());
@@ -104,7 +137,11 @@ fn daemon_set(installation: &Installation) -> DaemonSet {
         }]);
         container.liveness_probe = Some(probe("/livez", port, 30));
         container.readiness_probe = Some(probe("/healthz", port, 5));
-        container.resources = Some(resources());
+        let most = LIMITS[usize::from(installation.captures.is_some())];
+        container.resources = Some(resources(most));
+    }
+    if let Some(captures) = &installation.captures {
+        mount(&mut spec, &captures.volume);
     }
     let mut annotations = annotations();
     for (key, value) in [
@@ -148,6 +185,39 @@ fn daemon_set(installation: &Installation) -> DaemonSet {
     }
 }
 
+/// Gives the container the volume for its captures, the only place that it may write to.
+fn mount(spec: &mut PodSpec, volume: &CaptureVolume) {
+    let mut made = Volume {
+        name: CAPTURES.into(),
+        ..Volume::default()
+    };
+    match volume {
+        CaptureVolume::HostPath(path) => {
+            made.host_path = Some(HostPathVolumeSource {
+                path: path.clone(),
+                type_: Some("DirectoryOrCreate".into()),
+            });
+        }
+        CaptureVolume::Claim(name) => {
+            made.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
+                claim_name: name.clone(),
+                ..PersistentVolumeClaimVolumeSource::default()
+            });
+        }
+    }
+    spec.volumes.get_or_insert_default().push(made);
+    if let Some(container) = spec.containers.first_mut() {
+        container
+            .volume_mounts
+            .get_or_insert_default()
+            .push(VolumeMount {
+                name: CAPTURES.into(),
+                mount_path: CAPTURES_AT.into(),
+                ..VolumeMount::default()
+            });
+    }
+}
+
 /// Attaching takes seconds on a busy node; three failures in a row count.
 fn probe(path: &str, port: i32, delay: i32) -> Probe {
     Probe {
@@ -163,14 +233,14 @@ fn probe(path: &str, port: i32, delay: i32) -> Probe {
     }
 }
 
-fn resources() -> ResourceRequirements {
+fn resources(limits: [(&str, &str); 2]) -> ResourceRequirements {
     let amounts = |amounts: [(&str, &str); 2]| {
         let named = amounts.map(|(what, much)| (what.to_owned(), Quantity(much.into())));
         Some(BTreeMap::from(named))
     };
     ResourceRequirements {
         requests: amounts(REQUESTS),
-        limits: amounts(LIMITS),
+        limits: amounts(limits),
         ..ResourceRequirements::default()
     }
 }

@@ -19,7 +19,7 @@ mod pod;
 mod run;
 
 pub use clean::{Removed, clean};
-pub use install::{Installation, manifest};
+pub use install::{CaptureVolume, Captures, Installation, manifest};
 pub use plan::{Choice, Plan};
 pub use pod::NodeEnd;
 pub use run::{News, Outcome, Stop, run};

@@ -113,6 +113,13 @@ impl Service {
         self.cluster_ips.is_empty()
     }
 
+    /// Clients from outside the cluster may use it.
+    pub fn reaches_outside(&self) -> bool {
+        !self.external_ips.is_empty()
+            || !self.load_balancer_ips.is_empty()
+            || self.ports.iter().any(|port| port.node_port.is_some())
+    }
+
     /// The port with a number on the service's own addresses.
     pub fn port(&self, protocol: u8, port: u16) -> Option<&ServicePort> {
         self.ports

@@ -16,8 +16,9 @@ use super::table::rows_or_missing;
 use super::{
     Address, ConntrackEntry, Counters, DeviceFilter, Directory, FdbEntry, HalfOpen, IpvsConnection,
     Link, ListeningSocket, Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind,
-    Ruleset, Sysctls, VirtualServer, VirtualServerKey, address, conntrack, counter, device_filter,
-    fdb, ipvs, ipvs_connection, link, neighbour, netfilter, policy_rule, route, socket, sysctl,
+    Ruleset, ServiceRules, Sysctls, VirtualServer, VirtualServerKey, address, conntrack, counter,
+    device_filter, fdb, ipvs, ipvs_connection, link, neighbour, netfilter, policy_rule, route,
+    service_rules, socket, sysctl,
 };
 
 /// What one network namespace was like.
@@ -62,6 +63,9 @@ pub struct NetnsFacts {
     pub udp_entries: Option<Vec<ConntrackEntry>>,
     /// Packet filter rules; `None` before [`NetnsFacts::read_rules`].
     pub ruleset: Option<Ruleset>,
+    /// What kube-proxy's packet filter rules do with packets for services; `None` before
+    /// [`NetnsFacts::read_service_rules`], or when they could not be read whole.
+    pub service_rules: Option<Vec<ServiceRules>>,
     /// What could not be read.
     pub missing: Vec<Missing>,
 }
@@ -107,6 +111,7 @@ impl NetnsFacts {
             ipvs_connections: Vec::new(),
             udp_entries: None,
             ruleset: None,
+            service_rules: None,
             missing: Vec::new(),
         }
     }
@@ -166,6 +171,14 @@ impl NetnsFacts {
     pub fn read_rules(&mut self, handle: &NetnsHandle) {
         let missing = &mut self.missing;
         self.ruleset = handle.run(|| netfilter::read(missing)).ok();
+    }
+
+    /// Reads what kube-proxy's packet filter rules do with packets for services.
+    pub fn read_service_rules(&mut self, handle: &NetnsHandle) {
+        let doubts = self.missing.len();
+        let missing = &mut self.missing;
+        let read = handle.run(|| service_rules::read(missing)).ok();
+        self.service_rules = read.filter(|_| self.missing.len() == doubts);
     }
 
     /// The most specific local route for an address: what makes the address the node's own. Its

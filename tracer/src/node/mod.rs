@@ -2,7 +2,7 @@
 //!
 //! Map: `namespace` finds and enters namespaces, `netlink` asks the kernel for a `table`, and one
 //! file per kind of fact (`link`, `address`, `route`, `policy_rule`, `neighbour`, `fdb`, `ipvs`,
-//! `ipvs_connection`, `conntrack`, `device_filter`, `netfilter`, `socket`, `sysctl`, `counter`) holds
+//! `ipvs_connection`, `conntrack`, `device_filter`, `netfilter`, `service_rules`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
 //! looks things up; `source` is where facts come from, this machine or a capture; `kube_proxy`,
 //! `proxy_report`, `proxy_log`,
@@ -43,6 +43,7 @@ mod proxy_configuration;
 mod proxy_log;
 mod proxy_report;
 mod route;
+mod service_rules;
 mod socket;
 mod source;
 mod sysctl;
@@ -77,6 +78,9 @@ pub use proxy_configuration::ProxyConfiguration;
 pub use proxy_log::ProxyLog;
 pub use proxy_report::ProxyReport;
 pub use route::{NextHop, Prefix, Route, RouteKind, RouteProtocol};
+pub use service_rules::{
+    Destination, NodePortScope, PacketFilter, Refusal, ServiceRule, ServiceRules,
+};
 pub use socket::{HalfOpen, ListeningSocket, Process, find_owners};
 pub use source::{Occasion, Reading, Source};
 pub use sysctl::Sysctls;
@@ -203,6 +207,17 @@ impl Snapshot {
                 && let Some(handle) = directory.open(facts.id)
             {
                 facts.read_rules(&handle);
+            }
+        }
+    }
+
+    /// Reads what kube-proxy's rules do with packets for services, in the namespaces where it works.
+    pub fn read_service_rules(&mut self, directory: &Directory, wanted: &BTreeSet<NetnsId>) {
+        for facts in &mut self.namespaces {
+            if wanted.contains(&facts.id)
+                && let Some(handle) = directory.open(facts.id)
+            {
+                facts.read_service_rules(&handle);
             }
         }
     }

@@ -65,7 +65,7 @@ pub struct NextHop {
 }
 
 /// An address range.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Prefix {
     /// First address.
     pub address: IpAddr,
@@ -80,6 +80,25 @@ impl Prefix {
         let (address, length): (IpAddr, u8) = (address.parse().ok()?, length.parse().ok()?);
         let width = if address.is_ipv4() { 32 } else { 128 };
         (length <= width).then_some(Self { address, length })
+    }
+
+    /// The same with the first address of its range; `None` for a length that its family does not have.
+    pub fn masked(&self) -> Option<Self> {
+        let length = u32::from(self.length);
+        let address = match self.address {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(32_u32.checked_sub(length)?);
+                IpAddr::V4((u32::from(address) & mask.unwrap_or(0)).into())
+            }
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(128_u32.checked_sub(length)?);
+                IpAddr::V6((u128::from(address) & mask.unwrap_or(0)).into())
+            }
+        };
+        Some(Self {
+            address,
+            length: self.length,
+        })
     }
 
     /// Whether an address lies in the range; never across address families.

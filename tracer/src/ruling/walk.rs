@@ -179,10 +179,10 @@ impl<'a> Walk<'a, '_> {
                     self.end(table, chain, Some(rule), truth);
                     Left::Ended
                 }
-                Action::Accept | Action::Translate(_) => Left::Accepted,
+                Action::Accept | Action::Translate(_) | Action::Dnat(_) => Left::Accepted,
                 Action::Return => Left::Back,
                 // A map may drop, and a target that is not known may do anything.
-                Action::Map(_) | Action::Other(_) => {
+                Action::Map { .. } | Action::Other(_) => {
                     self.end(table, chain, Some(rule), Truth::Unknown);
                     self.sure = false;
                     continue;
@@ -282,7 +282,7 @@ impl<'a> Walk<'a, '_> {
             }
             Subject::LocalSource => (self.packet.is_local)(tuple.source.ip()).into(),
             Subject::LocalDestination => (self.packet.is_local)(tuple.destination.ip()).into(),
-            Subject::Other(_) => Truth::Unknown,
+            Subject::Set { .. } | Subject::Recent(_) | Subject::Other(_) => Truth::Unknown,
         }
     }
 

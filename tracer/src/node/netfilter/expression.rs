@@ -4,11 +4,13 @@
 //! Attributes are those of the kernel's `linux/netfilter/nf_tables.h` and `nf_tables_compat.h`.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{parse_string, parse_u32_be};
 
+use super::field::Field;
 use super::legacy::{ip, prefix_length};
+use super::text::set_name;
 use super::xt::{self, Match};
 use super::{Action, Family, Rule, Subject, Test, text_of};
 use crate::node::netlink::attributes;
@@ -21,35 +23,6 @@ const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
 const VERDICT_REGISTER: u32 = 0;
-
-/// What a register holds.
-#[derive(Clone, PartialEq, Debug)]
-enum Field {
-    Source {
-        offset: usize,
-        length: usize,
-    },
-    Destination {
-        offset: usize,
-        length: usize,
-    },
-    Protocol,
-    Ipv6,
-    In,
-    Out,
-    InIndex,
-    OutIndex,
-    Mark,
-    State,
-    SourcePort,
-    DestinationPort,
-    TcpFlags,
-    IcmpType,
-    LocalSource,
-    LocalDestination,
-    /// In words.
-    Other(String),
-}
 
 #[derive(Clone, Debug)]
 struct Loaded {
@@ -74,10 +47,10 @@ struct Reader {
 }
 
 /// Attribute values of one expression by their number.
-struct Data<'a>(Vec<(u16, &'a [u8])>);
+pub(super) struct Data<'a>(Vec<(u16, &'a [u8])>);
 
 impl<'a> Data<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self(
             attributes(bytes, 0)
                 .map(|attribute| (attribute.kind(), attribute.into_inner()))
@@ -86,23 +59,28 @@ impl<'a> Data<'a> {
         )
     }
 
-    fn bytes(&self, kind: u16) -> Option<&'a [u8]> {
+    /// Every value, in the kernel's order.
+    pub(super) fn values(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.0.iter().map(|&(_, value)| value)
+    }
+
+    pub(super) fn bytes(&self, kind: u16) -> Option<&'a [u8]> {
         self.0
             .iter()
             .find(|(found, _)| *found == kind)
             .map(|&(_, value)| value)
     }
 
-    fn number(&self, kind: u16) -> Option<u32> {
+    pub(super) fn number(&self, kind: u16) -> Option<u32> {
         parse_u32_be(self.bytes(kind)?).ok()
     }
 
-    fn text(&self, kind: u16) -> Option<String> {
+    pub(super) fn text(&self, kind: u16) -> Option<String> {
         parse_string(self.bytes(kind)?).ok()
     }
 
     /// The value inside a data attribute.
-    fn value(&self, kind: u16) -> Option<&'a [u8]> {
+    pub(super) fn value(&self, kind: u16) -> Option<&'a [u8]> {
         Data::new(self.bytes(kind)?).bytes(DATA_VALUE)
     }
 }
@@ -182,7 +160,7 @@ impl Reader {
             "range" => {
                 let loaded = self.registers.get(&data.number(1)?)?.clone();
                 let (low, high) = (port(data.value(3)?)?, port(data.value(4)?)?);
-                let on = ports(&loaded.field, low..=high)?;
+                let on = loaded.field.ports(low..=high)?;
                 self.test(data.number(2)? == NOT_EQUAL, on);
                 Some(())
             }
@@ -224,7 +202,10 @@ impl Reader {
                     (_, Some(0)) => "snat",
                     _ => "dnat",
                 };
-                self.rule.action = Action::Translate(word.into());
+                self.rule.action = match self.nat_target(data) {
+                    Some(to) if word == "dnat" => Action::Dnat(to),
+                    _ => Action::Translate(word.into()),
+                };
                 Some(())
             }
             "log" => self.note("log"),
@@ -350,26 +331,22 @@ impl Reader {
 
     fn lookup(&mut self, data: &Data<'_>) -> Option<()> {
         const FLAGS: u16 = 5;
-        let (set, source) = (data.text(1)?, data.number(2)?);
+        let (name, source) = (data.text(1)?, data.number(2)?);
         let what = self
             .registers
             .get(&source)
             .map_or_else(|| "(…)".into(), |loaded| loaded.field.words());
-        // Sets without a name of their own are shown by their place.
-        let set = if set.starts_with("__") {
-            "(…)".into()
-        } else {
-            format!("@{set}")
-        };
+        let set = set_name(&name);
         match data.number(3) {
             Some(VERDICT_REGISTER) => {
-                self.rule.action = Action::Map(format!("{what} vmap {set}"));
+                let words = format!("{what} vmap {set}");
+                self.rule.action = Action::Map { words, set: name };
                 Some(())
             }
             Some(register) => self.load(Some(register), Field::Other(format!("{what} map {set}"))),
             None => {
                 let negated = data.number(FLAGS).unwrap_or(0) & 1 != 0;
-                self.test(negated, Subject::Other(format!("{what} {set}")));
+                self.test(negated, Subject::Set { what, set: name });
                 Some(())
             }
         }
@@ -378,21 +355,22 @@ impl Reader {
     fn immediate(&mut self, data: &Data<'_>) -> Option<()> {
         let register = data.number(1)?;
         if register != VERDICT_REGISTER {
-            return self.load(Some(register), Field::Other("(value)".into()));
+            let value = data.value(2).unwrap_or_default().to_vec();
+            return self.load(Some(register), Field::Value(value));
         }
-        let verdict = Data::new(Data::new(data.bytes(2)?).bytes(DATA_VERDICT)?);
-        let chain = || verdict.text(VERDICT_CHAIN).unwrap_or_default();
-        // The kernel's NFT_* codes are negative, NF_* are not.
-        self.rule.action = match verdict.number(VERDICT_CODE)?.cast_signed() {
-            0 => Action::Drop,
-            1 => Action::Accept,
-            -1 => Action::Continue,
-            -3 => Action::Jump(chain()),
-            -4 => Action::Goto(chain()),
-            -5 => Action::Return,
-            other => Action::Other(format!("verdict {other}")),
-        };
+        self.rule.action = verdict(data.bytes(2)?)?;
         Some(())
+    }
+
+    /// The one address and port that a `nat` expression gives.
+    fn nat_target(&self, data: &Data<'_>) -> Option<SocketAddr> {
+        const ADDRESS: u16 = 3;
+        const PORT: u16 = 5;
+        let value = |kind| match &self.registers.get(&data.number(kind)?)?.field {
+            Field::Value(value) => Some(value.as_slice()),
+            _ => None,
+        };
+        Some(SocketAddr::new(ip(value(ADDRESS)?)?, port(value(PORT)?)?))
     }
 
     fn compare(&mut self, loaded: &Loaded, how: u32, value: &[u8]) -> Option<()> {
@@ -466,7 +444,7 @@ impl Reader {
                     AT_LEAST => number..=u16::MAX,
                     _ => return None,
                 };
-                (negated, ports(&loaded.field, range)?)
+                (negated, loaded.field.ports(range)?)
             }
             _ => (false, other()),
         };
@@ -487,28 +465,20 @@ impl Reader {
     }
 }
 
-impl Field {
-    fn words(&self) -> String {
-        match self {
-            Self::Source { .. } => "saddr".into(),
-            Self::Destination { .. } => "daddr".into(),
-            Self::Protocol => "meta l4proto".into(),
-            Self::Ipv6 => "meta nfproto".into(),
-            Self::In => "iifname".into(),
-            Self::Out => "oifname".into(),
-            Self::InIndex => "iif".into(),
-            Self::OutIndex => "oif".into(),
-            Self::Mark => "meta mark".into(),
-            Self::State => "ct state".into(),
-            Self::SourcePort => "th sport".into(),
-            Self::DestinationPort => "th dport".into(),
-            Self::TcpFlags => "tcp flags".into(),
-            Self::IcmpType => "icmp type".into(),
-            Self::LocalSource => "fib saddr type".into(),
-            Self::LocalDestination => "fib daddr type".into(),
-            Self::Other(words) => words.clone(),
-        }
-    }
+/// From a data attribute with a verdict in it.
+pub(super) fn verdict(data: &[u8]) -> Option<Action> {
+    let verdict = Data::new(Data::new(data).bytes(DATA_VERDICT)?);
+    let chain = || verdict.text(VERDICT_CHAIN).unwrap_or_default();
+    // The kernel's NFT_* codes are negative, NF_* are not.
+    Some(match verdict.number(VERDICT_CODE)?.cast_signed() {
+        0 => Action::Drop,
+        1 => Action::Accept,
+        -1 => Action::Continue,
+        -3 => Action::Jump(chain()),
+        -4 => Action::Goto(chain()),
+        -5 => Action::Return,
+        other => Action::Other(format!("verdict {other}")),
+    })
 }
 
 const COUNTER_PACKETS: u16 = 2;
@@ -528,14 +498,6 @@ fn native(value: &[u8]) -> Option<u32> {
 
 fn port(value: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(value.try_into().ok()?))
-}
-
-fn ports(field: &Field, range: std::ops::RangeInclusive<u16>) -> Option<Subject> {
-    match field {
-        Field::SourcePort => Some(Subject::SourcePort(vec![range])),
-        Field::DestinationPort => Some(Subject::DestinationPort(vec![range])),
-        _ => None,
-    }
 }
 
 fn reject(data: &Data<'_>) -> String {

@@ -80,8 +80,28 @@ const LAYOUTS: [Layout; 2] = [
     },
 ];
 
-/// Reads every table of both families.
+/// Reads every table of both families; of those that only translate addresses no rules.
 pub(super) fn read(missing: &mut Vec<Missing>) -> Vec<RuleTable> {
+    let mut tables = read_tables(missing);
+    for table in &mut tables {
+        if only_translates(&table.chains) {
+            table
+                .chains
+                .iter_mut()
+                .for_each(|chain| chain.rules.clear());
+        }
+    }
+    tables
+}
+
+/// Reads the tables that kube-proxy writes its rules for services into, whole.
+pub(super) fn read_services(missing: &mut Vec<Missing>) -> Vec<RuleTable> {
+    let mut tables = read_tables(missing);
+    tables.retain(super::holds_services);
+    tables
+}
+
+fn read_tables(missing: &mut Vec<Missing>) -> Vec<RuleTable> {
     let mut tables = Vec::new();
     for layout in &LAYOUTS {
         let names = match fs::read_to_string(layout.names) {
@@ -243,9 +263,6 @@ fn parse(layout: &Layout, name: &str, info: &[u8], bytes: &[u8]) -> Option<RuleT
                 .rules
                 .push(rule(layout, entry, rule_number, next, &chain_at)?);
         }
-    }
-    if only_translates(&chains) {
-        chains.iter_mut().for_each(|chain| chain.rules.clear());
     }
     Some(RuleTable {
         tool: Tool::IptablesLegacy,
@@ -452,7 +469,7 @@ pub(super) fn prefix_length(mask: &[u8]) -> Option<u8> {
 }
 
 /// An address from its 4 or 16 bytes.
-pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
+pub(in crate::node) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => Some(Ipv4Addr::from(*bytes.first_chunk::<4>()?).into()),
         16 => Some(Ipv6Addr::from(*bytes.first_chunk::<16>()?).into()),

@@ -2,19 +2,22 @@
 //! iptables-legacy, as plain values of one shape.
 //!
 //! Map: `nft` asks for nftables by netlink and `expression` turns a rule's expressions into tests and an
-//! action; `legacy` asks for iptables-legacy by socket option; `xt` reads the matches and targets that
-//! both kinds share; `text` writes a rule as its tool would.
+//! action, with `field` for what its registers hold; `legacy` asks for iptables-legacy by socket option; `xt` reads the matches and targets that
+//! both kinds share; `set` reads nftables' sets and maps; `text` writes a rule as its tool would.
 //!
 //! A node of kube-proxy may have 50,000 rules, so this is read only when a packet asks for it, and tables
-//! that only translate addresses keep no rules.
+//! that only translate addresses keep no rules. What kube-proxy's rules do with packets for services is
+//! read on its own, and kept as what it comes to: see `service_rules` beside this room.
 
 mod expression;
+mod field;
 mod legacy;
 mod nft;
+mod set;
 mod text;
 mod xt;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use super::Missing;
@@ -23,6 +26,17 @@ use serde::{Deserialize, Serialize};
 
 /// Most rules kept of one namespace.
 const LIMIT: usize = 200_000;
+
+/// kube-proxy's table in its nftables mode.
+pub const KUBE_PROXY_TABLE: &str = "kube-proxy";
+/// The chain in which its iptables mode begins.
+pub(super) const KUBE_SERVICES: &str = "KUBE-SERVICES";
+
+pub(super) use legacy::ip as address_of;
+pub(super) use nft::TableWithSets;
+#[cfg(test)]
+pub(super) use set::Element;
+pub(super) use set::Set;
 
 /// Every table of a namespace.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -132,8 +146,15 @@ pub enum Action {
     Goto(String),
     /// Its address is translated.
     Translate(String),
-    /// What a map of this name says.
-    Map(String),
+    /// Its destination becomes this address and port.
+    Dnat(SocketAddr),
+    /// What a map says.
+    Map {
+        /// In its tool's words.
+        words: String,
+        /// Name of the map in the kernel.
+        set: String,
+    },
     /// Something that this program does not know.
     Other(String),
 }
@@ -199,6 +220,15 @@ pub enum Subject {
     LocalSource,
     /// Destination is an address of this host.
     LocalDestination,
+    /// Membership in a set.
+    Set {
+        /// What is looked up, in its tool's words.
+        what: String,
+        /// Name of the set in the kernel.
+        set: String,
+    },
+    /// The source was here within so many seconds (`-m recent --rcheck`).
+    Recent(u32),
     /// Something that this program cannot decide, in its tool's words.
     Other(String),
 }
@@ -352,6 +382,27 @@ pub(super) fn read(missing: &mut Vec<Missing>) -> Ruleset {
     let mut tables = nft::read(missing);
     tables.extend(legacy::read(missing));
     Ruleset { tables }
+}
+
+/// Reads the tables with kube-proxy's rules for services, whole.
+pub(super) fn read_services(missing: &mut Vec<Missing>) -> Vec<TableWithSets> {
+    let mut tables = nft::read_services(missing);
+    let legacy = legacy::read_services(missing).into_iter();
+    tables.extend(legacy.map(|table| TableWithSets {
+        table,
+        sets: Vec::new(),
+    }));
+    tables
+}
+
+/// Whether kube-proxy writes rules for services into this table.
+fn holds_services(table: &RuleTable) -> bool {
+    match table.tool {
+        Tool::Nft => table.name == KUBE_PROXY_TABLE,
+        Tool::IptablesNft | Tool::IptablesLegacy => {
+            matches!(table.name.as_str(), "nat" | "filter") && table.chain(KUBE_SERVICES).is_some()
+        }
+    }
 }
 
 /// True for a table that holds nothing but address translation: it ends no packet, and is kube-proxy's

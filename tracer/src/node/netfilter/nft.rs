@@ -11,8 +11,10 @@ use netlink_packet_core::{
     parse_u32_be, parse_u64_be,
 };
 
-use super::expression;
-use super::{Base, Chain, Family, LIMIT, Missing, Rule, RuleTable, Tool, only_translates};
+use super::set::{self, Set};
+use super::{
+    Base, Chain, Family, LIMIT, Missing, Rule, RuleTable, Tool, expression, only_translates,
+};
 use crate::event::NetfilterHook;
 use crate::node::netlink::{Conversation, attributes};
 use crate::node::table::rows_or_missing;
@@ -23,7 +25,7 @@ const GET_TABLE: u16 = 1;
 const GET_CHAIN: u16 = 4;
 const GET_RULE: u16 = 7;
 /// `nfgenmsg`: family, version, resource id.
-const HEADER_BYTES: usize = 4;
+pub(super) const HEADER_BYTES: usize = 4;
 
 const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
@@ -43,10 +45,10 @@ const RULE_USERDATA: u16 = 7;
 const WHAT: &str = "nftables rules";
 
 /// A dump request, of one table where attributes name it.
-struct Request {
-    message: u16,
-    family: u8,
-    attributes: Vec<DefaultNla>,
+pub(super) struct Request {
+    pub message: u16,
+    pub family: u8,
+    pub attributes: Vec<DefaultNla>,
 }
 
 impl NetlinkSerializable for Request {
@@ -88,8 +90,54 @@ fn present() -> bool {
             .is_ok_and(|symbols| symbols.lines().any(|line| line.ends_with(" nft_do_chain")))
 }
 
-/// Reads every table.
+/// A table of kube-proxy's with its sets.
+pub(in crate::node) struct TableWithSets {
+    /// The table.
+    pub table: RuleTable,
+    /// Its sets and maps; those of iptables-nft are not read.
+    pub sets: Vec<Set>,
+}
+
+/// Reads every table; of those that only translate addresses no rules.
 pub(super) fn read(missing: &mut Vec<Missing>) -> Vec<RuleTable> {
+    let mut room = LIMIT;
+    let read = |conversation: &mut Conversation, row: TableRow, missing: &mut Vec<Missing>| {
+        let mut table = row.table;
+        if !only_translates(&table.chains) {
+            room -= read_rules(conversation, row.family, &mut table, room, missing);
+        }
+        Some(table)
+    };
+    read_tables(missing, read)
+}
+
+/// Reads the tables that kube-proxy writes its rules for services into, whole.
+pub(super) fn read_services(missing: &mut Vec<Missing>) -> Vec<TableWithSets> {
+    read_tables(missing, |conversation, row, missing| {
+        let mut table = row.table;
+        if !super::holds_services(&table) {
+            return None;
+        }
+        read_chains(conversation, row.family, &mut table, missing);
+        let sets = if table.tool == Tool::Nft {
+            set::read(conversation, row.family, &table.name, missing)
+        } else {
+            Vec::new()
+        };
+        Some(TableWithSets { table, sets })
+    })
+}
+
+/// A table without its rules.
+struct TableRow {
+    family: u8,
+    table: RuleTable,
+}
+
+fn read_tables<T>(
+    missing: &mut Vec<Missing>,
+    mut read: impl FnMut(&mut Conversation, TableRow, &mut Vec<Missing>) -> Option<T>,
+) -> Vec<T> {
     if !present() {
         return Vec::new();
     }
@@ -109,36 +157,75 @@ pub(super) fn read(missing: &mut Vec<Missing>) -> Vec<RuleTable> {
     let names = rows_or_missing("nftables tables", tables, missing);
     let chains = conversation.dump(all(GET_CHAIN), LIMIT, parse_chain);
     let mut chains = rows_or_missing("nftables chains", chains, missing);
-    let mut room = LIMIT;
     let mut tables = Vec::new();
     for (family, name) in names {
         let of_table: Vec<Chain> = chains
             .extract_if(.., |row| row.family == family && row.table == name)
             .map(|row| row.chain)
             .collect();
-        let mut table = RuleTable {
+        let table = RuleTable {
             tool: tool(family, &name, &of_table),
             family: Family::from_kernel(family),
             name,
             chains: of_table,
         };
-        if !only_translates(&table.chains) {
-            let request = Request {
-                message: GET_RULE,
-                family,
-                attributes: vec![DefaultNla::new(RULE_TABLE, zero_ended(&table.name))],
-            };
-            let rules = conversation.dump(request, room, |payload| parse_rule(payload, family));
-            let rules = rows_or_missing(WHAT, rules, missing);
-            room = room.saturating_sub(rules.len());
-            put(&mut table, rules);
-        }
-        tables.push(table);
+        let row = TableRow { family, table };
+        tables.extend(read(&mut conversation, row, missing));
     }
     tables
 }
 
-fn zero_ended(text: &str) -> Vec<u8> {
+/// Reads every rule, chain by chain: with tens of thousands of chains the kernel takes ten times as long
+/// for the table at once, because it begins from its start for each buffer. Ends early when one is not
+/// whole.
+fn read_chains(
+    conversation: &mut Conversation,
+    family: u8,
+    table: &mut RuleTable,
+    missing: &mut Vec<Missing>,
+) {
+    let doubts = missing.len();
+    for chain in &mut table.chains {
+        let request = Request {
+            message: GET_RULE,
+            family,
+            attributes: vec![
+                DefaultNla::new(RULE_TABLE, zero_ended(&table.name)),
+                DefaultNla::new(RULE_CHAIN, zero_ended(&chain.name)),
+            ],
+        };
+        let rows = conversation.dump(request, LIMIT, |payload| parse_rule(payload, family));
+        for RuleRow { mut rule, .. } in rows_or_missing(WHAT, rows, missing) {
+            rule.number = chain.rules.len() as u32 + 1;
+            chain.rules.push(rule);
+        }
+        if missing.len() > doubts {
+            return;
+        }
+    }
+}
+
+/// Reads at most `room` rules into their chains, and gives their number.
+fn read_rules(
+    conversation: &mut Conversation,
+    family: u8,
+    table: &mut RuleTable,
+    room: usize,
+    missing: &mut Vec<Missing>,
+) -> usize {
+    let request = Request {
+        message: GET_RULE,
+        family,
+        attributes: vec![DefaultNla::new(RULE_TABLE, zero_ended(&table.name))],
+    };
+    let rules = conversation.dump(request, room, |payload| parse_rule(payload, family));
+    let rules = rows_or_missing(WHAT, rules, missing);
+    let count = rules.len();
+    put(table, rules);
+    count
+}
+
+pub(super) fn zero_ended(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
 

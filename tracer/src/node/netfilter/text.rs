@@ -98,7 +98,8 @@ fn iptables(rule: &Rule) -> Vec<String> {
         Action::Jump(chain) => target(format!("-j {chain}")),
         Action::Goto(chain) => target(format!("-g {chain}")),
         Action::Translate(how) | Action::Other(how) => target(format!("-j {how}")),
-        Action::Map(map) => target(map.clone()),
+        Action::Dnat(to) => target(format!("-j DNAT --to-destination {to}")),
+        Action::Map { words, .. } => target(words.clone()),
     }
     words
 }
@@ -125,6 +126,8 @@ fn iptables_test(test: &Test) -> String {
         Subject::Mark { value, mask } => format!("-m mark --mark {value:#x}/{mask:#x}"),
         Subject::LocalSource => "-m addrtype --src-type LOCAL".into(),
         Subject::LocalDestination => "-m addrtype --dst-type LOCAL".into(),
+        Subject::Set { what, set } => format!("{what} {}", set_name(set)),
+        Subject::Recent(seconds) => format!("-m recent --rcheck --seconds {seconds}"),
         Subject::Other(text) => text.clone(),
     };
     if test.negated { negated(&text) } else { text }
@@ -138,6 +141,15 @@ fn negated(text: &str) -> String {
     {
         Some((name, rest)) => format!("-m {name} ! {rest}"),
         None => format!("! {text}"),
+    }
+}
+
+/// Sets without a name of their own are shown by their place.
+pub(super) fn set_name(set: &str) -> String {
+    if set.starts_with("__") {
+        "(…)".into()
+    } else {
+        format!("@{set}")
     }
 }
 
@@ -202,6 +214,8 @@ fn nft(rule: &Rule) -> Vec<String> {
             }
             Subject::LocalSource => format!("fib saddr type {not}local"),
             Subject::LocalDestination => format!("fib daddr type {not}local"),
+            Subject::Set { what, set } => format!("{what} {not}{}", set_name(set)),
+            Subject::Recent(seconds) => format!("-m recent --rcheck --seconds {seconds}"),
             Subject::Other(text) => match text.split_once(' ') {
                 Some((field, set)) if test.negated => format!("{field} != {set}"),
                 _ => text.clone(),
@@ -234,7 +248,8 @@ fn nft(rule: &Rule) -> Vec<String> {
         Action::Return => words.push("return".into()),
         Action::Jump(chain) => words.push(format!("jump {chain}")),
         Action::Goto(chain) => words.push(format!("goto {chain}")),
-        Action::Translate(text) | Action::Map(text) | Action::Other(text) => {
+        Action::Dnat(to) => words.push(format!("dnat to {to}")),
+        Action::Translate(text) | Action::Map { words: text, .. } | Action::Other(text) => {
             words.push(text.clone());
         }
     }

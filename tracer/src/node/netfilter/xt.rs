@@ -3,8 +3,10 @@
 //!
 //! Layouts: include/uapi/linux/netfilter/xt_*.h and netfilter_ipv4/ipt_REJECT.h.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
+use super::legacy::ip;
 use super::{Action, Subject, Test, state, text_of};
 
 /// What a match comes to.
@@ -127,6 +129,13 @@ fn tests(name: &str, revision: u8, info: &[u8]) -> Option<Vec<Test>> {
                 _ => None,
             }
         }
+        // `xt_recent_mtinfo`: seconds, hits, what to do, inverted.
+        "recent" => {
+            const CHECK: u8 = 1;
+            let (how, inverted) = (*info.get(8)?, *info.get(9)? != 0);
+            (how & CHECK != 0).then_some(())?;
+            Some(vec![test(Subject::Recent(long(info, 0)?), inverted)])
+        }
         "addrtype" => {
             const LOCAL: u16 = 1 << 2;
             let (source, destination, flags) = (word(info, 0)?, word(info, 2)?, long(info, 4)?);
@@ -185,6 +194,26 @@ pub(super) fn states(mask: u32, untracked: u32) -> u8 {
     bits
 }
 
+/// The one address and port that a DNAT target gives: of `nf_nat_ipv4_multi_range_compat` with one
+/// range, or of the longer `nf_nat_range` and `nf_nat_range2`.
+fn dnat_target(info: &[u8], ipv6: bool) -> Option<SocketAddr> {
+    const COMPAT_BYTES: usize = 24;
+    const ADDRESS_AND_PORT: u32 = 1 | 2;
+    let size = if ipv6 { 16 } else { 4 };
+    let (flags_at, first, last, port) = if info.len() <= COMPAT_BYTES {
+        (4, 8, 12, 16)
+    } else {
+        (0, 4, 20, 36)
+    };
+    let address = info.get(first..first + size)?;
+    let one = address == info.get(last..last + size)?;
+    if !one || long(info, flags_at)? & ADDRESS_AND_PORT != ADDRESS_AND_PORT {
+        return None;
+    }
+    let port = u16::from_be_bytes(*info.get(port..)?.first_chunk()?);
+    Some(SocketAddr::new(ip(address)?, port))
+}
+
 /// What a target comes to.
 pub(super) fn read_target(name: &str, info: &[u8], ipv6: bool) -> Action {
     match name {
@@ -217,7 +246,10 @@ pub(super) fn read_target(name: &str, info: &[u8], ipv6: bool) -> Action {
             };
             Action::Reject(words.get(number).copied().unwrap_or("(…)").into())
         }
-        "MASQUERADE" | "SNAT" | "DNAT" | "REDIRECT" | "NETMAP" => Action::Translate(name.into()),
+        "DNAT" => {
+            dnat_target(info, ipv6).map_or_else(|| Action::Translate(name.into()), Action::Dnat)
+        }
+        "MASQUERADE" | "SNAT" | "REDIRECT" | "NETMAP" => Action::Translate(name.into()),
         "LOG" | "NFLOG" | "ULOG" | "TRACE" | "MARK" | "CONNMARK" | "CT" | "NOTRACK" | "TCPMSS"
         | "CHECKSUM" | "SET" | "CLASSIFY" | "DSCP" | "TOS" | "TTL" | "HL" | "AUDIT" | "SECMARK"
         | "CONNSECMARK" | "TEE" | "HMARK" | "IDLETIMER" | "LED" | "RATEEST" => Action::Continue,

@@ -1,18 +1,18 @@
 //! What each version of kube-proxy makes of the same cluster.
 
+mod difference;
+mod mode;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::*;
-use crate::event::protocol;
+use crate::kube::ClusterFacts;
 use crate::kube::constructed::{cluster, configured};
-use crate::kube::{ClusterFacts, ObjectName};
 use crate::node::{
-    Address, ForwardingMethod, Link, NetnsFacts, NetnsId, OperState, Persistence, Prefix,
-    RealServer, Route, RouteKind, RouteProtocol, Scope, VirtualServer, VirtualServerKey,
+    Address, Link, NetnsFacts, NetnsId, OperState, Prefix, Route, RouteKind, RouteProtocol, Scope,
 };
 
 const NODE: &str = "node-a";
@@ -29,7 +29,7 @@ fn at(text: &str) -> SocketAddr {
 
 fn proxy(minor: u16, node_ports: &[&str]) -> Proxy {
     let list: Vec<String> = node_ports.iter().map(|text| (*text).to_owned()).collect();
-    Proxy::new(Some(minor), &list)
+    Proxy::new(Mode::Ipvs, Some(minor), &list)
 }
 
 /// A node: 192.0.2.1/24 with the secondary .50/24, 198.51.100.7/32, and the services' device with a
@@ -141,8 +141,9 @@ fn node_ports_answer_where_the_version_says() {
 
 #[test]
 fn what_is_not_known_is_not_guessed() {
-    let unknown =
-        |facts: &NetnsFacts, list: &[String]| node_addresses(facts, None, &Proxy::new(None, list));
+    let unknown = |facts: &NetnsFacts, list: &[String]| {
+        node_addresses(facts, None, &Proxy::new(Mode::Ipvs, None, list))
+    };
     assert_eq!(unknown(&node(), &[]), None);
     assert_eq!(unknown(&node(), &["everywhere".to_owned()]), None);
     assert_eq!(unknown(&node(), &["primary".to_owned()]), None);
@@ -306,175 +307,6 @@ fn zone_hints_leave_the_endpoints_open() {
     assert!(servers.iter().all(|server| server.endpoints.is_none()));
 }
 
-/// Virtual servers as IPVS would hold them after a sync.
-fn synced(servers: &[ExpectedServer]) -> Vec<VirtualServer> {
-    servers
-        .iter()
-        .map(|server| VirtualServer {
-            key: VirtualServerKey::Endpoint {
-                protocol: server.key.protocol,
-                address: server.key.address.ip(),
-                port: server.key.address.port(),
-            },
-            scheduler: "rr".into(),
-            flags: 0,
-            persistence: server.affinity.map(|timeout| Persistence {
-                timeout,
-                prefix_length: 32,
-            }),
-            destinations: server
-                .endpoints
-                .iter()
-                .flatten()
-                .map(|endpoint| real(&endpoint.to_string(), 1))
-                .collect(),
-        })
-        .collect()
-}
-
-fn real(address: &str, weight: u32) -> RealServer {
-    RealServer {
-        address: at(address).ip(),
-        port: at(address).port(),
-        forwarding: ForwardingMethod::Masquerade,
-        weight,
-        active_connections: None,
-        inactive_connections: None,
-        persistent_connections: None,
-        upper_threshold: None,
-        lower_threshold: None,
-    }
-}
-
-fn key(address: &str) -> ServerKey {
-    ServerKey {
-        protocol: protocol::TCP,
-        address: at(address),
-    }
-}
-
-#[test]
-fn a_synced_node_shows_no_difference() {
-    for minor in VERSIONS {
-        for spec in [
-            json!({}),
-            json!({"externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP"}),
-        ] {
-            let facts = facts(spec, &[READY_HERE, READY_THERE, GOING_HERE]);
-            let proxy = proxy(minor, &[]);
-            let servers = expected(&facts, &node(), &proxy);
-            let found = compare(&servers, &synced(&servers), &facts, &proxy);
-            assert_eq!(found, [], "1.{minor}");
-        }
-    }
-}
-
-#[test]
-fn every_difference_is_seen() {
-    let facts = facts(json!({}), &[READY_HERE, READY_THERE, UNREADY, GOING_HERE]);
-    let proxy = proxy(31, &[]);
-    let servers = expected(&facts, &node(), &proxy);
-    let service = ObjectName::new("default", "web");
-    let differences = |change: &dyn Fn(&mut Vec<VirtualServer>)| {
-        let mut actual = synced(&servers);
-        change(&mut actual);
-        compare(&servers, &actual, &facts, &proxy)
-    };
-    let surplus = |endpoint: &str, surplus| Difference::SurplusEndpoint {
-        key: servers[0].key,
-        service: service.clone(),
-        endpoint: at(endpoint),
-        surplus,
-    };
-    let missing = differences(&|actual| {
-        actual.remove(0);
-    });
-    assert!(
-        matches!(&missing[..], [Difference::MissingServer { expected }] if **expected == servers[0]),
-        "{missing:?}"
-    );
-    for (endpoint, what) in [
-        ("10.244.9.9:8080", Surplus::Gone),
-        ("10.244.0.5:1", Surplus::Gone),
-        ("10.244.0.6:8080", Surplus::NotReady),
-        ("10.244.0.7:8080", Surplus::Terminating),
-    ] {
-        let found = differences(&|actual| actual[0].destinations.push(real(endpoint, 1)));
-        assert_eq!(found, [surplus(endpoint, what)]);
-        // It may finish its connections.
-        let draining = differences(&|actual| actual[0].destinations.push(real(endpoint, 0)));
-        assert_eq!(draining, []);
-    }
-    let lacking = Difference::MissingEndpoint {
-        key: servers[0].key,
-        service: service.clone(),
-        endpoint: at("10.244.0.5:8080"),
-    };
-    let found = differences(&|actual| {
-        actual[0].destinations.remove(0);
-    });
-    assert_eq!(found, std::slice::from_ref(&lacking));
-    let found = differences(&|actual| actual[0].destinations[0].weight = 0);
-    assert_eq!(found, [lacking]);
-    let found = differences(&|actual| {
-        actual[0].persistence = Some(Persistence {
-            timeout: Duration::from_secs(60),
-            prefix_length: 32,
-        });
-    });
-    assert!(
-        matches!(&found[..], [Difference::Affinity { .. }]),
-        "{found:?}"
-    );
-    let found = differences(&|actual| {
-        for (address, port) in [("10.96.0.99", 80), ("127.0.0.1", 30080)] {
-            let mut server = actual[0].clone();
-            server.key = VirtualServerKey::Endpoint {
-                protocol: protocol::TCP,
-                address: ip(address),
-                port,
-            };
-            actual.push(server);
-        }
-    });
-    assert_eq!(
-        found,
-        [Difference::SurplusServer {
-            key: key("10.96.0.99:80")
-        }]
-    );
-    for difference in found.iter().chain(&missing) {
-        assert!(difference.words().contains("virtual server"));
-    }
-}
-
-#[test]
-fn remote_endpoints_are_surplus_where_local_ones_serve() {
-    let facts = facts(
-        json!({"externalTrafficPolicy": "Local"}),
-        &[READY_HERE, READY_THERE],
-    );
-    let proxy = proxy(31, &[]);
-    let servers = expected(&facts, &node(), &proxy);
-    let index = servers
-        .iter()
-        .position(|server| server.key == key("192.0.2.1:30080"))
-        .expect("the NodePort");
-    let mut actual = synced(&servers);
-    actual[index].destinations.push(real("10.244.1.5:8080", 1));
-    let found = compare(&servers, &actual, &facts, &proxy);
-    assert!(
-        matches!(
-            &found[..],
-            [Difference::SurplusEndpoint {
-                surplus: Surplus::Remote,
-                ..
-            }]
-        ),
-        "{found:?}"
-    );
-}
-
 #[test]
 fn the_cluster_says_what_kube_proxy_is_like() {
     let of = |yaml: &str| Proxy::of_cluster(&configured(facts(json!({}), &[]), yaml));
@@ -485,6 +317,15 @@ fn the_cluster_says_what_kube_proxy_is_like() {
     assert_eq!(found.minor, Some(22));
     assert!(matches!(found.node_ports, NodePortAddresses::Within(_)));
     assert_eq!(found.excluded.len(), 1);
-    assert_eq!(of("mode: iptables"), None);
-    assert_eq!(of("mode: ''"), None);
+    assert_eq!(found.mode, Mode::Ipvs);
+    for (mode, wanted) in [
+        ("iptables", Mode::Iptables),
+        ("''", Mode::Iptables),
+        ("nftables", Mode::Nftables),
+    ] {
+        let found = of(&format!("mode: {mode}")).expect("a mode");
+        assert_eq!(found.mode, wanted);
+        assert_eq!(found.node_ports, NodePortAddresses::Unset);
+    }
+    assert_eq!(of("mode: userspace"), None);
 }

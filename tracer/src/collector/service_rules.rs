@@ -1,0 +1,61 @@
+//! When to read what kube-proxy's packet filter rules do: once a packet to a service was lost, and not
+//! often, since there may be 200,000 of them.
+
+use crate::expectation::ruled_namespaces;
+use crate::journey::Journey;
+use crate::kube::ClusterFacts;
+use crate::node::{Directory, Snapshot};
+
+/// What was read before is good for so long; kube-proxy syncs at least every 30 s.
+const AGE_NS: u64 = 10_000_000_000;
+
+/// Whether they are wanted, and when they were read.
+#[derive(Default)]
+pub(super) struct ServiceRulesReader {
+    lost: bool,
+    read_ns: Option<u64>,
+}
+
+impl ServiceRulesReader {
+    /// Notes a packet that was sent to a service and lost.
+    pub(super) fn remember(&mut self, journey: &Journey, cluster: Option<&ClusterFacts>) {
+        if self.lost || !journey.failed() {
+            return;
+        }
+        self.lost = journey
+            .first_tuple()
+            .zip(cluster)
+            .is_some_and(|(tuple, cluster)| {
+                cluster
+                    .service_at(tuple.protocol, tuple.destination)
+                    .is_some()
+            });
+    }
+
+    /// Puts them into facts that were just read, where they are wanted; `before` are the facts so far.
+    pub(super) fn read(
+        &mut self,
+        facts: &mut Snapshot,
+        before: &Snapshot,
+        directory: &Directory,
+        cluster: Option<&ClusterFacts>,
+    ) {
+        let Some(cluster) = cluster.filter(|_| self.lost) else {
+            return;
+        };
+        let wanted = ruled_namespaces(cluster, facts);
+        let young = self
+            .read_ns
+            .zip(facts.taken_ns)
+            .is_some_and(|(read, now)| now.saturating_sub(read) < AGE_NS);
+        let known = |id| before.namespace(id)?.service_rules.clone();
+        if young && wanted.iter().all(|&id| known(id).is_some()) {
+            for namespace in &mut facts.namespaces {
+                namespace.service_rules = known(namespace.id);
+            }
+            return;
+        }
+        facts.read_service_rules(directory, &wanted);
+        self.read_ns = facts.taken_ns;
+    }
+}

@@ -1,0 +1,166 @@
+//! What the versions and modes of kube-proxy do differently, as one table.
+
+use super::Proxy;
+
+/// How kube-proxy writes what services need into the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Mode {
+    /// Virtual servers of IPVS.
+    Ipvs,
+    /// Chains of iptables, legacy or nft.
+    Iptables,
+    /// The table `kube-proxy` of nftables.
+    Nftables,
+}
+
+/// Something that not every version does in every mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Habit {
+    /// internalTrafficPolicy counts.
+    InternalPolicy,
+    /// An internalTrafficPolicy of Local binds clients from outside too, and means nothing where the
+    /// externalTrafficPolicy is Local (k/k#105470).
+    OnePolicyForAll,
+    /// externalTrafficPolicy counts for externalIPs.
+    ExternalIpPolicy,
+    /// Without local endpoints a policy of Local sends to all of them, for clients of this node
+    /// (k/k#97081).
+    AllWithoutLocal,
+    /// Without ready endpoints those serve that are going and still answer (k/k#110191).
+    ServingTerminating,
+    /// NodePorts answer on the sources of the kernel's local routes (k/k#75443).
+    NodePortsOnRouteSources,
+    /// NodePorts answer on no address that is a service's as well (k/k#114815, k/k#115019).
+    NodePortsOffServiceAddresses,
+    /// Without nodePortAddresses NodePorts answer on the primary addresses only.
+    NodePortsOnPrimary,
+    /// loadBalancerSourceRanges are in the rules that this program reads; in ipvs mode they are in an ipset.
+    SourceRanges,
+}
+
+/// Minor versions in which a mode has a habit.
+struct Row {
+    habit: Habit,
+    modes: &'static [Mode],
+    /// First and last; the last is `NEWEST` while it lasts.
+    versions: (u16, u16),
+    /// The same where it could not be found out.
+    doubtful: Option<(u16, u16)>,
+}
+
+const NEWEST: u16 = u16::MAX;
+const RULES: &[Mode] = &[Mode::Iptables, Mode::Nftables];
+const ALL: &[Mode] = &[Mode::Ipvs, Mode::Iptables, Mode::Nftables];
+
+/// The table. Of a habit and mode that stand in no row, no version has it.
+const TABLE: &[Row] = &[
+    row(Habit::InternalPolicy, ALL, (22, NEWEST)),
+    row(
+        Habit::OnePolicyForAll,
+        &[Mode::Ipvs, Mode::Iptables],
+        (22, 23),
+    ),
+    row(Habit::ExternalIpPolicy, &[Mode::Ipvs], (22, NEWEST)),
+    Row {
+        doubtful: Some((0, 20)),
+        ..row(Habit::ExternalIpPolicy, RULES, (21, NEWEST))
+    },
+    row(Habit::AllWithoutLocal, &[Mode::Ipvs], (21, NEWEST)),
+    row(Habit::ServingTerminating, ALL, (26, NEWEST)),
+    row(Habit::NodePortsOnRouteSources, &[Mode::Ipvs], (0, 22)),
+    row(Habit::NodePortsOffServiceAddresses, &[Mode::Ipvs], (23, 26)),
+    Row {
+        doubtful: Some((29, 30)),
+        ..row(Habit::NodePortsOnPrimary, &[Mode::Nftables], (31, NEWEST))
+    },
+    row(Habit::SourceRanges, RULES, (0, NEWEST)),
+];
+
+const fn row(habit: Habit, modes: &'static [Mode], versions: (u16, u16)) -> Row {
+    Row {
+        habit,
+        modes,
+        versions,
+        doubtful: None,
+    }
+}
+
+impl Mode {
+    /// As in kube-proxy's configuration; not said, or empty, is its default. `None` for modes that are gone
+    /// (`userspace`) or another system's.
+    pub fn parse(text: Option<&str>) -> Option<Self> {
+        match text.map_or("", str::trim) {
+            "ipvs" => Some(Self::Ipvs),
+            "iptables" | "" => Some(Self::Iptables),
+            "nftables" => Some(Self::Nftables),
+            _ => None,
+        }
+    }
+
+    /// Of what it makes one for each address and port, in words that its address follows.
+    pub const fn what(self) -> &'static str {
+        match self {
+            Self::Ipvs => "virtual server",
+            Self::Iptables => "iptables rule for",
+            Self::Nftables => "nftables rule for",
+        }
+    }
+
+    /// What holds it.
+    pub const fn holder(self) -> &'static str {
+        match self {
+            Self::Ipvs => "IPVS",
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        }
+    }
+}
+
+impl Proxy {
+    /// Whether kube-proxy has a habit; `None` when its version decides and is not known.
+    pub(super) fn does(&self, habit: Habit) -> Option<bool> {
+        let mut rows = TABLE
+            .iter()
+            .filter(|row| row.habit == habit && row.modes.contains(&self.mode));
+        let Some(row) = rows.next() else {
+            return Some(false);
+        };
+        let within = |(first, last): (u16, u16), minor| (first..=last).contains(&minor);
+        match self.minor {
+            _ if row.versions == (0, NEWEST) => Some(true),
+            None => None,
+            Some(minor) if row.doubtful.is_some_and(|range| within(range, minor)) => None,
+            Some(minor) => Some(within(row.versions, minor)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_habit_has_one_row_for_each_mode() {
+        for (index, row) in TABLE.iter().enumerate() {
+            let twice = TABLE[index + 1..].iter().any(|other| {
+                other.habit == row.habit && other.modes.iter().any(|mode| row.modes.contains(mode))
+            });
+            assert!(!twice, "{:?}", row.habit);
+        }
+    }
+
+    #[test]
+    fn modes_are_read() {
+        for (text, mode) in [
+            (Some("ipvs"), Some(Mode::Ipvs)),
+            (Some("iptables"), Some(Mode::Iptables)),
+            (Some("nftables"), Some(Mode::Nftables)),
+            (Some(""), Some(Mode::Iptables)),
+            (None, Some(Mode::Iptables)),
+            (Some("userspace"), None),
+            (Some("kernelspace"), None),
+        ] {
+            assert_eq!(Mode::parse(text), mode, "{text:?}");
+        }
+    }
+}

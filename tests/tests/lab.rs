@@ -79,11 +79,8 @@ fn list() -> Vec<Test> {
     tests.extend(tests::attach::tests());
     tests.extend(tests::paths::tests());
     tests.extend(tests::rules::tests());
-<<<<<<< HEAD
     tests.extend(tests::guard::tests());
-=======
     tests.extend(tests::proxy_rules::tests());
->>>>>>> expect
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
             format!("{CASE}: {}", expectation.variant),

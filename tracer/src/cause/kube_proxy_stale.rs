@@ -214,6 +214,7 @@ pub(super) mod tests {
     use crate::cause::constructed::{Bench, ETH0, node, service};
     use crate::event::Detail;
     use crate::kube::constructed::{cluster, configured};
+    use crate::node::{Destination, PacketFilter, ServiceRule, ServiceRules};
 
     /// A node in ipvs mode whose service was made and whose endpoint is new.
     fn bench(real: &[(&str, u32)]) -> Bench {
@@ -279,6 +280,51 @@ pub(super) mod tests {
                 .iter()
                 .any(|found| found.code == CAUSE.code && found.summary.contains("10.244.0.8:8080"))
         );
+    }
+
+    /// The same node in iptables mode.
+    fn by_rules(endpoint: &str) -> Bench {
+        let mut bench = bench(&[]);
+        bench.cluster = bench
+            .cluster
+            .map(|facts| configured(facts, "mode: iptables"));
+        bench.site().ipvs = None;
+        bench.site().service_rules = Some(vec![ServiceRules {
+            filter: PacketFilter::Iptables,
+            services: vec![ServiceRule {
+                protocol: protocol::TCP,
+                destination: Destination::Address("10.96.0.5:80".parse().expect("an address")),
+                endpoints: [endpoint.parse().expect("an endpoint")].into(),
+                affinity: None,
+                sources: None,
+                refusal: None,
+            }],
+            node_ports: Vec::new(),
+        }]);
+        bench
+    }
+
+    #[test]
+    fn rules_that_send_to_an_endpoint_that_is_gone() {
+        for (endpoint, named) in [("10.244.0.8:8080", 1), ("10.244.0.9:8080", 0)] {
+            let mut bench = by_rules(endpoint);
+            assert_eq!(bench.with_evidence(audit).len(), named, "{endpoint}");
+            bench
+                .tcp("192.0.2.10:40000", "10.96.0.5:80")
+                .receive(ETH0)
+                .to(endpoint)
+                .dropped("", "ip_forward");
+            let found = bench.diagnose();
+            let own: Vec<_> = found
+                .iter()
+                .filter(|found| found.code == CAUSE.code)
+                .collect();
+            assert_eq!(own.len(), named, "{endpoint}: {found:#?}");
+            let said = own.iter().flat_map(|own| &own.evidence);
+            let words = "iptables rule for tcp 10.96.0.5:80 of s/default/web still sends to";
+            let sends = said.filter(|proof| proof.text.starts_with(words)).count();
+            assert_eq!(sends, named, "{found:#?}");
+        }
     }
 
     #[test]

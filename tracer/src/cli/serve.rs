@@ -30,11 +30,9 @@ pub(super) struct Arguments {
     #[arg(long)]
     full: bool,
     #[command(flatten)]
-<<<<<<< HEAD
     limits: LimitArguments,
-=======
+    #[command(flatten)]
     captures: Kept,
->>>>>>> expect
     #[command(flatten)]
     connection: Connection,
 }

@@ -19,22 +19,12 @@ struct MessageTarget {
     name: String,
 }
 
-/// Builds a lab test, which only starts the tracer and reads what it says: unoptimised, so that it shares
-/// what the unit tests have built.
-pub(crate) fn test(toolchain: &EbpfToolchain, target: &str) -> Result<PathBuf> {
-    built(toolchain, &["--test", target], target)
-}
-
-/// Builds a benchmark.
-pub(crate) fn benchmark(toolchain: &EbpfToolchain, target: &str) -> Result<PathBuf> {
-    built(toolchain, &["--release", "--bench", target], target)
-}
-
-fn built(toolchain: &EbpfToolchain, what: &[&str], target: &str) -> Result<PathBuf> {
+/// Builds a release binary of the tests crate; `kind` is `--test` or `--bench`. Unoptimised, the API server of
+/// the tests is too slow on emulated processors.
+pub(crate) fn release(toolchain: &EbpfToolchain, kind: &str, target: &str) -> Result<PathBuf> {
     let output = toolchain
         .cargo()?
-        .args(["build", "--package", "tests"])
-        .args(what)
+        .args(["build", "--release", "--package", "tests", kind, target])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()

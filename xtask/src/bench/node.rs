@@ -29,7 +29,7 @@ pub(super) fn rows(toolchain: &EbpfToolchain, kernel: Series) -> Result<Vec<Row>
         fs::remove_file(&report).with_context(|| format!("cannot remove {}", report.display()))?;
     }
     let command: Vec<OsString> = vec![
-        built::benchmark(toolchain, TARGET)?.into(),
+        built::release(toolchain, "--bench", TARGET)?.into(),
         "--measure".into(),
         "/out/node.json".into(),
         workspace::target().join("release/tracer").into(),

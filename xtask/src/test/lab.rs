@@ -32,7 +32,7 @@ pub(super) fn run(
         );
     }
     run::build_tracer(toolchain)?;
-    let binary = built::test(toolchain, LAB_TARGET)?;
+    let binary = built::release(toolchain, "--test", LAB_TARGET)?;
     let mut command: Vec<OsString> = vec![
         binary.into(),
         "--tracer".into(),

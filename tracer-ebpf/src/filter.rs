@@ -1,7 +1,7 @@
 //! Which packets are followed, decided before anything is reserved.
 //!
 //! A packet is followed when its own addresses match the program in either direction; when an address
-//! of its flow was followed before ([`FLOWS`]); when its conntrack entry's do; when it quotes such a
+//! of its flow was followed before (`flows`); when its conntrack entry's do; when it quotes such a
 //! packet in an ICMP error; or when the same skb was followed and its headers are not expected to say
 //! so any more (tunnels, IPVS without conntrack: [`SKBS`]).
 //!
@@ -16,20 +16,24 @@
 //! - What [`SKBS`] holds counts only with the same identity (what NAT leaves alone), so a reused skb
 //!   joins nothing.
 
+mod flows;
+mod headers;
+
 use core::hint::black_box;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
-use network_types::eth::EtherType;
 use tracer_ebpf::event::Tuple;
-use tracer_ebpf::header::{NETWORK_BYTES, Network, TRANSPORT_BYTES, ethertype};
+use tracer_ebpf::header::{Network, TRANSPORT_BYTES};
 use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::{Field, filter};
 use tracer_ebpf::program::{Key, Program, network};
 
+use self::flows::{FlowKey, datagram_known, flow_known, remember_datagram, remember_flow};
+pub use self::headers::network_offset;
+use self::headers::{empty, read_headers, read_packet};
 use crate::read::{self, Skb};
 
 // Functions that are not inlined share the 512 bytes of stack in turn. Each returns a number that its
@@ -39,10 +43,6 @@ use crate::read::{self, Skb};
 /// The compiled filter; the loader puts it here.
 #[unsafe(no_mangle)]
 static PROGRAM: Program = Program::EVERYTHING;
-
-/// Addresses of followed flows that the program itself does not match, and datagrams in fragments.
-#[map]
-static FLOWS: LruHashMap<FlowKey, u8> = LruHashMap::with_max_entries(16_384, 0);
 
 /// Followed skbs whose headers do not say so; the value is an [`identity`] or [`ANY`].
 #[map]
@@ -69,20 +69,6 @@ struct Remembered {
     tunnel: u64,
     /// It was handed to a device.
     transmitted: u64,
-}
-
-/// Both ends of a flow, the same for both directions.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct FlowKey {
-    lower: [u64; 2],
-    higher: [u64; 2],
-    lower_port: u16,
-    higher_port: u16,
-    protocol: u8,
-    /// 1 when the ports are the identification of a datagram in fragments.
-    fragment: u8,
-    reserved: u16,
 }
 
 /// The skb's next headers are new ones (tunnels).
@@ -367,52 +353,6 @@ fn learn(copy: &Skb) -> u32 {
     0
 }
 
-#[inline(always)]
-fn remember_flow(key: &FlowKey) {
-    if FLOWS.insert(key, &1, 0).is_ok() {
-        set_used(FLOWS_USED);
-    }
-}
-
-#[inline(never)]
-fn remember_datagram(found: &Network) -> u32 {
-    remember_flow(&FlowKey::fragment(found));
-    0
-}
-
-/// 1 when the addresses are those of a followed flow.
-#[inline(never)]
-fn flow_known(key: &Key) -> u32 {
-    let known =
-        used(FLOWS_USED) && key.source_port != 0 && FLOWS.get_ptr(FlowKey::of(key)).is_some();
-    u32::from(known)
-}
-
-/// 1 when a fragment's datagram is followed.
-#[inline(never)]
-fn datagram_known(found: &Network) -> u32 {
-    u32::from(used(FLOWS_USED) && FLOWS.get_ptr(FlowKey::fragment(found)).is_some())
-}
-
-/// No headers yet.
-///
-/// Zeroed by a read that fails at once: the verifier then knows nothing of what is in it. Paths that
-/// differ only in which words are known to be zero would each be verified by themselves.
-///
-/// In place, since a move would not fit the stack twice.
-#[inline(always)]
-fn empty(room: &mut MaybeUninit<Network>) -> &mut Network {
-    // SAFETY: the helper zeroes all of it, since nothing is mapped at 0, and every field may be zero.
-    unsafe {
-        bpf_probe_read_kernel(
-            room.as_mut_ptr().cast(),
-            size_of::<Network>() as u32,
-            core::ptr::null(),
-        );
-        room.assume_init_mut()
-    }
-}
-
 /// The decision about an skb: bits from [`FOLLOWED`] on.
 ///
 /// Not inlined: its stack is then shared with what the program does later.
@@ -582,125 +522,4 @@ fn quoted_matches(copy: &Skb, at_link: u32, found: &mut Network) -> bool {
     found.fragment = false;
     black_box(read_headers(copy, inner, 0, found));
     evaluate(&found.key) | flow_known(&found.key) != 0
-}
-
-/// Where the network header begins, from the start of the buffer.
-#[inline(always)]
-pub fn network_offset(copy: &Skb, at_link: u32) -> u32 {
-    // The tracepoint of device receive fires before the network header is set.
-    if at_link != 0 {
-        let head: u64 = copy.field(Field::SkbHead);
-        copy.field::<u64>(Field::SkbData).wrapping_sub(head) as u32
-    } else {
-        u32::from(copy.field::<u16>(Field::SkbNetworkHeader))
-    }
-}
-
-#[inline(always)]
-fn read_packet(copy: &Skb, at_link: u32, found: &mut Network) {
-    let protocol = copy.field::<u16>(Field::SkbProtocol);
-    black_box(read_headers(
-        copy,
-        network_offset(copy, at_link),
-        u32::from(protocol),
-        found,
-    ));
-}
-
-/// Reads headers at an offset of the buffer; 0 when there are none that can be read. The protocol is an
-/// EtherType in network order; IP goes by its version, since local output has no EtherType yet.
-#[inline(never)]
-fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) -> u32 {
-    let head: u64 = copy.field(Field::SkbHead);
-    let tail: u32 = copy.field(Field::SkbTail);
-    let available = tail.wrapping_sub(offset);
-    if head == 0 || available > 1 << 20 {
-        return 0;
-    }
-    let start = head + u64::from(offset);
-    let mut room = MaybeUninit::<[u8; NETWORK_BYTES + TRANSPORT_BYTES]>::uninit();
-    if !read::into(&mut room, start) {
-        return 0;
-    }
-    // SAFETY: read just now.
-    let bytes = unsafe { room.assume_init_ref() };
-    let protocol = protocol as u16;
-    let kind = if protocol == EtherType::Arp as u16 {
-        ethertype::ARP
-    } else if protocol == 0
-        || protocol == EtherType::Ipv4 as u16
-        || protocol == EtherType::Ipv6 as u16
-    {
-        match bytes[0] >> 4 {
-            4 => ethertype::IPV4,
-            6 => ethertype::IPV6,
-            _ => return 0,
-        }
-    } else {
-        return 0;
-    };
-    // SAFETY: the first bytes of a longer array.
-    found.read(
-        unsafe { &*bytes.as_ptr().cast::<[u8; NETWORK_BYTES]>() },
-        kind,
-    );
-    let behind = |at: usize| {
-        // SAFETY: called with 20 and 40 only, from where eight bytes are within the array.
-        unsafe { &*bytes.as_ptr().add(at).cast::<[u8; TRANSPORT_BYTES]>() }
-    };
-    if kind == ethertype::IPV6 && found.fragment {
-        found.read_fragment6(behind(NETWORK_BYTES));
-        return 0;
-    }
-    if found.transport == 0 || available < u32::from(found.transport) + TRANSPORT_BYTES as u32 {
-        return 0;
-    }
-    match found.transport {
-        20 => found.read_transport(behind(20)),
-        40 => found.read_transport(behind(40)),
-        other => {
-            let mut room = [0; TRANSPORT_BYTES];
-            if read::into(&mut room, start + u64::from(other)) {
-                found.read_transport(&room);
-            }
-        }
-    }
-    1
-}
-
-impl FlowKey {
-    #[inline(always)]
-    fn of(key: &Key) -> Self {
-        let [one, two] = [
-            (key.source, key.source_port),
-            (key.destination, key.destination_port),
-        ];
-        let in_order = one.0[0] < two.0[0]
-            || one.0[0] == two.0[0]
-                && (one.0[1] < two.0[1] || one.0[1] == two.0[1] && one.1 <= two.1);
-        let (lower, higher) = if in_order { (one, two) } else { (two, one) };
-        Self {
-            lower: lower.0,
-            higher: higher.0,
-            lower_port: lower.1,
-            higher_port: higher.1,
-            protocol: key.protocol,
-            fragment: 0,
-            reserved: 0,
-        }
-    }
-
-    /// A datagram in fragments.
-    #[inline(always)]
-    fn fragment(found: &Network) -> Self {
-        Self {
-            lower: found.key.source,
-            higher: found.key.destination,
-            lower_port: found.datagram as u16,
-            higher_port: (found.datagram >> 16) as u16,
-            protocol: found.key.protocol,
-            fragment: 1,
-            reserved: 0,
-        }
-    }
 }

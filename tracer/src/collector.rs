@@ -3,10 +3,12 @@
 //! Knows nothing of the kernel boundary or of a view: it is fed events and asked for answers, so a
 //! capture can feed it as well as the kernel.
 
+mod met;
 mod service_rules;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tracer_ebpf::hook::HookId;
@@ -19,6 +21,7 @@ use crate::journey::{Ending, Journey, Tracker};
 use crate::kube::ClusterFacts;
 use crate::node::{NetnsHandle, NetnsId, Occasion, ProxyLog, Reading, Snapshot, Source};
 use crate::ruling;
+use met::Met;
 use service_rules::ServiceRulesReader;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
@@ -27,15 +30,6 @@ const GATHER_NS: u64 = 700_000_000;
 const NAMES_PAUSE_NS: u64 = 100_000_000;
 /// Facts older than this are read anew before a diagnosis.
 const FACTS_AGE_NS: u64 = 1_000_000_000;
-
-/// Most clients of one namespace whose IPVS connections are looked up.
-const MOST_IPVS_CLIENTS: usize = 1024;
-
-/// Most addresses with a NodePort's port that are looked at because a socket took a packet there.
-const MOST_AT_NODEPORTS: usize = 4096;
-
-/// Most namespaces that are read because a neighbour did not answer.
-const MOST_PEERS: usize = 256;
 
 /// What is missing where a loss may stand for a failure.
 const LOST_MEANWHILE: &str =
@@ -107,16 +101,10 @@ pub struct Collector {
     last_seen: Option<u32>,
     /// Those that the facts were read of.
     asked: BTreeSet<u32>,
-    /// Clients whose packets met an IPVS connection and were lost; the table is large and read only then.
-    ipvs_clients: BTreeMap<NetnsId, BTreeSet<SocketAddr>>,
-    /// Clients came since the facts were read.
-    unread_clients: bool,
-    /// Namespaces where a neighbour did not answer: the other ends of their devices may tell why.
-    silent: BTreeSet<NetnsId>,
+    /// What packets met that has to be looked up.
+    met: Met,
     /// Namespaces whose rules seem to have ended a packet; the rules are many and read only then.
     filtering: BTreeSet<NetnsId>,
-    /// Addresses with a NodePort's port where sockets took packets.
-    at_nodeports: HashSet<(u8, SocketAddr)>,
     /// When rules were last read.
     rules_ns: Option<u64>,
     /// What kube-proxy's rules do, and when to read it.
@@ -146,11 +134,8 @@ impl Collector {
             seen: BTreeSet::new(),
             last_seen: None,
             asked: BTreeSet::new(),
-            ipvs_clients: BTreeMap::new(),
-            unread_clients: false,
-            silent: BTreeSet::new(),
+            met: Met::default(),
             filtering: BTreeSet::new(),
-            at_nodeports: HashSet::new(),
             rules_ns: None,
             service_rules: ServiceRulesReader::default(),
             due_ns: None,
@@ -356,81 +341,15 @@ impl Collector {
         for journey in journeys {
             self.counts.packets += 1;
             self.counts.failed += u64::from(journey.failed());
-            self.remember_ipvs_client(&journey);
-            self.remember_silence(&journey);
-            let at_nodeport = self.is_new_at_nodeport(&journey);
-            self.service_rules
-                .remember(&journey, self.cluster.as_deref());
+            let cluster = self.cluster.as_deref();
+            let at_nodeport = self.met.note(&journey, cluster);
+            self.service_rules.remember(&journey, cluster);
             let Some(added) = self.flows.add(journey) else {
                 continue;
             };
             let stalled = || self.flows.get(added.flow).is_some_and(Flow::is_stalled);
             if added.suspicious || at_nodeport || stalled() {
                 self.due_ns.get_or_insert(now_ns);
-            }
-        }
-    }
-
-    /// True for the first packet that a socket takes on an address with a NodePort's port, untranslated: it
-    /// arrived, and perhaps not where its sender meant.
-    fn is_new_at_nodeport(&mut self, journey: &Journey) -> bool {
-        let (Some(cluster), Some(first), Some(last)) =
-            (&self.cluster, journey.first_tuple(), journey.last_tuple())
-        else {
-            return false;
-        };
-        let to = (last.protocol, last.destination);
-        first.destination == last.destination
-            && cluster.node_port(to.0, to.1.port()).is_some()
-            && journey.passed(Role::Deliver)
-            && self.at_nodeports.len() < MOST_AT_NODEPORTS
-            && self.at_nodeports.insert(to)
-    }
-
-    /// Remembers where a neighbour did not answer.
-    fn remember_silence(&mut self, journey: &Journey) {
-        let place = journey
-            .events
-            .iter()
-            .find(|event| event.role() == Role::NeighbourFailed)
-            .and_then(|event| event.netns);
-        self.silent.extend(place.map(NetnsId));
-    }
-
-    /// The namespaces of the other ends of veth devices where a neighbour did not answer.
-    fn beyond_silence(&self, facts: &Snapshot) -> Vec<NetnsId> {
-        let known = |id: &NetnsId| facts.namespace(*id).is_some();
-        let mut beyond: Vec<NetnsId> = self
-            .silent
-            .iter()
-            .filter_map(|id| facts.namespace(*id))
-            .flat_map(|namespace| &namespace.links)
-            .filter_map(|link| link.peer_netns)
-            .filter(|id| !known(id))
-            .collect();
-        beyond.sort_unstable();
-        beyond.dedup();
-        beyond.truncate(MOST_PEERS);
-        beyond
-    }
-
-    /// Remembers whose connection has to be looked up in the table of IPVS.
-    fn remember_ipvs_client(&mut self, journey: &Journey) {
-        let met = journey.failed()
-            && journey.passed(Role::IpvsLookup)
-            && !journey.passed(Role::IpvsService);
-        if !met {
-            return;
-        }
-        let netns = journey
-            .events
-            .iter()
-            .find(|event| event.role() == Role::IpvsLookup)
-            .and_then(|event| event.netns);
-        if let (Some(netns), Some(tuple)) = (netns, journey.first_tuple()) {
-            let clients = self.ipvs_clients.entry(NetnsId(netns)).or_default();
-            if clients.len() < MOST_IPVS_CLIENTS {
-                self.unread_clients |= clients.insert(tuple.source);
             }
         }
     }
@@ -452,7 +371,7 @@ impl Collector {
             self.facts = facts;
         }
         // What the packets met may be younger than the facts.
-        let unread = self.unread_clients || !self.seen.is_subset(&self.asked);
+        let unread = self.met.is_unread() || !self.seen.is_subset(&self.asked);
         if hurry || unread || self.facts_are_old(now_ns) {
             self.read_facts(Occasion::Diagnosis);
         }
@@ -504,10 +423,8 @@ impl Collector {
         self.facts = Arc::new(Snapshot::empty());
         self.seen.clear();
         self.asked.clear();
-        self.ipvs_clients.clear();
-        self.silent.clear();
+        self.met = Met::default();
         self.filtering.clear();
-        self.at_nodeports.clear();
         self.rules_ns = None;
         self.service_rules = ServiceRulesReader::default();
         self.given.clear();
@@ -530,11 +447,11 @@ impl Collector {
         let ids: Vec<NetnsId> = self.seen.iter().map(|&netns| NetnsId(netns)).collect();
         self.asked.clone_from(&self.seen);
         let mut facts = Snapshot::take(&directory, &ids);
-        let beyond = self.beyond_silence(&facts);
+        let beyond = self.met.beyond_silence(&facts);
         facts
             .namespaces
             .extend(Snapshot::take(&directory, &beyond).namespaces);
-        facts.read_connections(&directory, &self.ipvs_clients);
+        facts.read_connections(&directory, self.met.take_ipvs_clients());
         facts.read_rules(&directory, &self.filtering);
         let cluster = self.cluster.as_deref();
         self.service_rules

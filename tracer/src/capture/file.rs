@@ -81,6 +81,22 @@ impl Written {
     }
 }
 
+/// Makes a file, or empties the one that is there, for its owner alone.
+///
+/// # Errors
+/// When the system refuses.
+pub fn create_private(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    // One that was there before keeps its mode.
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(file)
+}
+
 /// The file that is being written.
 enum Open {
     Plain(BufWriter<File>),
@@ -93,15 +109,7 @@ impl Open {
         if path == Path::new(STANDARD_OUTPUT) {
             return Ok(Self::Lines(Lines::new(io::stdout())));
         }
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)?;
-        // One that was there before keeps its mode.
-        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        let file = BufWriter::with_capacity(1 << 18, file);
+        let file = BufWriter::with_capacity(1 << 18, create_private(path)?);
         Ok(if zstd {
             let mut packed = zstd::stream::Encoder::new(file, 3)?;
             packed.include_checksum(true)?;

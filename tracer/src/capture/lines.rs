@@ -156,10 +156,10 @@ impl Received {
         let Some((file, received)) = self.files.get_mut(node) else {
             return Ok(());
         };
-        let expected = received.bytes + received.missing;
+        let expected = received.bytes.saturating_add(received.missing);
         let known = usize::try_from(expected.saturating_sub(chunk.at)).unwrap_or(usize::MAX);
         let fresh = chunk.bytes.get(known..).unwrap_or_default();
-        received.missing += chunk.at.saturating_sub(expected);
+        received.missing = (received.missing).saturating_add(chunk.at.saturating_sub(expected));
         received.bytes += fresh.len() as u64;
         file.write_all(fresh)
     }
@@ -213,6 +213,15 @@ mod tests {
         assert_eq!(fs::read(&a.path).expect("a file"), whole);
         assert_eq!(b.missing, chunks[1].bytes.len() as u64);
         assert_eq!(b.path.parent(), Some(folder.path()));
+        // A place that no capture has is survived.
+        let far = Chunk {
+            at: u64::MAX,
+            bytes: vec![1; 8],
+        };
+        let mut wrong = Received::new(folder.path()).expect("a folder");
+        for _ in 0..2 {
+            wrong.take("node-c", &far).expect("a file");
+        }
         // Nothing is overwritten.
         let mut again = Received::new(folder.path()).expect("a folder");
         assert!(again.take("node-a", &chunks[0]).is_err());

@@ -38,7 +38,7 @@ mod there;
 mod wire;
 mod writer;
 
-pub use file::{Full, Options, Rotate, STANDARD_OUTPUT, Written};
+pub use file::{Full, Options, Rotate, STANDARD_OUTPUT, Written, create_private};
 pub use folder::{LEAST_ROOM, keep_in};
 pub use lines::{Chunk, Received, ReceivedFile};
 pub use reader::{Interface, ReadError, Reader, Skipped};

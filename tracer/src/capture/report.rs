@@ -53,19 +53,9 @@ fn read(
     reader: &mut Reader,
     replay: &mut Replay,
     notes: &mut Notes,
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64),
 ) -> anyhow::Result<Option<ReadError>> {
-    let mut records = 0u64;
-    loop {
-        let record = match reader.next() {
-            Ok(Some(record)) => record,
-            Ok(None) => return Ok(None),
-            Err(error) => return Ok(Some(error)),
-        };
-        records += 1;
-        if records.is_multiple_of(4096) {
-            progress(reader.position());
-        }
+    reader.each(progress, |record, reader| {
         if matches!(record, Record::Control(Control::Forget)) {
             phase_ends(replay, notes);
         }
@@ -74,7 +64,8 @@ fn read(
             notes.journey(journey, names);
         })?;
         diagnosed(replay, known, notes);
-    }
+        Ok(())
+    })
 }
 
 fn end(replay: &mut Replay, notes: &mut Notes) -> anyhow::Result<SummaryView> {

@@ -158,8 +158,11 @@ fn judge(
 ) -> Diagnosis {
     let holder = mode.holder();
     let summary = format!(
-        "{holder} differs in {} places from what kube-proxy should have made of the cluster's services and endpoints: {}.",
-        differences.len(),
+        "{holder} differs in {} from what kube-proxy should have made of the cluster's services and endpoints: {}.",
+        match differences.len() {
+            1 => "one place".to_owned(),
+            count => format!("{count} places"),
+        },
         differences
             .first()
             .map_or_else(String::new, |first| first.words(mode))

@@ -57,10 +57,16 @@ fn by_bridge(evidence: &Evidence<'_>, site: &Site<'_>, cni: &Cni) -> Vec<Finding
         let Some(pod) = link.peer_netns.and_then(|peer| evidence.site(peer)) else {
             continue;
         };
-        let outside = pod.facts.addresses.iter().find(|entry| {
-            Some(entry.link) == link.peer_index && pod.facts.is_pod && is_outside(cni, entry)
-        });
-        if let Some(address) = outside {
+        if !pod.facts.is_pod {
+            continue;
+        }
+        // A pod may have further networks beside the one that the configuration gives it.
+        let given = |entry: &&Address| entry.scope == Scope::Global && gives_family(cni, entry);
+        let mut addresses = pod.facts.addresses.iter().filter(given);
+        if addresses.clone().any(|entry| gives(cni, entry)) {
+            continue;
+        }
+        if let Some(address) = addresses.find(|entry| Some(entry.link) == link.peer_index) {
             let stray = (pod, link, address);
             strays.entry(link.master).or_default().push(stray);
         }
@@ -78,16 +84,15 @@ fn by_bridge(evidence: &Evidence<'_>, site: &Site<'_>, cni: &Cni) -> Vec<Finding
         .collect()
 }
 
-/// True when the configuration gives addresses of this family, and not this one.
-fn is_outside(cni: &Cni, entry: &Address) -> bool {
-    let mut ranges = cni
-        .subnets
-        .iter()
-        .filter(|range| range.address.is_ipv4() == entry.address.is_ipv4())
-        .peekable();
-    entry.scope == Scope::Global
-        && ranges.peek().is_some()
-        && !ranges.any(|range| range.contains(entry.address))
+/// Whether the configuration gives addresses of this one's family.
+fn gives_family(cni: &Cni, entry: &Address) -> bool {
+    let is4 = entry.address.is_ipv4();
+    (cni.subnets.iter()).any(|range| range.address.is_ipv4() == is4)
+}
+
+/// Whether the configuration gives this address.
+fn gives(cni: &Cni, entry: &Address) -> bool {
+    (cni.subnets.iter()).any(|range| range.contains(entry.address))
 }
 
 fn say(cni: &Cni, behind: &str, strays: &[Stray<'_>]) -> Diagnosis {
@@ -191,6 +196,15 @@ mod tests {
     fn pods_of_the_range_and_other_containers_are_healthy() {
         assert_eq!(bench("10.244.1.7", true).with_evidence(audit), []);
         assert_eq!(bench("10.88.0.7", false).with_evidence(audit), []);
+        // A second network, of a plugin that gives more than one.
+        let mut second = bench("10.88.0.7", true);
+        let own = second.facts.namespaces.last_mut().expect("the pod");
+        own.addresses.push(Address {
+            link: 3,
+            address: ip("10.244.1.7"),
+            ..own.addresses[0].clone()
+        });
+        assert_eq!(second.with_evidence(audit), []);
         // The configuration gives no IPv6 addresses, so it says nothing of them.
         assert_eq!(bench("fd00::7", true).with_evidence(audit), []);
     }

@@ -1,17 +1,16 @@
 //! `tracer export`: tables, objects or another capture out of a capture; without names where asked for.
 
-use std::fs::{File, OpenOptions};
 use std::io::BufWriter;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use tempfile::TempDir;
 
 use super::explain::{damaged, filter, open, progress, say_skipped};
 use super::{Exit, Failure, OutputFormat};
 use crate::anonymize::{Anonymizer, KEY_BYTES};
-use crate::capture::{ReadError, Written};
+use crate::capture::{ReadError, Written, create_private};
 use crate::export::{Lines, Tables, Wanted, again, describe, matching, walk};
 use crate::filter::Filter;
 
@@ -110,7 +109,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         (format, Some(mapping)) => {
             // The tables are made of a capture that has no names any more, so that nothing is missed.
             let folder = scratch(out)?;
-            let nameless = folder.path.join("anonymous.pcapng");
+            let nameless = folder.path().join("anonymous.pcapng");
             let (_, error) = rewrite(file, filter, Some(&mapping), &nameless)?;
             tables(&nameless, Filter::default(), format, out)?;
             error
@@ -122,24 +121,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     }
 }
 
-/// A folder beside the output that goes with its value.
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Nothing can be done about a folder that cannot be removed.
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
-}
-
-fn scratch(out: &Path) -> anyhow::Result<Scratch> {
+/// A folder beside the output, for its owner alone, that goes with its value.
+pub(super) fn scratch(out: &Path) -> anyhow::Result<TempDir> {
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let name = format!(".tracer-export-{}", std::process::id());
-    let path = parent.unwrap_or(Path::new(".")).join(name);
-    std::fs::create_dir(&path).with_context(|| format!("{} cannot be made", path.display()))?;
-    Ok(Scratch { path })
+    let parent = parent.unwrap_or(Path::new("."));
+    tempfile::tempdir_in(parent)
+        .with_context(|| format!("no folder can be made in {}", parent.display()))
 }
 
 /// Writes tables or objects.
@@ -157,7 +144,9 @@ fn tables(
         let error = walk(&mut reader, filter, &mut tables, moved)?;
         (error, tables.finish()?)
     } else {
-        let mut lines = Lines::new(BufWriter::with_capacity(1 << 16, private(out)?));
+        let file =
+            create_private(out).with_context(|| format!("{} cannot be made", out.display()))?;
+        let mut lines = Lines::new(BufWriter::with_capacity(1 << 16, file));
         let error = walk(&mut reader, filter, &mut lines, moved)?;
         (error, lines.finish()?)
     };
@@ -169,17 +158,6 @@ fn tables(
         .collect();
     eprintln!("{}: {}", out.display(), counts.join(", "));
     Ok(error)
-}
-
-/// A file for its owner alone.
-fn private(path: &Path) -> anyhow::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("{} cannot be made", path.display()))
 }
 
 /// Writes a capture again.

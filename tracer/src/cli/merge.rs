@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::explain::damaged;
-use super::export::{Anonymize, rewrite};
+use super::export::{Anonymize, rewrite, scratch};
 use super::{Exit, Failure, Output, OutputFormat};
 use crate::filter::Filter;
 use crate::merge::{Merged, merge};
@@ -40,15 +40,11 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     } = match mapping {
         None => merge(&arguments.files, out)?,
         Some(mapping) => {
-            let named = out.with_extension("named.pcapng");
-            let merged = merge(&arguments.files, &named);
-            let done = merged.map_err(Failure::from).and_then(|merged| {
-                rewrite(&named, Filter::default(), Some(&mapping), out)?;
-                Ok(merged)
-            });
-            // It holds the names, and must not stay whatever happened.
-            let _ = std::fs::remove_file(&named);
-            done?
+            let folder = scratch(out)?;
+            let named = folder.path().join("named.pcapng");
+            let merged = merge(&arguments.files, &named)?;
+            let (written, _) = rewrite(&named, Filter::default(), Some(&mapping), out)?;
+            Merged { written, ..merged }
         }
     };
     for capture in &joined {

@@ -1,8 +1,6 @@
 //! `tracer report`: a capture as one page that can be sent to somebody.
 
-use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -10,7 +8,7 @@ use clap::Args;
 
 use super::explain::{damaged, filter, open, progress, say_skipped};
 use super::{Exit, Failure};
-use crate::capture::{Reported, report};
+use crate::capture::{Reported, create_private, report};
 use crate::view::report::page;
 
 /// What was typed.
@@ -50,12 +48,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 
 fn write(path: &Path, page: &str) -> anyhow::Result<()> {
     let failed = || format!("cannot write {}", path.display());
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(failed)?;
+    let mut file = create_private(path).with_context(failed)?;
     file.write_all(page.as_bytes()).with_context(failed)
 }

@@ -14,6 +14,7 @@ use parquet::schema::types::Type;
 use super::column::{Column, Kind, Value};
 use super::table::{DIAGNOSES, EVENTS, FLOWS, JOURNEYS, Reached, Row, Seen, Told};
 use super::walk::Sink;
+use crate::capture::create_private;
 use crate::flow::Flow;
 use crate::view::model::Names;
 
@@ -182,7 +183,7 @@ impl Table {
     fn create<F>(folder: &Path, name: &'static str, columns: &[Column<F>]) -> anyhow::Result<Self> {
         let path = folder.join(format!("{name}.parquet"));
         let file =
-            File::create(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+            create_private(&path).with_context(|| format!("{} cannot be made", path.display()))?;
         let fields = columns.iter().map(field).collect::<anyhow::Result<_>>()?;
         let schema = Type::group_type_builder(name).with_fields(fields).build()?;
         let properties = WriterProperties::builder()

@@ -172,7 +172,8 @@ impl Tracker {
             self.end(oldest, ended);
         }
         let (id, skb, last_ns) = (self.next_id, event.skb, event.time_ns);
-        self.next_id += 1;
+        // A capture numbers the next one as it likes.
+        self.next_id = self.next_id.wrapping_add(1);
         let active = Active {
             journey: Journey {
                 id,

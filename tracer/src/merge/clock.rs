@@ -73,7 +73,10 @@ pub(super) fn offsets(sights: &[Sight]) -> Vec<Offset> {
                 let Some((clock_ns, error_ns)) = found.offset() else {
                     continue;
                 };
-                let error_ns = offset.error_ns.zip(error_ns).map(|(one, two)| one + two);
+                let error_ns = offset
+                    .error_ns
+                    .zip(error_ns)
+                    .map(|(one, two)| one.saturating_add(two));
                 links.push((
                     other,
                     Offset {

@@ -1,6 +1,6 @@
 //! Which arrival goes on with which departure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use super::clock::Offset;
 use super::sight::{Edge, Key, Sight};
@@ -37,68 +37,90 @@ impl Pairs {
         self.joined.get(capture).copied().unwrap_or_default()
     }
 
-    fn join(&mut self, left: (usize, Edge), came: (usize, Edge), fresh: &mut u64) {
+    fn join(&mut self, left: Sighted, came: Sighted, fresh: &mut u64) {
         // A packet that goes through a third node keeps its name.
-        let known = self.name(left.0, Some(left.1.journey), left.1.skb);
+        let known = self.name(left.capture, Some(left.edge.journey), left.edge.skb);
         let name = known.unwrap_or_else(|| {
             *fresh += 1;
             *fresh
         });
-        for (capture, edge) in [left, came] {
+        for Sighted { capture, edge, .. } in [left, came] {
             let names = self.names.entry((capture, edge.journey)).or_default();
             if !names.iter().any(|(skb, _)| *skb == edge.skb) {
                 names.push((edge.skb, name));
             }
         }
-        self.joined[came.0] += 1;
+        self.joined[came.capture] += 1;
     }
 }
 
-/// Pairs each arrival with the last departure before it that is of the same packet, each once.
+/// A packet's edge in one of the captures, and its time by the first one's clock.
+#[derive(Clone, Copy)]
+struct Sighted {
+    capture: usize,
+    edge: Edge,
+    at_ns: i64,
+}
+
+/// Pairs each arrival with the departure next to it in time that is of the same packet, each once.
 pub(super) fn pairs(sights: &[Sight], offsets: &[Offset]) -> Pairs {
     let mut pairs = Pairs {
         joined: vec![0; sights.len()],
         ..Pairs::default()
     };
-    let aligned = |capture: usize, edge: &Edge| -> i64 {
-        let clock = offsets.get(capture).and_then(|offset| offset.clock_ns);
-        edge.wall_ns
-            .cast_signed()
-            .saturating_sub(clock.unwrap_or(0))
+    let offset = |capture: usize| offsets.get(capture).copied().unwrap_or_default();
+    let sighted = |capture: usize, edge: Edge| Sighted {
+        capture,
+        edge,
+        at_ns: (edge.wall_ns.cast_signed()).saturating_sub(offset(capture).clock_ns.unwrap_or(0)),
     };
     let slack = |capture: usize| {
-        let error = offsets.get(capture).and_then(|offset| offset.error_ns);
-        error.unwrap_or(UNKNOWN_ERROR_NS).cast_signed()
+        let error_ns = offset(capture).error_ns.unwrap_or(UNKNOWN_ERROR_NS);
+        i64::try_from(error_ns).unwrap_or(i64::MAX)
     };
-    let mut leaving: HashMap<Key, Vec<(usize, Edge)>> = HashMap::new();
+    let most_slack = (0..sights.len()).map(slack).max().unwrap_or_default();
+    let mut all_leaving = Vec::new();
     let mut arriving = Vec::new();
     for (capture, sight) in sights.iter().enumerate() {
-        for edge in &sight.leaving {
-            leaving.entry(edge.key).or_default().push((capture, *edge));
-        }
-        arriving.extend(sight.arriving.iter().map(|edge| (capture, *edge)));
+        all_leaving.extend(sight.leaving.iter().map(|edge| sighted(capture, *edge)));
+        arriving.extend(sight.arriving.iter().map(|edge| sighted(capture, *edge)));
     }
-    arriving.sort_by_key(|(capture, edge)| (aligned(*capture, edge), *capture));
+    for edges in [&mut all_leaving, &mut arriving] {
+        edges.sort_by_key(|sighted| (sighted.at_ns, sighted.capture));
+    }
+    // In the order of time, so that of packets that look alike only those of about the same time are
+    // looked at.
+    let mut leaving: HashMap<Key, VecDeque<Sighted>> = HashMap::new();
+    for left in all_leaving {
+        leaving.entry(left.edge.key).or_default().push_back(left);
+    }
     let mut fresh = 0;
-    for (capture, came) in arriving {
-        let Some(candidates) = leaving.get_mut(&came.key) else {
+    for came in arriving {
+        let Some(candidates) = leaving.get_mut(&came.edge.key) else {
             continue;
         };
-        let at = aligned(capture, &came);
+        let flight = |left: &Sighted| came.at_ns.saturating_sub(left.at_ns);
+        while candidates
+            .front()
+            .is_some_and(|left| flight(left) > FLIGHT_NS)
+        {
+            candidates.pop_front();
+        }
+        let latest = most_slack.saturating_add(slack(came.capture));
         let nearest = candidates
             .iter()
+            .take_while(|left| flight(left) >= latest.saturating_neg())
             .enumerate()
-            .filter(|(_, (from, _))| *from != capture)
-            .map(|(index, (from, left))| (index, at - aligned(*from, left), *from))
-            .filter(|&(_, flight, from)| {
-                (-slack(from) - slack(capture)..=FLIGHT_NS).contains(&flight)
+            .filter(|(_, left)| left.capture != came.capture)
+            .filter(|(_, left)| {
+                let early = slack(left.capture).saturating_add(slack(came.capture));
+                flight(left) >= early.saturating_neg()
             })
-            .min_by_key(|&(_, flight, _)| flight.unsigned_abs());
-        let Some((index, ..)) = nearest else {
-            continue;
-        };
-        let left = candidates.swap_remove(index);
-        pairs.join(left, (capture, came), &mut fresh);
+            .min_by_key(|(_, left)| flight(left).unsigned_abs())
+            .map(|(index, _)| index);
+        if let Some(left) = nearest.and_then(|index| candidates.remove(index)) {
+            pairs.join(left, came, &mut fresh);
+        }
     }
     pairs
 }

@@ -1,7 +1,13 @@
 //! A live trace: programs, ring buffer, analysis and, where asked for, a capture put together.
+//!
+//! Map: here events are taken and judged; `recorded` writes them into a capture, `metered` counts for
+//! others, `limited` keeps the cost below what `guard` allows, `gather` is for bounded tests.
 
+mod gather;
 mod guard;
+mod limited;
 mod metered;
+mod recorded;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +16,7 @@ use anyhow::Context as _;
 use tokio::time::MissedTickBehavior;
 
 use crate::analysis::{Analysis, Kernel};
-use crate::capture::{Control, Counters, Recorder};
+use crate::capture::{Control, Recorder};
 use crate::cause::Diagnosis;
 use crate::event::Event;
 use crate::journey::Journey;
@@ -24,27 +30,18 @@ use crate::node::{NetnsHandle, ProxyLog, Source};
 use crate::printer::Printer;
 use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
-use crate::view::model::{Clock, JourneyView, SummaryView, monotonic_ns};
+use crate::view::model::{Clock, SummaryView, monotonic_ns};
 
-use guard::{Guard, Spent};
 pub use guard::{Limits, SamplingView};
+use limited::Limited;
 use metered::Metered;
 
 /// How often events are looked at.
 const PERIOD: Duration = Duration::from_millis(10);
 /// How often modules that came or went are looked for.
 const MODULES_PERIOD: Duration = Duration::from_secs(1);
-/// How often it is looked at what tracing costs.
-const GUARD_PERIOD: Duration = Duration::from_secs(1);
 /// Most events taken at once, so that ends and diagnoses come in between.
 const BATCH: usize = 65_536;
-/// How often a capture is told what was lost and what tracing costs.
-const COUNTED: Duration = Duration::from_secs(1);
-
-/// How long after a bounded test its packets are waited for: longer than the silence that ends a journey.
-const AFTER_WORK: Duration = Duration::from_millis(450);
-/// Most journeys kept while a bounded test runs; more means that others' traffic drowns it.
-const MOST_GATHERED: usize = 262_144;
 
 /// A running trace.
 pub struct Session {
@@ -61,9 +58,8 @@ pub struct Session {
     /// When the capture was last told the counters.
     counted: Instant,
     meter: Option<Metered>,
-    guard: Guard,
-    /// When it last looked.
-    guarded: Instant,
+    /// Where there are limits.
+    limited: Option<Limited>,
 }
 
 /// A cluster that is watched beside the trace.
@@ -111,27 +107,13 @@ impl Session {
             recorder: None,
             counted: Instant::now(),
             meter: None,
-            guard: Guard::new(Limits::default()),
-            guarded: Instant::now(),
+            limited: None,
         })
-    }
-
-    /// Leaves flows out from now on when tracing costs more; false when the kernel does not say what its
-    /// part costs, so that its limit cannot be kept.
-    pub fn limit(&mut self, limits: Limits) -> bool {
-        self.guard = Guard::new(limits);
-        limits.cpu.is_none() || self.tracing.knows_cost()
     }
 
     /// What the kernel calls things.
     pub const fn kernel(&mut self) -> &mut Kernel {
         self.analysis.kernel()
-    }
-
-    /// Writes everything into a capture from now on.
-    pub fn record(&mut self, recorder: Recorder) {
-        self.analysis.name_all();
-        self.recorder = Some(recorder);
     }
 
     /// Names addresses by the cluster's facts from now on. Nothing waits for them.
@@ -290,31 +272,6 @@ impl Session {
         Ok(())
     }
 
-    /// Leaves flows out, or traces them again, where the limits ask for it; says so.
-    fn keep_cheap(&mut self, now: u64) -> anyhow::Result<()> {
-        if self.guarded.elapsed() < GUARD_PERIOD {
-            return Ok(());
-        }
-        self.guarded = Instant::now();
-        let (events, waiting) = self.inbox.load();
-        let spent = Spent {
-            time: self.started.elapsed(),
-            kernel: self.tracing.cost(),
-            events,
-            waiting,
-        };
-        let Some(change) = self.guard.look(spent) else {
-            return Ok(());
-        };
-        self.tracing.trace_share(change.share)?;
-        // What is under way may be cut.
-        self.mark_loss(now);
-        self.analysis
-            .printer()
-            .object("sampling", &change, &change.words())?;
-        Ok(())
-    }
-
     /// Events may be missing from what is under way.
     fn mark_loss(&mut self, now_ns: u64) {
         self.analysis.collector().mark_loss(now_ns);
@@ -367,94 +324,6 @@ impl Session {
         }
         self.count_totals(now);
         Ok((step.diagnoses, drained))
-    }
-
-    /// Collects until `work` is done and what it sent has had time to end; gives back every journey of
-    /// that time, neither shown nor judged.
-    ///
-    /// # Errors
-    /// When printing fails.
-    pub async fn gather<T>(
-        &mut self,
-        work: impl Future<Output = T>,
-    ) -> anyhow::Result<(T, Vec<Journey>)> {
-        let mut journeys = Vec::new();
-        let mut tick = tokio::time::interval(PERIOD);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tokio::pin!(work);
-        let value = loop {
-            tokio::select! {
-                value = &mut work => break value,
-                _ = tick.tick() => self.gather_ended(&mut journeys)?,
-            }
-        };
-        let done = Instant::now();
-        while done.elapsed() < AFTER_WORK {
-            tick.tick().await;
-            self.gather_ended(&mut journeys)?;
-        }
-        journeys.extend(self.analysis.take_all());
-        journeys.truncate(MOST_GATHERED);
-        Ok((value, journeys))
-    }
-
-    fn gather_ended(&mut self, journeys: &mut Vec<Journey>) -> anyhow::Result<()> {
-        let (_, now) = self.take()?;
-        journeys.extend(self.analysis.take_ended(now));
-        journeys.truncate(MOST_GATHERED);
-        Ok(())
-    }
-
-    /// Judges gathered journeys, and prints what caused their losses.
-    ///
-    /// # Errors
-    /// When printing fails.
-    pub fn judge(&mut self, journeys: Vec<Journey>) -> anyhow::Result<Vec<Diagnosis>> {
-        self.analysis.judge(journeys, monotonic_ns())
-    }
-
-    /// Journeys as they are shown.
-    pub fn views(&mut self, journeys: &[Journey]) -> Vec<JourneyView> {
-        let wanting = Wanting::of(self.cluster.as_ref(), self.analysis.cluster());
-        for journey in journeys {
-            wanting.want_pods(journey);
-        }
-        self.analysis.views(journeys, monotonic_ns())
-    }
-
-    /// Tells the capture what was lost and what tracing costs, every second.
-    fn count_for_capture(&mut self) {
-        if self.counted.elapsed() < COUNTED {
-            return;
-        }
-        self.counted = Instant::now();
-        let counters = self.counters();
-        if let Some(recorder) = &mut self.recorder {
-            recorder.counters(counters);
-        }
-    }
-
-    fn counters(&mut self) -> Counters {
-        let cost = self.tracing.cost();
-        Counters {
-            time_ns: monotonic_ns(),
-            lost: self.lost(),
-            left_out: self.tracing.left_out(),
-            kernel_runs: cost.runs,
-            kernel_ns: cost.time.as_nanos() as u64,
-            process_us: (process_ms() * 1e3) as u64,
-        }
-    }
-
-    /// Hands over to the capture's thread; a capture that fails is said, and the trace goes on.
-    fn hand_over(&mut self) {
-        let Some(recorder) = &mut self.recorder else {
-            return;
-        };
-        if let Err(error) = recorder.hand_over() {
-            self.recorder = None;
-            eprintln!("tracer: the capture ends here: {error:#}; tracing goes on without it");
-        }
     }
 
     /// Takes everything that the kernel has given so far.

@@ -212,6 +212,19 @@ fn journeys_under_way_when_events_were_lost_say_so() {
     assert_eq!(gaps, [true, false]);
 }
 
+/// A damaged capture may give any number.
+#[test]
+fn the_last_number_is_no_end() {
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    tracker.number_next(u64::MAX);
+    for skb in 1..=3 {
+        tracker.push(event(HookId::LocalOut, skb, 10 * skb, 100), &mut ended);
+    }
+    tracker.finish(&mut ended);
+    assert_eq!(ended.len(), 3);
+}
+
 #[test]
 fn the_quietest_journey_goes_first_when_there_are_too_many() {
     let mut tracker = Tracker::new(None);

@@ -1,0 +1,232 @@
+//! Servers that refuse, break, hang, or are away.
+
+use std::time::{Duration, Instant};
+
+use tests::api_server::rbac::Rules;
+use tests::api_server::{Fault, Options as ServerOptions, Slices};
+use tracer::kube::{Cluster, Freshness, Options, Place, Resource, State};
+
+use super::*;
+
+#[test]
+fn the_rights_of_the_manifest_are_enough_and_all_needed() {
+    let rules = Rules::parse(tracer::kube::RBAC).expect("the manifest");
+    let mut used = Vec::new();
+    for slices in [Slices::V1, Slices::None] {
+        let server = server(ServerOptions {
+            slices,
+            rules: Some(rules.clone()),
+            ..ServerOptions::default()
+        });
+        let cluster = watching(&server);
+        until(&cluster, "everything is fresh", all_fresh);
+        cluster.want("10.244.1.6".parse().expect("an address"));
+        until(&cluster, "the pod is known", |facts| {
+            name(facts, "10.244.1.6:1").is_some()
+        });
+        let begun = Instant::now();
+        // A watch follows its list at once, but not at the same moment.
+        while begun.elapsed() < PATIENCE
+            && server
+                .actions()
+                .iter()
+                .filter(|action| action.verb == "watch")
+                .count()
+                < Resource::ALL.len()
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        used.extend(server.actions());
+    }
+    assert!(used.iter().all(|action| rules.allow(action)));
+    assert!(used.iter().all(|action| action.resource != "secrets"));
+    for (group, resource, verb) in rules.rights() {
+        assert!(
+            used.iter()
+                .any(|action| (&action.group, &action.resource, action.verb)
+                    == (&group, &resource, &*verb)),
+            "{verb} {resource} is never used"
+        );
+    }
+}
+
+#[test]
+fn one_forbidden_kind_leaves_the_others_fresh() {
+    let server = ordinary();
+    server.misbehave(&[Fault::Status("networkpolicies", 403)]);
+    let cluster = watching(&server);
+    let others = [
+        Resource::Services,
+        Resource::Endpoints,
+        Resource::Pods,
+        Resource::Nodes,
+    ];
+    let facts = until(&cluster, "the others", |facts| {
+        facts.fresh(&others) && facts.freshness(Resource::NetworkPolicies) != Freshness::Waiting
+    });
+    let freshness = facts.freshness(Resource::NetworkPolicies);
+    assert!(
+        matches!(freshness, Freshness::Unavailable(_)),
+        "{freshness:?}"
+    );
+    let why = &freshness.trouble().expect("a trouble").why;
+    assert!(why.contains("403") || why.contains("forbidden"), "{why}");
+    server.misbehave(&[]);
+    until(&cluster, "all is well", all_fresh);
+}
+
+#[test]
+fn damaged_answers_are_troubles_that_pass() {
+    for fault in [
+        Fault::GarbageList("services"),
+        Fault::Status("services", 500),
+        Fault::Status("services", 429),
+    ] {
+        let server = ordinary();
+        server.misbehave(std::slice::from_ref(&fault));
+        let cluster = watching(&server);
+        until(&cluster, "the trouble shows", |facts| {
+            matches!(
+                facts.freshness(Resource::Services),
+                Freshness::Unavailable(_)
+            )
+        });
+        server.misbehave(&[]);
+        let facts = until(&cluster, "all is well", all_fresh);
+        assert_eq!(facts.count(Resource::Services), 1, "{fault:?}");
+    }
+}
+
+#[test]
+fn damaged_watches_are_troubles_that_pass() {
+    for fault in [
+        Fault::GarbageWatch("services"),
+        Fault::GoneInWatch("services"),
+    ] {
+        let server = ordinary();
+        let cluster = watching(&server);
+        until(&cluster, "everything is fresh", all_fresh);
+        server.misbehave(std::slice::from_ref(&fault));
+        let facts = until(&cluster, "the trouble shows", |facts| {
+            matches!(facts.freshness(Resource::Services), Freshness::Stale(_))
+        });
+        // What was known stays known.
+        assert!(facts.service(&web()).is_some());
+        server.misbehave(&[]);
+        server.put("services", service("late", "10.96.0.12", "ClusterIP", 0));
+        until(&cluster, "the change", |facts| {
+            name(facts, "10.96.0.12:80").is_some()
+        });
+        until(&cluster, "all is well", all_fresh);
+    }
+}
+
+#[test]
+fn a_server_that_is_away_makes_facts_stale_and_comes_back() {
+    let mut server = ordinary();
+    let cluster = watching(&server);
+    until(&cluster, "everything is fresh", all_fresh);
+    server.stop();
+    let facts = until(&cluster, "the trouble shows", |facts| {
+        facts.trouble().is_some()
+    });
+    let freshness = facts.freshness(Resource::Endpoints);
+    assert!(matches!(freshness, Freshness::Stale(_)), "{freshness:?}");
+    assert!(
+        freshness
+            .trouble()
+            .expect("a trouble")
+            .why
+            .contains("refused"),
+        "{freshness:?}"
+    );
+    assert_eq!(ready(&facts), [true]);
+    server.resume().expect("the server listens again");
+    until(&cluster, "all is well", all_fresh);
+}
+
+#[test]
+fn a_silent_server_is_noticed_and_nobody_waits_for_it() {
+    let server = ordinary();
+    let cluster = watching(&server);
+    until(&cluster, "everything is fresh", all_fresh);
+    server.misbehave(&[Fault::Silent]);
+    let facts = until(&cluster, "the trouble shows", |facts| {
+        facts.trouble().is_some()
+    });
+    assert!(
+        facts
+            .trouble()
+            .expect("a trouble")
+            .why
+            .contains("no answer")
+    );
+    server.misbehave(&[]);
+    until(&cluster, "all is well", all_fresh);
+    let never = {
+        server.misbehave(&[Fault::Silent]);
+        let begun = Instant::now();
+        let cluster = watching(&server);
+        let state = cluster.state();
+        drop(cluster);
+        assert!(begun.elapsed() < Duration::from_secs(1));
+        state
+    };
+    assert!(never.facts().is_none_or(|facts| !all_fresh(facts)));
+}
+
+#[test]
+fn a_slow_server_is_only_slow() {
+    let server = ordinary();
+    server.misbehave(&[Fault::Slow(Duration::from_millis(700))]);
+    let cluster = watching(&server);
+    let facts = until(&cluster, "everything is fresh", all_fresh);
+    assert_eq!(ready(&facts), [true]);
+}
+
+#[test]
+fn wrong_credentials_are_said() {
+    let server = ordinary();
+    let cluster = Cluster::start(Options {
+        place: Place {
+            kubeconfig: Some(server.wrong_kubeconfig()),
+            context: None,
+        },
+        ..Options::default()
+    })
+    .expect("a thread");
+    let facts = until(&cluster, "the trouble shows", |facts| {
+        facts.trouble().is_some()
+    });
+    let why = &facts.trouble().expect("a trouble").why;
+    assert!(why.contains("unauthorized"), "{why}");
+}
+
+#[test]
+fn unusable_configurations_are_said() {
+    let server = ordinary();
+    let broken = server.folder().join("broken");
+    std::fs::write(&broken, "clusters: [1").expect("a file");
+    for (path, words) in [
+        (broken, "parse"),
+        (server.folder().join("none"), "No such file"),
+    ] {
+        let cluster = Cluster::start(Options {
+            place: Place {
+                kubeconfig: Some(path),
+                context: None,
+            },
+            ..Options::default()
+        })
+        .expect("a thread");
+        let begun = Instant::now();
+        let why = loop {
+            if let State::Unusable(why) = cluster.state() {
+                break why;
+            }
+            assert!(begun.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert!(why.contains(words), "{why}");
+    }
+}

@@ -1,0 +1,115 @@
+//! From an skb to the headers that the filter looks at.
+
+use core::hint::black_box;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use network_types::eth::EtherType;
+use tracer_ebpf::header::{NETWORK_BYTES, Network, TRANSPORT_BYTES, ethertype};
+use tracer_ebpf::layout::Field;
+
+use crate::read::{self, Skb};
+
+/// No headers yet.
+///
+/// Zeroed by a read that fails at once: the verifier then knows nothing of what is in it. Paths that
+/// differ only in which words are known to be zero would each be verified by themselves.
+///
+/// In place, since a move would not fit the stack twice.
+#[inline(always)]
+pub fn empty(room: &mut MaybeUninit<Network>) -> &mut Network {
+    // SAFETY: the helper zeroes all of it, since nothing is mapped at 0, and every field may be zero.
+    unsafe {
+        bpf_probe_read_kernel(
+            room.as_mut_ptr().cast(),
+            size_of::<Network>() as u32,
+            core::ptr::null(),
+        );
+        room.assume_init_mut()
+    }
+}
+
+/// Where the network header begins, from the start of the buffer.
+#[inline(always)]
+pub fn network_offset(copy: &Skb, at_link: u32) -> u32 {
+    // The tracepoint of device receive fires before the network header is set.
+    if at_link != 0 {
+        let head: u64 = copy.field(Field::SkbHead);
+        copy.field::<u64>(Field::SkbData).wrapping_sub(head) as u32
+    } else {
+        u32::from(copy.field::<u16>(Field::SkbNetworkHeader))
+    }
+}
+
+/// Reads the headers of an skb.
+#[inline(always)]
+pub fn read_packet(copy: &Skb, at_link: u32, found: &mut Network) {
+    let protocol = copy.field::<u16>(Field::SkbProtocol);
+    black_box(read_headers(
+        copy,
+        network_offset(copy, at_link),
+        u32::from(protocol),
+        found,
+    ));
+}
+
+/// Reads headers at an offset of the buffer; 0 when there are none that can be read. The protocol is an
+/// EtherType in network order; IP goes by its version, since local output has no EtherType yet.
+#[inline(never)]
+pub fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) -> u32 {
+    let head: u64 = copy.field(Field::SkbHead);
+    let tail: u32 = copy.field(Field::SkbTail);
+    let available = tail.wrapping_sub(offset);
+    if head == 0 || available > 1 << 20 {
+        return 0;
+    }
+    let start = head + u64::from(offset);
+    let mut room = MaybeUninit::<[u8; NETWORK_BYTES + TRANSPORT_BYTES]>::uninit();
+    if !read::into(&mut room, start) {
+        return 0;
+    }
+    // SAFETY: read just now.
+    let bytes = unsafe { room.assume_init_ref() };
+    let protocol = protocol as u16;
+    let kind = if protocol == EtherType::Arp as u16 {
+        ethertype::ARP
+    } else if protocol == 0
+        || protocol == EtherType::Ipv4 as u16
+        || protocol == EtherType::Ipv6 as u16
+    {
+        match bytes[0] >> 4 {
+            4 => ethertype::IPV4,
+            6 => ethertype::IPV6,
+            _ => return 0,
+        }
+    } else {
+        return 0;
+    };
+    // SAFETY: the first bytes of a longer array.
+    found.read(
+        unsafe { &*bytes.as_ptr().cast::<[u8; NETWORK_BYTES]>() },
+        kind,
+    );
+    let behind = |at: usize| {
+        // SAFETY: called with 20 and 40 only, from where eight bytes are within the array.
+        unsafe { &*bytes.as_ptr().add(at).cast::<[u8; TRANSPORT_BYTES]>() }
+    };
+    if kind == ethertype::IPV6 && found.fragment {
+        found.read_fragment6(behind(NETWORK_BYTES));
+        return 0;
+    }
+    if found.transport == 0 || available < u32::from(found.transport) + TRANSPORT_BYTES as u32 {
+        return 0;
+    }
+    match found.transport {
+        20 => found.read_transport(behind(20)),
+        40 => found.read_transport(behind(40)),
+        other => {
+            let mut room = [0; TRANSPORT_BYTES];
+            if read::into(&mut room, start + u64::from(other)) {
+                found.read_transport(&room);
+            }
+        }
+    }
+    1
+}

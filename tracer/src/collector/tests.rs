@@ -1,0 +1,136 @@
+//! What a loss does to certainty, and which arrived packets are looked at.
+
+use std::net::SocketAddr;
+
+use serde_json::json;
+use tracer_ebpf::hook::HookId;
+
+use super::*;
+use crate::event::{Packet, Transport};
+use crate::kube::constructed::cluster;
+
+/// A packet from a client to a node's port, seen at these moments and hooks.
+fn journey(id: u64, to: &str, hooks: &[HookId], start_ns: u64, ending: Ending) -> Journey {
+    let source = SocketAddr::from(([192, 0, 2, 10], 40_000 + id as u16));
+    let tuple = Tuple {
+        protocol: 6,
+        source,
+        destination: to.parse().expect("an address"),
+    };
+    let event = |(index, &hook): (usize, &HookId)| Event {
+        time_ns: start_ns + index as u64,
+        skb: id,
+        netns: Some(1),
+        ifindex: Some(2),
+        length: None,
+        mark: None,
+        hook,
+        detail: Detail::None,
+        packet: Some(Packet {
+            tuple,
+            ip_id: None,
+            transport: Transport::Tcp {
+                sequence: 1,
+                flags: 2,
+            },
+        }),
+        not_ip: false,
+    };
+    Journey {
+        id,
+        events: hooks.iter().enumerate().map(event).collect(),
+        ending,
+        ..Journey::default()
+    }
+}
+
+fn collector() -> Collector {
+    Collector::new(Source::recorded(), None)
+}
+
+/// What becomes of a diagnosis that rests on one packet, with a loss at 20 ns or without one.
+fn judged(start_ns: u64, ending: Ending, loss: bool) -> Diagnosis {
+    let mut collector = collector();
+    if loss {
+        collector.mark_loss(20);
+    }
+    let packet = journey(
+        1,
+        "192.0.2.1:80",
+        &[HookId::DeviceReceive],
+        start_ns,
+        ending,
+    );
+    let flow = collector.flows.add(packet).expect("a flow").flow;
+    let mut diagnosis = Diagnosis {
+        code: "no-route",
+        subject: String::new(),
+        certainty: Certainty::Certain,
+        summary: String::new(),
+        evidence: Vec::new(),
+        missing: Vec::new(),
+        fixes: Vec::new(),
+        check: String::new(),
+        flows: vec![flow],
+        failed: 1,
+        total: 1,
+        consequences: Vec::new(),
+    };
+    collector.doubt(&mut diagnosis);
+    diagnosis
+}
+
+#[test]
+fn what_did_not_happen_is_not_certain_after_a_loss() {
+    let silent = judged(10, Ending::OutOfSight, true);
+    assert_eq!(silent.certainty, Certainty::Likely);
+    assert_eq!(silent.missing, [LOST_MEANWHILE]);
+    assert_eq!(
+        judged(10, Ending::OutOfSight, false).certainty,
+        Certainty::Certain
+    );
+    // It began after the loss.
+    assert_eq!(
+        judged(30, Ending::OutOfSight, true).certainty,
+        Certainty::Certain
+    );
+}
+
+#[test]
+fn a_drop_that_was_seen_stays_certain_after_a_loss() {
+    let dropped = Ending::Dropped {
+        location: 1,
+        reason: None,
+    };
+    assert_eq!(judged(10, dropped, true).certainty, Certainty::Certain);
+}
+
+#[test]
+fn a_socket_on_a_nodeport_is_looked_at_once() {
+    let service = json!({"kind": "Service", "metadata": {"namespace": "default", "name": "web"},
+        "spec": {"type": "NodePort", "clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"],
+            "ports": [{"port": 80, "nodePort": 30000, "protocol": "TCP"}]}});
+    let taken = [
+        HookId::DeviceReceive,
+        HookId::TcpReceive,
+        HookId::TcpDeliver,
+    ];
+    let due = |known: bool, to: &str, hooks: &[HookId]| {
+        let mut collector = collector();
+        if known {
+            let facts = cluster("node-a", std::slice::from_ref(&service));
+            collector.set_cluster(Some(Arc::new(facts)));
+        }
+        let mut keep = |id| {
+            let arrived = journey(id, to, hooks, 10, Ending::Delivered);
+            collector.due_ns = None;
+            collector.keep(vec![arrived], 50);
+            collector.due_ns.is_some()
+        };
+        (keep(1), keep(2))
+    };
+    assert_eq!(due(true, "192.0.2.1:30000", &taken), (true, false));
+    assert_eq!(due(true, "192.0.2.1:30001", &taken), (false, false));
+    assert_eq!(due(true, "192.0.2.1:30000", &taken[..1]), (false, false));
+    assert_eq!(due(false, "192.0.2.1:30000", &taken), (false, false));
+}

@@ -1,0 +1,70 @@
+//! A bounded test while the trace goes on: its packets are gathered, and judged when they are asked for.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::MissedTickBehavior;
+
+use super::{PERIOD, Session, Wanting};
+use crate::cause::Diagnosis;
+use crate::journey::Journey;
+use crate::view::model::{JourneyView, monotonic_ns};
+
+/// How long after a bounded test its packets are waited for: longer than the silence that ends a journey.
+const AFTER_WORK: Duration = Duration::from_millis(450);
+/// Most journeys kept while a bounded test runs; more means that others' traffic drowns it.
+const MOST_GATHERED: usize = 262_144;
+
+impl Session {
+    /// Collects until `work` is done and what it sent has had time to end; gives back every journey of
+    /// that time, neither shown nor judged.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub async fn gather<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> anyhow::Result<(T, Vec<Journey>)> {
+        let mut journeys = Vec::new();
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(work);
+        let value = loop {
+            tokio::select! {
+                value = &mut work => break value,
+                _ = tick.tick() => self.gather_ended(&mut journeys)?,
+            }
+        };
+        let done = Instant::now();
+        while done.elapsed() < AFTER_WORK {
+            tick.tick().await;
+            self.gather_ended(&mut journeys)?;
+        }
+        journeys.extend(self.analysis.take_all());
+        journeys.truncate(MOST_GATHERED);
+        Ok((value, journeys))
+    }
+
+    fn gather_ended(&mut self, journeys: &mut Vec<Journey>) -> anyhow::Result<()> {
+        let (_, now) = self.take()?;
+        journeys.extend(self.analysis.take_ended(now));
+        journeys.truncate(MOST_GATHERED);
+        Ok(())
+    }
+
+    /// Judges gathered journeys, and prints what caused their losses.
+    ///
+    /// # Errors
+    /// When printing fails.
+    pub fn judge(&mut self, journeys: Vec<Journey>) -> anyhow::Result<Vec<Diagnosis>> {
+        self.analysis.judge(journeys, monotonic_ns())
+    }
+
+    /// Journeys as they are shown.
+    pub fn views(&mut self, journeys: &[Journey]) -> Vec<JourneyView> {
+        let wanting = Wanting::of(self.cluster.as_ref(), self.analysis.cluster());
+        for journey in journeys {
+            wanting.want_pods(journey);
+        }
+        self.analysis.views(journeys, monotonic_ns())
+    }
+}

@@ -24,6 +24,7 @@ const NODE_PORT: &str = "192.0.2.1:30000";
 const POD_PORT: u16 = 3000;
 const ROUND_TRIPS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(2);
+const NAMED: Duration = Duration::from_millis(700);
 const SECONDS: &str = "4";
 
 /// What makes the NodePort.
@@ -168,6 +169,9 @@ fn traced(tracer: &Tracer, words: &[&str]) -> anyhow::Result<Answer> {
     let mut arguments = vec!["--for", SECONDS, "--all", "--no-kube"];
     arguments.extend(words);
     let tracing = tracer.start(&arguments)?;
+    World::travel()?;
+    // The names of namespaces are read once they were met, and not twice in a moment.
+    std::thread::sleep(NAMED);
     World::travel()?;
     let answer = tracing.finish()?;
     let lost = answer.object("summary")?["lost"].clone();

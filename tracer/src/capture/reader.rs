@@ -22,21 +22,29 @@ const MOST_INTERFACES: usize = 65_536;
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file cannot be read.
-    #[error("cannot be read at byte {position}: {source}")]
+    #[error("cannot be read at byte {position}{}: {source}", of_what(*.packed))]
     Input {
         /// Where, in the unpacked file.
         position: u64,
+        /// The file is packed.
+        packed: bool,
         /// Why.
         source: io::Error,
     },
     /// It is not what it should be.
-    #[error("damaged at byte {position}: {reason}")]
+    #[error("damaged at byte {position}{}: {reason}", of_what(*.packed))]
     Damage {
         /// Where the damaged part begins, in the unpacked file.
         position: u64,
+        /// The file is packed.
+        packed: bool,
         /// What is wrong.
         reason: String,
     },
+}
+
+const fn of_what(packed: bool) -> &'static str {
+    if packed { " of what it unpacks to" } else { "" }
 }
 
 /// An interface of a section.
@@ -160,6 +168,7 @@ impl Reader {
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let input = |source| ReadError::Input {
             position: 0,
+            packed: false,
             source,
         };
         Self::new(Bytes::open(path).map_err(input)?)
@@ -172,6 +181,7 @@ impl Reader {
     pub fn from_stream(input: impl io::Read + Send + 'static) -> Result<Self, ReadError> {
         let failed = |source| ReadError::Input {
             position: 0,
+            packed: false,
             source,
         };
         Self::new(Bytes::unwrap(input).map_err(failed)?)
@@ -180,6 +190,7 @@ impl Reader {
     fn new(mut bytes: Bytes) -> Result<Self, ReadError> {
         let failed = |source| ReadError::Input {
             position: 0,
+            packed: false,
             source,
         };
         let head = bytes.peek(foreign::HEADER).map_err(failed)?;
@@ -193,6 +204,7 @@ impl Reader {
         } else {
             return Err(ReadError::Damage {
                 position: 0,
+                packed: false,
                 reason: "neither pcapng nor pcap; the file does not begin like one".into(),
             });
         };
@@ -236,7 +248,7 @@ impl Reader {
     )]
     pub fn next(&mut self) -> Result<Option<Record>, ReadError> {
         while !self.over {
-            let position = self.position();
+            let (position, packed) = (self.position(), self.is_packed());
             let read = match self.form {
                 Form::Blocks(order) => self.next_block(order),
                 Form::Classic(classic) => self.next_classic(classic),
@@ -247,11 +259,19 @@ impl Reader {
                 Ok(None) => self.over = true,
                 Err(Stop::Input(source)) => {
                     self.over = true;
-                    return Err(ReadError::Input { position, source });
+                    return Err(ReadError::Input {
+                        position,
+                        packed,
+                        source,
+                    });
                 }
                 Err(Stop::Damage(reason)) => {
                     self.over = true;
-                    return Err(ReadError::Damage { position, reason });
+                    return Err(ReadError::Damage {
+                        position,
+                        packed,
+                        reason,
+                    });
                 }
             }
         }

@@ -19,7 +19,7 @@ struct Thread {
     offset_ns: i64,
     /// The record that comes next.
     next: Option<Record>,
-    /// Its time; a record without one has that of the one before it.
+    /// Time of the last event up to it.
     at_ns: u64,
     error: Option<ReadError>,
 }
@@ -39,21 +39,10 @@ impl Thread {
                 None
             }
         };
-        if let Some(time_ns) = self.next.as_ref().and_then(time) {
-            self.at_ns = self.at_ns.max(self.aligned(time_ns));
+        // Only events: a node's moments are ahead of what was then still on its way to the tracer.
+        if let Some(Record::Event(sighting)) = &self.next {
+            self.at_ns = self.at_ns.max(self.aligned(sighting.event.time_ns));
         }
-    }
-}
-
-/// A record's time by its node's clock.
-const fn time(record: &Record) -> Option<u64> {
-    match record {
-        Record::Event(sighting) => Some(sighting.event.time_ns),
-        Record::Control(
-            Control::Step { now_ns, .. } | Control::Loss { now_ns } | Control::Finish { now_ns },
-        ) => Some(*now_ns),
-        Record::Counters(counters) => Some(counters.time_ns),
-        _ => None,
     }
 }
 

@@ -176,7 +176,12 @@ impl Node {
             }
             rewriter.event(sighting, false).expect("room");
         }
+        // And goes on to look, for longer than a packet is waited for.
         let now_ns = self.monotonic + 1_000_000_000;
+        let hurry = false;
+        rewriter
+            .record(Record::Control(Control::Step { now_ns, hurry }))
+            .expect("room");
         rewriter
             .record(Record::Control(Control::Finish { now_ns }))
             .expect("room");

@@ -1,5 +1,7 @@
 //! All captures as one, in the order of the first one's clock.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::path::Path;
 
 use super::clock::Offset;
@@ -39,7 +41,6 @@ impl Thread {
                 None
             }
         };
-        // Only events: a node's moments are ahead of what was then still on its way to the tracer.
         if let Some(Record::Event(sighting)) = &self.next {
             self.at_ns = self.at_ns.max(self.aligned(sighting.event.time_ns));
         }
@@ -84,6 +85,9 @@ pub(super) fn weave(
     });
     let mut known = Known::new(nodes.collect());
     let mut rewriter = Rewriter::create(out.to_owned(), header)?;
+    // A node looks while events of a moment ago are on their way to it, and goes on to look behind its last
+    // one. All nodes look together once the events of all are past that moment.
+    let mut moments = BinaryHeap::new();
     let mut now_ns = 0;
     while let Some(number) = earliest(&threads) {
         let thread = &mut threads[number];
@@ -91,9 +95,15 @@ pub(super) fn weave(
             continue;
         };
         now_ns = now_ns.max(thread.at_ns);
-        take(number, record, thread, pairs, &mut known, &mut rewriter)?;
+        look(&mut rewriter, &mut moments, thread.at_ns)?;
+        if let Record::Control(Control::Step { now_ns, .. }) = record {
+            moments.push(Reverse(thread.aligned(now_ns)));
+        } else {
+            take(number, record, thread, pairs, &mut known, &mut rewriter)?;
+        }
         thread.advance();
     }
+    look(&mut rewriter, &mut moments, u64::MAX)?;
     // As a live trace ends, once for all.
     rewriter.record(Record::Control(Control::Finish { now_ns }))?;
     rewriter.record(Record::Control(Control::Step {
@@ -102,6 +112,23 @@ pub(super) fn weave(
     }))?;
     let errors = threads.into_iter().map(|thread| thread.error).collect();
     Ok((rewriter.finish()?, errors))
+}
+
+/// The moments before a time.
+fn look(
+    rewriter: &mut Rewriter,
+    moments: &mut BinaryHeap<Reverse<u64>>,
+    before_ns: u64,
+) -> anyhow::Result<()> {
+    while let Some(&Reverse(now_ns)) = moments.peek()
+        && now_ns < before_ns
+    {
+        moments.pop();
+        // What another node still has to say counts as well.
+        let hurry = false;
+        rewriter.record(Record::Control(Control::Step { now_ns, hurry }))?;
+    }
+    Ok(())
 }
 
 /// The capture whose next record comes first.
@@ -129,11 +156,6 @@ fn take(
             // Journeys are numbered anew: two halves are one.
             return rewriter.event(Sighting { event, ..sighting }, false);
         }
-        Record::Control(Control::Step { now_ns, .. }) => Record::Control(Control::Step {
-            now_ns: aligned(now_ns),
-            // What another node still has to say counts as well.
-            hurry: false,
-        }),
         Record::Control(Control::Loss { now_ns }) => Record::Control(Control::Loss {
             now_ns: aligned(now_ns),
         }),
@@ -147,7 +169,7 @@ fn take(
                 .collect(),
         ),
         // Others may go on after one ended, and what each found is found again of all together.
-        Record::Control(Control::Finish { .. } | Control::Forget)
+        Record::Control(Control::Step { .. } | Control::Finish { .. } | Control::Forget)
         | Record::Diagnosis(_)
         | Record::Header(_)
         | Record::Packet(_) => return Ok(()),

@@ -167,7 +167,7 @@ impl Lab {
         };
         // QEMU makes the terminal raw and, when killed, leaves it so.
         let _restored = self.interactive.then(SavedTerminal::save).flatten();
-        session::run(&kernel, &guest, &hardware, limits)
+        session::run_patiently(&kernel, &guest, &hardware, limits)
     }
 }
 

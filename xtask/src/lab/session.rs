@@ -1,6 +1,7 @@
 //! One command in one guest: streams copied live, exit status passed on, limits kept.
 
 use std::io::{BufRead as _, BufReader, Read, Write, stderr, stdout};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -11,9 +12,12 @@ use anyhow::{Context as _, Result, bail};
 use super::guest::{Guest, STARTED};
 use super::kernel::Kernel;
 use super::machine::{Hardware, Machine};
+use crate::step;
 
 /// How long a boot may take before it counts as failed.
 pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// How often a guest that ends during its boot is booted.
+const BOOTS: u32 = 3;
 /// A guest that has reported its status powers off at once; one that hangs is ended.
 const POWEROFF_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
@@ -30,6 +34,14 @@ pub(super) struct Limits {
     pub(super) command: Option<Duration>,
 }
 
+/// The guest was gone before the command started: nothing of the caller's has run yet.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest ended during boot (QEMU: {qemu})\n{last_words}")]
+pub(super) struct BootFailed {
+    qemu: ExitStatus,
+    last_words: String,
+}
+
 enum Event {
     Started,
     Exited(u8),
@@ -41,6 +53,27 @@ static ASKED_TO_STOP: AtomicBool = AtomicBool::new(false);
 /// True once Ctrl-C or a termination signal came while a guest was running.
 pub(crate) fn asked_to_stop() -> bool {
     ASKED_TO_STOP.load(Ordering::Relaxed)
+}
+
+/// The same as `run`, with more boots when the first ones fail.
+///
+/// An emulated processor may go on with an instruction that another one has just patched. Kernels
+/// patch themselves while they boot and then sometimes meet such a stale instruction and panic.
+pub(super) fn run_patiently(
+    kernel: &Kernel,
+    guest: &Guest,
+    hardware: &Hardware,
+    limits: Limits,
+) -> Result<u8> {
+    for _ in 1..BOOTS {
+        match run(kernel, guest, hardware, limits) {
+            Err(error) if error.is::<BootFailed>() => {
+                step::note(format!("{error}booting once more"));
+            }
+            ended => return ended,
+        }
+    }
+    run(kernel, guest, hardware, limits)
 }
 
 /// Boots, runs the guest's command and gives its exit status.
@@ -89,15 +122,11 @@ pub(super) fn run(
             if let Some(status) = events.iter().find_map(exit_status) {
                 break status;
             }
-            let when = if running_since.is_some() {
-                "while the command ran"
-            } else {
-                "during boot"
-            };
-            bail!(
-                "the guest ended {when} (QEMU: {qemu})\n{}",
-                machine.last_words()
-            );
+            let last_words = machine.last_words();
+            if running_since.is_none() {
+                return Err(BootFailed { qemu, last_words }.into());
+            }
+            bail!("the guest ended while the command ran (QEMU: {qemu})\n{last_words}");
         }
     };
     let asked = Instant::now();

@@ -26,6 +26,8 @@ use service_rules::ServiceRulesReader;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
 const GATHER_NS: u64 = 700_000_000;
+/// The same where the cluster's objects are still on their way.
+const GATHER_WITH_CLUSTER_NS: u64 = 1_700_000_000;
 /// Shortest pause between readings that only name new namespaces.
 const NAMES_PAUSE_NS: u64 = 100_000_000;
 /// Facts older than this are read anew before a diagnosis.
@@ -357,8 +359,14 @@ impl Collector {
     /// True once something asks for a diagnosis and the connections behind it had time to follow; at
     /// once with `hurry`.
     pub fn is_due(&self, now_ns: u64, hurry: bool) -> bool {
+        let awaited = self.cluster.as_ref().is_some_and(|facts| facts.awaited());
+        let patience = if awaited {
+            GATHER_WITH_CLUSTER_NS
+        } else {
+            GATHER_NS
+        };
         self.due_ns
-            .is_some_and(|asked| hurry || now_ns.saturating_sub(asked) >= GATHER_NS)
+            .is_some_and(|asked| hurry || now_ns.saturating_sub(asked) >= patience)
     }
 
     /// New or surer diagnoses, when they are due.

@@ -7,9 +7,11 @@ use std::net::SocketAddr;
 
 use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
+use super::service::lacking_fresh;
 use super::{Cause, Diagnosis, Site};
 use crate::event::protocol;
 use crate::hook::Role;
+use crate::kube::Resource;
 use crate::node::{NetnsId, RealServer, VirtualServer, VirtualServerKey};
 
 pub(super) const CAUSE: Cause = Cause {
@@ -61,6 +63,9 @@ pub(super) fn serves_nobody(server: &VirtualServer) -> bool {
     server.destinations.iter().all(is_unusable)
 }
 
+/// What says more of a virtual server that kube-proxy made.
+const NEEDED: [Resource; 2] = [Resource::Services, Resource::Endpoints];
+
 fn judge(
     evidence: &Evidence<'_>,
     netns: NetnsId,
@@ -110,6 +115,11 @@ fn judge(
             ),
         )
         .lacking_if(usable_now, "it has usable real servers now");
+    // The service behind it may have a cause of its own.
+    let diagnosis = match evidence.cluster {
+        Some(cluster) => lacking_fresh(diagnosis, cluster, &NEEDED),
+        None => diagnosis,
+    };
     let diagnosis = if by_kube_proxy {
         diagnosis.fix(
             [
@@ -184,6 +194,7 @@ pub(super) mod tests {
     use crate::cause::Certainty;
     use crate::cause::constructed::{Bench, ETH0, node, service};
     use crate::event::Detail;
+    use crate::kube::ClusterFacts;
 
     pub(in crate::cause) fn situation() -> Bench {
         let mut bench = node();
@@ -229,5 +240,14 @@ pub(super) mod tests {
         assert_eq!(bench.only().certainty, Certainty::Likely);
         bench.site().ipvs = Some(vec![service(6, "10.96.0.5:80", &[("10.244.0.9:80", 1)])]);
         assert_eq!(bench.only().certainty, Certainty::Likely);
+    }
+
+    #[test]
+    fn a_cluster_that_has_not_answered_leaves_it_likely() {
+        let mut bench = situation();
+        bench.cluster = Some(ClusterFacts::unread("https://192.0.2.1:6443"));
+        let found = bench.only();
+        assert_eq!(found.certainty, Certainty::Likely);
+        assert!(found.missing[0].contains("services"), "{found:#?}");
     }
 }

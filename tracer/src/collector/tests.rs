@@ -134,3 +134,22 @@ fn a_socket_on_a_nodeport_is_looked_at_once() {
     assert_eq!(due(true, "192.0.2.1:30000", &taken[..1]), (false, false));
     assert_eq!(due(false, "192.0.2.1:30000", &taken), (false, false));
 }
+
+#[test]
+fn a_diagnosis_waits_longer_for_a_cluster_that_has_not_answered() {
+    let due = |facts: Option<ClusterFacts>, now_ns: u64| {
+        let mut collector = collector();
+        collector.set_cluster(facts.map(Arc::new));
+        collector.due_ns = Some(0);
+        collector.is_due(now_ns, false)
+    };
+    let unread = || ClusterFacts::unread("https://192.0.2.1:6443");
+    assert!(due(None, GATHER_NS));
+    assert!(due(Some(cluster("node-a", &[])), GATHER_NS));
+    assert!(!due(Some(unread()), GATHER_NS));
+    assert!(due(
+        Some(unread().with_trouble("connection refused")),
+        GATHER_NS
+    ));
+    assert!(due(Some(unread()), GATHER_WITH_CLUSTER_NS));
+}

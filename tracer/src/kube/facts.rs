@@ -123,6 +123,12 @@ impl ClusterFacts {
             .all(|&resource| self.freshness(resource) == Freshness::Fresh)
     }
 
+    /// Whether any kind of object is still being read for the first time.
+    pub fn awaited(&self) -> bool {
+        let waiting = |&resource| self.freshness(resource) == Freshness::Waiting;
+        Resource::ALL.iter().any(waiting)
+    }
+
     /// Number of objects of a kind.
     pub fn count(&self, resource: Resource) -> usize {
         match resource {

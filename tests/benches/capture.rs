@@ -1,23 +1,29 @@
-//! What captures cost: writing, reading, showing and explaining a million events.
+//! What captures cost: writing, showing and explaining a million events. Prints one JSON object a line.
 //!
-//! `cargo bench -p tests --bench capture [-- FILE]` leaves the capture in FILE for other programs.
+//! `cargo bench -p tests --bench capture -- --tracer PATH`; `cargo xtask bench capture` builds both.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tracer::capture::{Control, Header, Options, Reader, Recorder, Replay};
+use nix::sys::resource::{UsageWho, getrusage};
+use serde_json::json;
+use tracer::capture::{Control, Header, Options, Recorder};
 use tracer::event::Event;
 use tracer::journey::Tracker;
 use tracer::kernel::reasons::DropReasons;
-use tracer::printer::{Format, Printer, Show};
-use tracer::view::model::JourneyView;
-use tracer::view::table;
 use tracer_ebpf::event as raw;
 use tracer_ebpf::hook::HookId;
 
 const EVENTS: usize = 1_000_000;
+/// What writing may add to the collector's own time.
+const MOST_WRITING: f64 = 0.3;
+const MOST_BYTES: f64 = 200.0;
+const MOST_EXPLAINING_S: f64 = 5.0;
+const MOST_EXPLAINING_MIB: f64 = 500.0;
+const MOST_OF_TSHARK: f64 = 0.1;
 /// A journey's events: a connection's packet through the stack to its socket.
 const WAY: [HookId; 10] = [
     HookId::DeviceReceive,
@@ -41,79 +47,102 @@ const STEP: usize = 2_000;
 const FAILS: usize = 1_000;
 
 fn main() -> anyhow::Result<()> {
-    let kept = std::env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with('-'))
-        .map(PathBuf::from);
+    let mut arguments = std::env::args().skip(1);
+    let tracer = arguments
+        .find(|argument| argument == "--tracer")
+        .and_then(|_| arguments.next())
+        .context("usage: capture --tracer PATH")?;
     let folder = tempfile::tempdir()?;
-    let file = kept.unwrap_or_else(|| folder.path().join("million.pcapng"));
+    let file = folder.path().join("million.pcapng");
     let events: Vec<raw::Event> = (0..EVENTS).map(event).collect();
+    let alone = joined(&events);
+    let handing = write(&file, &events)?;
+    drop(events);
+    row(
+        "capture: writing against decoding and joining",
+        handing.as_secs_f64() / alone.as_secs_f64(),
+        "times",
+        Some(MOST_WRITING),
+    );
+    let file = file.to_string_lossy();
+    let explain = run(&[&tracer, "explain", &file])?;
+    row(
+        "capture: explaining a million events",
+        explain.as_secs_f64(),
+        "s",
+        Some(MOST_EXPLAINING_S),
+    );
+    // The largest child so far, which is the one before.
+    let kib = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss();
+    row(
+        "capture: memory while explaining",
+        kib as f64 / 1024.0,
+        "MiB",
+        Some(MOST_EXPLAINING_MIB),
+    );
+    let show = run(&[&tracer, "show", &file])?;
+    row(
+        "capture: packets shown a second",
+        EVENTS as f64 / show.as_secs_f64(),
+        "1/s",
+        None,
+    );
+    match run(&["tshark", "-r", &file]) {
+        Ok(tshark) => row(
+            "capture: showing against tshark",
+            show.as_secs_f64() / tshark.as_secs_f64(),
+            "times",
+            Some(MOST_OF_TSHARK),
+        ),
+        Err(error) => println!(
+            "{}",
+            json!({"name": "capture: showing against tshark", "skipped": format!("{error:#}")})
+        ),
+    }
+    Ok(())
+}
 
+/// A line for `cargo xtask bench`.
+fn row(name: &str, value: f64, unit: &str, at_most: Option<f64>) {
+    println!(
+        "{}",
+        json!({"name": name, "value": value, "unit": unit, "at_most": at_most})
+    );
+}
+
+/// How long a program takes over the capture.
+fn run(words: &[&str]) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let status = Command::new(words[0])
+        .args(&words[1..])
+        .stdout(Stdio::null())
+        .status()
+        .with_context(|| format!("{} cannot be started", words[0]))?;
+    // 1: a cause was named.
+    anyhow::ensure!(
+        matches!(status.code(), Some(0 | 1)),
+        "{} failed: {status}",
+        words[0]
+    );
+    Ok(begun.elapsed())
+}
+
+/// How long the events take to their journeys without a capture.
+fn joined(events: &[raw::Event]) -> Duration {
     let begun = Instant::now();
     let mut tracker = Tracker::new(Some(NOT_SPECIFIED));
     let mut ended = Vec::new();
-    for event in &events {
+    for event in events {
         if let Some(event) = Event::decode(event) {
             tracker.push(event, &mut ended);
         }
         ended.clear();
     }
-    report("decode and join, without a capture", begun, EVENTS);
-
-    write(&file, &events)?;
-    drop(events);
-    let begun = Instant::now();
-    let mut reader = Reader::open(&file)?;
-    let mut records = 0;
-    while reader.next()?.is_some() {
-        records += 1;
-    }
-    report("read", begun, records);
-
-    let begun = Instant::now();
-    let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
-    let mut out = std::io::sink();
-    let mut rows = 0;
-    replay.run(
-        &mut Reader::open(&file)?,
-        |_| {},
-        |journey, names| {
-            if let Some(view) = JourneyView::new(journey, names) {
-                rows += usize::from(table::journey(&mut out, &view).is_ok());
-            }
-        },
-    )?;
-    report("show --journeys", begun, EVENTS);
-    anyhow::ensure!(rows == EVENTS / WAY.len(), "{rows} journeys");
-
-    let begun = Instant::now();
-    let mut replay = Replay::new(Printer::new(Format::Silent, Show::Failed));
-    replay.run(&mut Reader::open(&file)?, |_| {}, |_, _| {})?;
-    report("explain", begun, EVENTS);
-    println!("most memory at once: {}", peak()?);
-    Ok(())
+    begun.elapsed()
 }
 
-fn report(what: &str, begun: Instant, count: usize) {
-    let seconds = begun.elapsed().as_secs_f64();
-    println!(
-        "{what:<36} {seconds:>7.3} s  {:>7.0} ns each  {:>10.0} a second",
-        seconds * 1e9 / count as f64,
-        count as f64 / seconds
-    );
-}
-
-/// The most memory that this process had, in the kernel's words.
-fn peak() -> anyhow::Result<String> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .context("the kernel does not say")?;
-    Ok(line.trim().to_owned())
-}
-
-fn write(file: &Path, events: &[raw::Event]) -> anyhow::Result<()> {
+/// Writes the capture; gives how long that kept the trace itself.
+fn write(file: &Path, events: &[raw::Event]) -> anyhow::Result<Duration> {
     let options = Options {
         path: file.to_owned(),
         rotate: None,
@@ -136,7 +165,7 @@ fn write(file: &Path, events: &[raw::Event]) -> anyhow::Result<()> {
     };
     let reasons: DropReasons = reasons.into_iter().collect();
     let begun = Instant::now();
-    let mut handing = std::time::Duration::ZERO;
+    let mut handing = Duration::ZERO;
     let mut recorder = Recorder::start(options, header, Arc::new(reasons))?;
     for batch in events.chunks(STEP) {
         let step = Instant::now();
@@ -158,19 +187,23 @@ fn write(file: &Path, events: &[raw::Event]) -> anyhow::Result<()> {
     }
     let lost = recorder.unwritten();
     let written = recorder.finish()?;
-    report("write, both threads", begun, events.len());
-    println!(
-        "{:<36} {:>7.3} s  {:>7.0} ns each",
-        "the trace's own share of writing",
-        handing.as_secs_f64(),
-        handing.as_secs_f64() * 1e9 / events.len() as f64
+    anyhow::ensure!(
+        lost == 0 && written.events == EVENTS as u64,
+        "{lost} events lost"
     );
-    println!(
-        "{} events, {lost} lost, {:.1} bytes each",
-        written.events,
-        written.bytes as f64 / written.events as f64
+    row(
+        "capture: events written a second",
+        EVENTS as f64 / begun.elapsed().as_secs_f64(),
+        "1/s",
+        None,
     );
-    Ok(())
+    row(
+        "capture: bytes an event, not packed",
+        written.bytes as f64 / written.events as f64,
+        "bytes",
+        Some(MOST_BYTES),
+    );
+    Ok(handing)
 }
 
 /// The event with this number: journeys one after the other, on 64 packet buffers.

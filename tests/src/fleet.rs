@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::api_server::{ApiServer, Options, Script};
@@ -130,6 +132,69 @@ pub fn captured(tracer: &Tracer) -> anyhow::Result<()> {
         || format!("a file was overwritten: {again:?}"),
     )?;
     wait("everything is gone again", gone)
+}
+
+/// Captures of two nodes, recorded in the lab.
+const RECORDED: [(&str, &str, &[u8]); 2] = [
+    (
+        "node-a",
+        "vip-nodeport-unbound",
+        include_bytes!("../captures/vip-nodeport-unbound.pcapng"),
+    ),
+    (
+        "node-b",
+        "service-no-endpoints",
+        include_bytes!("../captures/service-no-endpoints.pcapng"),
+    ),
+];
+/// Bytes of a capture in one line of a log.
+const PART: usize = 24 << 10;
+
+/// What the captures of all nodes show together is said, and kept in one file.
+///
+/// # Errors
+/// With what was other than expected.
+pub fn joined(tracer: &Tracer) -> anyhow::Result<()> {
+    let server = ApiServer::start(Options::default())?;
+    for (node, _, capture) in RECORDED {
+        server.put("nodes", json!({"metadata": {"name": node}}));
+        let parts = capture.chunks(PART).enumerate();
+        let script = Script::Says {
+            lines: parts
+                .map(|(number, bytes)| part(number * PART, &STANDARD.encode(bytes)))
+                .collect(),
+            pause: Duration::ZERO,
+            stays: false,
+            last: vec![summary().to_string()],
+            code: 0,
+        };
+        server.kubelet(node, script);
+    }
+    let folder = tempfile::tempdir()?;
+    let answer = tracer.run(&[
+        "cluster",
+        "capture",
+        "--format",
+        "json",
+        "--image",
+        "registry.example/tracer:1",
+        "--kubeconfig",
+        &server.kubeconfig().to_string_lossy(),
+        "-o",
+        &folder.path().to_string_lossy(),
+    ])?;
+    answer.expect_code(1)?;
+    let found = answer.objects("diagnosis");
+    for (_, cause, _) in RECORDED {
+        check(found.iter().any(|found| found["cause"] == cause), || {
+            format!("{cause} is not among {found:#?}")
+        })?;
+    }
+    check(answer.objects("merge").len() == RECORDED.len(), || {
+        answer.stderr.clone()
+    })?;
+    let together = folder.path().join("all_nodes.pcapng");
+    check(together.exists(), || "nothing was joined".into())
 }
 
 /// Two nodes until Ctrl-C: last words, one entry for the cause that both saw, nothing left.

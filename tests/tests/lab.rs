@@ -105,6 +105,10 @@ fn long(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
             "cluster capture: a file for each node, parts counted, nothing left",
             tests::fleet::captured,
         ),
+        Test::new(
+            "cluster capture: what all nodes saw is joined and explained",
+            tests::fleet::joined,
+        ),
     ];
     tests.extend(tests::filter::tests());
     tests.extend(tests::check::tests());

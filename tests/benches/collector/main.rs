@@ -19,6 +19,8 @@ const LIVE_FLOWS: u64 = 1_000_000;
 /// Targets, MiB.
 const MOST_MIB: f64 = 512.0;
 const MOST_GROWTH_MIB: f64 = 4.0;
+/// Clients of the many events.
+const CLIENTS: u64 = 1_000;
 const MANY_EVENTS: u64 = 10_000_000;
 /// Tells the program what to run under callgrind.
 const UNDER_CALLGRIND: &str = "COLLECTOR_UNDER_CALLGRIND";
@@ -40,7 +42,7 @@ fn main() -> anyhow::Result<()> {
         live_flows(&replay)?;
     }
     if wants("flat") {
-        flat(&replay)?;
+        flat(&replay.of_clients(CLIENTS))?;
     }
     Ok(())
 }
@@ -114,12 +116,10 @@ fn live_flows(replay: &Replay) -> anyhow::Result<()> {
 
 fn flat(replay: &Replay) -> anyhow::Result<()> {
     let mut collector = collector();
-    let clients = 1_000;
     let (mut passes, mut events, mut early) = (0_u64, 0, 0.0);
     while events < MANY_EVENTS {
-        // The same clients come again and again.
-        events += replay.into(&mut collector, passes..passes + clients).events;
-        passes += clients;
+        events += replay.into(&mut collector, passes..passes + CLIENTS).events;
+        passes += CLIENTS;
         if early == 0.0 && events >= MANY_EVENTS / 4 {
             early = memory_mib("VmRSS")?;
         }

@@ -17,6 +17,8 @@ const PERIOD_NS: u64 = 10_000_000;
 pub(crate) struct Replay {
     events: Vec<Recorded>,
     span_ns: u64,
+    /// Passes after which the clients begin again.
+    clients: u64,
 }
 
 struct Recorded {
@@ -46,7 +48,16 @@ impl Replay {
             .collect();
         let time = |recorded: Option<&Recorded>| recorded.map_or(0, |it| it.event.time_ns);
         let span_ns = time(events.last()) - time(events.first()) + 1_000;
-        Self { events, span_ns }
+        Self {
+            events,
+            span_ns,
+            clients: 0x0040_0000,
+        }
+    }
+
+    /// The same with so many clients, which come again and again.
+    pub(crate) fn of_clients(self, clients: u64) -> Self {
+        Self { clients, ..self }
     }
 
     pub(crate) fn events(&self) -> usize {
@@ -56,7 +67,7 @@ impl Replay {
     /// Gives the events of one pass to `take`.
     fn pass(&self, number: u64, mut take: impl FnMut(&raw::Event)) {
         // 10.64.0.0/10 for the clients, 100.64.0.0/10 for what they are masqueraded to.
-        let low = (number & 0x003f_ffff) as u32;
+        let low = (number % self.clients) as u32;
         let varied = [0x0a40_0000 | low, 0x6440_0000 | low].map(u32::to_be_bytes);
         for recorded in &self.events {
             let mut event = recorded.event;

@@ -118,16 +118,15 @@ impl Received {
     }
 
     /// The file of a node.
-    fn path(&self, node: &str) -> PathBuf {
+    pub fn path(&self, node: &str) -> PathBuf {
         // A node's name is a DNS name; whatever a server says, nothing leaves the folder.
         self.folder
             .join(format!("{}.pcapng", node.replace('/', "_")))
     }
 
     /// A file that one of these nodes would overwrite.
-    pub fn in_the_way(&self, nodes: &[String]) -> Option<PathBuf> {
-        let mut paths = nodes.iter().map(|node| self.path(node));
-        paths.find(|path| path.exists())
+    pub fn in_the_way<'a>(&self, nodes: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
+        nodes.map(|node| self.path(node)).find(|path| path.exists())
     }
 
     /// Puts a part of a node's capture where it belongs.
@@ -194,7 +193,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut received = Received::new(folder.path()).expect("a folder");
         let nodes = ["node-a".to_owned(), "../node-b".to_owned()];
-        assert_eq!(received.in_the_way(&nodes), None);
+        assert_eq!(received.in_the_way(nodes.iter().map(String::as_str)), None);
         for chunk in chunks.iter().chain(&chunks[..1]) {
             received.take("node-a", chunk).expect("a file");
         }
@@ -203,7 +202,11 @@ mod tests {
                 received.take("../node-b", chunk).expect("a file");
             }
         }
-        assert!(received.in_the_way(&nodes).is_some());
+        assert!(
+            received
+                .in_the_way(nodes.iter().map(String::as_str))
+                .is_some()
+        );
         let files = received.finish();
         let whole = blocks.concat();
         let [b, a] = &files[..] else {

@@ -1,9 +1,10 @@
 //! `rp-filter`: the reverse path filter dropped the packet.
 
-use super::audit::nothing;
+use super::audit::{Finding, is_node};
 use super::evidence::Evidence;
 use super::source_check::{Refusal, Refused, mode, refused};
 use super::{Cause, Diagnosis, Failure, Site};
+use crate::node::Address;
 
 pub(super) const CAUSE: Cause = Cause {
     code: "rp-filter",
@@ -20,7 +21,7 @@ is on), and the route back to its source leads by another device.
 Fix: rp_filter=2 on the device, or make the routes symmetric.",
     explains: &[],
     examine,
-    audit: nothing,
+    audit,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
@@ -35,6 +36,40 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             Some(say(evidence, refused, &failures))
         })
         .collect()
+}
+
+/// Networks that a node is in by a strict device while its way to them leads by another.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    evidence
+        .sites()
+        .filter(|site| is_node(evidence, site))
+        .flat_map(|site| site.facts.addresses.iter().map(move |entry| (site, entry)))
+        .filter(|(site, entry)| is_asymmetric(site, entry))
+        .map(|(site, entry)| {
+            let refused = Refused {
+                netns: site.facts.id,
+                ifindex: entry.link,
+                source: entry.address,
+            };
+            Finding::warning(
+                say(evidence, refused, &[])
+                    .lacking("a packet that was dropped for it: nothing was traced"),
+            )
+        })
+        .collect()
+}
+
+fn is_asymmetric(site: &Site<'_>, entry: &Address) -> bool {
+    let shared = entry.address.is_ipv4() && entry.prefix_length < 32;
+    let back = site.main_route(entry.address).and_then(|route| route.link);
+    shared
+        && mode(site, entry.link) == Some(1)
+        && back.is_some_and(|link| link != entry.link)
+        && site
+            .facts
+            .links
+            .iter()
+            .any(|link| link.index == entry.link && link.up)
 }
 
 fn say(evidence: &Evidence<'_>, refused: Refused, failures: &[&Failure<'_>]) -> Diagnosis {
@@ -105,7 +140,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::{Bench, CNI0, node};
+    use crate::cause::constructed::{Bench, CNI0, ip, link, node, service};
 
     fn with(reason: &str) -> Bench {
         let mut bench = node();
@@ -143,5 +178,33 @@ pub(super) mod tests {
         let mut bench = with("");
         bench.without_sysctl("net/ipv4/conf/all/rp_filter");
         assert_eq!(bench.only().certainty, Certainty::Likely);
+    }
+
+    #[test]
+    fn a_second_card_in_the_same_network_is_found_without_traffic() {
+        let findings = |mode: &str| {
+            let mut bench = node();
+            let site = bench.site();
+            site.ipvs = Some(vec![service(6, "10.96.0.5:80", &[])]);
+            site.links.push(link(9, "eth1"));
+            let first = site.addresses[0].clone();
+            site.addresses.push(Address {
+                link: 9,
+                address: ip("192.0.2.2"),
+                ..first
+            });
+            for device in ["eth0", "eth1"] {
+                bench.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), mode);
+            }
+            bench.with_evidence(|evidence| audit(evidence))
+        };
+        let found = findings("1");
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].diagnosis.certainty, Certainty::Likely);
+        assert!(
+            found[0].diagnosis.summary.contains("come in by eth1"),
+            "{found:#?}"
+        );
+        assert!(findings("2").is_empty());
     }
 }

@@ -32,11 +32,21 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     } else {
         Show::Failed
     };
-    let mut reader = open(&arguments.file)?;
-    let mut replay = Replay::new(Printer::new(output.printer_format(), show));
     let filter = filter(&arguments.filter, &arguments.file)?;
+    explain(&arguments.file, filter, show, output)
+}
+
+/// Prints what a capture shows of the packets that match.
+pub(super) fn explain(
+    file: &Path,
+    filter: Filter,
+    show: Show,
+    output: &Output,
+) -> Result<Exit, Failure> {
+    let mut reader = open(file)?;
+    let mut replay = Replay::new(Printer::new(output.printer_format(), show));
     replay.analysis().only(filter);
-    let progress = progress(&arguments.file, reader.is_packed());
+    let progress = progress(file, reader.is_packed());
     let ended = replay.run(
         &mut reader,
         |position| progress.set_position(position),
@@ -46,7 +56,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     say_skipped(&reader);
     let named = !replay.diagnoses().is_empty();
     if let Some(error) = ended.error {
-        return Err(damaged(&arguments.file, error));
+        return Err(damaged(file, error));
     }
     Ok(if named {
         Exit::CauseNamed

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
+use super::merge::explain_together;
 use super::run::interrupted;
 use super::{Exit, Failure, Output, runtime, value};
 use crate::capture::{Chunk, Received, ReceivedFile, STANDARD_OUTPUT};
@@ -25,6 +26,9 @@ const QUEUE: usize = 1024;
 /// Where the pods go: system components are exempt from pod security there, and the least rights of
 /// `tracer cluster rbac` are written for it.
 const NAMESPACE: &str = "kube-system";
+
+/// Stands for all nodes together: no node's name has an underscore.
+const TOGETHER: &str = "all_nodes";
 
 /// Which cluster, and where in it.
 #[derive(Args, Debug)]
@@ -83,7 +87,8 @@ pub(super) struct Run {
 pub(super) struct Capture {
     #[command(flatten)]
     run: Run,
-    /// Folder for the captures: one pcapng for each node, named after it.
+    /// Folder for the captures: one pcapng for each node, named after it, and all_nodes.pcapng, in which
+    /// journeys go on from node to node.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 }
@@ -175,7 +180,7 @@ fn trace(arguments: &Run, folder: Option<&Path>, output: &Output) -> Result<Exit
         Format::Text { style, .. } => Some(style),
     };
     let place = arguments.place.place();
-    runtime()?.block_on(async {
+    let (outcome, printed) = runtime()?.block_on(async {
         let (stopper, stop) = watch::channel(Stop::No);
         let (sender, news) = mpsc::channel(QUEUE);
         let printing = async {
@@ -198,33 +203,57 @@ fn trace(arguments: &Run, folder: Option<&Path>, output: &Output) -> Result<Exit
             done = work => done,
             () = listening => return Err(Failure::cannot_trace("interrupted")),
         };
-        let outcome = outcome.map_err(failure)?;
-        let Printed {
-            gathered,
-            ends,
-            captures,
-        } = printed?;
-        let diagnoses = gathered.diagnoses();
-        for found in &diagnoses {
-            view::diagnosis(&mut stdout(), found, style)?;
-        }
-        let printer = Printer::new(output.printer_format(), Show::Nothing);
-        for file in captures.map(Received::finish).unwrap_or_default() {
-            printer.object("node-capture", &file, &capture_words(&file))?;
-        }
-        let traced = ends.iter().any(|node| node.summary.is_some());
-        let summary = FleetSummary {
-            run: outcome.run,
-            nodes: ends,
-            left: outcome.left,
-        };
-        view::summary(&mut stdout(), &summary, style)?;
-        Ok(match (diagnoses.is_empty(), traced) {
-            (false, _) => Exit::CauseNamed,
-            (true, true) => Exit::Healthy,
-            (true, false) => Exit::CannotTrace,
-        })
+        Ok((outcome.map_err(failure)?, printed?))
+    })?;
+    let Printed {
+        gathered,
+        ends,
+        captures,
+    } = printed;
+    let diagnoses = gathered.diagnoses();
+    for found in &diagnoses {
+        view::diagnosis(&mut stdout(), found, style)?;
+    }
+    let printer = Printer::new(output.printer_format(), Show::Nothing);
+    let joined = captures.as_ref().map(|captures| captures.path(TOGETHER));
+    let files = captures.map(Received::finish).unwrap_or_default();
+    for file in &files {
+        printer.object("node-capture", file, &capture_words(file))?;
+    }
+    let show = if arguments.all {
+        Show::All
+    } else {
+        Show::Failed
+    };
+    let named = match joined {
+        Some(joined) if files.len() > 1 => together(&files, &joined, show, output),
+        _ => false,
+    };
+    let traced = ends.iter().any(|node| node.summary.is_some());
+    let summary = FleetSummary {
+        run: outcome.run,
+        nodes: ends,
+        left: outcome.left,
+    };
+    view::summary(&mut stdout(), &summary, style)?;
+    Ok(match (named || !diagnoses.is_empty(), traced) {
+        (true, _) => Exit::CauseNamed,
+        (false, true) => Exit::Healthy,
+        (false, false) => Exit::CannotTrace,
     })
+}
+
+/// Joins the nodes' captures and says what they show together; whether that names a cause. Captures that
+/// cannot be joined are still there one by one.
+fn together(files: &[ReceivedFile], joined: &Path, show: Show, output: &Output) -> bool {
+    let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
+    match explain_together(&paths, joined, show, output) {
+        Ok(exit) => exit == Exit::CauseNamed,
+        Err(failure) => {
+            eprintln!("tracer: the captures cannot be joined: {:#}", failure.error);
+            false
+        }
+    }
 }
 
 /// What is said of a run's beginning.
@@ -284,7 +313,8 @@ async fn print(
     while let Some(news) = news.recv().await {
         match news {
             News::Begun { run, nodes } => {
-                let in_the_way = captures.as_ref().and_then(|found| found.in_the_way(&nodes));
+                let names = nodes.iter().map(String::as_str).chain([TOGETHER]);
+                let in_the_way = captures.as_ref().and_then(|found| found.in_the_way(names));
                 if let Some(path) = in_the_way {
                     return Err(std::io::Error::other(format!(
                         "{} is there already; name another folder with -o",

@@ -1,14 +1,16 @@
 //! `tracer merge`: captures of several nodes as one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::explain::damaged;
+use super::explain::{damaged, explain};
 use super::export::{Anonymize, rewrite, scratch};
 use super::{Exit, Failure, Output, OutputFormat};
+use crate::capture::Written;
 use crate::filter::Filter;
-use crate::merge::{Merged, merge};
+use crate::merge::{Joined, Merged, merge};
+use crate::printer::Show;
 use crate::view::json;
 
 /// What was typed.
@@ -47,7 +49,15 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             Merged { written, ..merged }
         }
     };
-    for capture in &joined {
+    say(&joined, &written, output)?;
+    match wrong.into_iter().next() {
+        Some((file, error)) => Err(damaged(&file, error)),
+        None => Ok(Exit::Healthy),
+    }
+}
+
+fn say(joined: &[Joined], written: &Written, output: &Output) -> Result<(), Failure> {
+    for capture in joined {
         if output.format == OutputFormat::Json {
             json::line(&mut std::io::stdout(), "merge", capture)?;
         } else {
@@ -57,8 +67,17 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     if output.format == OutputFormat::Text {
         println!("{}", written.words());
     }
-    match wrong.into_iter().next() {
-        Some((file, error)) => Err(damaged(&file, error)),
-        None => Ok(Exit::Healthy),
-    }
+    Ok(())
+}
+
+/// Joins captures and prints what they show together.
+pub(super) fn explain_together(
+    files: &[PathBuf],
+    out: &Path,
+    show: Show,
+    output: &Output,
+) -> Result<Exit, Failure> {
+    let merged = merge(files, out)?;
+    say(&merged.joined, &merged.written, output)?;
+    explain(out, Filter::default(), show, output)
 }

@@ -43,16 +43,19 @@ impl Endpoint {
 impl Objects {
     /// The node alone.
     pub(super) fn new(options: &Options) -> Self {
-        let node = options.hosts.get(1).cloned().unwrap_or_default();
-        let object = json!({"kind": "Node", "metadata": {"name": node}, "status": {
-            "addresses": [{"type": "InternalIP", "address": options.node}],
-            "conditions": [{"type": "Ready", "status": "True"}],
-            "nodeInfo": {"kubeletVersion": "v1.20.15"}}});
+        let name = options.hosts.get(1).cloned().unwrap_or_default();
         Self {
-            node,
+            list: vec![node(&name, options.node)],
+            node: name,
             app: options.app.clone(),
-            list: vec![object],
         }
+    }
+
+    /// The second node.
+    pub(super) fn peer(mut self, options: &Options) -> Self {
+        let name = options.hosts.get(4).cloned().unwrap_or_default();
+        self.list.push(node(&name, options.peer));
+        self
     }
 
     /// The service with its ClusterIP and its NodePort; `more` goes over its spec.
@@ -131,4 +134,11 @@ impl Objects {
             facts.configured(&format!("mode: {mode}\n"))?,
         )))
     }
+}
+
+fn node(name: &str, address: Ipv4Addr) -> Value {
+    json!({"kind": "Node", "metadata": {"name": name}, "status": {
+        "addresses": [{"type": "InternalIP", "address": address}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+        "nodeInfo": {"kubeletVersion": "v1.20.15"}}})
 }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
+
 use super::namespace::Namespace;
 
 const QUESTION: &[u8] = b"who answers?\n";
@@ -149,20 +151,51 @@ pub fn tcp_attempt(
     patience: Duration,
 ) -> anyhow::Result<Attempt> {
     attempt(client, move || {
-        let mut stream = match TcpStream::connect_timeout(&to, patience) {
-            Ok(stream) => stream,
-            Err(error) => return outcome(&error, Outcome::TimedOut),
-        };
-        let asked = stream
-            .set_read_timeout(Some(patience))
-            .and_then(|()| stream.write_all(QUESTION));
-        let mut answer = [0; 64];
-        match asked.and_then(|()| stream.read(&mut answer)) {
-            Ok(1..) => Outcome::Answered,
-            Ok(0) => Outcome::NoAnswer,
-            Err(error) => outcome(&error, Outcome::NoAnswer),
+        match TcpStream::connect_timeout(&to, patience) {
+            Ok(mut stream) => ask(&mut stream, patience),
+            Err(error) => outcome(&error, Outcome::TimedOut),
         }
     })
+}
+
+/// The same from a port that may have been used before.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn tcp_attempt_from(
+    client: &Namespace,
+    from_port: u16,
+    to: SocketAddr,
+) -> anyhow::Result<Attempt> {
+    let from = SocketAddr::from((Ipv4Addr::UNSPECIFIED, from_port));
+    let connect = move || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        Ok(TcpStream::from(socket))
+    };
+    attempt(client, move || match connect() {
+        Ok(mut stream) => {
+            let outcome = ask(&mut stream, PATIENCE);
+            // Whoever closes first keeps the port for a minute: that is to be the server.
+            let _ = stream.read(&mut [0; 64]);
+            outcome
+        }
+        Err(error) => outcome(&error, Outcome::TimedOut),
+    })
+}
+
+fn ask(stream: &mut TcpStream, patience: Duration) -> Outcome {
+    let asked = stream
+        .set_read_timeout(Some(patience))
+        .and_then(|()| stream.write_all(QUESTION));
+    let mut answer = [0; 64];
+    match asked.and_then(|()| stream.read(&mut answer)) {
+        Ok(1..) => Outcome::Answered,
+        Ok(0) => Outcome::NoAnswer,
+        Err(error) => outcome(&error, Outcome::NoAnswer),
+    }
 }
 
 /// Asks over UDP and waits for the answer.

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: what tracing costs, on one kernel in one run, beside targets and pwru.
 //!
-//! The work is done by the workspace's benchmark programs: `collector` and `cluster` run here, `node`
-//! inside the lab. This builds and starts them, gathers their rows, prints one table and keeps it as
+//! The work is done by the workspace's benchmark programs: `collector`, `capture` and `cluster` run here,
+//! `node` inside the lab. This builds and starts them, gathers their rows, prints one table and keeps it as
 //! JSON. It measures nothing itself.
 
 mod native;
@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
 enum Part {
     /// Instructions per event, memory of flows
     Collector,
+    /// Writing, showing and explaining a million events
+    Capture,
+    /// Facts of a cluster of 5,000 services
+    Cluster,
     /// Judging a hundred thousand flows
     Causes,
     /// Kernel time, round trips, readiness, loss and diagnosis in the lab
@@ -49,6 +53,12 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     };
     if wants(Part::Collector) {
         take(Part::Collector, native::collector(&toolchain));
+    }
+    if wants(Part::Capture) {
+        take(Part::Capture, native::capture(&toolchain));
+    }
+    if wants(Part::Cluster) {
+        take(Part::Cluster, native::cluster(&toolchain));
     }
     if wants(Part::Causes) {
         take(Part::Causes, native::causes(&toolchain));

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::row::Row;
 use crate::setup::EbpfToolchain;
+use crate::{run, workspace};
 
 /// Judging a hundred thousand flows may take this long.
 const MOST_JUDGING: Duration = Duration::from_secs(2);
@@ -15,10 +16,27 @@ const JUDGING: &str = "cause::benchmark::judging_a_hundred_thousand_flows_is_qui
 
 /// Instructions per event, memory of a million flows, growth over ten million events.
 pub(super) fn collector(toolchain: &EbpfToolchain) -> Result<Vec<Row>> {
-    let text = output(
+    benchmark(toolchain, &["collector"])
+}
+
+/// Writing, showing and explaining a million events, beside tshark.
+pub(super) fn capture(toolchain: &EbpfToolchain) -> Result<Vec<Row>> {
+    run::build_tracer(toolchain)?;
+    let tracer = workspace::target().join("release/tracer");
+    benchmark(
         toolchain,
-        &["bench", "--package", "tests", "--bench", "collector"],
-    )?;
+        &["capture", "--", "--tracer", &tracer.to_string_lossy()],
+    )
+}
+
+/// Facts of a cluster of 5,000 services and 50,000 endpoints.
+pub(super) fn cluster(toolchain: &EbpfToolchain) -> Result<Vec<Row>> {
+    benchmark(toolchain, &["cluster"])
+}
+
+fn benchmark(toolchain: &EbpfToolchain, target: &[&str]) -> Result<Vec<Row>> {
+    let words = ["bench", "--package", "tests", "--bench"];
+    let text = output(toolchain, &[&words, target].concat())?;
     Ok(text.lines().filter_map(Row::in_line).collect())
 }
 

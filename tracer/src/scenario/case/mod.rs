@@ -6,6 +6,7 @@ mod accept_queue_full;
 mod bad_checksum;
 mod bridge_nf_off;
 mod bridge_port_blocked;
+mod conntrack_full;
 mod conntrack_invalid;
 mod dns_stale_conntrack;
 mod duplicate_address;
@@ -16,6 +17,7 @@ mod forward_policy_drop;
 mod hairpin_off;
 mod ip_forward_off;
 mod ipv6_forward_off;
+mod ipvs_conn_reuse;
 mod ipvs_no_destination;
 mod ipvs_stale_connection;
 mod ipvs_weight_zero;
@@ -37,6 +39,7 @@ mod route_blackhole;
 mod rp_filter;
 mod service_no_endpoints;
 mod snat_exhausted;
+mod source_address_ambiguous;
 mod syn_flood;
 mod tc_or_xdp_drop;
 mod terminating_endpoint;
@@ -62,6 +65,7 @@ pub const REGISTRY: &[Scenario] = &[
     ipvs_no_destination::SCENARIO,
     lb_source_range::SCENARIO,
     network_policy_drop::SCENARIO,
+    conntrack_full::SCENARIO,
     conntrack_invalid::SCENARIO,
     tc_or_xdp_drop::SCENARIO,
     forward_policy_drop::SCENARIO,
@@ -70,6 +74,7 @@ pub const REGISTRY: &[Scenario] = &[
     ipv6_forward_off::SCENARIO,
     rp_filter::SCENARIO,
     martian_source::SCENARIO,
+    source_address_ambiguous::SCENARIO,
     route_blackhole::SCENARIO,
     no_route::SCENARIO,
     neighbour_failed::SCENARIO,
@@ -81,6 +86,7 @@ pub const REGISTRY: &[Scenario] = &[
     dns_stale_conntrack::SCENARIO,
     ipvs_weight_zero::SCENARIO,
     ipvs_stale_connection::SCENARIO,
+    ipvs_conn_reuse::SCENARIO,
     vxlan_no_fdb::SCENARIO,
     bridge_port_blocked::SCENARIO,
     veth_peer_down::SCENARIO,

@@ -26,6 +26,10 @@ const MODULES: &[&str] = &[
     "nf_nat",
     "dummy",
     "br_netfilter",
+    "nf_conntrack_netlink",
+    "act_gact",
+    "cls_flower",
+    "sch_ingress",
 ];
 const CASE: &str = "vip-nodeport-unbound";
 

@@ -14,7 +14,7 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// What a file is wrapped in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Wrapping {
+enum Wrapping {
     None,
     Gzip,
     Zstd,
@@ -30,7 +30,7 @@ pub(super) struct Bytes {
     end: usize,
     /// Position of `start` in the unwrapped stream.
     position: u64,
-    pub(super) wrapping: Wrapping,
+    wrapping: Wrapping,
 }
 
 impl Bytes {
@@ -62,6 +62,11 @@ impl Bytes {
             position: 0,
             wrapping,
         })
+    }
+
+    /// The bytes on disk are others.
+    pub(super) const fn is_packed(&self) -> bool {
+        !matches!(self.wrapping, Wrapping::None)
     }
 
     /// Position of the next byte.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::block::{self, ETHERNET_HEADER, OptionList, Order, option, padded};
-use super::bytes::{Bytes, Wrapping};
+use super::bytes::Bytes;
 use super::foreign::{self, Classic};
 use super::record::{Headers, Packet, Record, Sighting, Unknown};
 use super::wire::{WireEvent, seen};
@@ -41,6 +41,15 @@ pub enum ReadError {
         /// What is wrong.
         reason: String,
     },
+}
+
+/// Nothing of the file was read.
+const fn unopened(source: io::Error) -> ReadError {
+    ReadError::Input {
+        position: 0,
+        packed: false,
+        source,
+    }
 }
 
 const fn of_what(packed: bool) -> &'static str {
@@ -166,12 +175,7 @@ impl Reader {
     /// # Errors
     /// When it cannot be read, or is no capture.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
-        let input = |source| ReadError::Input {
-            position: 0,
-            packed: false,
-            source,
-        };
-        Self::new(Bytes::open(path).map_err(input)?)
+        Self::new(Bytes::open(path).map_err(unopened)?)
     }
 
     /// Reads from a stream.
@@ -179,18 +183,14 @@ impl Reader {
     /// # Errors
     /// When it cannot be read, or is no capture.
     pub fn from_stream(input: impl io::Read + Send + 'static) -> Result<Self, ReadError> {
-        let failed = |source| ReadError::Input {
-            position: 0,
-            packed: false,
-            source,
-        };
-        Self::new(Bytes::unwrap(input).map_err(failed)?)
+        Self::new(Bytes::unwrap(input).map_err(unopened)?)
     }
 
     fn new(mut bytes: Bytes) -> Result<Self, ReadError> {
+        let packed = bytes.is_packed();
         let failed = |source| ReadError::Input {
             position: 0,
-            packed: false,
+            packed,
             source,
         };
         let head = bytes.peek(foreign::HEADER).map_err(failed)?;
@@ -204,7 +204,7 @@ impl Reader {
         } else {
             return Err(ReadError::Damage {
                 position: 0,
-                packed: false,
+                packed,
                 reason: "neither pcapng nor pcap; the file does not begin like one".into(),
             });
         };
@@ -224,8 +224,8 @@ impl Reader {
     }
 
     /// The file is packed: positions are not those of its bytes on disk.
-    pub fn is_packed(&self) -> bool {
-        self.bytes.wrapping != Wrapping::None
+    pub const fn is_packed(&self) -> bool {
+        self.bytes.is_packed()
     }
 
     /// Interfaces of the section.

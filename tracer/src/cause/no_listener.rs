@@ -8,8 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
-use crate::event::protocol;
+use crate::event::{Packet, protocol};
+use crate::flow::Direction;
 use crate::hook::Role;
+use crate::journey::Journey;
 use crate::node::{ListeningSocket, NetnsId};
 
 pub(super) const CAUSE: Cause = Cause {
@@ -80,6 +82,9 @@ fn unheard(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<(NetnsId, u
     if !failure.is_opening() || failure.journey.was_taken() {
         return None;
     }
+    if !failure.journey.rejected() && was_heard(failure) {
+        return None;
+    }
     if !failure.journey.rejected() && !failure.dropped_for(&["NO_SOCKET"], FUNCTIONS) {
         return None;
     }
@@ -98,6 +103,23 @@ fn unheard(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<(NetnsId, u
         return None;
     }
     Some((netns, tuple.protocol, tuple.destination))
+}
+
+/// A socket took another packet that opens the same TCP connection: this one is its repetition, which the
+/// kernel frees without a reason.
+fn was_heard(failure: &Failure<'_>) -> bool {
+    let opens = |journey: &Journey| {
+        let first = journey
+            .events
+            .first()
+            .and_then(|event| event.packet.as_ref());
+        first.is_some_and(Packet::opens)
+    };
+    failure.flow.client.protocol == protocol::TCP
+        && failure
+            .flow
+            .of(Direction::Request)
+            .any(|journey| journey.was_taken() && opens(journey))
 }
 
 /// A UDP answer that comes after its asker closed the socket: from a fixed port to one of those that
@@ -318,6 +340,27 @@ pub(super) mod tests {
         let mut bench = situation();
         bench.facts.namespaces.clear();
         assert_eq!(bench.only().certainty, Certainty::Likely);
+    }
+
+    #[test]
+    fn a_repeated_opening_that_a_socket_took_before_is_silent() {
+        let mut bench = node();
+        let ends = ("192.0.2.10:40000", "192.0.2.1:8080");
+        bench
+            .tcp(ends.0, ends.1)
+            .receive(ETH0)
+            .at(HookId::TcpReceive)
+            .at(HookId::TcpDeliver)
+            .ends();
+        bench
+            .tcp(ends.0, ends.1)
+            .receive(ETH0)
+            .at(HookId::TcpReceive)
+            .dropped("", "tcp_v4_rcv");
+        assert!(bench.codes().is_empty(), "{:?}", bench.codes());
+        // The program ended meanwhile.
+        refused(&mut bench, 8080);
+        assert_eq!(bench.only().code, CAUSE.code);
     }
 
     #[test]

@@ -184,12 +184,21 @@ pub(super) fn plug(
 /// Waits until the kernel counts a bridge port as up: it becomes forwarding then, whatever it was set to
 /// before.
 pub(super) fn settle_port(node: &Namespace, port: &str) -> anyhow::Result<()> {
+    let up = |shown: &str| shown.contains("state UP");
+    let line = format!("ip -o link show {port}");
+    settle(node, &line, up, "it does not come up")
+}
+
+/// Waits until a command shows what it should.
+fn settle(
+    host: &Namespace,
+    line: &str,
+    so: impl Fn(&str) -> bool,
+    otherwise: &str,
+) -> anyhow::Result<()> {
     let begun = Instant::now();
-    while !node
-        .output(&format!("ip -o link show {port}"))?
-        .contains("state UP")
-    {
-        anyhow::ensure!(begun.elapsed() < SETTLED, "{port} does not come up");
+    while !so(&host.output(line)?) {
+        anyhow::ensure!(begun.elapsed() < SETTLED, "{line}: {otherwise}");
         thread::sleep(SETTLED / 20);
     }
     Ok(())
@@ -271,7 +280,21 @@ pub(super) fn dual_stack(world: &World, site: &Site) -> anyhow::Result<()> {
     site.client
         .run_all(&[own(options.client, "eth0"), gateway(options.node)])?;
     site.pod
-        .run_all(&[own(options.pod, "eth0"), gateway(options.bridge_address)])
+        .run_all(&[own(options.pod, "eth0"), gateway(options.bridge_address)])?;
+    [&site.client, &site.node, &site.pod]
+        .into_iter()
+        .try_for_each(settle_addresses)
+}
+
+/// Waits until no other host was found to have the host's link-local addresses: until then it asks nobody
+/// for a neighbour.
+fn settle_addresses(host: &Namespace) -> anyhow::Result<()> {
+    settle(
+        host,
+        "ip -6 -o addr show tentative",
+        str::is_empty,
+        "its IPv6 addresses stay tentative",
+    )
 }
 
 /// The service's ClusterIP leads to an endpoint, as kube-proxy in iptables mode makes it.

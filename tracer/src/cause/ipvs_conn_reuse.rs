@@ -31,7 +31,7 @@ of weight 0 and was lost; or it was dropped there although the connection's real
 later SYN of the same connection went on.
 
 Fix: Linux 5.9 or later with conn_reuse_mode=1.",
-    explains: &["neighbour-failed", "no-route", "route-blackhole", "no-listener"],
+    explains: &["ipvs-weight-zero", "neighbour-failed", "no-route", "route-blackhole", "no-listener"],
     examine,
     audit,
 };

@@ -196,7 +196,7 @@ pub(super) mod tests {
             for device in ["eth0", "eth1"] {
                 bench.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), mode);
             }
-            bench.with_evidence(|evidence| audit(evidence))
+            bench.with_evidence(audit)
         };
         let found = findings("1");
         assert_eq!(found.len(), 1);

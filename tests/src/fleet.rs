@@ -20,7 +20,7 @@ fn diagnosis() -> Value {
 
 fn summary() -> Value {
     json!({"type": "summary", "seconds": 1.0, "events": 9, "packets": 3, "failed": 2, "hooks": [], "devices": [],
-        "drops": [], "lost": [], "kernel_runs": 9, "kernel_ms": 0.1, "process_ms": 1.0})
+        "drops": [], "lost": [], "left_out": 0, "kernel_runs": 9, "kernel_ms": 0.1, "process_ms": 1.0})
 }
 
 fn wait(what: &str, so: impl Fn() -> bool) -> anyhow::Result<()> {
@@ -143,8 +143,8 @@ const RECORDED: [(&str, &str, &[u8]); 2] = [
     ),
     (
         "node-b",
-        "service-no-endpoints",
-        include_bytes!("../captures/service-no-endpoints.pcapng"),
+        "vxlan-no-fdb",
+        include_bytes!("../captures/vxlan-no-fdb.pcapng"),
     ),
 ];
 /// Bytes of a capture in one line of a log.

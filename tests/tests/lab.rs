@@ -79,24 +79,6 @@ fn list() -> Vec<Test> {
             "kubernetes: IPVS against the cluster's objects",
             tests::cluster::differences,
         ),
-    ];
-    tests.extend(tests::attach::tests());
-    tests.extend(tests::paths::tests());
-    tests.extend(tests::rules::tests());
-    tests.extend(tests::guard::tests());
-    tests.extend(tests::proxy_rules::tests());
-    for expectation in EXPECTATIONS {
-        tests.push(Test::new(
-            format!("{CASE}: {}", expectation.variant),
-            |tracer| reproduce(tracer, expectation, &[]),
-        ));
-    }
-    tests
-}
-
-/// Tests that take long, or that not every kernel has been seen to pass.
-fn long(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
-    let mut tests = vec![
         Test::new(
             "serve: a real drop is counted by reason and cause",
             tests::serve::counts,
@@ -114,7 +96,23 @@ fn long(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
             tests::fleet::joined,
         ),
     ];
-    tests.extend(tests::filter::tests());
+    tests.extend(tests::attach::tests());
+    tests.extend(tests::paths::tests());
+    tests.extend(tests::rules::tests());
+    tests.extend(tests::guard::tests());
+    tests.extend(tests::proxy_rules::tests());
+    for expectation in EXPECTATIONS {
+        tests.push(Test::new(
+            format!("{CASE}: {}", expectation.variant),
+            |tracer| reproduce(tracer, expectation, &[]),
+        ));
+    }
+    tests
+}
+
+/// Tests that take long, or that not every kernel has been seen to pass.
+fn long(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
+    let mut tests = tests::filter::tests();
     tests.extend(tests::check::tests());
     tests.extend(tests::field_notes::tests());
     tests.extend(tests::capture::tests(tracer));

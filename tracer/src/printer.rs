@@ -37,6 +37,13 @@ pub enum Show {
     Nothing,
 }
 
+impl Show {
+    /// Every journey, or those that did not arrive.
+    pub const fn all_or_failed(all: bool) -> Self {
+        if all { Self::All } else { Self::Failed }
+    }
+}
+
 /// True unless the packet belongs to a TCP connection that another one opened.
 fn opens(journey: &Journey) -> bool {
     let Some(packet) = journey

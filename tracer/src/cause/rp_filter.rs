@@ -4,7 +4,7 @@ use super::audit::{Finding, is_node};
 use super::evidence::Evidence;
 use super::source_check::{Refusal, Refused, mode, refused};
 use super::{Cause, Diagnosis, Failure, Site};
-use crate::node::Address;
+use crate::node::{Address, Prefix, RuleAction};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "rp-filter",
@@ -24,6 +24,9 @@ Fix: rp_filter=2 on the device, or make the routes symmetric.",
     audit,
 };
 
+/// `RT_TABLE_DEFAULT`, `RT_TABLE_MAIN`, `RT_TABLE_LOCAL`: the tables of the rules that are always there.
+const USUAL_TABLES: [u32; 3] = [253, 254, 255];
+
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     evidence
         .group(|failure| match refused(evidence, failure)? {
@@ -42,34 +45,69 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     evidence
         .sites()
-        .filter(|site| is_node(evidence, site))
+        .filter(|site| is_node(evidence, site) && !routes_by_policy(site))
         .flat_map(|site| site.facts.addresses.iter().map(move |entry| (site, entry)))
-        .filter(|(site, entry)| is_asymmetric(site, entry))
-        .map(|(site, entry)| {
-            let refused = Refused {
-                netns: site.facts.id,
-                ifindex: entry.link,
-                source: entry.address,
-            };
-            Finding::warning(
-                say(evidence, refused, &[])
-                    .lacking("a packet that was dropped for it: nothing was traced"),
-            )
-        })
+        .filter_map(|(site, entry)| Some(Finding::warning(warn(site, entry)?)))
         .collect()
 }
 
-fn is_asymmetric(site: &Site<'_>, entry: &Address) -> bool {
-    let shared = entry.address.is_ipv4() && entry.prefix_length < 32;
-    let back = site.main_route(entry.address).and_then(|route| route.link);
-    shared
-        && mode(site, entry.link) == Some(1)
-        && back.is_some_and(|link| link != entry.link)
-        && site
-            .facts
-            .links
-            .iter()
-            .any(|link| link.index == entry.link && link.up)
+/// Other tables than the usual ones are asked, which may lead back by the right device.
+fn routes_by_policy(site: &Site<'_>) -> bool {
+    site.facts.rules.iter().any(|rule| {
+        let usual = USUAL_TABLES.contains(&rule.table);
+        !rule.ipv6 && rule.action == RuleAction::Lookup && !usual
+    })
+}
+
+fn warn(site: &Site<'_>, entry: &Address) -> Option<Diagnosis> {
+    let link = site
+        .facts
+        .links
+        .iter()
+        .find(|link| link.index == entry.link && link.up)?;
+    let network = Prefix {
+        address: entry.address,
+        length: entry.prefix_length,
+    }
+    .masked()?;
+    let shared = entry.address.is_ipv4() && network.length < 32;
+    let back = site
+        .main_route(entry.address)
+        .filter(|route| route.link.is_some_and(|back| back != entry.link))?;
+    if !shared || mode(site, entry.link) != Some(1) {
+        return None;
+    }
+    let (place, device) = (site.name(), &link.name);
+    let diagnosis = Diagnosis::new(
+        &CAUSE,
+        format!("{place} {device}"),
+        format!(
+            "{place} would drop packets from {network} that come in by {device}: the reverse path filter wants the way \
+             back to lead by {device} too, and it is {}.",
+            site.route_words(back)
+        ),
+    )
+    .prove("address", format!("{device} has {}/{}", entry.address, entry.prefix_length))
+    .prove("sysctl", strictness(device, 1))
+    .prove("route", format!("back to {network}: {}", site.route_words(back)))
+    .lacking("a packet that was dropped for it: nothing was traced");
+    Some(loosen(diagnosis, device).check(format!(
+        "sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.{device}.rp_filter   # the larger counts: not 1"
+    )))
+}
+
+fn strictness(device: &str, mode: i64) -> String {
+    format!("rp_filter of {device} is {mode} (the larger of all and {device})")
+}
+
+fn loosen(diagnosis: Diagnosis, device: &str) -> Diagnosis {
+    diagnosis.fix(
+        [
+            format!("sysctl -w net.ipv4.conf.{device}.rp_filter=2"),
+            format!("echo 'net.ipv4.conf.{device}.rp_filter = 2' > /etc/sysctl.d/99-rp-filter.conf   # lasting"),
+        ],
+        "packets with a false source address are held back less; every source still needs some route",
+    )
 }
 
 fn say(evidence: &Evidence<'_>, refused: Refused, failures: &[&Failure<'_>]) -> Diagnosis {
@@ -96,21 +134,23 @@ fn say(evidence: &Evidence<'_>, refused: Refused, failures: &[&Failure<'_>]) -> 
         (None, Some(_)) => ", and policy routing sends it elsewhere.".into(),
         (None, None) => ", and there is none.".into(),
     };
-    Diagnosis::new(&CAUSE, format!("{place} {device}"), summary)
+    let diagnosis = Diagnosis::new(&CAUSE, format!("{place} {device}"), summary)
         .stopped(evidence, failures)
         .prove_if(
             "packet",
-            failures
-                .first()
-                .map(|first| format!("{} came in by {device}, {}", first.words(), first.drop_words())),
+            failures.first().map(|first| {
+                format!(
+                    "{} came in by {device}, {}",
+                    first.words(),
+                    first.drop_words()
+                )
+            }),
         )
-        .prove_if(
-            "sysctl",
-            mode.map(|mode| format!("rp_filter of {device} is {mode} (the larger of all and {device})")),
-        )
+        .prove_if("sysctl", mode.map(|mode| strictness(&device, mode)))
         .prove_if(
             "route",
-            asymmetric.map(|(site, route)| format!("back to {source}: {}", site.route_words(route))),
+            asymmetric
+                .map(|(site, route)| format!("back to {source}: {}", site.route_words(route))),
         )
         .lacking_if(
             !named && mode.is_none_or(|mode| mode == 0),
@@ -119,14 +159,8 @@ fn say(evidence: &Evidence<'_>, refused: Refused, failures: &[&Failure<'_>]) -> 
         .lacking_if(
             !named && asymmetric.is_none() && back.is_some(),
             format!("a route back to {source} that leaves by another device"),
-        )
-        .fix(
-            [
-                format!("sysctl -w net.ipv4.conf.{device}.rp_filter=2"),
-                format!("echo 'net.ipv4.conf.{device}.rp_filter = 2' > /etc/sysctl.d/99-rp-filter.conf   # lasting"),
-            ],
-            "packets with a false source address are held back less; every source still needs some route",
-        )
+        );
+    loosen(diagnosis, &device)
         .fix(
             [format!("ip route add {source}/32 dev {device}   # or give the whole network its route by {device}")],
             "answers to that network go by this device from now on",
@@ -141,6 +175,7 @@ pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::constructed::{Bench, CNI0, ip, link, node, service};
+    use crate::node::PolicyRule;
 
     fn with(reason: &str) -> Bench {
         let mut bench = node();
@@ -182,7 +217,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_second_card_in_the_same_network_is_found_without_traffic() {
-        let findings = |mode: &str| {
+        let findings = |mode: &str, table: u32| {
             let mut bench = node();
             let site = bench.site();
             site.ipvs = Some(vec![service(6, "10.96.0.5:80", &[])]);
@@ -193,18 +228,33 @@ pub(super) mod tests {
                 address: ip("192.0.2.2"),
                 ..first
             });
+            site.rules.push(PolicyRule {
+                ipv6: false,
+                priority: 100,
+                action: RuleAction::Lookup,
+                table,
+                from: None,
+                to: None,
+                input: None,
+                mark: None,
+            });
             for device in ["eth0", "eth1"] {
                 bench.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), mode);
             }
             bench.with_evidence(audit)
         };
-        let found = findings("1");
+        let found = findings("1", 254);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].diagnosis.certainty, Certainty::Likely);
+        let summary = &found[0].diagnosis.summary;
         assert!(
-            found[0].diagnosis.summary.contains("come in by eth1"),
-            "{found:#?}"
+            summary.contains("from 192.0.2.0/24 that come in by eth1"),
+            "{summary}"
         );
-        assert!(findings("2").is_empty());
+        assert!(
+            findings("1", 100).is_empty(),
+            "another table may lead back by eth1"
+        );
+        assert!(findings("2", 254).is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! `tracer explain`: the answer of a live trace, from its capture.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,22 +28,23 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
-    let show = if arguments.all {
-        Show::All
-    } else {
-        Show::Failed
-    };
+    let show = Show::all_or_failed(arguments.all);
     let filter = filter(&arguments.filter, &arguments.file)?;
-    explain(&arguments.file, filter, show, output)
+    let named = explain(&arguments.file, filter, show, output)?;
+    Ok(if named.is_empty() {
+        Exit::Healthy
+    } else {
+        Exit::CauseNamed
+    })
 }
 
-/// Prints what a capture shows of the packets that match.
+/// Prints what a capture shows of the packets that match; gives the codes of the causes.
 pub(super) fn explain(
     file: &Path,
     filter: Filter,
     show: Show,
     output: &Output,
-) -> Result<Exit, Failure> {
+) -> Result<BTreeSet<&'static str>, Failure> {
     let mut reader = open(file)?;
     let mut replay = Replay::new(Printer::new(output.printer_format(), show));
     replay.analysis().only(filter);
@@ -54,15 +56,10 @@ pub(super) fn explain(
     )?;
     progress.finish_and_clear();
     say_skipped(&reader);
-    let named = !replay.diagnoses().is_empty();
-    if let Some(error) = ended.error {
-        return Err(damaged(file, error));
+    match ended.error {
+        Some(error) => Err(damaged(file, error)),
+        None => Ok(replay.diagnoses().iter().map(|found| found.code).collect()),
     }
-    Ok(if named {
-        Exit::CauseNamed
-    } else {
-        Exit::Healthy
-    })
 }
 
 /// What was typed about packets, with names as they were where the capture was made.

@@ -1,5 +1,6 @@
 //! `tracer cluster run`, `capture`, `clean` and `install`.
 
+use std::collections::BTreeSet;
 use std::io::stdout;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -210,25 +211,23 @@ fn trace(arguments: &Run, folder: Option<&Path>, output: &Output) -> Result<Exit
         ends,
         captures,
     } = printed;
-    let diagnoses = gathered.diagnoses();
-    for found in &diagnoses {
-        view::diagnosis(&mut stdout(), found, style)?;
-    }
     let printer = Printer::new(output.printer_format(), Show::Nothing);
     let joined = captures.as_ref().map(|captures| captures.path(TOGETHER));
     let files = captures.map(Received::finish).unwrap_or_default();
     for file in &files {
         printer.object("node-capture", file, &capture_words(file))?;
     }
-    let show = if arguments.all {
-        Show::All
-    } else {
-        Show::Failed
-    };
+    let show = Show::all_or_failed(arguments.all);
     let named = match joined {
         Some(joined) if files.len() > 1 => together(&files, &joined, show, output),
-        _ => false,
+        _ => BTreeSet::new(),
     };
+    let diagnoses = gathered.diagnoses();
+    for found in &diagnoses {
+        if !named.contains(&*found.diagnosis.cause) {
+            view::diagnosis(&mut stdout(), found, style)?;
+        }
+    }
     let traced = ends.iter().any(|node| node.summary.is_some());
     let summary = FleetSummary {
         run: outcome.run,
@@ -236,24 +235,26 @@ fn trace(arguments: &Run, folder: Option<&Path>, output: &Output) -> Result<Exit
         left: outcome.left,
     };
     view::summary(&mut stdout(), &summary, style)?;
-    Ok(match (named || !diagnoses.is_empty(), traced) {
-        (true, _) => Exit::CauseNamed,
-        (false, true) => Exit::Healthy,
-        (false, false) => Exit::CannotTrace,
+    Ok(match (named.is_empty() && diagnoses.is_empty(), traced) {
+        (false, _) => Exit::CauseNamed,
+        (true, true) => Exit::Healthy,
+        (true, false) => Exit::CannotTrace,
     })
 }
 
-/// Joins the nodes' captures and says what they show together; whether that names a cause. Captures that
+/// Joins the nodes' captures and says what they show together; gives the codes of the causes. Captures that
 /// cannot be joined are still there one by one.
-fn together(files: &[ReceivedFile], joined: &Path, show: Show, output: &Output) -> bool {
+fn together(
+    files: &[ReceivedFile],
+    joined: &Path,
+    show: Show,
+    output: &Output,
+) -> BTreeSet<&'static str> {
     let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
-    match explain_together(&paths, joined, show, output) {
-        Ok(exit) => exit == Exit::CauseNamed,
-        Err(failure) => {
-            eprintln!("tracer: the captures cannot be joined: {:#}", failure.error);
-            false
-        }
-    }
+    explain_together(&paths, joined, show, output).unwrap_or_else(|failure| {
+        eprintln!("tracer: the captures cannot be joined: {:#}", failure.error);
+        BTreeSet::new()
+    })
 }
 
 /// What is said of a run's beginning.

@@ -1,5 +1,6 @@
 //! `tracer merge`: captures of several nodes as one.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -70,14 +71,20 @@ fn say(joined: &[Joined], written: &Written, output: &Output) -> Result<(), Fail
     Ok(())
 }
 
-/// Joins captures and prints what they show together.
+/// Joins captures and prints what they show together; gives the codes of the causes.
 pub(super) fn explain_together(
     files: &[PathBuf],
     out: &Path,
     show: Show,
     output: &Output,
-) -> Result<Exit, Failure> {
+) -> Result<BTreeSet<&'static str>, Failure> {
     let merged = merge(files, out)?;
     say(&merged.joined, &merged.written, output)?;
+    for (file, error) in &merged.damaged {
+        eprintln!(
+            "tracer: {}: {error}; what is before it counts",
+            file.display()
+        );
+    }
     explain(out, Filter::default(), show, output)
 }

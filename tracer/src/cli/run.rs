@@ -86,11 +86,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         .capture
         .check(output.format == OutputFormat::Json)?;
     need_root("tracing")?;
-    let show = if arguments.all {
-        Show::All
-    } else {
-        Show::Failed
-    };
+    let show = Show::all_or_failed(arguments.all);
     let log = arguments.log.read()?;
     let printer = Printer::new(output.printer_format(), show).at_most(arguments.count);
     let mut cluster = None;

@@ -100,6 +100,15 @@ pub enum Need {
     Command(&'static str),
 }
 
+impl Need {
+    /// IPVS with the scheduler that kube-proxy takes by default, and the command for it.
+    const IPVS: &[Self] = &[
+        Self::Module("ip_vs"),
+        Self::Module("ip_vs_rr"),
+        Self::Command("ipvsadm"),
+    ];
+}
+
 /// A kernel on which a scenario cannot be shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotOn {

@@ -12,6 +12,7 @@ use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum as _;
 
 use crate::lab::Series;
 use crate::{setup, step, workspace};
@@ -46,25 +47,17 @@ enum Part {
 /// Runs what was asked for; a target that is not met makes the exit code 1.
 pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
     let toolchain = setup::ebpf_toolchain()?;
-    let wants = |part| arguments.only.is_none_or(|only| only == part);
     let mut rows = Vec::new();
-    let mut take = |part: Part, found: Result<Vec<Row>>| {
+    let chosen = |part: &&Part| arguments.only.is_none_or(|only| only == **part);
+    for part in Part::value_variants().iter().filter(chosen) {
+        let found = match part {
+            Part::Collector => native::collector(&toolchain),
+            Part::Capture => native::capture(&toolchain),
+            Part::Cluster => native::cluster(&toolchain),
+            Part::Causes => native::causes(&toolchain),
+            Part::Node => node::rows(&toolchain, arguments.kernel),
+        };
         rows.extend(found.unwrap_or_else(|error| vec![Row::skipped(&format!("{part:?}"), &error)]));
-    };
-    if wants(Part::Collector) {
-        take(Part::Collector, native::collector(&toolchain));
-    }
-    if wants(Part::Capture) {
-        take(Part::Capture, native::capture(&toolchain));
-    }
-    if wants(Part::Cluster) {
-        take(Part::Cluster, native::cluster(&toolchain));
-    }
-    if wants(Part::Causes) {
-        take(Part::Causes, native::causes(&toolchain));
-    }
-    if wants(Part::Node) {
-        take(Part::Node, node::rows(&toolchain, arguments.kernel));
     }
     print!("\n{}", row::table(&rows));
     let path = workspace::cache("bench")?.join(format!("{}.json", arguments.kernel.name()));

@@ -41,7 +41,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
             limit <= MOST_ENTRIES,
             "nf_conntrack_max is {limit} here: more entries than a reproduction should make"
         );
-        // Each second address has 60,000 connections, one of each port.
+        // 60,000 connections from each address, each from a port of its own.
         let line = format!(
             r#"{{ printf "-I -p udp -s 198.18.0.%d -d {} --sport %d --dport 53 -t 600 -u SEEN_REPLY,ASSURED\n", $1 / 60000 + 1, $1 % 60000 + 1024 }}"#,
             options.outside

@@ -13,11 +13,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Variant::fault("ipvs", "the only endpoint is on another node"),
         Variant::HEALTHY,
     ],
-    needs: &[
-        Need::Module("ip_vs"),
-        Need::Module("ip_vs_rr"),
-        Need::Command("ipvsadm"),
-    ],
+    needs: Need::IPVS,
     not_on: &[],
     likely: None,
     build,

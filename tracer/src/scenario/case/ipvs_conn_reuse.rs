@@ -11,11 +11,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Variant::fault("old-server", "conn_reuse_mode is 0 and the old pod is gone"),
         Variant::HEALTHY,
     ],
-    needs: &[
-        Need::Module("ip_vs"),
-        Need::Module("ip_vs_rr"),
-        Need::Command("ipvsadm"),
-    ],
+    needs: Need::IPVS,
     not_on: &[],
     likely: None,
     build,

@@ -19,11 +19,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         },
         Variant::HEALTHY,
     ],
-    needs: &[
-        Need::Module("ip_vs"),
-        Need::Module("ip_vs_rr"),
-        Need::Command("ipvsadm"),
-    ],
+    needs: Need::IPVS,
     not_on: &[],
     likely: Some("a sync period has to pass before kube-proxy is late"),
     build,

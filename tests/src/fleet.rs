@@ -203,10 +203,9 @@ pub fn joined(tracer: &Tracer) -> anyhow::Result<()> {
         })?;
     }
     let alone = answer.objects("cluster-diagnosis");
-    check(
-        alone.len() == 1 && alone[0]["cause"] == "no-listener",
-        || format!("beside what was joined: {alone:#?}"),
-    )?;
+    check(alone.len() == 1 && alone[0]["cause"] == ALONE, || {
+        format!("beside what was joined: {alone:#?}")
+    })?;
     check(answer.objects("merge").len() == RECORDED.len(), || {
         answer.stderr.clone()
     })?;

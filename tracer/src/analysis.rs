@@ -240,9 +240,10 @@ impl Analysis {
         self.collector.name_namespaces(now_ns);
         self.kernel.symbols.wait();
         let names = self.names();
+        let verbose = self.printer.is_verbose();
         journeys
             .iter()
-            .filter_map(|journey| JourneyView::new(journey, &names))
+            .filter_map(|journey| view(journey, &names, verbose))
             .collect()
     }
 
@@ -302,9 +303,10 @@ impl Analysis {
                     continue;
                 }
                 met(journey, &names);
-                if !self.printer.is_silent()
-                    && let Some(view) = JourneyView::new(journey, &names)
-                {
+                if self.printer.is_silent() {
+                    continue;
+                }
+                if let Some(view) = view(journey, &names, self.printer.is_verbose()) {
                     self.printer.journey(&view)?;
                 }
             }
@@ -373,4 +375,13 @@ impl Default for Kernel {
             clock: Clock::recorded(std::time::SystemTime::UNIX_EPOCH, 0),
         }
     }
+}
+
+fn view(journey: &Journey, names: &Names<'_>, verbose: bool) -> Option<JourneyView> {
+    let view = JourneyView::new(journey, names)?;
+    Some(if verbose {
+        view.with_events(journey, names)
+    } else {
+        view
+    })
 }

@@ -103,6 +103,11 @@ impl Printer {
         matches!(self.format, Format::Silent)
     }
 
+    /// True when every event of a journey is written.
+    pub const fn is_verbose(&self) -> bool {
+        matches!(self.format, Format::Text { verbose: true, .. })
+    }
+
     /// Changes which journeys are shown.
     pub const fn set_show(&mut self, show: Show) {
         self.show = show;

@@ -208,7 +208,7 @@ pub struct JourneyView {
     /// Events were lost while it was under way.
     #[serde(default)]
     pub gap: bool,
-    /// Every event, for `-v`.
+    /// Every event, where they are wanted: [`JourneyView::with_events`].
     #[serde(skip)]
     pub events: Vec<String>,
 }
@@ -235,8 +235,17 @@ impl JourneyView {
             path: stage::path(journey, names),
             branches: branches(journey, names),
             gap: journey.gap,
-            events: events(journey, names),
+            events: Vec::new(),
         })
+    }
+
+    /// Adds a line for each event of the journey.
+    #[must_use]
+    pub fn with_events(self, journey: &Journey, names: &Names<'_>) -> Self {
+        Self {
+            events: events(journey, names),
+            ..self
+        }
     }
 }
 

@@ -223,7 +223,7 @@ impl FlowView {
             Some(PacketView {
                 direction,
                 start_ns: names.clock.wall_ns(journey.start_ns()),
-                journey: JourneyView::new(journey, names)?,
+                journey: JourneyView::new(journey, names)?.with_events(journey, names),
             })
         });
         Self {

@@ -6,15 +6,20 @@
 //! ```
 
 use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use crate::tour::command;
-use crate::{Answer, Test, Tracer, check};
+use crate::{Answer, Test, Tracer, check, finish};
 
 const HOSTS: [&str; 3] = ["check-n", "check-p", "check-q"];
 /// What kube-proxy before 1.32 writes when it finds no program `conntrack`.
 const LOG: &str = "E1209 20:24:26.204991   14968 proxier.go:1689] Failed to delete stale service IP 10.96.0.2 connections, error: error deleting connection tracking state for UDP service IP: 10.96.0.2, error: error looking for path of conntrack: exec: \"conntrack\": executable file not found in $PATH\n";
+/// The kernel looks at carriers once a second.
+const SETTLED: Duration = Duration::from_secs(5);
 const LOG_FILE: &str = "/tmp/check-kube-proxy.log";
 
 /// A fault of the node, and what has to be said about it.
@@ -90,7 +95,7 @@ const FAULTS: &[Fault] = &[
     Fault {
         cause: "bridge-port-blocked",
         severity: "error",
-        lines: &["ip -n check-n link set vethpod type bridge_slave state 0"],
+        lines: &["bridge -n check-n link set dev vethpod state 0"],
     },
     Fault {
         cause: "duplicate-address",
@@ -104,6 +109,9 @@ const FAULTS: &[Fault] = &[
             "ip -n check-n link add docker0 type bridge",
             "ip -n check-n addr add 172.17.0.1/16 dev docker0",
             "ip -n check-n link set docker0 up",
+            // As kube-proxy does for each address of a node.
+            "ip netns exec check-n ipvsadm -A -t 172.17.0.1:30080 -s rr",
+            "ip netns exec check-n ipvsadm -a -t 172.17.0.1:30080 -r 10.244.0.9:80 -m",
             "ip -n check-n link set vethtwo master docker0",
             "ip -n check-q addr flush dev eth0",
             "ip -n check-q addr add 172.17.0.2/16 dev eth0",
@@ -125,6 +133,9 @@ impl Node {
         for line in NODE {
             command(line)?;
         }
+        for port in ["vethpod", "vethtwo"] {
+            settle(port)?;
+        }
         Ok(node)
     }
 
@@ -141,6 +152,22 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         tear_down();
+    }
+}
+
+/// Waits until the kernel counts a port as up: it makes it forwarding then, whatever it was set to before.
+fn settle(port: &str) -> anyhow::Result<()> {
+    let line = ["-n", "check-n", "-o", "link", "show", port];
+    let begun = Instant::now();
+    loop {
+        let shown = finish(Command::new("ip").args(line))?.stdout;
+        if shown.contains("state UP") {
+            return Ok(());
+        }
+        check(begun.elapsed() < SETTLED, || {
+            format!("{port} does not come up: {shown}")
+        })?;
+        thread::sleep(SETTLED / 20);
     }
 }
 

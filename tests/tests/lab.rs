@@ -100,6 +100,8 @@ fn list() -> Vec<Test> {
     tests.extend(tests::paths::tests());
     tests.extend(tests::rules::tests());
     tests.extend(tests::guard::tests());
+    tests.extend(tests::check::tests());
+    tests.extend(tests::field_notes::tests());
     tests.extend(tests::proxy_rules::tests());
     for expectation in EXPECTATIONS {
         tests.push(Test::new(
@@ -113,8 +115,6 @@ fn list() -> Vec<Test> {
 /// Tests that take long, or that not every kernel has been seen to pass.
 fn long(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
     let mut tests = tests::filter::tests();
-    tests.extend(tests::check::tests());
-    tests.extend(tests::field_notes::tests());
     tests.extend(tests::capture::tests(tracer));
     tests.extend(tests::merge::tests());
     tests.extend(tests::matrix::tests(tracer)?);

@@ -84,6 +84,10 @@ fn list() -> Vec<Test> {
             tests::serve::counts,
         ),
         Test::new(
+            "top: a failure and its cause come to the screen",
+            tests::top::shows_a_failure,
+        ),
+        Test::new(
             "cluster run: Ctrl-C removes everything, causes are joined",
             tests::fleet::interrupted,
         ),

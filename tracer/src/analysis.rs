@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::cause::{Certainty, Diagnosis, DropNames};
+use crate::cause::{Certainty, Diagnosis, DropNames, REFUSE_DATAGRAMS};
 use crate::collector::Collector;
 use crate::event::Event;
 use crate::filter::Filter;
@@ -147,6 +147,7 @@ impl Analysis {
         met: impl FnMut(&Journey, &Names<'_>),
     ) -> anyhow::Result<Step> {
         self.collector.expire(now_ns, &mut self.ended);
+        self.tell_refused();
         let ended = self.settle(now_ns, met)?;
         let due = self.collector.is_due(now_ns, hurry);
         Ok(Step {
@@ -215,12 +216,14 @@ impl Analysis {
     /// The journeys that ended by now, neither told nor judged.
     pub fn take_ended(&mut self, now_ns: u64) -> Vec<Journey> {
         self.collector.expire(now_ns, &mut self.ended);
+        self.tell_refused();
         std::mem::take(&mut self.ended)
     }
 
     /// Ends every journey; they are neither told nor judged.
     pub fn take_all(&mut self) -> Vec<Journey> {
         self.collector.finish(&mut self.ended);
+        self.tell_refused();
         std::mem::take(&mut self.ended)
     }
 
@@ -257,8 +260,29 @@ impl Analysis {
         met: impl FnMut(&Journey, &Names<'_>),
     ) -> anyhow::Result<()> {
         self.collector.finish(&mut self.ended);
+        self.tell_refused();
         self.settle(now_ns, met)?;
         Ok(())
+    }
+
+    /// Finds the datagrams that sockets refused, on a kernel that gives no reasons.
+    fn tell_refused(&mut self) {
+        if !self.kernel.reasons.is_empty() {
+            return;
+        }
+        for journey in &mut self.ended {
+            let Some(location) = journey.freed_at_socket() else {
+                continue;
+            };
+            self.kernel.symbols.wait();
+            let place = self.kernel.symbols.get().function(location);
+            if place.is_some_and(|place| REFUSE_DATAGRAMS.contains(&place)) {
+                journey.ending = Ending::Dropped {
+                    location,
+                    reason: None,
+                };
+            }
+        }
     }
 
     /// Tells the journeys that ended; false when there were none.
@@ -384,4 +408,44 @@ fn view(journey: &Journey, names: &Names<'_>, verbose: bool) -> Option<JourneyVi
     } else {
         view
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::event::Detail;
+    use crate::journey::constructed::{event, journey};
+    use crate::printer::{Format, Show};
+
+    #[test]
+    fn a_kernel_without_reasons_tells_by_the_place_what_a_socket_refused() {
+        let mut symbols = Symbols::default();
+        symbols.insert(0x1000, "udp_queue_rcv_one_skb.isra.0");
+        symbols.insert(0x2000, "skb_consume_udp");
+        let kernel = Kernel {
+            symbols: Table::Read(Arc::new(symbols)),
+            ..Kernel::default()
+        };
+        let printer = Printer::new(Format::Silent, Show::Nothing);
+        let mut analysis = Analysis::new(Source::recorded(), kernel, printer);
+        for location in [0x1010, 0x2010] {
+            let mut ended = journey(1, 17, &[("192.0.2.1:4000", "192.0.2.2:53")]);
+            let detail = Detail::Drop {
+                location,
+                reason: None,
+            };
+            ended.events.push(Event {
+                detail,
+                packet: ended.events[0].packet.clone(),
+                ..event(HookId::Drop, 1, 2, 0)
+            });
+            ended.ending = Ending::Delivered;
+            analysis.ended.push(ended);
+        }
+        analysis.tell_refused();
+        let failed: Vec<bool> = analysis.ended.iter().map(Journey::failed).collect();
+        assert_eq!(failed, [true, false]);
+    }
 }

@@ -280,7 +280,10 @@ impl Collector {
             }
             _ => {}
         }
-        if let Detail::Drop { location, reason } = event.detail {
+        // A buffer of no network (of a Unix socket, for one) is freed by the same function.
+        if let Detail::Drop { location, reason } = event.detail
+            && (!event.not_ip || event.ifindex.is_some())
+        {
             *self.counts.drops.entry((reason, location)).or_default() += 1;
         }
         self.tracker.push(event, ended)

@@ -193,10 +193,7 @@ impl<'a> DropNames<'a> {
             reason: reason
                 .and_then(|reason| self.reasons.name(reason))
                 .filter(|name| *name != "NOT_SPECIFIED"),
-            function: self
-                .symbols
-                .name(location)
-                .map(|name| name.split('.').next().unwrap_or(name)),
+            function: self.symbols.function(location),
         })
     }
 }

@@ -82,6 +82,7 @@ mod vxlan_udp_blocked;
 pub use audit::{Finding, Severity, audit};
 pub use diagnosis::{Certainty, Consequence, Diagnosis, Fix, Proof};
 pub use evidence::{DropNames, DropSite, Evidence, Failure};
+pub use receive_buffer_full::REFUSE_DATAGRAMS;
 pub use site::Site;
 
 /// A cause of the catalogue.

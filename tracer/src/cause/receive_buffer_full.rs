@@ -29,29 +29,30 @@ Fix: make the program read faster or run more of it; a larger buffer helps again
 };
 
 const REASONS: &[&str] = &["SOCKET_RCVBUFF", "PROTO_MEM"];
-/// On kernels without reasons the same functions drop for other reasons too, so a counter has to agree.
-const FUNCTIONS: &[&str] = &[
+/// Functions that free a datagram which its socket does not take.
+/// On kernels without reasons they drop for other reasons too, so a counter has to agree.
+pub const REFUSE_DATAGRAMS: &[&str] = &[
     "udp_queue_rcv_one_skb",
     "__udp_queue_rcv_skb",
     "udpv6_queue_rcv_one_skb",
     "__udp_enqueue_schedule_skb",
 ];
-const COUNTERS: &[&str] = &["Udp RcvbufErrors", "Udp6RcvbufErrors"];
+/// Datagrams lost for want of buffer, and those that the functions above dropped for any reason.
+const COUNTERS: &[(&str, &str)] = &[
+    ("Udp RcvbufErrors", "Udp InErrors"),
+    ("Udp6RcvbufErrors", "Udp6InErrors"),
+];
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     evidence
         .group(|failure| {
             let (index, _) = failure.last(Role::Deliver)?;
-            failure.dropped_for(REASONS, FUNCTIONS).then_some(())?;
+            failure.dropped_for(REASONS, REFUSE_DATAGRAMS).then_some(())?;
             let tuple = failure.packet_at(index)?.tuple;
             let netns = failure.netns_at(index)?;
             let named = failure.drop?.reason.is_some();
-            let counted = evidence.site(netns).is_some_and(|site| {
-                COUNTERS
-                    .iter()
-                    .any(|name| site.facts.counters.get(name).is_some_and(|count| count > 0))
-            });
-            (named || counted).then_some((netns, tuple.protocol, tuple.destination))
+            let counted = || evidence.site(netns).and_then(counted).is_some();
+            (named || counted()).then_some((netns, tuple.protocol, tuple.destination))
         })
         .into_iter()
         .map(|((netns, number, target), failures)| {
@@ -90,7 +91,10 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                     socket.map(|socket| format!("{} bytes wait to be read now", socket.receive_queue)),
                 )
                 .prove_if("counter", site.and_then(counted))
-                .lacking_if(!named, "the kernel's reason for the drop (this kernel gives none)")
+                .lacking_if(
+                    !named && !site.is_some_and(nothing_else_counted),
+                    "the kernel's reason for the drop (this kernel gives none, and counts other errors too)",
+                )
                 .fix(
                     [format!("find out why {who} reads slowly; run more of it or give it more processor time")],
                     "none",
@@ -105,10 +109,18 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 }
 
 fn counted(site: &Site<'_>) -> Option<String> {
-    COUNTERS.iter().find_map(|name| {
+    COUNTERS.iter().find_map(|(name, _)| {
         let count = site.facts.counters.get(name)?;
         (count > 0).then(|| format!("{name} is {count}"))
     })
+}
+
+/// Whatever those functions dropped, they dropped for want of buffer.
+fn nothing_else_counted(site: &Site<'_>) -> bool {
+    let counters = &site.facts.counters;
+    COUNTERS
+        .iter()
+        .all(|(buffer, all)| counters.get(buffer) == counters.get(all))
 }
 
 #[cfg(test)]
@@ -154,11 +166,15 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn without_a_reason_a_counter_makes_it_likely() {
+    fn without_a_reason_counters_have_to_agree() {
         let mut bench = with("");
         assert_eq!(bench.codes(), [] as [&str; 0]);
-        bench.site().counters = [("Udp RcvbufErrors".to_owned(), 2)].into_iter().collect();
-        assert_eq!(bench.only().certainty, Certainty::Likely);
+        for (errors, certainty) in [(3, Certainty::Likely), (2, Certainty::Certain)] {
+            let counters = [("Udp RcvbufErrors", 2), ("Udp InErrors", errors)];
+            let counters = counters.map(|(name, count)| (name.to_owned(), count));
+            bench.site().counters = counters.into_iter().collect();
+            assert_eq!(bench.only().certainty, certainty);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::accept_queue_full::{is_full, owner, waits_at};
 use super::audit::Finding;
 use super::evidence::Evidence;
 use super::{Cause, Diagnosis, Site};
+use crate::event::Detail;
 use crate::flow::{Direction, Flow};
 use crate::node::{ListeningSocket, NetnsId};
 
@@ -58,9 +59,15 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let waiting = half_open(site, target);
             let first = flows.first()?;
             let tries = first.of(Direction::Request).count();
-            let full = waiting.zip(socket).is_some_and(|(waiting, socket)| fills(waiting, socket));
+            // The kernel's diagnosis module may not be loaded; the packet met the socket.
+            let backlog = socket
+                .and_then(|socket| socket.backlog)
+                .or_else(|| flows.iter().find_map(|flow| backlog_met(flow, target)));
+            let full = waiting
+                .zip(backlog)
+                .is_some_and(|(waiting, backlog)| fills(waiting, backlog));
             Some(
-                say(site, target, socket, waiting)
+                say(site, target, socket, waiting.map(|waiting| (waiting, backlog)))
                     .stopped_flows(evidence, flows.iter().map(|flow| flow.id))
                     .prove(
                         "packet",
@@ -72,7 +79,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                     .prove("counter", format!("TCPReqQFullDrop of {} is {dropped}", site.name()))
                     .lacking_if(
                         !full,
-                        "a full queue: it has room now, or its length is not known (the kernel tells it where tcp_diag is loaded)",
+                        "a full queue: it has room now, or its length is not known",
                     ),
             )
         })
@@ -91,17 +98,26 @@ fn half_open(site: &Site<'_>, target: SocketAddr) -> Option<u32> {
 
 /// As many half-open connections as the backlog; the kernel drops beyond three quarters of
 /// tcp_max_syn_backlog too, when that is less.
-fn fills(waiting: u32, socket: &ListeningSocket) -> bool {
-    socket
-        .backlog
-        .is_some_and(|backlog| waiting >= backlog && waiting > 0)
+const fn fills(waiting: u32, backlog: u32) -> bool {
+    waiting >= backlog && waiting > 0
+}
+
+/// The backlog that a flow's SYN met at the listening socket.
+fn backlog_met(flow: &Flow, target: SocketAddr) -> Option<u32> {
+    let mut events = flow
+        .of(Direction::Request)
+        .flat_map(|journey| &journey.events);
+    events.find_map(|event| match event.detail {
+        Detail::Queue { most, port, .. } if port == target.port() => Some(most),
+        _ => None,
+    })
 }
 
 fn say(
     site: &Site<'_>,
     target: SocketAddr,
     socket: Option<&ListeningSocket>,
-    waiting: Option<u32>,
+    waiting: Option<(u32, Option<u32>)>,
 ) -> Diagnosis {
     let cookies = site.sysctl(COOKIES);
     let effect = if cookies == Some(0) {
@@ -121,8 +137,7 @@ fn say(
     )
     .prove_if(
         "socket",
-        waiting.map(|waiting| {
-            let backlog = socket.and_then(|socket| socket.backlog);
+        waiting.map(|(waiting, backlog)| {
             let of = backlog.map_or_else(String::new, |backlog| format!(", the backlog is {backlog}"));
             format!("{waiting} half-open connections{of}")
         }),
@@ -153,9 +168,12 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
             .filter(|socket| socket.protocol == 6);
         for socket in listening {
             let target = SocketAddr::new(socket.address, socket.port);
-            let waiting = half_open(site, target).filter(|&waiting| fills(waiting, socket));
-            if waiting.is_some() {
-                let diagnosis = say(site, target, Some(socket), waiting);
+            let waiting = half_open(site, target).zip(socket.backlog);
+            if let Some((waiting, backlog)) = waiting
+                && fills(waiting, backlog)
+            {
+                let queue = Some((waiting, Some(backlog)));
+                let diagnosis = say(site, target, Some(socket), queue);
                 found.push(match site.sysctl(COOKIES) {
                     Some(0) => Finding::error(diagnosis),
                     _ => Finding::warning(diagnosis),
@@ -174,7 +192,6 @@ pub(super) mod tests {
     use crate::cause::Certainty;
     use crate::cause::audit::audit as audit_all;
     use crate::cause::constructed::{Bench, ETH0, at, node, socket};
-    use crate::event::Detail;
     use crate::node::HalfOpen;
 
     pub(in crate::cause) fn situation() -> Bench {
@@ -226,6 +243,26 @@ pub(super) mod tests {
         assert_eq!(bench.only().certainty, Certainty::Likely);
         bench.site().counters = std::iter::empty().collect();
         assert_eq!(bench.codes(), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn the_backlog_that_the_packet_met_will_do() {
+        for (most, certainty) in [(128, Certainty::Certain), (129, Certainty::Likely)] {
+            let mut bench = situation();
+            bench.site().sockets[0].backlog = None;
+            assert_eq!(bench.only().certainty, Certainty::Likely);
+            let queue = Detail::Queue {
+                waiting: 0,
+                most,
+                port: 80,
+            };
+            bench
+                .tcp("192.0.2.10:40000", "192.0.2.1:80")
+                .receive(ETH0)
+                .with(HookId::TcpRequest, queue)
+                .ends();
+            assert_eq!(bench.only().certainty, certainty);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod capture;
 mod check;
 mod cluster;
 mod command;
+mod definitions;
 mod doctor;
 mod explain;
 mod export;
@@ -26,6 +27,8 @@ mod reproduce;
 mod run;
 mod serve;
 mod show;
+mod top;
+mod traced;
 mod value;
 mod why;
 
@@ -132,6 +135,9 @@ enum Command {
     Run(run::Arguments),
     /// The answer of a live trace from its capture, on any machine. Example: tracer explain node.pcapng
     Explain(explain::Arguments),
+    /// Watch this machine live: flows, the way of the chosen one, causes and drops.
+    /// Example: tracer top port 30000
+    Top(top::Arguments),
     /// Send a bounded test, trace only it, and say where it went; with --against set two ways side by side.
     /// Example: tracer probe tcp://192.0.2.7:30000 --against tcp://192.0.2.8:30000
     Probe(probe::Arguments),
@@ -162,6 +168,10 @@ enum Command {
     Cluster(cluster::Arguments),
     /// Say what this kernel lets the tracer see, hook by hook, and what is missing.
     Doctor,
+    /// A shell's completions. Example: tracer completions bash > /etc/bash_completion.d/tracer
+    Completions(definitions::CompletionArguments),
+    /// Man pages of every command. Example: tracer man /usr/local/share/man/man1
+    Man(definitions::ManArguments),
 }
 
 /// Something that ends a command, with its exit code.
@@ -202,6 +212,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(arguments) => run::run(&arguments, &cli.output),
         Command::Explain(arguments) => explain::run(&arguments, &cli.output),
+        Command::Top(arguments) => top::run(&arguments, &cli.output),
         Command::Probe(arguments) => probe::run(&arguments, &cli.output),
         Command::Serve(arguments) => serve::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
@@ -213,6 +224,8 @@ pub fn main() -> ExitCode {
         Command::Why(arguments) => why::run(&arguments, &cli.output),
         Command::Cluster(arguments) => cluster::run(&arguments, &cli.output),
         Command::Doctor => doctor::run(&cli.output),
+        Command::Completions(arguments) => definitions::completions(&arguments),
+        Command::Man(arguments) => definitions::man(&arguments),
     };
     match done {
         Ok(exit) => exit.into(),

@@ -9,12 +9,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::capture::Capture;
-use super::cluster::{Connection, settled_facts};
+use super::cluster::Connection;
 use super::command::Command;
 use super::limits::LimitArguments;
 use super::proxy_log::LogSource;
+use super::traced::Traced;
 use super::{Exit, Failure, Output, OutputFormat, need_root, runtime, value};
-use crate::filter::{Expression, Here};
 use crate::kernel::attach::Tier;
 use crate::kernel::load::{Options, Tracing};
 use crate::kernel::privilege;
@@ -28,14 +28,8 @@ const AFTER_COMMAND: Duration = Duration::from_secs(1);
 /// What was typed.
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// Packets to trace, in tcpdump's words and `iface`, `netns`, `pid`, `pod`, `svc`, `node`; none for all.
-    /// What belongs to a matching packet is traced as well, through NAT and in both directions.
-    /// Example: tracer run udp port 53 and not host 192.0.2.1
-    #[arg(value_name = "FILTER")]
-    filter: Vec<String>,
-    /// Trace only packets that match the filter themselves where they are.
-    #[arg(long)]
-    no_follow: bool,
+    #[command(flatten)]
+    traced: Traced,
     /// Stop after this long: 30s, 1m30s; a plain number is seconds.
     #[arg(long = "for", value_name = "TIME", value_parser = value::duration)]
     time: Option<Duration>,
@@ -55,14 +49,8 @@ pub(super) struct Arguments {
     /// Write this process's number into a file once it traces.
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
-    /// Ring buffer: 512K, 8M, 1GiB, rounded up to a power of two; a plain number is MiB.
-    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = value::buffer)]
-    buffer: u32,
     #[command(flatten)]
     limits: LimitArguments,
-    /// Print what the kernel programs themselves say about trouble.
-    #[arg(long)]
-    program_log: bool,
     #[command(flatten)]
     connection: Connection,
     #[command(flatten)]
@@ -80,8 +68,7 @@ enum Stop {
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
-    let expression = Expression::parse(&arguments.filter.join(" "))
-        .map_err(|error| Failure::usage(error.to_string()))?;
+    let expression = arguments.traced.expression()?;
     arguments
         .capture
         .check(output.format == OutputFormat::Json)?;
@@ -89,22 +76,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let show = Show::all_or_failed(arguments.all);
     let log = arguments.log.read()?;
     let printer = Printer::new(output.printer_format(), show).at_most(arguments.count);
-    let mut cluster = None;
-    let mut here = Here::default();
-    if expression.names_cluster() {
-        cluster = arguments.connection.start_unprivileged()?;
-        here.cluster = cluster.as_ref().and_then(settled_facts);
-    }
-    let filter = expression
-        .resolve(&here)
-        .map_err(|error| Failure::usage(error.to_string()))?;
-    let options = Options {
-        ring_bytes: arguments.buffer,
-        follow: !arguments.no_follow,
-        filter,
-        program_log: arguments.program_log,
-        ..Options::default()
-    };
+    let (options, mut cluster) = arguments
+        .traced
+        .resolve(expression, &arguments.connection)?;
     let runtime = runtime()?;
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;

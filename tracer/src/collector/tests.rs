@@ -153,3 +153,26 @@ fn a_diagnosis_waits_longer_for_a_cluster_that_has_not_answered() {
     ));
     assert!(due(Some(unread()), GATHER_WITH_CLUSTER_NS));
 }
+
+#[test]
+fn a_buffer_of_no_network_is_no_drop() {
+    let mut collector = collector();
+    let dropped = |ifindex, not_ip| Event {
+        ifindex,
+        not_ip,
+        packet: None,
+        detail: Detail::Drop {
+            location: 1,
+            reason: None,
+        },
+        ..journey(1, "192.0.2.1:80", &[HookId::Drop], 1, Ending::OutOfSight).events[0].clone()
+    };
+    for event in [
+        dropped(None, true),
+        dropped(Some(2), true),
+        dropped(None, false),
+    ] {
+        collector.push(event, &mut Vec::new());
+    }
+    assert_eq!(collector.counts().drops.values().sum::<u64>(), 2);
+}

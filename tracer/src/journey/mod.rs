@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
-use crate::event::{Detail, Event, Packet, Tuple};
+use crate::event::{Detail, Event, Packet, Transport, Tuple};
 use crate::hook::{Area, Role};
 
 mod layer;
@@ -148,6 +148,18 @@ impl Journey {
         // The tunnel's own socket is not where the packet in it goes.
         (0..self.events.len())
             .any(|index| self.events[index].role() == Role::Deliver && !self.is_carried(index))
+    }
+
+    /// Where a datagram was freed after it came to a socket, on a kernel that does not say why. A socket
+    /// that is done with one frees it without a trace, so the place tells whether it was refused.
+    pub fn freed_at_socket(&self) -> Option<u64> {
+        let last = self.events.last()?;
+        let Detail::Drop { location, .. } = last.detail else {
+            return None;
+        };
+        let datagram =
+            (last.packet.as_ref()).is_some_and(|packet| matches!(packet.transport, Transport::Udp));
+        (datagram && self.ending == Ending::Delivered).then_some(location)
     }
 
     /// The packet was refused: answered with RST or an ICMP error.

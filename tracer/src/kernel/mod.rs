@@ -13,7 +13,7 @@ pub mod btf;
 pub mod inbox;
 mod links;
 pub mod load;
-mod modules;
+pub mod modules;
 pub mod privilege;
 pub mod reasons;
 pub mod ring;

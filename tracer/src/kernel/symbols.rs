@@ -1,9 +1,11 @@
 //! Names code addresses from /proc/kallsyms.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::sync::Arc;
+use std::io::{BufRead, BufReader, Seek as _};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+
+const FILE: &str = "/proc/kallsyms";
 
 /// Addresses of the kernel's and its modules' functions, sorted.
 #[derive(Clone, Default)]
@@ -14,7 +16,7 @@ pub struct Symbols {
 impl Symbols {
     /// Reads the running kernel's symbols; empty when they are hidden (kptr_restrict, no root).
     pub fn read() -> Self {
-        File::open("/proc/kallsyms").map_or_else(
+        File::open(FILE).map_or_else(
             |_| Self::default(),
             |file| Self::parse(BufReader::new(file)),
         )
@@ -46,12 +48,44 @@ impl Symbols {
             .filter(|name| !name.is_empty())
     }
 
+    /// The same without the compiler's suffixes (`.isra.0`).
+    pub fn function(&self, address: u64) -> Option<&str> {
+        let name = self.name(address)?;
+        Some(name.split_once('.').map_or(name, |(name, _)| name))
+    }
+
     /// Adds one address, out of a capture; an empty name says that nothing is known of it.
     pub fn insert(&mut self, address: u64, name: &str) {
         let at = self
             .functions
             .partition_point(|&(start, _)| start < address);
         self.functions.insert(at, (address, name.into()));
+    }
+}
+
+/// The kernel's list of symbols. It shows addresses to whoever had the right to see them when it was
+/// opened, so it stays open: the right is given up, and modules come later.
+#[derive(Clone)]
+pub struct Source(Option<Arc<Mutex<File>>>);
+
+impl Source {
+    /// Opens the list.
+    pub fn open() -> Self {
+        Self(File::open(FILE).ok().map(Mutex::new).map(Arc::new))
+    }
+
+    /// Begins to read the symbols of now.
+    pub fn begin(&self) -> Table {
+        let source = self.clone();
+        Table::Reading(std::thread::spawn(move || {
+            source.read().unwrap_or_default()
+        }))
+    }
+
+    fn read(&self) -> Option<Symbols> {
+        let file = self.0.as_ref()?.lock().ok()?;
+        (&*file).rewind().ok()?;
+        Some(Symbols::parse(BufReader::new(&*file)))
     }
 }
 
@@ -69,11 +103,6 @@ static NOTHING: Symbols = Symbols {
 };
 
 impl Table {
-    /// Begins to read the running kernel's symbols.
-    pub fn begin() -> Self {
-        Self::Reading(std::thread::spawn(Symbols::read))
-    }
-
     /// Waits until they are read.
     pub fn wait(&mut self) {
         if let Self::Reading(_) = self {
@@ -127,5 +156,27 @@ mod tests {
         assert_eq!(symbols.name(0x1fff), Some("first"));
         assert_eq!(symbols.name(0x2000), Some("second"));
         assert_eq!(symbols.name(0xfff), None);
+    }
+
+    #[test]
+    fn a_function_is_known_without_the_compilers_suffixes() {
+        let symbols = Symbols::parse("0000000000001000 t third.isra.0\n".as_bytes());
+        assert_eq!(symbols.name(0x1000), Some("third.isra.0"));
+        assert_eq!(symbols.function(0x1000), Some("third"));
+    }
+
+    #[test]
+    fn a_list_can_be_read_again() {
+        let mut file = tempfile::tempfile().expect("a file");
+        let write = |file: &mut File, line: &str| {
+            std::io::Write::write_all(file, line.as_bytes()).expect("it is written");
+        };
+        write(&mut file, "0000000000001000 T first\n");
+        let source = Source(Some(Arc::new(Mutex::new(
+            file.try_clone().expect("another handle"),
+        ))));
+        assert_eq!(source.read().expect("symbols").name(0x3000), Some("first"));
+        write(&mut file, "0000000000002000 t second\n");
+        assert_eq!(source.read().expect("symbols").name(0x3000), Some("second"));
     }
 }

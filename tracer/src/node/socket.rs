@@ -166,27 +166,21 @@ fn request(kind: &Kind, family: &Family, state: u8) -> SockDiagMessage {
     })
 }
 
-/// Half-open connections by where they came to; `None` where the kernel's diagnosis module is not loaded.
+/// Half-open connections by where they came to; `None` where there are too many connections to find out.
 /// The kernel goes over its whole table of connections for this, so it is asked only when a listener had to
 /// turn connections away.
 pub(super) fn read_half_open(missing: &mut Vec<Missing>) -> Option<Vec<HalfOpen>> {
-    let kind = KINDS
-        .iter()
-        .find(|kind| kind.state == STATE_LISTEN)
-        .filter(|kind| Path::new("/sys/module").join(kind.module).exists())?;
+    let kind = KINDS.iter().find(|kind| kind.state == STATE_LISTEN)?;
+    let by_netlink = Path::new("/sys/module").join(kind.module).exists();
     let mut counts: BTreeMap<SocketAddr, u32> = BTreeMap::new();
     for family in &kind.families {
-        let result = Conversation::open(libc::NETLINK_SOCK_DIAG as isize).and_then(|mut asked| {
-            asked.dump(
-                request(kind, family, STATE_SYN_RECEIVED),
-                LIMIT,
-                |payload| {
-                    let id = InetResponseHeader::parse(payload)?.socket_id;
-                    let local = id.source_address.to_canonical();
-                    Ok(Some(SocketAddr::new(local, id.source_port)))
-                },
-            )
-        });
+        let result = if by_netlink {
+            ask_half_open(kind, family).map(Some)
+        } else {
+            half_open_of(&Path::new("/proc/thread-self/net").join(family.file))
+        };
+        // One that is too long is not known at all.
+        let result = result.transpose()?;
         for local in rows_or_missing("half-open connections", result, missing) {
             *counts.entry(local).or_default() += 1;
         }
@@ -197,6 +191,47 @@ pub(super) fn read_half_open(missing: &mut Vec<Missing>) -> Option<Vec<HalfOpen>
             .map(|(local, count)| HalfOpen { local, count })
             .collect(),
     )
+}
+
+fn ask_half_open(kind: &Kind, family: &Family) -> Result<Table<SocketAddr>, ReadError> {
+    let mut conversation = Conversation::open(libc::NETLINK_SOCK_DIAG as isize)?;
+    let request = request(kind, family, STATE_SYN_RECEIVED);
+    conversation.dump(request, LIMIT, |payload| {
+        let id = InetResponseHeader::parse(payload)?.socket_id;
+        let local = id.source_address.to_canonical();
+        Ok(Some(SocketAddr::new(local, id.source_port)))
+    })
+}
+
+/// The same out of a table of /proc; `None` for one that is too long to read.
+fn half_open_of(path: &Path) -> Result<Option<Table<SocketAddr>>, ReadError> {
+    let mut table = Table::default();
+    let Some(file) = open_if_there(path)? else {
+        return Ok(Some(table));
+    };
+    for (number, line) in BufReader::new(file).lines().skip(1).enumerate() {
+        if number == LIMIT {
+            return Ok(None);
+        }
+        match parse_line(&line?, libc::IPPROTO_TCP as u8) {
+            Some((STATE_SYN_RECEIVED, socket)) => {
+                let local = socket.address.to_canonical();
+                table.keep(SocketAddr::new(local, socket.port), LIMIT);
+            }
+            Some(_) => {}
+            None => table.skip_unreadable(),
+        }
+    }
+    Ok(Some(table))
+}
+
+/// A kernel without IPv6 has no such file.
+fn open_if_there(path: &Path) -> std::io::Result<Option<fs::File>> {
+    match fs::File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn parse(payload: &[u8], protocol: u8) -> Result<Option<ListeningSocket>, DecodeError> {
@@ -220,13 +255,10 @@ fn parse(payload: &[u8], protocol: u8) -> Result<Option<ListeningSocket>, Decode
 
 fn read_file(kind: &Kind, family: &Family) -> Result<Table<ListeningSocket>, ReadError> {
     let path = Path::new("/proc/thread-self/net").join(family.file);
-    let file = match fs::File::open(path) {
-        Ok(file) => file,
-        // A kernel without IPv6 has no such sockets.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Table::default()),
-        Err(error) => return Err(error.into()),
-    };
     let mut table = Table::default();
+    let Some(file) = open_if_there(&path)? else {
+        return Ok(table);
+    };
     for line in BufReader::new(file).lines().skip(1) {
         match parse_line(&line?, kind.protocol) {
             Some((state, socket)) if state == kind.state => table.keep(socket, LIMIT),
@@ -351,6 +383,25 @@ mod tests {
         for length in 0..v6.len() {
             let _ = parse_line(&v6[..length], TCP);
         }
+    }
+
+    #[test]
+    fn counts_half_open_connections_of_proc() {
+        let line = |state: &str| {
+            format!(
+                "   1: 0100007F:7530 0200007F:9C40 {state} 00000000:00000000 01:00000000 00000000 0 0 0 1\n"
+            )
+        };
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let mut text = String::from("  sl  local_address …\n");
+        text += &(line("0A") + &line("03") + &line("01") + &line("03"));
+        fs::write(file.path(), &text).expect("it is written");
+        let found = half_open_of(file.path()).ok().flatten().expect("a table");
+        assert_eq!(found.into_rows(), ["127.0.0.1:30000".parse().unwrap(); 2]);
+        fs::write(file.path(), text + &line("01").repeat(LIMIT)).expect("it is written");
+        assert!(half_open_of(file.path()).is_ok_and(|found| found.is_none()));
+        let nowhere = half_open_of(Path::new("/nowhere"));
+        assert!(nowhere.is_ok_and(|found| found.is_some_and(|table| table.into_rows().is_empty())));
     }
 
     #[test]

@@ -19,18 +19,20 @@ use crate::analysis::{Analysis, Kernel};
 use crate::capture::{Control, Recorder};
 use crate::cause::Diagnosis;
 use crate::event::Event;
+use crate::flow::Flows;
 use crate::journey::Journey;
 use crate::kernel::btf::Btf;
 use crate::kernel::inbox::Inbox;
 use crate::kernel::load::{Options, Tracing};
+use crate::kernel::modules::Loaded;
 use crate::kernel::reasons::DropReasons;
-use crate::kernel::symbols::Table;
+use crate::kernel::symbols;
 use crate::kube::{Cluster, ClusterFacts};
 use crate::node::{NetnsHandle, ProxyLog, Source};
 use crate::printer::Printer;
 use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
-use crate::view::model::{Clock, SummaryView, monotonic_ns};
+use crate::view::model::{Clock, Names, SummaryView, monotonic_ns};
 
 pub use guard::{Limits, SamplingView};
 use limited::Limited;
@@ -50,6 +52,9 @@ pub struct Session {
     /// Events lost so far, as the journeys know it.
     known_lost: u64,
     modules_looked: Instant,
+    /// The modules that `symbols` were last read with.
+    loaded: Loaded,
+    symbols: symbols::Source,
     analysis: Analysis,
     started: Instant,
     attached: Duration,
@@ -85,10 +90,11 @@ impl Session {
         let mut tracing = Tracing::start(&btf, options)?;
         let inbox = Inbox::start(tracing.take_ring()?)
             .context("no thread can be had to empty the ring buffer")?;
+        let symbols = symbols::Source::open();
         let kernel = Kernel {
             reasons: Arc::new(DropReasons::read(&btf)),
             // Needed by the first drop only, so that it does not delay the start.
-            symbols: Table::begin(),
+            symbols: symbols.begin(),
             clock: Clock::now(),
         };
         let mut analysis = Analysis::new(Source::live(held), kernel, printer);
@@ -101,6 +107,8 @@ impl Session {
             inbox,
             known_lost: 0,
             modules_looked: Instant::now(),
+            loaded: Loaded::read(),
+            symbols,
             attached: started.elapsed(),
             started: Instant::now(),
             cluster: None,
@@ -257,13 +265,13 @@ impl Session {
             return Ok(());
         }
         self.modules_looked = Instant::now();
-        let changes = self.tracing.follow_modules();
-        if changes.is_empty() {
-            return Ok(());
+        let loaded = Loaded::read();
+        if loaded != self.loaded {
+            // Code of a new module has addresses of its own.
+            self.analysis.kernel().symbols = self.symbols.begin();
+            self.loaded = loaded;
         }
-        // Code of a new module has addresses of its own.
-        self.analysis.kernel().symbols = Table::begin();
-        for change in &changes {
+        for change in &self.tracing.follow_modules() {
             let view = AttachedView::from(change);
             self.analysis
                 .printer()
@@ -399,7 +407,13 @@ impl Session {
             .collect()
     }
 
-    fn summary(&mut self) -> SummaryView {
+    /// The flows so far, and what names them.
+    pub fn look(&self) -> (&Flows, Names<'_>) {
+        (self.analysis.flows(), self.analysis.names())
+    }
+
+    /// What the trace came to so far.
+    pub fn summary(&mut self) -> SummaryView {
         let cost = self.tracing.cost();
         SummaryView {
             seconds: self.started.elapsed().as_secs_f64(),

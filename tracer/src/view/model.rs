@@ -239,6 +239,20 @@ impl JourneyView {
         })
     }
 
+    /// Source and destination as first seen, and the destination after NAT; names before addresses.
+    pub fn ends(&self) -> String {
+        let real = self.real_destination.as_ref().map(|real| {
+            let name = self.real_destination_name.as_deref();
+            format!(" ⇒ {}", named(name, real))
+        });
+        format!(
+            "{} → {}{}",
+            named(self.source_name.as_deref(), &self.source),
+            named(self.destination_name.as_deref(), &self.destination),
+            real.unwrap_or_default()
+        )
+    }
+
     /// Adds a line for each event of the journey.
     #[must_use]
     pub fn with_events(self, journey: &Journey, names: &Names<'_>) -> Self {

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::model::{DiagnosisView, JourneyView, SummaryView, named};
+use super::model::{DiagnosisView, JourneyView, SummaryView};
 use super::stage::Stage;
 
 /// Colours, or none.
@@ -43,19 +43,12 @@ pub fn journey(
     style: Style,
     verbose: bool,
 ) -> io::Result<()> {
-    let real = view
-        .real_destination
-        .as_ref()
-        .map_or_else(String::new, |real| {
-            format!(" ⇒ {}", named(view.real_destination_name.as_deref(), real))
-        });
     let head = format!(
-        "{} #{} {} {} → {}{real}",
+        "{} #{} {} {}",
         view.time,
         view.id,
         view.protocol,
-        named(view.source_name.as_deref(), &view.source),
-        named(view.destination_name.as_deref(), &view.destination)
+        view.ends()
     );
     let mark = match view.arrived {
         Some(true) => style.paint(GREEN, "✓"),

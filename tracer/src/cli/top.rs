@@ -1,0 +1,217 @@
+//! `tracer top`: the live view of a terminal.
+
+use std::collections::VecDeque;
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use ratatui::DefaultTerminal;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::cluster::Connection;
+use super::limits::LimitArguments;
+use super::run::{host_name, interrupted, kernel_release};
+use super::traced::Traced;
+use super::{Exit, Failure, Output, OutputFormat, need_root, runtime};
+use crate::cause::Diagnosis;
+use crate::kernel::privilege;
+use crate::printer::{Format, Printer, Show};
+use crate::session::Session;
+use crate::view::top::{self, Choice, TopView};
+
+/// How often what is shown is made anew without a key.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Most causes kept; the oldest go first.
+const MOST_CAUSES: usize = 200;
+/// Rows of a page.
+const PAGE: isize = 10;
+
+/// What was typed.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    traced: Traced,
+    #[command(flatten)]
+    limits: LimitArguments,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
+    let expression = arguments.traced.expression()?;
+    let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    if !terminal || output.format == OutputFormat::Json {
+        return Err(Failure::usage(
+            "top draws on a terminal; `tracer run` writes lines and JSON".into(),
+        ));
+    }
+    need_root("tracing")?;
+    let (options, mut cluster) = arguments
+        .traced
+        .resolve(expression, &arguments.connection)?;
+    runtime()?.block_on(async {
+        let printer = Printer::new(Format::Silent, Show::Nothing);
+        let mut session = Session::start(&options, Vec::new(), printer)?;
+        privilege::drop_unneeded()?;
+        arguments.limits.apply(&mut session);
+        if cluster.is_none() {
+            cluster = arguments.connection.start()?;
+        }
+        if let Some(cluster) = cluster {
+            session.watch(cluster);
+        }
+        let hooks = session.tracing().hooks.iter();
+        let mut head = format!(
+            "tracer top · {} · kernel {} · {} probes",
+            host_name(),
+            kernel_release(),
+            hooks.filter(|state| state.outcome.is_ok()).count()
+        );
+        if !options.filter.is_everything() {
+            head += &format!(" · filter: {}", options.filter);
+        }
+        let mut causes = Causes::default();
+        let shown = {
+            let mut terminal = Terminal::enter()?;
+            watch(&mut session, &mut terminal, &mut causes, head).await
+        };
+        shown?;
+        // What was found stays on the terminal.
+        *session.printer() = Printer::new(output.printer_format(), Show::Nothing);
+        for cause in &causes.0 {
+            session.printer().diagnosis(cause)?;
+        }
+        let found = session.finish()?;
+        Ok(if causes.0.is_empty() && found.is_empty() {
+            Exit::Healthy
+        } else {
+            Exit::CauseNamed
+        })
+    })
+}
+
+/// Shows what happens until somebody ends it.
+async fn watch(
+    session: &mut Session,
+    terminal: &mut Terminal,
+    causes: &mut Causes,
+    head: String,
+) -> anyhow::Result<()> {
+    let mut keys = keys()?;
+    let mut choice = Choice::default();
+    let mut view = TopView::new(head);
+    let mut counted = (Instant::now(), 0);
+    let interrupted = interrupted();
+    tokio::pin!(interrupted);
+    loop {
+        if !choice.paused {
+            view.summary = session.summary();
+            let (since, before) = counted;
+            // A key that comes soon after another would make it jump.
+            if since.elapsed() > PERIOD / 2 {
+                let packets = view.summary.packets;
+                view.rate = (packets - before) as f64 / since.elapsed().as_secs_f64();
+                counted = (Instant::now(), packets);
+            }
+        }
+        let (flows, names) = session.look();
+        if !choice.paused {
+            view.list(flows, &names, &choice);
+        }
+        view.choose(flows, causes.0.iter(), &names, &choice);
+        terminal.0.draw(|frame| top::draw(frame, &view, &choice))?;
+        let next = async {
+            tokio::select! {
+                key = keys.recv() => key.map_or(Next::End, |key| pressed(key, &mut choice, &view)),
+                () = tokio::time::sleep(PERIOD) => Next::Again,
+                () = &mut interrupted => Next::End,
+            }
+        };
+        let (next, found) = session.collect(next).await?;
+        causes.add(found);
+        if let Next::End = next {
+            return Ok(());
+        }
+    }
+}
+
+/// What comes after a key or a while.
+enum Next {
+    Again,
+    End,
+}
+
+fn pressed(key: KeyEvent, choice: &mut Choice, view: &TopView) -> Next {
+    match key.code {
+        KeyCode::Char('q') | KeyCode::Esc => return Next::End,
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Next::End,
+        KeyCode::Down | KeyCode::Char('j') => choice.go(1, view),
+        KeyCode::Up | KeyCode::Char('k') => choice.go(-1, view),
+        KeyCode::PageDown => choice.go(PAGE, view),
+        KeyCode::PageUp => choice.go(-PAGE, view),
+        KeyCode::Home => choice.go(isize::MIN, view),
+        KeyCode::End => choice.go(isize::MAX, view),
+        KeyCode::Char('f') => choice.failing_only = !choice.failing_only,
+        KeyCode::Char(' ') => choice.paused = !choice.paused,
+        _ => {}
+    }
+    Next::Again
+}
+
+/// Keys as they are pressed; a changed size counts as a key that does nothing.
+fn keys() -> anyhow::Result<UnboundedReceiver<KeyEvent>> {
+    let (sender, receiver) = unbounded_channel();
+    // It ends with the process: reading has no end of its own.
+    std::thread::Builder::new()
+        .name("keys".into())
+        .spawn(move || {
+            while let Ok(event) = event::read() {
+                let key = match event {
+                    Event::Key(key) if key.kind != KeyEventKind::Release => key,
+                    Event::Resize(..) => KeyEvent::from(KeyCode::Null),
+                    _ => continue,
+                };
+                if sender.send(key).is_err() {
+                    return;
+                }
+            }
+        })
+        .context("no thread can be had to read keys")?;
+    Ok(receiver)
+}
+
+/// Causes so far, the newest last; the same cause of the same subject is there once.
+#[derive(Default)]
+struct Causes(VecDeque<Diagnosis>);
+
+impl Causes {
+    fn add(&mut self, found: Vec<Diagnosis>) {
+        for cause in found {
+            self.0
+                .retain(|known| (known.code, &known.subject) != (cause.code, &cause.subject));
+            self.0.push_back(cause);
+        }
+        while self.0.len() > MOST_CAUSES {
+            self.0.pop_front();
+        }
+    }
+}
+
+/// The terminal as long as it is drawn on; dropping it gives it back as it was.
+struct Terminal(DefaultTerminal);
+
+impl Terminal {
+    fn enter() -> anyhow::Result<Self> {
+        ratatui::try_init()
+            .map(Self)
+            .context("the terminal cannot be drawn on")
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        ratatui::restore();
+    }
+}

@@ -15,6 +15,8 @@ const COUNT: usize = 300;
 /// Round trips beforehand: neighbours, caches.
 const WARM_UP: usize = 20;
 const FLOOD: Duration = Duration::from_secs(5);
+/// Where pwru prints to.
+const PWRU_OUTPUT: &str = "/tmp/bench-pwru";
 /// A diagnosis that takes longer than this is missing.
 const DIAGNOSIS: Duration = Duration::from_secs(20);
 
@@ -262,6 +264,16 @@ fn costs(
                 "s",
                 Target::None,
             );
+            // It overwrites what it has not printed yet, so its cost is not that of all it saw.
+            let printed = std::fs::read(PWRU_OUTPUT).unwrap_or_default();
+            let lines = printed.iter().filter(|&&byte| byte == b'\n').count();
+            let runs: f64 = pwru.trips.iter().map(|trip| trip.runs).sum();
+            table.row(
+                "pwru: lines printed of program runs".into(),
+                lines as f64 / (runs * (COUNT + WARM_UP) as f64),
+                "times",
+                Target::None,
+            );
             let name = if filtered.is_ok() {
                 "matching filter against pwru"
             } else {
@@ -286,7 +298,7 @@ fn pwru(world: &World, programs: &Programs<'_>) -> anyhow::Result<Measured> {
         "--ready-file",
         "{ready}",
         "--output-file",
-        "/dev/null",
+        PWRU_OUTPUT,
         &expression,
     ];
     let command = words.iter().map(|word| (*word).to_owned()).collect();

@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     /// Only the tests that need no lab
     #[arg(long)]
     no_lab: bool,
-    /// Also the long tests: paths, filters, captures, and every scenario with the fault, healthy and renamed
+    /// Also the long tests: filters, captures, and every scenario with the fault, healthy and renamed
     #[arg(long, conflicts_with = "no_lab")]
     long: bool,
     /// Only tests whose name contains this

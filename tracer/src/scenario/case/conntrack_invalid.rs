@@ -29,6 +29,8 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
     let options = world.options.clone();
     world.serve_tcp(&site.pod, options.pod_port)?;
+    // What the pod still repeats of a lost connection after the fix is lost as well: no flow begins with FIN.
+    site.pod.run("sysctl -qw net.ipv4.tcp_orphan_retries=1")?;
     let pick_up = |value| format!("sysctl -qw net.netfilter.nf_conntrack_tcp_loose={value}");
     site.node.run_all(&[
         "iptables-nft -A FORWARD -m conntrack --ctstate INVALID -j DROP".into(),

@@ -51,6 +51,9 @@ pub(super) struct Arguments {
     ready_file: Option<PathBuf>,
     #[command(flatten)]
     limits: LimitArguments,
+    /// Print what the kernel programs themselves say about trouble.
+    #[arg(long)]
+    program_log: bool,
     #[command(flatten)]
     connection: Connection,
     #[command(flatten)]
@@ -76,9 +79,10 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let show = Show::all_or_failed(arguments.all);
     let log = arguments.log.read()?;
     let printer = Printer::new(output.printer_format(), show).at_most(arguments.count);
-    let (options, mut cluster) = arguments
+    let (mut options, mut cluster) = arguments
         .traced
         .resolve(expression, &arguments.connection)?;
+    options.program_log = arguments.program_log;
     let runtime = runtime()?;
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;

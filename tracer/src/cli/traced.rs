@@ -22,9 +22,6 @@ pub(super) struct Traced {
     /// Ring buffer: 512K, 8M, 1GiB, rounded up to a power of two; a plain number is MiB.
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = value::buffer)]
     buffer: u32,
-    /// Print what the kernel programs themselves say about trouble.
-    #[arg(long)]
-    program_log: bool,
 }
 
 impl Traced {
@@ -53,7 +50,6 @@ impl Traced {
             ring_bytes: self.buffer,
             follow: !self.no_follow,
             filter,
-            program_log: self.program_log,
             ..Options::default()
         };
         Ok((options, cluster))

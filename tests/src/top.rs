@@ -18,8 +18,8 @@ use crate::{Tracer, check};
 const CLOSED: &str = "127.0.0.1:81";
 /// Long enough for a slow machine; what is waited for comes much sooner.
 const PATIENCE: Duration = Duration::from_secs(60);
-const ROWS: u16 = 30;
-const COLUMNS: u16 = 120;
+const ROWS: u16 = 40;
+const COLUMNS: u16 = 130;
 
 /// A terminal with the tracer on it; dropping it ends the tracer.
 struct Terminal {
@@ -133,16 +133,22 @@ pub fn shows_a_failure(tracer: &Tracer) -> anyhow::Result<()> {
             "→ 127.0.0.1:81",
             "✗ tcp: no socket",
             "✗ no-listener · certain · 1 of 1",
-            "Fix ",
+            "Evidence",
         ]
         .iter()
         .all(|words| text.contains(words))
     })?;
     let _ = TcpStream::connect(CLOSED);
     terminal.wait("the second flow", |text| text.contains("2 of 2 flows fail"))?;
-    terminal.wait("the later flow chosen", |text| text.contains(" flow 2: "))?;
+    terminal.wait("the later flow chosen, with the cause of both", |text| {
+        text.contains(" flow 2: ") && text.matches("certain · 2 of 2").count() == 2
+    })?;
     terminal.press("\x1b[B")?;
     terminal.wait("the earlier flow chosen", |text| text.contains(" flow 1: "))?;
+    terminal.press("\r")?;
+    terminal.wait("it alone, to the end of its cause", |text| {
+        text.contains("tracer why no-listener") && !text.contains("flows fail")
+    })?;
     terminal.press(" ")?;
     terminal.wait("a pause", |text| text.contains("paused"))?;
     terminal.press("q")?;

@@ -18,7 +18,8 @@ use crate::kube::ClusterFacts;
 use crate::metrics::{Meter, Who};
 use crate::node::{NetnsId, Source};
 use crate::printer::Printer;
-use crate::view::model::{Clock, DeviceCount, JourneyView, Names, SummaryView};
+use crate::view::model::{DeviceCount, JourneyView, SummaryView};
+use crate::view::names::{Clock, Names};
 
 /// What low cost does not see.
 const LOW_COST: &str = "only lost packets are seen at low cost, not their way: tracer run shows it";
@@ -103,6 +104,11 @@ impl Analysis {
     /// The flows.
     pub const fn flows(&self) -> &Flows {
         self.collector.all_flows()
+    }
+
+    /// Every cause at work, as the last look for causes found it.
+    pub fn causes(&self) -> &[Diagnosis] {
+        self.collector.causes()
     }
 
     /// Numbers of the kept flows that a cause is known to have stopped.
@@ -415,9 +421,39 @@ mod tests {
     use tracer_ebpf::hook::HookId;
 
     use super::*;
-    use crate::event::Detail;
-    use crate::journey::constructed::{event, journey};
+    use crate::event::{Detail, Packet, Transport, tcp_flag};
+    use crate::journey::constructed::{event, journey, packet};
     use crate::printer::{Format, Show};
+
+    #[test]
+    fn a_cause_is_given_once_and_its_counts_go_on() {
+        let printer = Printer::new(Format::Silent, Show::Nothing);
+        let mut analysis = Analysis::new(Source::recorded(), Kernel::default(), printer);
+        let mut found = |id| {
+            let client = format!("192.0.2.1:{}", 4000 + id);
+            let syn = Packet {
+                transport: Transport::Tcp {
+                    sequence: 1,
+                    flags: tcp_flag::SYN,
+                },
+                ..packet(6, (&client, "192.0.2.2:80"))
+            };
+            let events = [HookId::TcpReceive, HookId::TcpReset].map(|hook| Event {
+                packet: Some(syn.clone()),
+                ..event(hook, id, id, 0)
+            });
+            let refused = Journey {
+                id,
+                events: events.to_vec(),
+                ..Journey::default()
+            };
+            let new = analysis.judge(vec![refused], 50).expect("it is judged");
+            let causes = analysis.causes();
+            (new.len(), causes.len(), causes[0].flows.len())
+        };
+        assert_eq!(found(1), (1, 1, 1));
+        assert_eq!(found(2), (0, 1, 2));
+    }
 
     #[test]
     fn a_kernel_without_reasons_tells_by_the_place_what_a_socket_refused() {

@@ -113,6 +113,8 @@ pub struct Collector {
     service_rules: ServiceRulesReader,
     /// When the first packet that asks for a diagnosis ended.
     due_ns: Option<u64>,
+    /// What the last look for causes found, with the counts of then.
+    causes: Vec<Diagnosis>,
     /// Diagnoses given, with the certainty they had.
     given: HashMap<(&'static str, String), Certainty>,
     /// Connections that each cause is known to have stopped.
@@ -141,6 +143,7 @@ impl Collector {
             rules_ns: None,
             service_rules: ServiceRulesReader::default(),
             due_ns: None,
+            causes: Vec::new(),
             given: HashMap::new(),
             stopped: HashMap::new(),
             newly_stopped: Vec::new(),
@@ -280,10 +283,10 @@ impl Collector {
             }
             _ => {}
         }
-        // A buffer of no network (of a Unix socket, for one) is freed by the same function.
-        if let Detail::Drop { location, reason } = event.detail
-            && (!event.not_ip || event.ifindex.is_some())
-        {
+        if event.is_of_no_network() {
+            return None;
+        }
+        if let Detail::Drop { location, reason } = event.detail {
             *self.counts.drops.entry((reason, location)).or_default() += 1;
         }
         self.tracker.push(event, ended)
@@ -394,12 +397,20 @@ impl Collector {
         for diagnosis in &found {
             self.note_stopped(diagnosis);
         }
-        found.retain(|diagnosis| {
+        let given = &mut self.given;
+        let news = |diagnosis: &&Diagnosis| {
             let key = (diagnosis.code, diagnosis.subject.clone());
-            let before = self.given.insert(key, diagnosis.certainty);
+            let before = given.insert(key, diagnosis.certainty);
             before.is_none_or(|before| before < diagnosis.certainty)
-        });
-        found
+        };
+        let new = found.iter().filter(news).cloned().collect();
+        self.causes = found;
+        new
+    }
+
+    /// Every cause at work, given already or not, as the last look found it.
+    pub fn causes(&self) -> &[Diagnosis] {
+        &self.causes
     }
 
     /// Counts each connection once for its cause, as long as its flow is kept.
@@ -438,6 +449,7 @@ impl Collector {
         self.filtering.clear();
         self.rules_ns = None;
         self.service_rules = ServiceRulesReader::default();
+        self.causes.clear();
         self.given.clear();
         self.stopped.clear();
         self.newly_stopped.clear();

@@ -5,12 +5,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use etherparse::LaxIpSlice;
 use serde::{Deserialize, Serialize};
 use tracer_ebpf::event as raw;
 use tracer_ebpf::hook::HookId;
 
 use crate::hook::{self, Role};
+
+mod packet;
+
+pub use packet::{Packet, Transport, Tuple, protocol, tcp_flag};
 
 /// Something that happened to a packet at a hook.
 #[derive(Clone, Debug, PartialEq)]
@@ -189,235 +192,12 @@ impl NetfilterHook {
     }
 }
 
-/// Transport protocol and both ends of a packet or connection.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-pub struct Tuple {
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Source; port 0 where the protocol has none.
-    pub source: SocketAddr,
-    /// Destination; port 0 where the protocol has none.
-    pub destination: SocketAddr,
-}
-
-impl Tuple {
-    /// The other direction.
-    #[must_use]
-    pub const fn reversed(self) -> Self {
-        Self {
-            protocol: self.protocol,
-            source: self.destination,
-            destination: self.source,
-        }
-    }
-}
-
-/// IP protocol numbers in use.
-pub mod protocol {
-    /// ICMP.
-    pub const ICMP: u8 = 1;
-    /// TCP.
-    pub const TCP: u8 = 6;
-    /// UDP.
-    pub const UDP: u8 = 17;
-    /// ICMP for IPv6.
-    pub const ICMP6: u8 = 58;
-    /// SCTP.
-    pub const SCTP: u8 = 132;
-
-    /// Usual name of a protocol.
-    pub fn name(number: u8) -> String {
-        match number {
-            ICMP => "icmp".into(),
-            TCP => "tcp".into(),
-            UDP => "udp".into(),
-            SCTP => "sctp".into(),
-            ICMP6 => "icmp6".into(),
-            other => format!("protocol {other}"),
-        }
-    }
-}
-
-/// Headers of a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Packet {
-    /// Both ends.
-    pub tuple: Tuple,
-    /// IPv4 identification.
-    pub ip_id: Option<u16>,
-    /// What the transport header adds.
-    pub transport: Transport,
-}
-
-/// What the transport header adds to the tuple.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// TCP.
-    Tcp {
-        /// Sequence number.
-        sequence: u32,
-        /// Flags byte: FIN 1, SYN 2, RST 4, PSH 8, ACK 16.
-        flags: u8,
-    },
-    /// UDP.
-    Udp,
-    /// ICMP.
-    Icmp {
-        /// Type.
-        kind: u8,
-        /// Code.
-        code: u8,
-    },
-    /// A fragment that is not the first: its transport header is in another packet.
-    Fragment,
-    /// Another protocol, or a header that was not captured.
-    Other,
-}
-
-/// ICMPv6 types of neighbour discovery: solicitations, advertisements, redirect.
-const DISCOVERY: std::ops::RangeInclusive<u8> = 133..=137;
-
-/// TCP flag bits.
-pub mod tcp_flag {
-    /// No more data.
-    pub const FIN: u8 = 1;
-    /// First packet of a connection.
-    pub const SYN: u8 = 2;
-    /// Connection refused or gone.
-    pub const RST: u8 = 4;
-    /// Data is to be handed over.
-    pub const PSH: u8 = 8;
-    /// Acknowledgement.
-    pub const ACK: u8 = 16;
-}
-
-impl Packet {
-    /// It asks for something: it opens a TCP connection, or belongs to UDP, which has none.
-    pub fn opens(&self) -> bool {
-        match self.transport {
-            Transport::Tcp { flags, .. } => {
-                flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
-            }
-            Transport::Udp => true,
-            Transport::Icmp { .. } | Transport::Fragment | Transport::Other => false,
-        }
-    }
-
-    /// It accepts a TCP connection, so that it is certainly an answer.
-    pub const fn answers(&self) -> bool {
-        const ACCEPTS: u8 = tcp_flag::SYN | tcp_flag::ACK;
-        matches!(self.transport, Transport::Tcp { flags, .. } if flags & ACCEPTS == ACCEPTS)
-    }
-
-    /// Parses headers; `network` is where the network header begins.
-    pub fn parse(bytes: &[u8], network: usize) -> Option<Self> {
-        let (ip, _) = LaxIpSlice::from_slice(bytes.get(network..)?).ok()?;
-        let (source, destination, ip_id, later_fragment) = match &ip {
-            LaxIpSlice::Ipv4(ip) => {
-                let header = ip.header();
-                (
-                    IpAddr::from(header.source_addr()),
-                    IpAddr::from(header.destination_addr()),
-                    Some(header.identification()),
-                    header.fragments_offset().value() != 0,
-                )
-            }
-            LaxIpSlice::Ipv6(ip) => (
-                IpAddr::from(ip.header().source_addr()),
-                IpAddr::from(ip.header().destination_addr()),
-                None,
-                false,
-            ),
-        };
-        let payload = ip.payload();
-        let ip_protocol = payload.ip_number.0;
-        let (source_port, destination_port, transport) = if later_fragment {
-            (0, 0, Transport::Fragment)
-        } else {
-            transport(ip_protocol, payload.payload)
-        };
-        Some(Self {
-            tuple: Tuple {
-                protocol: ip_protocol,
-                source: SocketAddr::new(source, source_port),
-                destination: SocketAddr::new(destination, destination_port),
-            },
-            ip_id,
-            transport,
-        })
-    }
-
-    /// True for a fragment of IPv4 that is not the first.
-    pub const fn is_later_fragment(&self) -> bool {
-        matches!(self.transport, Transport::Fragment)
-    }
-
-    /// True when both are fragments of one IPv4 packet, or one is the packet itself: RFC 791 tells
-    /// fragments by addresses, protocol and identification.
-    pub fn shares_fragments_with(&self, other: &Self) -> bool {
-        let key = |packet: &Self| {
-            let Tuple {
-                protocol,
-                source,
-                destination,
-            } = packet.tuple;
-            Some((packet.ip_id?, protocol, source.ip(), destination.ip()))
-        };
-        key(self).is_some() && key(self) == key(other)
-    }
-
-    /// True when `other` can be the same packet after NAT: addresses and ports may differ, what NAT
-    /// leaves alone may not.
-    pub fn may_be(&self, other: &Self) -> bool {
-        if self.tuple.protocol != other.tuple.protocol || self.ip_id != other.ip_id {
-            return false;
-        }
-        match (self.transport, other.transport) {
-            (Transport::Tcp { sequence: one, .. }, Transport::Tcp { sequence: two, .. }) => {
-                one == two
-            }
-            // NAT leaves type and code alone, and does not touch neighbour discovery (RFC 4861), which has
-            // no number that would tell one packet from the next.
-            (Transport::Icmp { kind, .. }, Transport::Icmp { .. }) => {
-                let discovery = self.tuple.protocol == protocol::ICMP6 && DISCOVERY.contains(&kind);
-                self.transport == other.transport && (!discovery || self.tuple == other.tuple)
-            }
-            // Put together again, the packet goes on as the fragment that came last.
-            (Transport::Fragment, _) | (_, Transport::Fragment) => self.ip_id.is_some(),
-            (one, two) => std::mem::discriminant(&one) == std::mem::discriminant(&two),
-        }
-    }
-}
-
-/// Ports and what else the transport header says. The header may be cut behind what is read here (TCP
-/// options are not kept), which the parsers of whole headers refuse.
-fn transport(number: u8, header: &[u8]) -> (u16, u16, Transport) {
-    let word = |at: usize| Some(u16::from_be_bytes([*header.get(at)?, *header.get(at + 1)?]));
-    let parsed = match number {
-        protocol::TCP => (|| {
-            let sequence = u32::from(word(4)?) << 16 | u32::from(word(6)?);
-            Some((
-                word(0)?,
-                word(2)?,
-                Transport::Tcp {
-                    sequence,
-                    flags: *header.get(13)?,
-                },
-            ))
-        })(),
-        protocol::UDP => word(0)
-            .zip(word(2))
-            .map(|(source, destination)| (source, destination, Transport::Udp)),
-        protocol::ICMP | protocol::ICMP6 => header
-            .first()
-            .zip(header.get(1))
-            .map(|(&kind, &code)| (0, 0, Transport::Icmp { kind, code })),
-        _ => None,
-    };
-    parsed.unwrap_or((0, 0, Transport::Other))
-}
-
 impl Event {
+    /// The end of a buffer that no network has seen.
+    pub fn is_of_no_network(&self) -> bool {
+        self.hook == HookId::Drop && self.not_ip && self.ifindex.is_none()
+    }
+
     /// What it means to be seen at this hook.
     pub const fn role(&self) -> Role {
         hook::of(self.hook).role
@@ -428,7 +208,11 @@ impl Event {
         let has = |bit| event.valid & bit != 0;
         let hook = HookId::from_number(event.hook)?;
         let length = usize::from(event.packet_len).min(event.packet.len());
-        let packet = (has(raw::valid::PACKET))
+        // A buffer of no network (of a Unix socket, for one) is freed by the same function; what it holds
+        // may look like a header.
+        let of_no_network =
+            hook == HookId::Drop && event.protocol == 0 && !has(raw::valid::IFINDEX);
+        let packet = (has(raw::valid::PACKET) && !of_no_network)
             .then(|| Packet::parse(&event.packet[..length], usize::from(event.network_offset)))
             .flatten();
         let detail = if has(raw::valid::DETAIL) {
@@ -577,56 +361,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_behind_a_link_header() {
-        let mut bytes = vec![0u8; 14];
-        bytes.extend([
-            0x45, 0, 0, 60, 0x64, 0x5e, 0x40, 0, 64, 6, 0, 0, 192, 168, 3, 10, 192, 168, 3, 187,
-        ]);
-        // The header's length says 40 bytes; its options are cut.
-        bytes.extend([
-            0x8e, 0x1c, 0x75, 0x30, 0x15, 0x57, 0x8a, 0xf4, 0, 0, 0, 0, 0xa0, 2, 0, 0, 0, 0,
-        ]);
-        let packet = Packet::parse(&bytes, 14).expect("a packet");
-        assert_eq!(
-            packet.tuple.destination,
-            "192.168.3.187:30000".parse().expect("an address")
-        );
-        assert_eq!(
-            packet.transport,
-            Transport::Tcp {
-                sequence: 0x1557_8af4,
-                flags: tcp_flag::SYN
-            }
-        );
-        assert_eq!(packet.ip_id, Some(0x645e));
-    }
-
-    #[test]
-    fn later_fragments_have_no_ports() {
-        let mut bytes = vec![
-            0x45, 0, 0, 40, 0x64, 0x5e, 0, 0xb9, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2,
-        ];
-        bytes.extend([0xab; 20]);
-        let packet = Packet::parse(&bytes, 0).expect("a packet");
-        assert!(packet.is_later_fragment());
-        assert_eq!(packet.tuple.source.port(), 0);
-        let mut first = packet.clone();
-        first.transport = Transport::Udp;
-        first.tuple.source.set_port(1000);
-        assert!(packet.shares_fragments_with(&first) && packet.may_be(&first));
-        first.ip_id = Some(1);
-        assert!(!packet.shares_fragments_with(&first));
-    }
-
-    #[test]
-    fn any_bytes_are_survived() {
-        for length in 0..=72 {
-            for fill in [0u8, 0x45, 0x60, 0xff] {
-                let bytes = vec![fill; length];
-                for network in [0, 14, 80] {
-                    let _ = Packet::parse(&bytes, network);
-                }
-            }
-        }
+    fn a_buffer_of_no_network_is_no_packet_whatever_it_holds() {
+        let mut raw = raw::Event {
+            time_ns: 1,
+            skb: 1,
+            netns: 0,
+            ifindex: 0,
+            length: 40,
+            mark: 0,
+            hook: HookId::Drop as u16,
+            valid: raw::valid::SKB | raw::valid::PACKET,
+            protocol: 0,
+            packet_len: 40,
+            network_offset: 0,
+            detail: raw::Detail {
+                bytes: [0; raw::DETAIL_BYTES],
+            },
+            packet: [0; raw::PACKET_BYTES],
+        };
+        raw.packet[0] = 0x45;
+        raw.packet[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
+        let decoded = |raw: &raw::Event| Event::decode(raw).expect("a known hook");
+        let event = decoded(&raw);
+        assert!(event.is_of_no_network() && event.packet.is_none());
+        raw.protocol = 0x0800_u16.to_be();
+        assert!(decoded(&raw).packet.is_some() && !decoded(&raw).is_of_no_network());
+        raw.protocol = 0;
+        raw.valid |= raw::valid::IFINDEX;
+        assert!(decoded(&raw).packet.is_some());
     }
 }

@@ -10,7 +10,8 @@ use tracer::kernel::reasons::DropReasons;
 use tracer::kernel::symbols::Symbols;
 use tracer::node::Snapshot;
 use tracer::view::cluster::ClusterView;
-use tracer::view::model::{Clock, JourneyView, Names};
+use tracer::view::model::JourneyView;
+use tracer::view::names::{Clock, Names};
 use tracer::view::text::Style;
 
 use super::*;

@@ -18,7 +18,7 @@ use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::ClusterFacts;
 use crate::node::{Link, NetnsId, Reading, Snapshot};
-use crate::view::model::{Clock, Names};
+use crate::view::names::{Clock, Names};
 
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;

@@ -11,7 +11,7 @@ use super::record::{Headers, Packet, Record, Sighting, Unknown};
 use super::wire::{WireEvent, seen};
 use super::{ENTERPRISE, MOST_BLOCK};
 use crate::event;
-use crate::view::model::Clock;
+use crate::view::names::Clock;
 
 /// Shortest block: its kind and its length twice.
 const LEAST_BLOCK: usize = 12;

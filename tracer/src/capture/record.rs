@@ -13,7 +13,7 @@ use super::wire::{Unread, WireEvent, from_cbor, to_cbor};
 use crate::event::Event;
 use crate::kube::{ClusterFacts, StoredCluster};
 use crate::node::Reading;
-use crate::view::model::Clock;
+use crate::view::names::Clock;
 
 /// One thing that a capture holds.
 #[derive(Clone, Debug)]

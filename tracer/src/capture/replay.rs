@@ -15,7 +15,8 @@ use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
 use crate::node::{Link, NetnsFacts, NetnsId, Occasion, Reading, Snapshot, Source};
 use crate::printer::Printer;
-use crate::view::model::{Names, SummaryView};
+use crate::view::model::SummaryView;
+use crate::view::names::Names;
 
 /// Pause between two looks at packets that another program captured, by their times.
 const LOOK_NS: u64 = 100_000_000;

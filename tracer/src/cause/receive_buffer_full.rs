@@ -73,6 +73,13 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let named = failures
                 .iter()
                 .any(|failure| failure.drop.is_some_and(|drop| drop.reason.is_some()));
+            // Counters that were read before a packet was dropped say nothing of it.
+            let counted_since = evidence.facts.taken_ns.is_some_and(|taken| {
+                failures
+                    .iter()
+                    .any(|failure| failure.journey.end_ns() <= taken)
+            });
+            let proven = named || counted_since && site.is_some_and(nothing_else_counted);
             let summary = if all_memory {
                 format!("All memory that {name} may use is taken (net.ipv4.{name}_mem), so packets for {target} in {place} were dropped.")
             } else {
@@ -92,7 +99,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                 )
                 .prove_if("counter", site.and_then(counted))
                 .lacking_if(
-                    !named && !site.is_some_and(nothing_else_counted),
+                    !proven,
                     "the kernel's reason for the drop (this kernel gives none, and counts other errors too)",
                 )
                 .fix(
@@ -169,7 +176,13 @@ pub(super) mod tests {
     fn without_a_reason_counters_have_to_agree() {
         let mut bench = with("");
         assert_eq!(bench.codes(), [] as [&str; 0]);
-        for (errors, certainty) in [(3, Certainty::Likely), (2, Certainty::Certain)] {
+        for (errors, taken_ns, certainty) in [
+            (3, u64::MAX, Certainty::Likely),
+            // Older than the packet.
+            (2, 0, Certainty::Likely),
+            (2, u64::MAX, Certainty::Certain),
+        ] {
+            bench.facts.taken_ns = Some(taken_ns);
             let counters = [("Udp RcvbufErrors", 2), ("Udp InErrors", errors)];
             let counters = counters.map(|(name, count)| (name.to_owned(), count));
             bench.site().counters = counters.into_iter().collect();

@@ -13,7 +13,7 @@ use crate::capture::{
 };
 use crate::cause;
 use crate::session::Session;
-use crate::view::model::Clock;
+use crate::view::names::Clock;
 
 /// Every cause fires.
 const ANY: &str = "any";

@@ -6,7 +6,7 @@ use super::{Exit, Failure, Output, need_root};
 use crate::kernel::btf::Btf;
 use crate::kernel::load::{Options, Tracing};
 use crate::kernel::reasons::DropReasons;
-use crate::kernel::symbols::Symbols;
+use crate::kernel::symbols;
 use crate::printer::{Printer, Show};
 
 #[derive(Serialize)]
@@ -67,7 +67,7 @@ pub(super) fn run(output: &Output) -> Result<Exit, Failure> {
             .count(),
         hooks: tracing.hooks.len(),
         drop_reasons: !DropReasons::read(&btf).is_empty(),
-        symbols: !Symbols::read().is_empty(),
+        symbols: !symbols::Source::open().read().is_empty(),
         missing_fields: tracing.missing_fields.clone(),
     };
     let yes = |there: bool| if there { "yes" } else { "no" };

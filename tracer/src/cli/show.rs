@@ -12,7 +12,8 @@ use crate::event::Event;
 use crate::filter::Filter;
 use crate::printer::{Format, Printer, Show};
 use crate::view::json;
-use crate::view::model::{JourneyView, Names};
+use crate::view::model::JourneyView;
+use crate::view::names::Names;
 use crate::view::table::{self, EventRow, FlowRow};
 
 /// What was typed.

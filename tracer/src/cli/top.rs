@@ -1,6 +1,5 @@
 //! `tracer top`: the live view of a terminal.
 
-use std::collections::VecDeque;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
@@ -9,22 +8,20 @@ use clap::Args;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::MissedTickBehavior;
 
 use super::cluster::Connection;
 use super::limits::LimitArguments;
 use super::run::{host_name, interrupted, kernel_release};
 use super::traced::Traced;
 use super::{Exit, Failure, Output, OutputFormat, need_root, runtime};
-use crate::cause::Diagnosis;
 use crate::kernel::privilege;
 use crate::printer::{Format, Printer, Show};
 use crate::session::Session;
 use crate::view::top::{self, Choice, TopView};
 
-/// How often what is shown is made anew without a key.
+/// How often what is shown is made anew.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Most causes kept; the oldest go first.
-const MOST_CAUSES: usize = 200;
 /// Rows of a page.
 const PAGE: isize = 10;
 
@@ -72,19 +69,17 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         if !options.filter.is_everything() {
             head += &format!(" · filter: {}", options.filter);
         }
-        let mut causes = Causes::default();
-        let shown = {
-            let mut terminal = Terminal::enter()?;
-            watch(&mut session, &mut terminal, &mut causes, head).await
-        };
-        shown?;
+        watch(&mut session, head).await?;
         // What was found stays on the terminal.
-        *session.printer() = Printer::new(output.printer_format(), Show::Nothing);
-        for cause in &causes.0 {
-            session.printer().diagnosis(cause)?;
+        let printer = Printer::new(output.printer_format(), Show::Nothing);
+        let (_, causes, _) = session.look();
+        for cause in causes {
+            printer.diagnosis(cause)?;
         }
+        let named = !causes.is_empty();
+        *session.printer() = printer;
         let found = session.finish()?;
-        Ok(if causes.0.is_empty() && found.is_empty() {
+        Ok(if !named && found.is_empty() {
             Exit::Healthy
         } else {
             Exit::CauseNamed
@@ -93,53 +88,56 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
 }
 
 /// Shows what happens until somebody ends it.
-async fn watch(
-    session: &mut Session,
-    terminal: &mut Terminal,
-    causes: &mut Causes,
-    head: String,
-) -> anyhow::Result<()> {
+async fn watch(session: &mut Session, head: String) -> anyhow::Result<()> {
+    let mut terminal = Terminal::enter()?;
     let mut keys = keys()?;
     let mut choice = Choice::default();
     let mut view = TopView::new(head);
-    let mut counted = (Instant::now(), 0);
+    let mut tick = tokio::time::interval(PERIOD);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut counted = Instant::now();
     let interrupted = interrupted();
     tokio::pin!(interrupted);
     loop {
-        if !choice.paused {
-            view.summary = session.summary();
-            let (since, before) = counted;
-            // A key that comes soon after another would make it jump.
-            if since.elapsed() > PERIOD / 2 {
-                let packets = view.summary.packets;
-                view.rate = (packets - before) as f64 / since.elapsed().as_secs_f64();
-                counted = (Instant::now(), packets);
-            }
-        }
-        let (flows, names) = session.look();
-        if !choice.paused {
-            view.list(flows, &names, &choice);
-        }
-        view.choose(flows, causes.0.iter(), &names, &choice);
-        terminal.0.draw(|frame| top::draw(frame, &view, &choice))?;
         let next = async {
             tokio::select! {
                 key = keys.recv() => key.map_or(Next::End, |key| pressed(key, &mut choice, &view)),
-                () = tokio::time::sleep(PERIOD) => Next::Again,
+                _ = tick.tick() => Next::Tick,
                 () = &mut interrupted => Next::End,
             }
         };
-        let (next, found) = session.collect(next).await?;
-        causes.add(found);
-        if let Next::End = next {
-            return Ok(());
+        let (next, _) = session.collect(next).await?;
+        if next == Next::Tick && choice.paused {
+            continue;
         }
+        if next == Next::Tick {
+            let packets = view.summary.packets;
+            // It asks the kernel for the cost of each program, which is too much for every key.
+            view.summary = session.summary();
+            let seconds = counted.elapsed().as_secs_f64();
+            view.rate = (view.summary.packets - packets) as f64 / seconds;
+            counted = Instant::now();
+        }
+        let (flows, causes, names) = session.look();
+        match next {
+            Next::Tick | Next::List => view.list(flows, &names, &choice),
+            Next::Choose => {}
+            Next::End => return Ok(()),
+        }
+        view.choose(flows, causes, &names, &choice);
+        terminal.0.draw(|frame| top::draw(frame, &view, &choice))?;
     }
 }
 
 /// What comes after a key or a while.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Next {
-    Again,
+    /// Everything anew.
+    Tick,
+    /// Other flows are wanted.
+    List,
+    /// Another flow is chosen.
+    Choose,
     End,
 }
 
@@ -147,17 +145,21 @@ fn pressed(key: KeyEvent, choice: &mut Choice, view: &TopView) -> Next {
     match key.code {
         KeyCode::Char('q') | KeyCode::Esc => return Next::End,
         KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Next::End,
+        KeyCode::Char('f') => {
+            choice.failing_only = !choice.failing_only;
+            return Next::List;
+        }
+        KeyCode::Enter => choice.whole = !choice.whole,
+        KeyCode::Char(' ') => choice.paused = !choice.paused,
         KeyCode::Down | KeyCode::Char('j') => choice.go(1, view),
         KeyCode::Up | KeyCode::Char('k') => choice.go(-1, view),
         KeyCode::PageDown => choice.go(PAGE, view),
         KeyCode::PageUp => choice.go(-PAGE, view),
         KeyCode::Home => choice.go(isize::MIN, view),
         KeyCode::End => choice.go(isize::MAX, view),
-        KeyCode::Char('f') => choice.failing_only = !choice.failing_only,
-        KeyCode::Char(' ') => choice.paused = !choice.paused,
         _ => {}
     }
-    Next::Again
+    Next::Choose
 }
 
 /// Keys as they are pressed; a changed size counts as a key that does nothing.
@@ -180,23 +182,6 @@ fn keys() -> anyhow::Result<UnboundedReceiver<KeyEvent>> {
         })
         .context("no thread can be had to read keys")?;
     Ok(receiver)
-}
-
-/// Causes so far, the newest last; the same cause of the same subject is there once.
-#[derive(Default)]
-struct Causes(VecDeque<Diagnosis>);
-
-impl Causes {
-    fn add(&mut self, found: Vec<Diagnosis>) {
-        for cause in found {
-            self.0
-                .retain(|known| (known.code, &known.subject) != (cause.code, &cause.subject));
-            self.0.push_back(cause);
-        }
-        while self.0.len() > MOST_CAUSES {
-            self.0.pop_front();
-        }
-    }
 }
 
 /// The terminal as long as it is drawn on; dropping it gives it back as it was.

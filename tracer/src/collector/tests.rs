@@ -1,4 +1,4 @@
-//! What a loss does to certainty, and which arrived packets are looked at.
+//! What a loss does to certainty, which arrived packets are looked at, and what is counted.
 
 use std::net::SocketAddr;
 
@@ -175,4 +175,5 @@ fn a_buffer_of_no_network_is_no_drop() {
         collector.push(event, &mut Vec::new());
     }
     assert_eq!(collector.counts().drops.values().sum::<u64>(), 2);
+    assert_eq!(collector.active(), 0);
 }

@@ -6,7 +6,8 @@ use super::table::{Reached, Row, Seen, Told};
 use super::walk::Sink;
 use crate::flow::Flow;
 use crate::view::json;
-use crate::view::model::{DiagnosisView, Names};
+use crate::view::model::DiagnosisView;
+use crate::view::names::Names;
 use crate::view::table::FlowRow;
 
 /// Writes objects, and counts them.

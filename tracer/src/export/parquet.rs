@@ -16,7 +16,7 @@ use super::table::{DIAGNOSES, EVENTS, FLOWS, JOURNEYS, Reached, Row, Seen, Told}
 use super::walk::Sink;
 use crate::capture::create_private;
 use crate::flow::Flow;
-use crate::view::model::Names;
+use crate::view::names::Names;
 
 /// Rows of a row group: readers take a file apart by them.
 const GROUP: usize = 65_536;

@@ -6,7 +6,8 @@ use crate::event::Event;
 use crate::filter::Filter;
 use crate::flow::Flow;
 use crate::printer::{Format, Printer, Show};
-use crate::view::model::{JourneyView, Names};
+use crate::view::model::JourneyView;
+use crate::view::names::Names;
 use crate::view::table::EventRow;
 
 /// Who takes what a capture holds.

@@ -137,10 +137,14 @@ impl Journey {
         self.events.first().map_or(0, |event| event.time_ns)
     }
 
+    /// Last sight, CLOCK_MONOTONIC nanoseconds.
+    pub fn end_ns(&self) -> u64 {
+        self.events.last().map_or(0, |event| event.time_ns)
+    }
+
     /// From first to last sight, nanoseconds.
     pub fn duration_ns(&self) -> u64 {
-        let end = self.events.last().map_or(0, |event| event.time_ns);
-        end.saturating_sub(self.start_ns())
+        self.end_ns().saturating_sub(self.start_ns())
     }
 
     /// A socket took the packet.

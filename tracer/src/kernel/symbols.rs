@@ -5,8 +5,6 @@ use std::io::{BufRead, BufReader, Seek as _};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-const FILE: &str = "/proc/kallsyms";
-
 /// Addresses of the kernel's and its modules' functions, sorted.
 #[derive(Clone, Default)]
 pub struct Symbols {
@@ -14,14 +12,6 @@ pub struct Symbols {
 }
 
 impl Symbols {
-    /// Reads the running kernel's symbols; empty when they are hidden (kptr_restrict, no root).
-    pub fn read() -> Self {
-        File::open(FILE).map_or_else(
-            |_| Self::default(),
-            |file| Self::parse(BufReader::new(file)),
-        )
-    }
-
     fn parse(lines: impl BufRead) -> Self {
         let mut functions: Vec<_> = lines
             .lines()
@@ -71,21 +61,28 @@ pub struct Source(Option<Arc<Mutex<File>>>);
 impl Source {
     /// Opens the list.
     pub fn open() -> Self {
-        Self(File::open(FILE).ok().map(Mutex::new).map(Arc::new))
+        Self(
+            File::open("/proc/kallsyms")
+                .ok()
+                .map(Mutex::new)
+                .map(Arc::new),
+        )
     }
 
     /// Begins to read the symbols of now.
     pub fn begin(&self) -> Table {
         let source = self.clone();
-        Table::Reading(std::thread::spawn(move || {
-            source.read().unwrap_or_default()
-        }))
+        Table::Reading(std::thread::spawn(move || source.read()))
     }
 
-    fn read(&self) -> Option<Symbols> {
-        let file = self.0.as_ref()?.lock().ok()?;
-        (&*file).rewind().ok()?;
-        Some(Symbols::parse(BufReader::new(&*file)))
+    /// Reads the symbols of now; none when they are hidden (kptr_restrict, no root).
+    pub fn read(&self) -> Symbols {
+        let symbols = || {
+            let file = self.0.as_ref()?.lock().ok()?;
+            (&*file).rewind().ok()?;
+            Some(Symbols::parse(BufReader::new(&*file)))
+        };
+        symbols().unwrap_or_default()
     }
 }
 
@@ -175,8 +172,8 @@ mod tests {
         let source = Source(Some(Arc::new(Mutex::new(
             file.try_clone().expect("another handle"),
         ))));
-        assert_eq!(source.read().expect("symbols").name(0x3000), Some("first"));
+        assert_eq!(source.read().name(0x3000), Some("first"));
         write(&mut file, "0000000000002000 t second\n");
-        assert_eq!(source.read().expect("symbols").name(0x3000), Some("second"));
+        assert_eq!(source.read().name(0x3000), Some("second"));
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn look(reader: &mut Reader) -> anyhow::Result<Option<Sight>> {
         leaving.extend(leaves(journey, wall_ns));
         arriving.extend(arrives(journey, wall_ns));
     };
-    let mut met = |journey: &Journey, names: &crate::view::model::Names<'_>| {
+    let mut met = |journey: &Journey, names: &crate::view::names::Names<'_>| {
         told(journey, &|time_ns| names.clock.wall_ns(time_ns));
     };
     // Damage is told when the capture is read again.

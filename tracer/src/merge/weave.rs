@@ -10,7 +10,7 @@ use super::pair::Pairs;
 use super::sight::Sight;
 use super::space::Space;
 use crate::capture::{Control, Header, ReadError, Reader, Record, Rewriter, Sighting, Written};
-use crate::view::model::Clock;
+use crate::view::names::Clock;
 
 /// A capture being read.
 struct Thread {

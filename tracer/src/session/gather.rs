@@ -7,7 +7,8 @@ use tokio::time::MissedTickBehavior;
 use super::{PERIOD, Session, Wanting};
 use crate::cause::Diagnosis;
 use crate::journey::Journey;
-use crate::view::model::{JourneyView, monotonic_ns};
+use crate::view::model::JourneyView;
+use crate::view::names::monotonic_ns;
 
 /// How long after a bounded test its packets are waited for: longer than the silence that ends a journey.
 const AFTER_WORK: Duration = Duration::from_millis(450);

@@ -32,7 +32,8 @@ use crate::node::{NetnsHandle, ProxyLog, Source};
 use crate::printer::Printer;
 use crate::view::attached::AttachedView;
 use crate::view::cluster::ClusterView;
-use crate::view::model::{Clock, Names, SummaryView, monotonic_ns};
+use crate::view::model::SummaryView;
+use crate::view::names::{Clock, Names, monotonic_ns};
 
 pub use guard::{Limits, SamplingView};
 use limited::Limited;
@@ -265,13 +266,14 @@ impl Session {
             return Ok(());
         }
         self.modules_looked = Instant::now();
+        let changes = self.tracing.follow_modules();
         let loaded = Loaded::read();
-        if loaded != self.loaded {
+        if loaded != self.loaded || !changes.is_empty() {
             // Code of a new module has addresses of its own.
             self.analysis.kernel().symbols = self.symbols.begin();
             self.loaded = loaded;
         }
-        for change in &self.tracing.follow_modules() {
+        for change in &changes {
             let view = AttachedView::from(change);
             self.analysis
                 .printer()
@@ -407,9 +409,10 @@ impl Session {
             .collect()
     }
 
-    /// The flows so far, and what names them.
-    pub fn look(&self) -> (&Flows, Names<'_>) {
-        (self.analysis.flows(), self.analysis.names())
+    /// The flows so far, the causes of the last look for them, and what names them.
+    pub fn look(&self) -> (&Flows, &[Diagnosis], Names<'_>) {
+        let analysis = &self.analysis;
+        (analysis.flows(), analysis.causes(), analysis.names())
     }
 
     /// What the trace came to so far.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Session, process_ms};
 use crate::capture::{Counters, Recorder};
-use crate::view::model::monotonic_ns;
+use crate::view::names::monotonic_ns;
 
 /// How often a capture is told what was lost and what tracing costs.
 const COUNTED: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! What a person or a program sees. `model` turns domain values into plain text fields once; `text`
+//! What a person or a program sees. `model` turns domain values into plain text fields once, with what `names` calls them; `text`
 //! and `json` only print them, so both carry the same facts. `gather` reads what the tracers of many nodes printed
 //! and joins it, `fleet` shows that; `compare` sets two ways side by side; `report`
 //! makes a page of a capture; `top` draws on a terminal.
@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod gather;
 pub mod json;
 pub mod model;
+pub mod names;
 pub mod probe;
 pub mod report;
 pub mod stage;

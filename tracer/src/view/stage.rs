@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::model::Names;
+use super::names::Names;
 use crate::event::{Detail, Event, NetfilterHook, Tuple, protocol};
 use crate::hook::Role;
 use crate::journey::{BranchKind, Journey};

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::model::{JourneyView, Names, detail};
+use super::model::{JourneyView, detail};
+use super::names::Names;
 use crate::event::{Detail, Event, protocol};
 use crate::flow::{Direction, Flow};
 

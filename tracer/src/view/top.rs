@@ -5,14 +5,17 @@
 
 use std::cmp::Reverse;
 
+use ansi_to_tui::IntoText as _;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
-use ratatui::text::{Line, Span};
+use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Block, List, ListState, Paragraph, Wrap};
 
-use super::model::{DiagnosisView, JourneyView, Names, SummaryView};
+use super::model::{DiagnosisView, JourneyView, SummaryView};
+use super::names::Names;
 use super::table::FlowRow;
+use super::text;
 use crate::cause::Diagnosis;
 use crate::flow::{Direction, Flow, Flows};
 use crate::journey::Journey;
@@ -29,6 +32,8 @@ pub struct Choice {
     pub failing_only: bool,
     /// What is shown stays as it is.
     pub paused: bool,
+    /// The chosen flow has the whole screen.
+    pub whole: bool,
 }
 
 impl Choice {
@@ -53,13 +58,13 @@ pub struct TopView {
     pub rate: f64,
     /// Flows in all.
     total: usize,
-    /// Flows with a packet that did not arrive, or that met no virtual server.
+    /// Flows with a packet that did not arrive.
     failing: usize,
     /// The list: failing flows first, then by the time of the last packet.
     flows: Vec<FlowRow>,
     /// The way of the chosen flow's packet that tells most.
     journey: Option<JourneyView>,
-    /// Causes, the newest first.
+    /// Causes, the root first.
     causes: Vec<DiagnosisView>,
     /// The cause that stopped the chosen flow, as its row in `causes`.
     cause: Option<usize>,
@@ -76,27 +81,28 @@ impl TopView {
 
     /// Lists the flows of this moment.
     pub fn list(&mut self, flows: &Flows, names: &Names<'_>, choice: &Choice) {
-        let fails = |flow: &Flow| flow.suspicious > 0;
-        let order = |flow: &&Flow| (Reverse(fails(flow)), Reverse(flow.last_ns));
-        self.total = flows.len();
-        self.failing = flows.iter().filter(|flow| fails(flow)).count();
-        let mut shown: Vec<&Flow> = flows
-            .iter()
-            .filter(|flow| fails(flow) || !choice.failing_only)
-            .collect();
+        // Walking the kept packets of every flow would cost too much; a failed one is suspicious first.
+        let fails =
+            |flow: &Flow| flow.suspicious > 0 && flow.kept().any(|(_, journey)| journey.failed());
+        let mut shown: Vec<(bool, &Flow)> = flows.iter().map(|flow| (fails(flow), flow)).collect();
+        self.total = shown.len();
+        self.failing = shown.iter().filter(|(fails, _)| *fails).count();
+        shown.retain(|(fails, _)| *fails || !choice.failing_only);
+        let order = |&(fails, flow): &(bool, &Flow)| (Reverse(fails), Reverse(flow.last_ns));
         if shown.len() > MOST_ROWS {
             shown.select_nth_unstable_by_key(MOST_ROWS, order);
             shown.truncate(MOST_ROWS);
         }
         shown.sort_by_key(order);
-        self.flows = shown.iter().map(|flow| FlowRow::new(flow, names)).collect();
+        let rows = shown.iter().map(|(_, flow)| FlowRow::new(flow, names));
+        self.flows = rows.collect();
     }
 
-    /// Shows the way of the chosen flow, and the causes with the one that stopped it; oldest first.
-    pub fn choose<'a>(
+    /// Shows the way of the chosen flow, and the causes with the one that stopped it.
+    pub fn choose(
         &mut self,
         flows: &Flows,
-        causes: impl DoubleEndedIterator<Item = &'a Diagnosis> + Clone,
+        causes: &[Diagnosis],
         names: &Names<'_>,
         choice: &Choice,
     ) {
@@ -104,9 +110,11 @@ impl TopView {
         self.journey = chosen
             .and_then(|flow| telling(flows.get(flow)?))
             .and_then(|journey| JourneyView::new(journey, names));
-        self.causes = causes.clone().rev().map(DiagnosisView::from).collect();
-        self.cause =
-            chosen.and_then(|flow| causes.rev().position(|cause| cause.flows.contains(&flow)));
+        self.causes = causes.iter().map(DiagnosisView::from).collect();
+        self.cause = chosen.and_then(|flow| {
+            let mut causes = causes.iter();
+            causes.position(|cause| cause.flows.binary_search(&flow).is_ok())
+        });
     }
 
     /// Row of the chosen flow; the first where it is not in the list.
@@ -141,8 +149,8 @@ const SIDE_BY_SIDE: u16 = 110;
 pub fn draw(frame: &mut Frame<'_>, view: &TopView, choice: &Choice) {
     let [head, body, way, keys] = Layout::vertical([
         Constraint::Length(2),
-        Constraint::Fill(3),
-        Constraint::Fill(2),
+        Constraint::Fill(u16::from(!choice.whole)),
+        Constraint::Fill(1),
         Constraint::Length(1),
     ])
     .areas(frame.area());
@@ -160,8 +168,8 @@ pub fn draw(frame: &mut Frame<'_>, view: &TopView, choice: &Choice) {
     draw_flows(frame, flows, view, choice);
     draw_lines(frame, causes, "causes".into(), cause_lines(view));
     draw_lines(frame, drops, "drops".into(), drop_lines(view));
-    draw_lines(frame, way, way_title(view, choice), way_lines(view));
-    let words = "↑↓ choose   f failing only   space pause   q quit";
+    draw_lines(frame, way, way_title(view, choice), way_text(view));
+    let words = "↑↓ choose   enter whole   f failing only   space pause   q quit";
     frame.render_widget(Line::styled(words, DIM), keys);
 }
 
@@ -238,7 +246,7 @@ fn draw_flows(frame: &mut Frame<'_>, area: Rect, view: &TopView, choice: &Choice
     frame.render_stateful_widget(list, area, &mut state);
 }
 
-fn draw_lines(frame: &mut Frame<'_>, area: Rect, title: String, lines: Vec<Line<'_>>) {
+fn draw_lines<'a>(frame: &mut Frame<'_>, area: Rect, title: String, lines: impl Into<Text<'a>>) {
     let lines = Paragraph::new(lines)
         .wrap(Wrap { trim: false })
         .block(Block::bordered().title(format!(" {title} ")));
@@ -282,71 +290,18 @@ fn way_title(view: &TopView, choice: &Choice) -> String {
     )
 }
 
-fn way_lines(view: &TopView) -> Vec<Line<'_>> {
-    let mut lines = Vec::new();
+/// What `tracer run` prints of the packet and of its cause.
+fn way_text(view: &TopView) -> Text<'static> {
+    let style = text::Style { colour: true };
+    let mut out = Vec::new();
+    // Memory takes whatever is written.
     if let Some(journey) = &view.journey {
-        lines.extend(journey_lines(journey));
+        let _ = text::journey(&mut out, journey, style, false);
     }
     if let Some(cause) = view.cause.and_then(|row| view.causes.get(row)) {
-        lines.push(Line::default());
-        lines.push(Line::from(vec![
-            Span::styled("✗ ", RED),
-            Span::styled(format!("{} · {}", cause.cause, cause.certainty), BOLD),
-        ]));
-        lines.push(Line::raw(cause.summary.as_str()));
-        for (index, fix) in cause.fixes.iter().enumerate() {
-            let lead = if index == 0 { "Fix  " } else { "or   " };
-            for (number, line) in fix.lines.iter().enumerate() {
-                let lead = if number == 0 { lead } else { "     " };
-                lines.push(Line::from(vec![
-                    Span::styled(lead, BOLD),
-                    Span::raw(line.as_str()),
-                ]));
-            }
-            lines.push(Line::styled(format!("     risk: {}", fix.risk), DIM));
-        }
+        let _ = text::diagnosis(&mut out, cause, style);
     }
-    lines
-}
-
-fn journey_lines(journey: &JourneyView) -> [Line<'_>; 2] {
-    let (mark, style) = match journey.arrived {
-        Some(true) => ("✓", GREEN),
-        Some(false) => ("✗", RED),
-        None => ("…", DIM),
-    };
-    let head = Line::from(vec![
-        Span::raw(format!(
-            "{} #{} {} {} ",
-            journey.time,
-            journey.id,
-            journey.protocol,
-            journey.ends()
-        )),
-        Span::styled(mark, style),
-        Span::raw(format!(" {} µs", journey.duration_us)),
-    ]);
-    let mut way = Vec::new();
-    for stage in &journey.path {
-        if !way.is_empty() {
-            way.push(Span::raw(" ▸ "));
-        }
-        if let Some(namespace) = &stage.namespace {
-            way.push(Span::styled(format!("[{namespace}] "), DIM));
-        }
-        way.push(if stage.lost {
-            Span::styled(format!("✗ {}", stage.text), RED)
-        } else {
-            Span::raw(stage.text.as_str())
-        });
-    }
-    if journey.arrived.is_none() || way.is_empty() {
-        if !way.is_empty() {
-            way.push(Span::raw(" ▸ "));
-        }
-        way.push(Span::styled(journey.ending.as_str(), DIM));
-    }
-    [head, Line::from(way)]
+    out.into_text().unwrap_or_default()
 }
 
 #[cfg(test)]

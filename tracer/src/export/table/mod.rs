@@ -11,7 +11,8 @@ use super::column::{Column, Kind, Value};
 use crate::cause::Diagnosis;
 use crate::event::Event;
 use crate::journey::Journey;
-use crate::view::model::{JourneyView, Names};
+use crate::view::model::JourneyView;
+use crate::view::names::Names;
 use crate::view::table::EventRow;
 
 /// What a row of a table is made of.

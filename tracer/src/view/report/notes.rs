@@ -12,7 +12,8 @@ use crate::cause::Diagnosis;
 use crate::event::Tuple;
 use crate::flow::{Direction, Flow, Flows};
 use crate::journey::{Ending, Journey};
-use crate::view::model::{JourneyView, Names, SummaryView};
+use crate::view::model::{JourneyView, SummaryView};
+use crate::view::names::Names;
 use crate::view::table::FlowRow;
 
 /// Most flows of one diagnosis that are looked at.

@@ -2,15 +2,17 @@
 
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
+use tracer_ebpf::hook::HookId;
 
 use super::*;
 use crate::cause::{Certainty, Fix};
+use crate::event::{Detail, Event};
 use crate::journey::Ending;
-use crate::journey::constructed::journey;
+use crate::journey::constructed::{event, journey};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::node::Snapshot;
-use crate::view::model::Clock;
+use crate::view::names::Clock;
 
 const LOST: Ending = Ending::Dropped {
     location: 1,
@@ -37,15 +39,32 @@ fn diagnosis(flow: u64) -> Diagnosis {
     }
 }
 
-/// Three flows, the second of which fails; what the keys chose is shown.
+/// Three flows, the second of which fails and the first of which met no virtual server but arrived.
 fn shown(choice: &Choice) -> TopView {
     let mut flows = Flows::default();
     for (id, ending) in [(1, Ending::Delivered), (2, LOST), (3, Ending::Delivered)] {
         let source = format!("10.0.0.{id}:4000");
-        flows.add(Journey {
-            ending,
-            ..journey(id, 17, &[(&source, "192.0.2.1:53")])
-        });
+        let mut journey = journey(id, 17, &[(&source, "192.0.2.1:53")]);
+        journey.ending = ending;
+        if id == 1 {
+            let address = "192.0.2.1:53".parse().expect("an address");
+            let protocol = 17;
+            for (hook, detail) in [
+                (
+                    HookId::IpvsServiceFind,
+                    Detail::Service { address, protocol },
+                ),
+                (HookId::LocalDeliver, Detail::None),
+            ] {
+                journey.events.push(Event {
+                    detail,
+                    packet: journey.events[0].packet.clone(),
+                    ..event(hook, id, id, 0)
+                });
+            }
+            assert!(journey.is_suspicious());
+        }
+        flows.add(journey);
     }
     let (facts, reasons, symbols) = (
         Snapshot::empty(),
@@ -64,7 +83,7 @@ fn shown(choice: &Choice) -> TopView {
     view.summary.failed = 1;
     view.summary.drops = vec![("NO_SOCKET".into(), 1)];
     view.list(&flows, &names, choice);
-    view.choose(&flows, [diagnosis(2)].iter(), &names, choice);
+    view.choose(&flows, &[diagnosis(2)], &names, choice);
     view
 }
 
@@ -84,7 +103,11 @@ fn order(view: &TopView) -> Vec<u64> {
 #[test]
 fn what_fails_comes_first_then_what_was_last_heard_of() {
     let mut choice = Choice::default();
-    assert_eq!(order(&shown(&choice)), [2, 3, 1]);
+    let view = shown(&choice);
+    assert_eq!(
+        (order(&view), view.failing, view.total),
+        (vec![2, 3, 1], 1, 3)
+    );
     choice.failing_only = true;
     assert_eq!(order(&shown(&choice)), [2]);
 }
@@ -122,8 +145,31 @@ fn a_narrow_terminal_shows_what_fits() {
 }
 
 #[test]
+fn the_chosen_flow_may_have_the_whole_screen() {
+    let mut choice = Choice::default();
+    assert!(!painted(80, 24, &choice).contains("More"));
+    choice.whole = true;
+    let whole = painted(80, 24, &choice);
+    for words in [
+        "Evidence",
+        "Fix",
+        "systemctl restart it",
+        "Check",
+        "tracer why no-listener",
+    ] {
+        assert!(whole.contains(words), "{words}: {whole}");
+    }
+}
+
+#[test]
 fn no_size_is_too_small() {
     for (width, height) in [(1, 1), (3, 2), (200, 1), (1, 100), (9, 9)] {
-        painted(width, height, &Choice::default());
+        for whole in [false, true] {
+            let choice = Choice {
+                whole,
+                ..Choice::default()
+            };
+            painted(width, height, &choice);
+        }
     }
 }

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::api_server::{ApiServer, Options, Script};
-use crate::{Tracer, check};
+use crate::{Answer, Tracer, check};
 
 /// Long enough for a slow machine; what is waited for comes much sooner.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -158,6 +158,69 @@ const PART: usize = 24 << 10;
 /// # Errors
 /// With what was other than expected.
 pub fn joined(tracer: &Tracer) -> anyhow::Result<()> {
+    let server = recorded()?;
+    let folder = tempfile::tempdir()?;
+    let mut words = command("capture", &server);
+    words.extend(["-o".into(), folder.path().to_string_lossy().into_owned()]);
+    let answer = run(tracer, &words)?;
+    judge_joined(&answer)?;
+    let together = folder.path().join("all_nodes.pcapng");
+    check(together.exists(), || "nothing was joined".into())
+}
+
+/// `cluster run` with a filter joins as well and keeps no file; not with `--apart`, nor without a filter.
+///
+/// # Errors
+/// With what was other than expected.
+pub fn run_joined(tracer: &Tracer) -> anyhow::Result<()> {
+    let server = recorded()?;
+    let run_with = |more: &[&str]| {
+        let mut words = command("run", &server);
+        words.extend(more.iter().map(|&word| word.to_owned()));
+        run(tracer, &words)
+    };
+    let answer = run_with(&["net", "0.0.0.0/0"])?;
+    judge_joined(&answer)?;
+    check(answer.objects("node-capture").is_empty(), || {
+        "captures that are gone are named".into()
+    })?;
+    for apart in [&["--apart", "net", "0.0.0.0/0"][..], &[]] {
+        let answer = run_with(apart)?;
+        answer.expect_code(1)?;
+        check(answer.objects("merge").is_empty(), || {
+            format!("{apart:?} joined")
+        })?;
+        check(
+            answer.objects("cluster-diagnosis").len() == RECORDED.len() + 1,
+            || format!("{apart:?}: {}", answer.stdout),
+        )?;
+    }
+    Ok(())
+}
+
+fn command(name: &str, server: &ApiServer) -> Vec<String> {
+    let place = server.kubeconfig();
+    let image = "registry.example/tracer:1";
+    [
+        "cluster",
+        name,
+        "--format",
+        "json",
+        "--image",
+        image,
+        "--kubeconfig",
+        &place.to_string_lossy(),
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
+fn run(tracer: &Tracer, words: &[String]) -> anyhow::Result<Answer> {
+    tracer.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Two nodes that say what was recorded.
+fn recorded() -> anyhow::Result<ApiServer> {
     let server = ApiServer::start(Options::default())?;
     for (node, cause, capture) in RECORDED {
         server.put("nodes", json!({"metadata": {"name": node}}));
@@ -180,19 +243,10 @@ pub fn joined(tracer: &Tracer) -> anyhow::Result<()> {
         };
         server.kubelet(node, script);
     }
-    let folder = tempfile::tempdir()?;
-    let answer = tracer.run(&[
-        "cluster",
-        "capture",
-        "--format",
-        "json",
-        "--image",
-        "registry.example/tracer:1",
-        "--kubeconfig",
-        &server.kubeconfig().to_string_lossy(),
-        "-o",
-        &folder.path().to_string_lossy(),
-    ])?;
+    Ok(server)
+}
+
+fn judge_joined(answer: &Answer) -> anyhow::Result<()> {
     answer.expect_code(1)?;
     // What comes from a node carries its name.
     let mut found = answer.objects("diagnosis");
@@ -214,9 +268,7 @@ pub fn joined(tracer: &Tracer) -> anyhow::Result<()> {
             .stderr
             .contains("node-a.pcapng: cannot be read at byte"),
         || format!("the missing end is not said: {}", answer.stderr),
-    )?;
-    let together = folder.path().join("all_nodes.pcapng");
-    check(together.exists(), || "nothing was joined".into())
+    )
 }
 
 /// Two nodes until Ctrl-C: last words, one entry for the cause that both saw, nothing left.

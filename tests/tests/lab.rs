@@ -99,6 +99,10 @@ fn list() -> Vec<Test> {
             "cluster capture: what all nodes saw is joined and explained",
             tests::fleet::joined,
         ),
+        Test::new(
+            "cluster run: with a filter, what all nodes saw is joined and explained",
+            tests::fleet::run_joined,
+        ),
     ];
     tests.extend(tests::attach::tests());
     tests.extend(tests::paths::tests());

@@ -12,7 +12,7 @@ use super::Shared;
 pub enum Script {
     /// Its container runs and says this.
     Says {
-        /// Lines, in order.
+        /// Lines, in order; parts of a capture among them only when its arguments ask for one.
         lines: Vec<String>,
         /// Pause before each.
         pause: Duration,
@@ -100,7 +100,9 @@ pub(crate) async fn play(script: Script, namespace: String, name: String, shared
             code,
         } => {
             set(status("Running", json!({"running": {}})));
-            for line in lines {
+            let captures = shared.arguments(&namespace, &name).contains("--write=-");
+            let said = |line: &String| captures || !line.contains("capture-bytes");
+            for line in lines.into_iter().filter(said) {
                 tokio::time::sleep(pause).await;
                 if shared.terminating(&namespace, &name) {
                     break;

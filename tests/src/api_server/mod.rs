@@ -125,6 +125,13 @@ impl Shared {
         pod.is_none_or(|pod| !pod["metadata"]["deletionTimestamp"].is_null())
     }
 
+    /// The arguments of a pod's container, as JSON.
+    pub(crate) fn arguments(&self, namespace: &str, name: &str) -> String {
+        let pod = self.store().get("pods", namespace, name);
+        pod.map(|pod| pod["spec"]["containers"][0]["args"].to_string())
+            .unwrap_or_default()
+    }
+
     pub(crate) fn logs(&self) -> MutexGuard<'_, HashMap<String, Log>> {
         self.logs
             .lock()

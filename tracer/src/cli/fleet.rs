@@ -5,11 +5,13 @@ use std::io::stdout;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
-use super::merge::explain_together;
+use super::merge::{Kept, explain_together};
 use super::run::interrupted;
 use super::{Exit, Failure, Output, runtime, value};
 use crate::capture::{Chunk, Received, ReceivedFile, STANDARD_OUTPUT};
@@ -79,8 +81,18 @@ pub(super) struct Run {
     /// Longest wait for a pod to start.
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = value::duration)]
     start: Duration,
+    /// Leave each node's journeys apart. Else a run with a filter fetches what every node saw of its packets,
+    /// and journeys go on from node to node; one without a filter would send too much through the API server.
+    #[arg(long)]
+    apart: bool,
     #[command(flatten)]
     place: Where,
+}
+
+impl Run {
+    const fn joins(&self) -> bool {
+        !self.apart && !self.filter.is_empty()
+    }
 }
 
 /// What was typed for `capture`.
@@ -151,8 +163,14 @@ pub(super) fn run(arguments: &Run, output: &Output) -> Result<Exit, Failure> {
     trace(arguments, None, output)
 }
 
-fn trace(arguments: &Run, folder: Option<&Path>, output: &Output) -> Result<Exit, Failure> {
-    let captures = folder
+/// `kept` is the folder in which the captures stay; those of a run that only joins them go with it.
+fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, Failure> {
+    let for_now = (kept.is_none() && arguments.joins())
+        .then(tempfile::tempdir)
+        .transpose()
+        .context("no folder can be made for the nodes' captures")?;
+    let captures = kept
+        .or(for_now.as_ref().map(TempDir::path))
         .map(|folder| {
             Received::new(folder)
                 .map_err(|error| Failure::usage(format!("{}: {error}", folder.display())))
@@ -215,11 +233,21 @@ fn trace(arguments: &Run, folder: Option<&Path>, output: &Output) -> Result<Exit
     let joined = captures.as_ref().map(|captures| captures.path(TOGETHER));
     let files = captures.map(Received::finish).unwrap_or_default();
     for file in &files {
-        printer.object("node-capture", file, &capture_words(file))?;
+        if kept.is_some() {
+            printer.object("node-capture", file, &capture_words(file))?;
+        } else if file.missing > 0 {
+            eprintln!(
+                "tracer: {}: {} bytes of what it saw never came; its journeys may have gaps",
+                file.node, file.missing
+            );
+        }
     }
     let show = Show::all_or_failed(arguments.all);
     let named = match joined {
-        Some(joined) if files.len() > 1 => together(&files, &joined, show, output),
+        Some(joined) if files.len() > 1 => {
+            let kept = kept.map_or(Kept::No, |_| Kept::Yes);
+            together(&files, &joined, kept, show, output)
+        }
         _ => BTreeSet::new(),
     };
     let diagnoses = gathered.diagnoses();
@@ -247,11 +275,12 @@ fn trace(arguments: &Run, folder: Option<&Path>, output: &Output) -> Result<Exit
 fn together(
     files: &[ReceivedFile],
     joined: &Path,
+    kept: Kept,
     show: Show,
     output: &Output,
 ) -> BTreeSet<&'static str> {
     let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
-    explain_together(&paths, joined, show, output).unwrap_or_else(|failure| {
+    explain_together(&paths, joined, kept, show, output).unwrap_or_else(|failure| {
         eprintln!("tracer: the captures cannot be joined: {:#}", failure.error);
         BTreeSet::new()
     })

@@ -50,22 +50,31 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             Merged { written, ..merged }
         }
     };
-    say(&joined, &written, output)?;
+    say(&joined, &written, Kept::Yes, output)?;
     match wrong.into_iter().next() {
         Some((file, error)) => Err(damaged(&file, error)),
         None => Ok(Exit::Healthy),
     }
 }
 
-fn say(joined: &[Joined], written: &Written, output: &Output) -> Result<(), Failure> {
+/// Whether the captures are there afterwards.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Then their files are named.
+    Yes,
+    /// They were only joined.
+    No,
+}
+
+fn say(joined: &[Joined], written: &Written, kept: Kept, output: &Output) -> Result<(), Failure> {
     for capture in joined {
-        if output.format == OutputFormat::Json {
-            json::line(&mut std::io::stdout(), "merge", capture)?;
-        } else {
-            println!("{}", capture.words());
+        match (output.format, kept) {
+            (OutputFormat::Json, _) => json::line(&mut std::io::stdout(), "merge", capture)?,
+            (_, Kept::Yes) => println!("{}: {}", capture.file.display(), capture.words()),
+            (_, Kept::No) => println!("{}", capture.words()),
         }
     }
-    if output.format == OutputFormat::Text {
+    if output.format == OutputFormat::Text && kept == Kept::Yes {
         println!("{}", written.words());
     }
     Ok(())
@@ -75,11 +84,12 @@ fn say(joined: &[Joined], written: &Written, output: &Output) -> Result<(), Fail
 pub(super) fn explain_together(
     files: &[PathBuf],
     out: &Path,
+    kept: Kept,
     show: Show,
     output: &Output,
 ) -> Result<BTreeSet<&'static str>, Failure> {
     let merged = merge(files, out)?;
-    say(&merged.joined, &merged.written, output)?;
+    say(&merged.joined, &merged.written, kept, output)?;
     for (file, error) in &merged.damaged {
         eprintln!(
             "tracer: {}: {error}; what is before it counts",

@@ -46,7 +46,7 @@ pub struct Joined {
 }
 
 impl Joined {
-    /// In a line.
+    /// In a line, without the file.
     pub fn words(&self) -> String {
         let clock = match (self.offset_ns, self.error_ns) {
             (Some(0), Some(0)) => "its clock is the one that counts".into(),
@@ -62,11 +62,8 @@ impl Joined {
             (None, _) => "clock as it is: no packet of it was seen elsewhere".into(),
         };
         format!(
-            "{} ({}) · {clock} · {} packets seen twice, {} joined",
-            self.file.display(),
-            self.node,
-            self.pairs,
-            self.joined
+            "{} · {clock} · {} packets seen twice, {} joined",
+            self.node, self.pairs, self.joined
         )
     }
 }

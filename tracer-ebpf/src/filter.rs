@@ -60,7 +60,7 @@ static mut USED: u32 = 0;
 /// Each word is the address of the skb that it holds for; 0 for none.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Remembered {
+pub struct Remembered {
     followed: u64,
     not_followed: u64,
     /// Its present addresses are neither matched nor kept in [`FLOWS`].
@@ -99,6 +99,8 @@ pub enum Known {
     Followed,
     /// It is not.
     NotFollowed,
+    /// It is not by what it says itself; its conntrack entry has not been asked.
+    NotByItself,
 }
 
 /// How far a hook trusts what is remembered.
@@ -150,26 +152,32 @@ fn set_used(bit: u32) {
     unsafe { write_volatile(addr_of_mut!(USED), read_volatile(addr_of!(USED)) | bit) }
 }
 
-/// What this CPU remembers of an skb, as far as the hook may trust it.
+/// What this CPU remembers; looked up once in a run, since each look-up is a call.
 #[inline(always)]
-pub fn known(hook: HookId, skb: u64) -> Known {
+pub fn remembered() -> Option<&'static mut Remembered> {
+    // SAFETY: this CPU's own slot; each word is true by itself, whatever an interrupt writes in between.
+    REMEMBERED.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
+}
+
+/// What is remembered of an skb, as far as the hook may trust it.
+#[inline(always)]
+pub fn known(hook: HookId, skb: u64, remembered: &Remembered) -> Known {
     let trust = trust(hook);
     if trust == Trust::None {
         return Known::Unknown;
     }
-    let Some(remembered) = REMEMBERED.get_ptr(0) else {
-        return Known::Unknown;
-    };
-    // SAFETY: this CPU's own slot.
-    let remembered = unsafe { &*remembered };
     if trust == Trust::Untransmitted && remembered.transmitted == skb {
         return Known::Unknown;
     }
     if remembered.not_followed == skb {
-        return if trust == Trust::Followed {
+        if trust != Trust::Followed {
+            return Known::NotFollowed;
+        }
+        // What the program asks of the place has to be read again.
+        return if reads_place() || !read::filter(filter::FOLLOW) {
             Known::Unknown
         } else {
-            Known::NotFollowed
+            Known::NotByItself
         };
     }
     if remembered.followed == skb {
@@ -180,7 +188,14 @@ pub fn known(hook: HookId, skb: u64) -> Known {
 
 /// Decides about an skb that nothing is known of, and remembers the decision.
 #[inline(always)]
-pub fn decides(hook: HookId, skb: u64, copy: &Skb, device: u64, net: u64) -> bool {
+pub fn decides(
+    hook: HookId,
+    skb: u64,
+    copy: &Skb,
+    device: u64,
+    net: u64,
+    remembered: &mut Remembered,
+) -> bool {
     let mut how = 0;
     if matches!(hook, HookId::DeviceReceive) {
         how |= AT_LINK;
@@ -189,31 +204,38 @@ pub fn decides(hook: HookId, skb: u64, copy: &Skb, device: u64, net: u64) -> boo
         how |= WHOLE;
     }
     let decision = decide(skb, copy, device, net, how);
-    if let Some(remembered) = REMEMBERED.get_ptr_mut(0) {
-        // SAFETY: this CPU's own slot.
-        let remembered = unsafe { &mut *remembered };
-        if decision & FOLLOWED == 0 {
-            remembered.not_followed = skb;
-            // A hook that trusts the one does not ask for the other.
-            clear(&mut remembered.followed, skb);
-            clear(&mut remembered.transmitted, skb);
-        } else {
-            clear(&mut remembered.not_followed, skb);
-            clear(&mut remembered.transmitted, skb);
-            remembered.followed = skb;
-            if decision & UNLEARNED == 0 {
-                clear(&mut remembered.unlearned, skb);
-            } else {
-                remembered.unlearned = skb;
-            }
-            if decision & IN_TUNNEL == 0 {
-                clear(&mut remembered.tunnel, skb);
-            } else {
-                remembered.tunnel = skb;
-            }
-        }
+    if decision & FOLLOWED == 0 {
+        remembered.not_followed = skb;
+        // A hook that trusts the one does not ask for the other.
+        clear(&mut remembered.followed, skb);
+        clear(&mut remembered.transmitted, skb);
+        return false;
     }
-    decision & FOLLOWED != 0
+    clear(&mut remembered.not_followed, skb);
+    clear(&mut remembered.transmitted, skb);
+    remembered.followed = skb;
+    if decision & UNLEARNED == 0 {
+        clear(&mut remembered.unlearned, skb);
+    } else {
+        remembered.unlearned = skb;
+    }
+    if decision & IN_TUNNEL == 0 {
+        clear(&mut remembered.tunnel, skb);
+    } else {
+        remembered.tunnel = skb;
+    }
+    true
+}
+
+/// 1 when the conntrack entry of an skb makes it followed.
+#[inline(never)]
+pub fn by_entry(skb: u64) -> u32 {
+    let entry = read::field::<u64>(skb, Field::SkbNfct) & !7;
+    if entry == 0 {
+        return 0;
+    }
+    let mut room = MaybeUninit::uninit();
+    u32::from(entry_matches(entry, &mut empty(&mut room).key))
 }
 
 #[inline(always)]
@@ -225,29 +247,7 @@ fn clear(word: &mut u64, skb: u64) {
 
 /// What a hook changes for the hooks behind it; called whether the packet is followed or not.
 #[inline(always)]
-pub fn passed(hook: HookId, skb: u64, followed: bool) {
-    match hook {
-        HookId::Nat
-        | HookId::IpvsNatTransmit
-        | HookId::IpvsNat6Transmit
-        | HookId::IpvsReply
-        | HookId::IpvsTunnelTransmit
-        | HookId::VxlanTransmit
-        | HookId::VxlanReceive
-        | HookId::DeviceTransmit
-        | HookId::Drop
-        | HookId::TcpDeliver
-        | HookId::UdpDeliver
-        | HookId::Tcp6Deliver
-        | HookId::Udp6Deliver
-        | HookId::IcmpReceive => {}
-        _ => return,
-    }
-    let Some(remembered) = REMEMBERED.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: this CPU's own slot.
-    let remembered = unsafe { &mut *remembered };
+pub fn passed(hook: HookId, skb: u64, followed: bool, remembered: &mut Remembered) {
     match hook {
         HookId::DeviceTransmit => remembered.transmitted = skb,
         HookId::Nat
@@ -265,17 +265,23 @@ pub fn passed(hook: HookId, skb: u64, followed: bool) {
                 clear(&mut remembered.followed, skb);
             }
         }
-        _ => {
+        HookId::Drop
+        | HookId::TcpDeliver
+        | HookId::UdpDeliver
+        | HookId::Tcp6Deliver
+        | HookId::Udp6Deliver
+        | HookId::IcmpReceive => {
             clear(&mut remembered.followed, skb);
             clear(&mut remembered.not_followed, skb);
             clear(&mut remembered.transmitted, skb);
         }
+        _ => {}
     }
 }
 
 /// Keeps what a followed packet's headers will not say from here on; `copy` is the skb's.
 #[inline(always)]
-pub fn keep(hook: HookId, skb: u64, copy: &Skb) {
+pub fn keep(hook: HookId, skb: u64, copy: &Skb, remembered: &mut Remembered) {
     if !read::filter(filter::FOLLOW) {
         return;
     }
@@ -295,11 +301,6 @@ pub fn keep(hook: HookId, skb: u64, copy: &Skb) {
             black_box(keep_datagram(copy));
         }
         HookId::DeviceTransmit => {
-            let Some(remembered) = REMEMBERED.get_ptr_mut(0) else {
-                return;
-            };
-            // SAFETY: this CPU's own slot.
-            let remembered = unsafe { &mut *remembered };
             if remembered.unlearned == skb {
                 remembered.unlearned = 0;
                 if remembered.tunnel != skb {

@@ -94,24 +94,52 @@ fn current() -> Option<u64> {
     CURRENT.get(0).copied().filter(|&skb| skb != 0)
 }
 
+/// What leads to a packet's namespace.
+#[derive(Clone, Copy)]
+enum Namespace {
+    /// The skb's device, else its socket.
+    OfSkb,
+    /// An argument: its address.
+    At(u64),
+    /// A field of an argument, read only when an event is written.
+    In(u64, Field),
+}
+
 /// Where a packet was seen.
 #[derive(Clone, Copy)]
 struct Sight {
     hook: HookId,
     skb: u64,
-    /// Namespace pointer known from an argument; 0 when the skb's device has to tell.
-    net: u64,
+    namespace: Namespace,
 }
 
 impl Sight {
     #[inline(always)]
     const fn new(hook: HookId, skb: u64) -> Self {
-        Self { hook, skb, net: 0 }
+        Self {
+            hook,
+            skb,
+            namespace: Namespace::OfSkb,
+        }
     }
 
     #[inline(always)]
     const fn in_namespace(hook: HookId, skb: u64, net: u64) -> Self {
-        Self { hook, skb, net }
+        Self {
+            hook,
+            skb,
+            namespace: Namespace::At(net),
+        }
+    }
+
+    /// The namespace is a field of the structure at `base`.
+    #[inline(always)]
+    const fn in_namespace_of(hook: HookId, skb: u64, base: u64, field: Field) -> Self {
+        Self {
+            hook,
+            skb,
+            namespace: Namespace::In(base, field),
+        }
     }
 
     /// Emits an event without detail.
@@ -130,27 +158,29 @@ impl Sight {
             self.read(&mut copy)?;
             return self.place().report(&copy, fill);
         }
-        let known = filter::known(hook, skb);
-        if known == Known::NotFollowed {
-            filter::passed(hook, skb, false);
+        let remembered = filter::remembered()?;
+        let known = filter::known(hook, skb, remembered);
+        if known == Known::NotFollowed || known == Known::NotByItself && filter::by_entry(skb) == 0
+        {
+            filter::passed(hook, skb, false, remembered);
             return None;
         }
         let mut copy = Skb::room();
         self.read(&mut copy)?;
-        if known == Known::Unknown {
+        if known != Known::Followed {
             // Each costs a read of kernel memory, and few filters ask for them.
             let (mut device, mut net) = (0, 0);
             if filter::reads_place() {
                 let place = self.place();
                 (device, net) = (place.device, place.namespace());
             }
-            if !filter::decides(hook, skb, &copy, device, net) {
-                filter::passed(hook, skb, false);
+            if !filter::decides(hook, skb, &copy, device, net, remembered) {
+                filter::passed(hook, skb, false, remembered);
                 return None;
             }
         }
-        filter::keep(hook, skb, &copy);
-        filter::passed(hook, skb, true);
+        filter::keep(hook, skb, &copy, remembered);
+        filter::passed(hook, skb, true, remembered);
         self.place().report(&copy, fill)
     }
 
@@ -189,7 +219,11 @@ impl Place {
     /// The network namespace's address; 0 when nothing leads to it.
     #[inline(always)]
     fn namespace(&self) -> u64 {
-        let mut net = self.sight.net;
+        let mut net = match self.sight.namespace {
+            Namespace::OfSkb => 0,
+            Namespace::At(net) => net,
+            Namespace::In(base, field) => read::field(base, field),
+        };
         if net == 0 {
             net = read::field(self.device, Field::NetDeviceNet);
         }

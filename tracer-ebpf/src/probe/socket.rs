@@ -64,8 +64,8 @@ pub fn icmp_receive(ctx: &impl Arguments) -> Option<()> {
 #[inline(always)]
 fn deliver(hook: HookId, ctx: &impl Arguments) -> Option<()> {
     let sock = ctx.argument(0)?;
-    let net = read::field(sock, Field::SockNet);
-    Sight::in_namespace(hook, ctx.argument(1)?, net).emit_with(|detail, _| {
+    let skb = ctx.argument(1)?;
+    Sight::in_namespace_of(hook, skb, sock, Field::SockNet).emit_with(|detail, _| {
         let state = read::field(sock, Field::SockState);
         let port = read::field(sock, Field::SockNum);
         detail.socket = Socket {
@@ -81,8 +81,8 @@ fn deliver(hook: HookId, ctx: &impl Arguments) -> Option<()> {
 #[inline(always)]
 pub fn tcp_request(ctx: &impl Arguments) -> Option<()> {
     let sock = ctx.argument(2)?;
-    let net = read::field(sock, Field::SockNet);
-    Sight::in_namespace(HookId::TcpRequest, ctx.argument(3)?, net).emit_with(|detail, _| {
+    let skb = ctx.argument(3)?;
+    Sight::in_namespace_of(HookId::TcpRequest, skb, sock, Field::SockNet).emit_with(|detail, _| {
         let most = read::field(sock, Field::SockMostAccepting);
         detail.queue = Queue {
             waiting: read::field(sock, Field::SockAccepting),

@@ -16,7 +16,7 @@ use crate::kube::{ClusterFacts, Resource};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "kube-proxy-stale",
-    title: "The kernel does not hold what kube-proxy should have made of the services and endpoints",
+    title: "the kernel does not hold what kube-proxy should have made of the services and endpoints",
     explanation: "\
 kube-proxy turns services and endpoints into virtual servers (ipvs mode) or rules (iptables and nftables
 mode). When it is stopped, cannot reach the API server, or fails to sync, they stay as they were: new services

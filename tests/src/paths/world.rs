@@ -165,6 +165,9 @@ impl World {
                 "netns", "exec", name, "busybox", "ping", "-c", "1", "-W", "2", address,
             ]))?;
         }
+        for name in NAMES {
+            age_neighbours(name)?;
+        }
         Ok(world)
     }
 
@@ -176,6 +179,20 @@ impl World {
             }
         }));
     }
+}
+
+/// Makes resolved neighbours stale, which most are on a quiet node: a packet to one does not wait.
+fn age_neighbours(namespace: &str) -> anyhow::Result<()> {
+    let shown =
+        finish(Command::new("ip").args(["-n", namespace, "neigh", "show", "nud", "reachable"]))?;
+    for line in shown.stdout.lines() {
+        if let [address, "dev", device, ..] = line.split_whitespace().collect::<Vec<_>>()[..] {
+            command(&format!(
+                "ip -n {namespace} neigh change {address} dev {device} nud stale"
+            ))?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for World {

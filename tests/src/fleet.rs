@@ -1,5 +1,6 @@
 //! `tracer cluster run` and `capture` as programs, against an API server whose kubelets play scripts.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -159,13 +160,26 @@ const PART: usize = 24 << 10;
 /// With what was other than expected.
 pub fn joined(tracer: &Tracer) -> anyhow::Result<()> {
     let server = recorded()?;
+    let capture_into = |folder: &Path, more: &[&str]| {
+        let folder = folder.to_string_lossy();
+        run(
+            tracer,
+            "capture",
+            &server,
+            &[&["-o", &folder], more].concat(),
+        )
+    };
     let folder = tempfile::tempdir()?;
-    let mut words = command("capture", &server);
-    words.extend(["-o".into(), folder.path().to_string_lossy().into_owned()]);
-    let answer = run(tracer, &words)?;
-    judge_joined(&answer)?;
+    judge_joined(&capture_into(folder.path(), &[])?)?;
     let together = folder.path().join("all_nodes.pcapng");
-    check(together.exists(), || "nothing was joined".into())
+    check(together.exists(), || "nothing was joined".into())?;
+    let folder = tempfile::tempdir()?;
+    let answer = capture_into(folder.path(), &["--apart"])?;
+    let files = answer.objects("node-capture").len();
+    check(
+        answer.objects("merge").is_empty() && files == RECORDED.len(),
+        || format!("apart: {files} files, {}", answer.stderr),
+    )
 }
 
 /// `cluster run` with a filter joins as well and keeps no file; not with `--apart`, nor without a filter.
@@ -174,11 +188,7 @@ pub fn joined(tracer: &Tracer) -> anyhow::Result<()> {
 /// With what was other than expected.
 pub fn run_joined(tracer: &Tracer) -> anyhow::Result<()> {
     let server = recorded()?;
-    let run_with = |more: &[&str]| {
-        let mut words = command("run", &server);
-        words.extend(more.iter().map(|&word| word.to_owned()));
-        run(tracer, &words)
-    };
+    let run_with = |more: &[&str]| run(tracer, "run", &server, more);
     let answer = run_with(&["net", "0.0.0.0/0"])?;
     judge_joined(&answer)?;
     check(answer.objects("node-capture").is_empty(), || {
@@ -198,10 +208,12 @@ pub fn run_joined(tracer: &Tracer) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn command(name: &str, server: &ApiServer) -> Vec<String> {
+/// `tracer cluster NAME` for a server.
+fn run(tracer: &Tracer, name: &str, server: &ApiServer, more: &[&str]) -> anyhow::Result<Answer> {
     let place = server.kubeconfig();
+    let place = place.to_string_lossy();
     let image = "registry.example/tracer:1";
-    [
+    let words = [
         "cluster",
         name,
         "--format",
@@ -209,14 +221,9 @@ fn command(name: &str, server: &ApiServer) -> Vec<String> {
         "--image",
         image,
         "--kubeconfig",
-        &place.to_string_lossy(),
-    ]
-    .map(str::to_owned)
-    .into()
-}
-
-fn run(tracer: &Tracer, words: &[String]) -> anyhow::Result<Answer> {
-    tracer.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
+        &place,
+    ];
+    tracer.run(&[&words, more].concat())
 }
 
 /// Two nodes that say what was recorded.

@@ -81,8 +81,8 @@ pub(super) struct Run {
     /// Longest wait for a pod to start.
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = value::duration)]
     start: Duration,
-    /// Leave each node's journeys apart. Else a run with a filter fetches what every node saw of its packets,
-    /// and journeys go on from node to node; one without a filter would send too much through the API server.
+    /// Leave each node's journeys apart. Else journeys go on from node to node: a capture joins what it
+    /// fetched, and a run with a filter fetches what every node saw; without one that is too much.
     #[arg(long)]
     apart: bool,
     #[command(flatten)]
@@ -244,7 +244,7 @@ fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, 
     }
     let show = Show::all_or_failed(arguments.all);
     let named = match joined {
-        Some(joined) if files.len() > 1 => {
+        Some(joined) if files.len() > 1 && !arguments.apart => {
             let kept = kept.map_or(Kept::No, |_| Kept::Yes);
             together(&files, &joined, kept, show, output)
         }

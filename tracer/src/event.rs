@@ -237,9 +237,6 @@ impl Event {
 
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const AF_INET: u16 = libc::AF_INET as u16;
-/// Any of these states and the neighbour is used as it is: no packet waits for it, though it may be asked
-/// anew meanwhile (`NUD_VALID`, and what `__neigh_event_send` does with a stale one).
-const IN_USE: u8 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
 
 fn address(bytes: &[u8; 16], family: u16) -> IpAddr {
     if family == AF_INET {
@@ -330,7 +327,6 @@ impl Detail {
                     most: detail.queue.most,
                     port: detail.queue.port,
                 },
-                HookId::NeighbourQueue if detail.neighbour.state & IN_USE != 0 => Self::None,
                 HookId::NeighbourQueue | HookId::NeighbourFailed | HookId::Neighbour6Failed => {
                     let ipv6 = event.protocol == ETHERTYPE_IPV6.to_be();
                     let family = if ipv6 { libc::AF_INET6 as u16 } else { AF_INET };
@@ -364,16 +360,17 @@ impl Detail {
 mod tests {
     use super::*;
 
-    fn empty(hook: HookId, valid: u16) -> raw::Event {
-        raw::Event {
+    #[test]
+    fn a_buffer_of_no_network_is_no_packet_whatever_it_holds() {
+        let mut raw = raw::Event {
             time_ns: 1,
             skb: 1,
             netns: 0,
             ifindex: 0,
             length: 40,
             mark: 0,
-            hook: hook as u16,
-            valid,
+            hook: HookId::Drop as u16,
+            valid: raw::valid::SKB | raw::valid::PACKET,
             protocol: 0,
             packet_len: 40,
             network_offset: 0,
@@ -381,34 +378,7 @@ mod tests {
                 bytes: [0; raw::DETAIL_BYTES],
             },
             packet: [0; raw::PACKET_BYTES],
-        }
-    }
-
-    #[test]
-    fn no_packet_waits_for_a_neighbour_that_is_in_use() {
-        for (state, waits) in [
-            (0, true),
-            (0x01, true),
-            (0x20, true),
-            (0x04, false),
-            (0x80, false),
-        ] {
-            let mut raw = empty(HookId::NeighbourQueue, raw::valid::SKB | raw::valid::DETAIL);
-            raw.detail.neighbour = raw::Neighbour {
-                address: [10; 16],
-                ifindex: 2,
-                state,
-                reserved: [0; 3],
-            };
-            let event = Event::decode(&raw).expect("a known hook");
-            let said = matches!(event.detail, Detail::Neighbour { ifindex: 2, .. });
-            assert_eq!(said, waits, "state {state:#x}");
-        }
-    }
-
-    #[test]
-    fn a_buffer_of_no_network_is_no_packet_whatever_it_holds() {
-        let mut raw = empty(HookId::Drop, raw::valid::SKB | raw::valid::PACKET);
+        };
         raw.packet[0] = 0x45;
         raw.packet[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
         let decoded = |raw: &raw::Event| Event::decode(raw).expect("a known hook");

@@ -7,9 +7,17 @@ use tracer_ebpf::layout::Field;
 use super::{Arguments, Sight};
 use crate::read;
 
-/// `__neigh_event_send(neigh, skb, ...)`; it is also called without a packet.
+/// `NUD_VALID`: in any of these states a neighbour is used as it is.
+const IN_USE: u8 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
+
+/// `__neigh_event_send(neigh, skb, ...)`; it is also called without a packet, and for a stale neighbour,
+/// which is only asked anew: no packet waits for that.
 #[inline(always)]
 pub fn queue(ctx: &impl Arguments) -> Option<()> {
+    let state: u8 = read::field(ctx.argument(0)?, Field::NeighbourState);
+    if state & IN_USE != 0 {
+        return None;
+    }
     about(HookId::NeighbourQueue, ctx)
 }
 

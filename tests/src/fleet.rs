@@ -263,6 +263,10 @@ fn judge_joined(answer: &Answer) -> anyhow::Result<()> {
             format!("{cause} is not among {found:#?}")
         })?;
     }
+    // The recorded reproductions go on after the fix; what failed before is left to no other cause.
+    check(found.len() == RECORDED.len(), || {
+        format!("more than was wrong: {found:#?}")
+    })?;
     let alone = answer.objects("cluster-diagnosis");
     check(alone.len() == 1 && alone[0]["cause"] == ALONE, || {
         format!("beside what was joined: {alone:#?}")

@@ -3,6 +3,7 @@
 //! Knows nothing of the kernel boundary or of a view: it is fed events and asked for answers, so a
 //! capture can feed it as well as the kernel.
 
+mod explained;
 mod met;
 mod service_rules;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use crate::journey::{Ending, Journey, Tracker};
 use crate::kube::ClusterFacts;
 use crate::node::{NetnsHandle, NetnsId, Occasion, ProxyLog, Reading, Snapshot, Source};
 use crate::ruling;
+use explained::Explained;
 use met::Met;
 use service_rules::ServiceRulesReader;
 
@@ -117,6 +119,8 @@ pub struct Collector {
     causes: Vec<Diagnosis>,
     /// Diagnoses given, with the certainty they had.
     given: HashMap<(&'static str, String), Certainty>,
+    /// What causes explained, also those that are mended since.
+    explained: Explained,
     /// Connections that each cause is known to have stopped.
     stopped: HashMap<&'static str, HashSet<u64>>,
     /// Those that nobody was told of yet.
@@ -145,6 +149,7 @@ impl Collector {
             due_ns: None,
             causes: Vec::new(),
             given: HashMap::new(),
+            explained: Explained::default(),
             stopped: HashMap::new(),
             newly_stopped: Vec::new(),
             counts: Counts::default(),
@@ -394,7 +399,9 @@ impl Collector {
         for diagnosis in &mut found {
             self.doubt(diagnosis);
         }
+        found.retain(|diagnosis| !self.explained.covers(diagnosis, &self.flows));
         for diagnosis in &found {
+            self.explained.note(diagnosis, &self.flows);
             self.note_stopped(diagnosis);
         }
         let given = &mut self.given;
@@ -451,6 +458,7 @@ impl Collector {
         self.service_rules = ServiceRulesReader::default();
         self.causes.clear();
         self.given.clear();
+        self.explained = Explained::default();
         self.stopped.clear();
         self.newly_stopped.clear();
         self.due_ns = None;

@@ -59,14 +59,22 @@ impl Test {
     }
 }
 
-/// Runs the tests whose name holds `filter`, reports each, writes the results, and says whether all
-/// passed.
+/// Runs the tests whose name holds one of `filters` (all when there is none), reports each, writes the
+/// results, and says whether all passed.
 ///
 /// # Errors
 /// When the results cannot be written.
-pub fn run(tests: &[Test], tracer: &Tracer, filter: &str, results: &Path) -> anyhow::Result<bool> {
+pub fn run(
+    tests: &[Test],
+    tracer: &Tracer,
+    filters: &[String],
+    results: &Path,
+) -> anyhow::Result<bool> {
     let (mut rows, mut failed) = (Vec::new(), 0);
-    for test in tests.iter().filter(|test| test.name.contains(filter)) {
+    let chosen = |test: &&Test| {
+        filters.is_empty() || filters.iter().any(|filter| test.name.contains(filter))
+    };
+    for test in tests.iter().filter(chosen) {
         let begun = Instant::now();
         let outcome = (test.run)(tracer);
         let seconds = begun.elapsed().as_secs_f64();

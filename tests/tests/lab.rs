@@ -1,5 +1,5 @@
 //! The lab tests: the release binary on a real kernel, as root. `cargo xtask test` boots the kernels
-//! and starts this in each: `lab --tracer PATH [--long] [FILTER]`.
+//! and starts this in each: `lab --tracer PATH [--long] [FILTER ...]`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -35,13 +35,13 @@ const CASE: &str = "vip-nodeport-unbound";
 
 fn main() -> anyhow::Result<ExitCode> {
     let mut arguments = std::env::args().skip(1).peekable();
-    let usage = "usage: lab --tracer PATH [--long] [FILTER]";
+    let usage = "usage: lab --tracer PATH [--long] [FILTER ...]";
     if arguments.next().as_deref() != Some("--tracer") {
         anyhow::bail!(usage);
     }
     let tracer = Tracer::new(PathBuf::from(arguments.next().context(usage)?));
     let with_long = arguments.next_if_eq("--long").is_some();
-    let filter = arguments.next().unwrap_or_default();
+    let filters: Vec<_> = arguments.collect();
     let loaded = Command::new("modprobe").arg("-a").args(MODULES).status()?;
     check(loaded.success(), || {
         format!("this kernel lacks one of the modules {MODULES:?}")
@@ -50,7 +50,7 @@ fn main() -> anyhow::Result<ExitCode> {
     if with_long {
         tests.extend(long(&tracer)?);
     }
-    let passed = tests::run(&tests, &tracer, &filter, Path::new(RESULTS))?;
+    let passed = tests::run(&tests, &tracer, &filters, Path::new(RESULTS))?;
     Ok(if passed {
         ExitCode::SUCCESS
     } else {

@@ -14,7 +14,7 @@ use crate::setup::EbpfToolchain;
 use crate::{built, run, step, workspace};
 
 /// A guest that hangs must not hang the whole run.
-const TIME_LIMIT: Duration = Duration::from_secs(25 * 60);
+const TIME_LIMIT: Duration = Duration::from_secs(45 * 60);
 /// The same with the fault matrix, which plays every scenario several times.
 const LONG_TIME_LIMIT: Duration = Duration::from_secs(70 * 60);
 
@@ -24,7 +24,7 @@ pub(super) fn run(
     targets: &Targets,
     kernels: &[Series],
     long: bool,
-    filter: Option<&str>,
+    filters: &[String],
 ) -> Result<Vec<Column>> {
     if !targets.lab {
         bail!(
@@ -39,7 +39,7 @@ pub(super) fn run(
         workspace::target().join("release/tracer").into(),
     ];
     command.extend(long.then(|| "--long".into()));
-    command.extend(filter.map(OsString::from));
+    command.extend(filters.iter().map(OsString::from));
     let time_limit = if long { LONG_TIME_LIMIT } else { TIME_LIMIT };
 
     let mut columns = Vec::new();

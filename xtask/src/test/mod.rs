@@ -15,7 +15,7 @@ use table::{Column, Counts};
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Kernel of the lab tests: 5.10, 6.1, 6.12, 7.3 or all
+    /// Kernels of the lab tests, with commas between: 5.10, 6.1, 6.12, 7.3; or all
     #[arg(long, default_value = "6.1", value_parser = parse_kernels)]
     kernel: Kernels,
     /// Only the tests that need no lab
@@ -24,8 +24,8 @@ pub(crate) struct Arguments {
     /// Also the long tests: filters, captures, and every scenario with the fault, healthy and renamed
     #[arg(long, conflicts_with = "no_lab")]
     long: bool,
-    /// Only tests whose name contains this
-    filter: Option<String>,
+    /// Only tests whose name contains one of these
+    filters: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +36,10 @@ fn parse_kernels(word: &str) -> Result<Kernels, String> {
     if word == "all" {
         return Ok(Kernels(Series::ALL.to_vec()));
     }
-    Series::from_str(word, false)
-        .map(|series| Kernels(vec![series]))
+    word.split(',')
+        .map(|name| Series::from_str(name, false))
+        .collect::<Result<_, _>>()
+        .map(Kernels)
         .map_err(|_| format!("{} or all", Series::ALL.map(Series::name).join(", ")))
 }
 
@@ -52,16 +54,16 @@ pub(crate) fn command(arguments: &Arguments) -> Result<ExitCode> {
         promtool: setup::test_programs()?,
         duckdb: setup::duckdb()?,
     };
-    let filter = arguments.filter.as_deref();
+    let filters = arguments.filters.as_slice();
     let targets = native::Targets::of_workspace(&toolchain)?;
-    let mut total = native::run(&toolchain, &readers, &targets, filter)?;
+    let mut total = native::run(&toolchain, &readers, &targets, filters)?;
     if !arguments.no_lab {
         let columns = lab::run(
             &toolchain,
             &targets,
             &arguments.kernel.0,
             arguments.long,
-            filter,
+            filters,
         )?;
         print!("\n{}", table::render(&columns));
         total += columns.iter().map(Column::counts).sum();
@@ -87,9 +89,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_are_one_or_all() {
+    fn kernels_are_some_or_all() {
         assert_eq!(parse_kernels("6.12"), Ok(Kernels(vec![Series::V6_12])));
+        assert_eq!(
+            parse_kernels("7.3,5.10"),
+            Ok(Kernels(vec![Series::V7_3, Series::V5_10]))
+        );
         assert_eq!(parse_kernels("all").unwrap().0.len(), 4);
-        assert!(parse_kernels("4.19").unwrap_err().contains("5.10"));
+        for wrong in ["4.19", "6.1,", "6.1 6.12"] {
+            assert!(parse_kernels(wrong).unwrap_err().contains("5.10"));
+        }
     }
 }

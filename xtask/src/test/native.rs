@@ -79,7 +79,7 @@ pub(super) fn run(
     toolchain: &EbpfToolchain,
     readers: &Readers,
     targets: &Targets,
-    filter: Option<&str>,
+    filters: &[String],
 ) -> Result<Counts> {
     let mut workspace = vec!["--lib", "--bins"];
     for name in &targets.native {
@@ -89,7 +89,7 @@ pub(super) fn run(
     let shared = vec!["--package", "tracer-ebpf", "--lib"];
     let mut total = Counts::default();
     for selection in [workspace, shared] {
-        total += cargo_test(toolchain, readers, &selection, filter)?;
+        total += cargo_test(toolchain, readers, &selection, filters)?;
     }
     Ok(total)
 }
@@ -98,13 +98,14 @@ fn cargo_test(
     toolchain: &EbpfToolchain,
     readers: &Readers,
     selection: &[&str],
-    filter: Option<&str>,
+    filters: &[String],
 ) -> Result<Counts> {
     let mut child = toolchain
         .cargo()?
         .args(["test", "--no-fail-fast"])
         .args(selection)
-        .args(filter)
+        .arg("--")
+        .args(filters)
         .env("PROMTOOL", &readers.promtool)
         .env("DUCKDB", &readers.duckdb)
         .stdout(Stdio::piped())

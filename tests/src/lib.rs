@@ -22,10 +22,12 @@ pub mod serve;
 pub mod top;
 pub mod tour;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -56,6 +58,34 @@ impl Test {
             name: name.into(),
             run: Box::new(run),
         }
+    }
+}
+
+/// What several tests rest on; the first that asks for it makes it.
+pub struct Shared<T>(Rc<OnceCell<Result<T, String>>>);
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self(Rc::default())
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<T> Shared<T> {
+    /// What `make` makes, or made for another test.
+    ///
+    /// # Errors
+    /// Each time, when it could not be made.
+    pub fn get(&self, make: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<&T> {
+        self.0
+            .get_or_init(|| make().map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("{error}"))
     }
 }
 

@@ -2,20 +2,20 @@
 //! field notes call things and with drawn names; each is a row of the report.
 //!
 //! All of a matrix runs in one process of the tracer, so that attaching is paid once; the rows share
-//! its answer.
+//! its answer. It is captured as well: the last row asks the file for the same answer.
 
-use std::cell::OnceCell;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::{Answer, Test, Tracer, check};
+use crate::{Answer, Shared, Test, Tracer, capture, check};
 
 /// Longest run of a whole matrix in a guest.
-const LIMIT: Duration = Duration::from_secs(30 * 60);
+const LIMIT: Duration = Duration::from_secs(50 * 60);
 /// Seeds of the renamed runs, always the same so that a failure can be repeated.
 const SEEDS: [&str; 2] = ["11", "23"];
 
@@ -32,7 +32,7 @@ enum Rows {
 struct Matrix {
     name: String,
     more: Vec<&'static str>,
-    answer: OnceCell<Result<Answer, String>>,
+    answer: Shared<Answer>,
 }
 
 /// A scenario and its variant, as the tracer lists them.
@@ -71,7 +71,7 @@ fn matrix(
     let matrix = Rc::new(Matrix {
         name,
         more,
-        answer: OnceCell::new(),
+        answer: Shared::default(),
     });
     let listed = listed(tracer)?;
     let mut cases = BTreeSet::new();
@@ -79,6 +79,13 @@ fn matrix(
         let first = cases.insert(row.case.as_str());
         rows == Rows::All || first
     });
+    let from_file = Rc::clone(&matrix);
+    let explained = Test::new(
+        format!("{}: explained from the file as live", matrix.name),
+        move |tracer| {
+            capture::explained_as_live(tracer, from_file.answer(tracer)?, &from_file.file())
+        },
+    );
     Ok(chosen
         .map(|row| {
             let (matrix, case, variant) =
@@ -89,6 +96,7 @@ fn matrix(
                 move |tracer| judge(matrix.answer(tracer)?, &case, &variant, healthy, likely),
             )
         })
+        .chain([explained])
         .collect())
 }
 
@@ -117,16 +125,19 @@ fn listed(tracer: &Tracer) -> anyhow::Result<Vec<Row>> {
 }
 
 impl Matrix {
+    fn file(&self) -> PathBuf {
+        capture::file(&self.name.replace(", ", "-").replace(' ', "-"))
+    }
+
     /// The run that all rows share; the first that asks pays for it.
     fn answer(&self, tracer: &Tracer) -> anyhow::Result<&Answer> {
-        let played = self.answer.get_or_init(|| {
+        self.answer.get(|| {
+            let file = self.file().display().to_string();
             let mut arguments = vec!["reproduce", "all", "--format", "json", "--requests", "1"];
+            arguments.extend(["-w", &file]);
             arguments.extend(&self.more);
-            tracer
-                .run_within(&arguments, LIMIT)
-                .map_err(|error| format!("{error:#}"))
-        });
-        played.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
+            tracer.run_within(&arguments, LIMIT)
+        })
     }
 }
 

@@ -9,10 +9,8 @@
 //!                            └── pt-p2 10.244.1.3
 //! ```
 
-use std::cell::OnceCell;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -24,7 +22,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::tour::{command, inside};
-use crate::{Answer, Test, Tracer, check, finish};
+use crate::{Answer, Shared, Test, Tracer, check, finish};
 
 mod row;
 mod table;
@@ -43,15 +41,11 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// The rows as tests; the first that runs makes the trace.
 pub fn tests() -> Vec<Test> {
-    let traced: Rc<OnceCell<Result<Answer, String>>> = Rc::default();
+    let traced = Shared::default();
     let of_row = |row: &'static Row| {
-        let traced = Rc::clone(&traced);
+        let traced = traced.clone();
         Test::new(format!("path: {}", row.name), move |tracer| {
-            let answer = traced.get_or_init(|| trace(tracer).map_err(|error| format!("{error:#}")));
-            match answer {
-                Ok(answer) => row.judge(answer),
-                Err(error) => Err(anyhow::Error::msg(error.clone())),
-            }
+            row.judge(traced.get(|| trace(tracer))?)
         })
     };
     let mut tests: Vec<_> = ROWS.iter().map(of_row).collect();

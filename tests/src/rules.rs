@@ -3,26 +3,27 @@
 //! that was made.
 //!
 //! ```text
-//! rules-c 192.0.2.2 ── veth ── 192.0.2.1 rules-n 10.244.0.1 ── veth ── 10.244.0.9 rules-p
+//! 0-client 192.0.2.2 ── veth ── 192.0.2.1 0-node 10.244.0.1 ── veth ── 10.244.0.9 0-pod
 //! ```
+//!
+//! Every case has hosts of its own. Those of one program (the first word of their names) are traced by
+//! one tracer, so that attaching is paid once; each is a row of the report.
 
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::tour::{command, inside};
-use crate::{Answer, Test, Tracer, check, finish};
+use crate::{Answer, Shared, Test, Tracer, check, finish};
 
-const CLIENT: &str = "rules-c";
-const NODE: &str = "rules-n";
-const POD: &str = "rules-p";
 const PATIENCE: Duration = Duration::from_millis(500);
 /// What the commands of a rule are to be found by, and its handle put in for.
 const HANDLE: &str = "HANDLE";
+/// Programs that make rules; each case's name begins with one.
+const PROGRAMS: [&str; 3] = ["iptables-nft", "iptables-legacy", "nft"];
 
 /// What is sent.
 #[derive(Clone, Copy)]
@@ -275,46 +276,69 @@ const CASES: &[Case] = &[
 
 /// Every test of rules.
 pub fn tests() -> Vec<Test> {
-    CASES
-        .iter()
-        .map(|case| {
-            Test::new(format!("rules: {}", case.name), |tracer| {
-                ends_packets(tracer, case)
-            })
-        })
-        .chain([Test::new("rules: healthy traffic", healthy)])
-        .collect()
+    let mut tests = Vec::new();
+    for program in PROGRAMS {
+        let prefix = format!("{program}: ");
+        let cases: Rc<[&Case]> = CASES
+            .iter()
+            .filter(|case| case.name.starts_with(&prefix))
+            .collect();
+        let traced = Shared::default();
+        for (index, case) in cases.iter().copied().enumerate() {
+            let (cases, traced) = (Rc::clone(&cases), traced.clone());
+            tests.push(Test::new(format!("rules: {}", case.name), move |tracer| {
+                judge(traced.get(|| trace(tracer, &cases))?, case, index)
+            }));
+        }
+    }
+    tests.push(Test::new("rules: healthy traffic", healthy));
+    tests
 }
 
-/// The three hosts; dropping it removes them.
-struct Hosts;
+/// Three hosts; dropping it removes them.
+struct Hosts {
+    /// What their names begin with.
+    number: usize,
+}
 
 impl Hosts {
-    fn build() -> anyhow::Result<Self> {
-        let hosts = Self;
-        for name in [CLIENT, NODE, POD] {
-            command(&format!("ip netns add {name}"))?;
+    fn build(number: usize) -> anyhow::Result<Self> {
+        let hosts = Self { number };
+        for host in ["client", "node", "pod"] {
+            command(&format!("ip netns add {}", hosts.name(host)))?;
         }
         for line in [
-            "ip -n rules-c link add eth0 type veth peer name eth0 netns rules-n",
-            "ip -n rules-p link add eth0 type veth peer name pod0 netns rules-n",
-            "ip -n rules-c addr add 192.0.2.2/24 dev eth0",
-            "ip -n rules-n addr add 192.0.2.1/24 dev eth0",
-            "ip -n rules-n addr add 10.244.0.1/24 dev pod0",
-            "ip -n rules-p addr add 10.244.0.9/24 dev eth0",
-            "ip -n rules-c link set eth0 up",
-            "ip -n rules-n link set eth0 up",
-            "ip -n rules-n link set pod0 up",
-            "ip -n rules-n link set lo up",
-            "ip -n rules-p link set eth0 up",
-            "ip -n rules-c route add default via 192.0.2.1",
-            "ip -n rules-n route add default via 10.244.0.9",
-            "ip -n rules-p route add default via 10.244.0.1",
-            "ip netns exec rules-n sysctl -qw net.ipv4.ip_forward=1",
+            "-n client link add eth0 type veth peer name eth0 netns node",
+            "-n pod link add eth0 type veth peer name pod0 netns node",
+            "-n client addr add 192.0.2.2/24 dev eth0",
+            "-n node addr add 192.0.2.1/24 dev eth0",
+            "-n node addr add 10.244.0.1/24 dev pod0",
+            "-n pod addr add 10.244.0.9/24 dev eth0",
+            "-n client link set eth0 up",
+            "-n node link set eth0 up",
+            "-n node link set pod0 up",
+            "-n node link set lo up",
+            "-n pod link set eth0 up",
+            "-n client route add default via 192.0.2.1",
+            "-n node route add default via 10.244.0.9",
+            "-n pod route add default via 10.244.0.1",
+            "netns exec node sysctl -qw net.ipv4.ip_forward=1",
         ] {
-            command(line)?;
+            let words: Vec<_> = line
+                .split(' ')
+                .map(|word| match word {
+                    "client" | "node" | "pod" => hosts.name(word),
+                    _ => word.to_owned(),
+                })
+                .collect();
+            command(&format!("ip {}", words.join(" ")))?;
         }
         Ok(hosts)
+    }
+
+    /// The namespace of a host.
+    fn name(&self, host: &str) -> String {
+        format!("{}-{host}", self.number)
     }
 
     fn rules(&self, lines: &[&str]) -> anyhow::Result<()> {
@@ -329,7 +353,7 @@ impl Hosts {
                 .collect();
             let answer = finish(
                 Command::new("ip")
-                    .args(["netns", "exec", NODE])
+                    .args(["netns", "exec", &self.name("node")])
                     .args(&words),
             )?;
             check(answer.code == 0, || {
@@ -341,49 +365,57 @@ impl Hosts {
 
     /// The handle of the rule with the comment [`HANDLE`].
     fn handle(&self) -> anyhow::Result<Option<String>> {
+        let node = self.name("node");
         let listing = finish(
-            Command::new("ip").args(["netns", "exec", NODE, "nft", "-a", "list", "ruleset"]),
+            Command::new("ip").args(["netns", "exec", &node, "nft", "-a", "list", "ruleset"]),
         )?;
         let line = listing.stdout.lines().find(|line| line.contains(HANDLE));
         Ok(line
             .and_then(|line| line.rsplit("# handle ").next())
             .map(|handle| handle.trim().to_owned()))
     }
+
+    fn send(&self, traffic: Traffic) -> anyhow::Result<()> {
+        let udp = |host, address: &'static str| {
+            inside(&self.name(host), move || -> std::io::Result<()> {
+                let socket = UdpSocket::bind("0.0.0.0:0")?;
+                for _ in 0..2 {
+                    // A rule at OUTPUT, or an answer to the one before, is an error here.
+                    let _ = socket.send_to(b"x", address);
+                    std::thread::sleep(PATIENCE / 5);
+                }
+                Ok(())
+            })
+        };
+        match traffic {
+            Traffic::Tcp(address) => {
+                let address: SocketAddr = address.parse().context("an address")?;
+                inside(&self.name("client"), move || -> std::io::Result<()> {
+                    // It is to fail.
+                    let _ = TcpStream::connect_timeout(&address, PATIENCE);
+                    Ok(())
+                })
+            }
+            Traffic::Udp(address) => udp("client", address),
+            Traffic::NodeUdp(address) => udp("node", address),
+        }
+    }
 }
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        for name in [CLIENT, NODE, POD] {
+        for host in ["client", "node", "pod"] {
             // Nothing more can be done when this fails; the kernel goes with the lab.
-            let _ = command(&format!("ip netns del {name}"));
+            let _ = command(&format!("ip netns del {}", self.name(host)));
         }
     }
 }
 
-fn send(traffic: Traffic) -> anyhow::Result<()> {
-    let udp = |name, address: &'static str| {
-        inside(name, move || -> std::io::Result<()> {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
-            for _ in 0..2 {
-                // A rule at OUTPUT, or an answer to the one before, is an error here.
-                let _ = socket.send_to(b"x", address);
-                std::thread::sleep(PATIENCE / 5);
-            }
-            Ok(())
-        })
-    };
-    match traffic {
-        Traffic::Tcp(address) => {
-            let address: SocketAddr = address.parse().context("an address")?;
-            inside(CLIENT, move || -> std::io::Result<()> {
-                // It is to fail.
-                let _ = TcpStream::connect_timeout(&address, PATIENCE);
-                Ok(())
-            })
-        }
-        Traffic::Udp(address) => udp(CLIENT, address),
-        Traffic::NodeUdp(address) => udp(NODE, address),
-    }
+/// What was said about the cases of a program.
+struct Traced {
+    answer: Answer,
+    /// The handle of each case's rule, where it is found by one.
+    handles: Vec<Option<String>>,
 }
 
 /// Traces while something is sent.
@@ -391,35 +423,50 @@ fn traced(tracer: &Tracer, send: impl FnOnce() -> anyhow::Result<()>) -> anyhow:
     let tracing = tracer.start(&[])?;
     send()?;
     std::thread::sleep(PATIENCE);
-    kill(Pid::from_raw(tracing.id().cast_signed()), Signal::SIGINT)?;
+    tracing.interrupt()?;
     tracing.finish()
 }
 
-fn ends_packets(tracer: &Tracer, case: &Case) -> anyhow::Result<()> {
-    let hosts = Hosts::build()?;
-    hosts.rules(case.rules)?;
-    let handle = hosts.handle()?;
-    let filled = |text: &str| match &handle {
+fn trace(tracer: &Tracer, cases: &[&Case]) -> anyhow::Result<Traced> {
+    let mut hosts = Vec::new();
+    let mut handles = Vec::new();
+    for (number, case) in cases.iter().enumerate() {
+        let built = Hosts::build(number)?;
+        built.rules(case.rules)?;
+        handles.push(built.handle()?);
+        hosts.push(built);
+    }
+    let answer = traced(tracer, || {
+        hosts
+            .iter()
+            .zip(cases)
+            .try_for_each(|(hosts, case)| hosts.send(case.traffic))
+    })?;
+    let named = answer.objects("diagnosis");
+    check(named.len() == cases.len(), || {
+        format!("not one diagnosis for each case: {named:#?}")
+    })?;
+    Ok(Traced { answer, handles })
+}
+
+fn judge(traced: &Traced, case: &Case, index: usize) -> anyhow::Result<()> {
+    let filled = |text: &str| match &traced.handles[index] {
         // The comment keeps its word.
         Some(handle) => text.replace("handle HANDLE", &format!("handle {handle}")),
         None => text.to_owned(),
     };
-    let answer = traced(tracer, || send(case.traffic))?;
-    let diagnoses = answer.objects("diagnosis");
-    check(diagnoses.len() == 1, || format!("{diagnoses:#?}"))?;
-    let found = &diagnoses[0];
-    for (what, expected) in [
-        ("cause", case.cause.to_owned()),
-        ("subject", filled(case.subject)),
-        ("certainty", case.certainty.to_owned()),
-    ] {
-        check(found[what] == *expected, || {
-            format!("{what} is not {expected}: {found:#}")
-        })?;
-    }
+    let diagnoses = traced.answer.objects("diagnosis");
+    let subject = filled(case.subject);
+    let found = diagnoses
+        .iter()
+        .find(|found| found["cause"] == case.cause && found["subject"] == *subject)
+        .with_context(|| format!("no {} of {subject} in {diagnoses:#?}", case.cause))?;
+    check(found["certainty"] == case.certainty, || {
+        format!("it is not {}: {found:#}", case.certainty)
+    })?;
     let fixes = found["fixes"].to_string().replace("\\\"", "\"");
     check(fixes.contains(&filled(case.fix)), || fixes.clone())?;
-    let journeys = answer.objects("journey");
+    let journeys = traced.answer.objects("journey");
     let stages: Vec<_> = journeys
         .iter()
         .flat_map(|journey| journey["path"].as_array().into_iter().flatten())
@@ -435,7 +482,7 @@ fn ends_packets(tracer: &Tracer, case: &Case) -> anyhow::Result<()> {
 
 /// The same kinds of rules, and traffic that all of them let pass.
 fn healthy(tracer: &Tracer) -> anyhow::Result<()> {
-    let hosts = Hosts::build()?;
+    let hosts = Hosts::build(0)?;
     hosts.rules(&[
         "iptables-nft -A FORWARD -p tcp --dport 80 -j ACCEPT",
         "iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
@@ -445,10 +492,10 @@ fn healthy(tracer: &Tracer) -> anyhow::Result<()> {
         "nft add chain inet fw transit { type filter hook forward priority 10 ; policy drop ; }",
         "nft add rule inet fw transit meta l4proto tcp accept",
     ])?;
-    let listener = inside(POD, || TcpListener::bind("10.244.0.9:80"))?;
+    let listener = inside(&hosts.name("pod"), || TcpListener::bind("10.244.0.9:80"))?;
     let answer = traced(tracer, || {
         let address = listener.local_addr()?;
-        let stream = inside(CLIENT, move || {
+        let stream = inside(&hosts.name("client"), move || {
             TcpStream::connect_timeout(&address, PATIENCE * 4)
         })?;
         drop(stream);

@@ -1,4 +1,4 @@
-//! Builds one target of the tests crate and says where cargo put it.
+//! Builds the tracer and one target of the tests crate, and says where cargo put that.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -19,18 +19,28 @@ struct MessageTarget {
     name: String,
 }
 
-/// Builds a release binary of the tests crate; `kind` is `--test` or `--bench`. Unoptimised, the API server of
-/// the tests is too slow on emulated processors.
+/// Builds the tracer and a binary of the tests crate, both for release; `kind` is `--test` or `--bench`. Unoptimised, the
+/// API server of the tests is too slow on emulated processors.
+///
+/// Both at once: they ask for other features of their common dependencies, which would be built twice.
 pub(crate) fn release(toolchain: &EbpfToolchain, kind: &str, target: &str) -> Result<PathBuf> {
     let output = toolchain
         .cargo()?
-        .args(["build", "--release", "--package", "tests", kind, target])
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "tracer",
+            "--package",
+            "tests",
+        ])
+        .args(["--bin", "tracer", kind, target])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
     if !output.status.success() {
-        bail!("tests' {target} does not build; cargo's messages are above");
+        bail!("tracer or tests' {target} does not build; cargo's messages are above");
     }
     executable(&String::from_utf8_lossy(&output.stdout), target)
         .with_context(|| format!("cargo built no {target}"))

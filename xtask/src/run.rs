@@ -13,7 +13,7 @@ use crate::setup::{self, EbpfToolchain};
 use crate::{step, tool, workspace};
 
 /// What tracer takes as its first word; anything else is an argument of `tracer run`.
-const SUBCOMMANDS: [&str; 16] = [
+const SUBCOMMANDS: [&str; 17] = [
     "run",
     "reproduce",
     "doctor",
@@ -30,6 +30,7 @@ const SUBCOMMANDS: [&str; 16] = [
     "cluster",
     "help",
     "completions",
+    "man",
 ];
 const GLOBAL_FLAGS: [&str; 4] = ["--help", "-h", "--version", "-V"];
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use super::row::Row;
 use crate::lab::{self, Lab, Series};
 use crate::setup::{self, EbpfToolchain};
-use crate::{built, run, step, tool, workspace};
+use crate::{built, step, tool, workspace};
 
 /// pwru needs half a minute to attach on emulated processors, and minutes for its round trips.
 const TIME_LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -22,7 +22,6 @@ const SUITE: &str = "trixie";
 /// Boots the kernel once and gives the rows that the guest left.
 pub(super) fn rows(toolchain: &EbpfToolchain, kernel: Series) -> Result<Vec<Row>> {
     setup::lab_programs()?;
-    run::build_tracer(toolchain)?;
     let out = workspace::cache(&format!("bench/out-{}", kernel.name()))?;
     let report = out.join("node.json");
     if report.exists() {

@@ -13,17 +13,41 @@ use crate::{Answer, Test, Tracer, check, export};
 /// The share that the lab hands files out through; golden captures are made from what is there.
 const OUT: &str = "/out";
 
-/// What captures promise; that each scenario is explained from the file as live is a row of the matrix.
-pub fn tests() -> Vec<Test> {
-    vec![
+/// One test for each case that can be reproduced, and what else captures promise.
+pub fn tests(tracer: &Tracer) -> Vec<Test> {
+    let mut tests = vec![
         Test::new("capture: kill -9 costs at most the last second", killed),
         Test::new(
             "capture: files are rotated, and each explains itself",
             rotated,
         ),
         Test::new("capture: files are their owner's alone", private),
-        Test::new("capture: a reproduction is explained as live", reproduced),
-    ]
+    ];
+    for case in cases(tracer) {
+        tests.push(Test::new(
+            format!("capture: {} explained as live", case.join(" ")),
+            move |tracer| same_answer(tracer, &case),
+        ));
+    }
+    tests
+}
+
+/// Arguments of `reproduce` for each case and variant.
+fn cases(tracer: &Tracer) -> Vec<Vec<String>> {
+    let Ok(listed) = tracer.run(&["reproduce", "--list", "--format", "json"]) else {
+        return Vec::new();
+    };
+    listed
+        .objects("case")
+        .iter()
+        .filter_map(|case| {
+            let mut arguments = vec![case["case"].as_str()?.to_owned()];
+            if let Some(variant) = case["variant"].as_str() {
+                arguments.extend(["--variant".to_owned(), variant.to_owned()]);
+            }
+            Some(arguments)
+        })
+        .collect()
 }
 
 /// A file for a capture; shared, so that it can be looked at afterwards.
@@ -36,18 +60,16 @@ fn explain(tracer: &Tracer, file: &Path) -> anyhow::Result<Answer> {
     tracer.run(&["explain", &file, "--all", "--format", "json"])
 }
 
-fn reproduced(tracer: &Tracer) -> anyhow::Result<()> {
-    let file = file("reproduced");
+fn same_answer(tracer: &Tracer, case: &[String]) -> anyhow::Result<()> {
+    let file = file(&case.join("_").replace("--", ""));
     let path = file.display().to_string();
-    let live = tracer.run(&[
-        "reproduce",
-        "vip-nodeport-unbound",
-        "-w",
-        &path,
-        "--format",
-        "json",
-    ])?;
-    live.expect_code(1)?;
+    let mut arguments: Vec<&str> = vec!["reproduce"];
+    arguments.extend(case.iter().map(String::as_str));
+    arguments.extend(["-w", &path, "--format", "json"]);
+    let live = tracer.run(&arguments)?;
+    check(live.code == 0 || live.code == 1, || {
+        format!("the reproduction failed: {}", live.stderr.trim())
+    })?;
     explained_as_live(tracer, &live, &file)
 }
 

@@ -9,6 +9,7 @@
 //! Every case has hosts of its own. Those of one program (the first word of their names) are traced by
 //! one tracer, so that attaching is paid once; each is a row of the report.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::rc::Rc;
@@ -22,8 +23,6 @@ use crate::{Answer, Shared, Test, Tracer, check, finish};
 const PATIENCE: Duration = Duration::from_millis(500);
 /// What the commands of a rule are to be found by, and its handle put in for.
 const HANDLE: &str = "HANDLE";
-/// Programs that make rules; each case's name begins with one.
-const PROGRAMS: [&str; 3] = ["iptables-nft", "iptables-legacy", "nft"];
 
 /// What is sent.
 #[derive(Clone, Copy)]
@@ -276,13 +275,11 @@ const CASES: &[Case] = &[
 
 /// Every test of rules.
 pub fn tests() -> Vec<Test> {
+    let program = |case: &Case| case.name.split(':').next().unwrap_or_default();
+    let programs: BTreeSet<_> = CASES.iter().map(program).collect();
     let mut tests = Vec::new();
-    for program in PROGRAMS {
-        let prefix = format!("{program}: ");
-        let cases: Rc<[&Case]> = CASES
-            .iter()
-            .filter(|case| case.name.starts_with(&prefix))
-            .collect();
+    for one in programs {
+        let cases: Rc<[&Case]> = CASES.iter().filter(|case| program(case) == one).collect();
         let traced = Shared::default();
         for (index, case) in cases.iter().copied().enumerate() {
             let (cases, traced) = (Rc::clone(&cases), traced.clone());

@@ -74,6 +74,10 @@ fn list() -> Vec<Test> {
         Test::new("use: without root exit 3", without_root),
         Test::new("reproduce: Ctrl-C leaves nothing behind", interrupted),
         Test::new("reproduce: names and addresses make no difference", renamed),
+        Test::new("reproduce: a healthy variant exits with 0", |tracer| {
+            let arguments = ["reproduce", CASE, "--variant", "vip-32", "--format", "json"];
+            tracer.run(&arguments)?.expect_code(0)
+        }),
         Test::new("run: programs load with their log on", program_log),
         Test::new("run: capabilities are given up", capabilities_are_dropped),
         Test::new(
@@ -133,7 +137,7 @@ fn list() -> Vec<Test> {
 /// Tests that take long, or that not every kernel has been seen to pass.
 fn long(tracer: &Tracer) -> anyhow::Result<Vec<Test>> {
     let mut tests = tests::filter::tests();
-    tests.extend(tests::capture::tests());
+    tests.extend(tests::capture::tests(tracer));
     tests.extend(tests::merge::tests());
     tests.extend(tests::matrix::tests(tracer)?);
     Ok(tests)

@@ -113,6 +113,7 @@ mod tests {
         assert_eq!(routed(&["--duration", "5"]), ["run", "--duration", "5"]);
         assert_eq!(routed(&["host 10.0.0.1"]), ["run", "host 10.0.0.1"]);
         assert_eq!(routed(&["reproduce", "vip"]), ["reproduce", "vip"]);
+        assert_eq!(routed(&["man", "pages"]), ["man", "pages"]);
         assert_eq!(routed(&["--help"]), ["--help"]);
         assert_eq!(routed(&["run", "-x"]), ["run", "-x"]);
     }

@@ -28,15 +28,18 @@ impl Anonymizer {
                 occasion,
                 facts: Arc::new(self.value(&*facts)?),
             }),
-            Record::Cluster(facts) => {
+            Record::Cluster(Some(facts)) => {
                 let stored: StoredCluster = self.value(&facts.stored())?;
-                Record::Cluster(Arc::new(ClusterFacts::from(stored)))
+                Record::Cluster(Some(Arc::new(ClusterFacts::from(stored))))
             }
             Record::Packet(_) => anyhow::bail!(
                 "a packet of another program's capture: only captures of the tracer can be anonymised"
             ),
             Record::Diagnosis(_) => return Ok(None),
-            Record::Control(_) | Record::Symbols(_) | Record::Counters(_) => record,
+            Record::Cluster(None)
+            | Record::Control(_)
+            | Record::Symbols(_)
+            | Record::Counters(_) => record,
         }))
     }
 

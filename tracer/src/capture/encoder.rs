@@ -248,7 +248,7 @@ impl Encoder {
             custom(out, &Record::Symbols(named))?;
         }
         if let Some(cluster) = &self.last_cluster {
-            custom(out, &Record::Cluster(Arc::clone(cluster)))?;
+            custom(out, &Record::Cluster(Some(Arc::clone(cluster))))?;
         }
         if let Some(reading) = &self.last_facts {
             custom(out, &Record::Facts(reading.clone()))?;
@@ -261,7 +261,7 @@ impl Encoder {
         custom(out, &record)?;
         match record {
             Record::Facts(reading) => self.last_facts = Some(reading),
-            Record::Cluster(facts) => self.last_cluster = Some(facts),
+            Record::Cluster(facts) => self.last_cluster = facts,
             Record::Counters(Counters { lost, .. }) => {
                 self.lost = lost.iter().map(|(_, count)| count).sum();
             }

@@ -34,8 +34,8 @@ pub enum Record {
     Facts(Reading),
     /// Names of code addresses; empty where the kernel has none.
     Symbols(Vec<(u64, String)>),
-    /// Facts of the cluster.
-    Cluster(Arc<ClusterFacts>),
+    /// Facts of the cluster; `None` from where there are none any more.
+    Cluster(Option<Arc<ClusterFacts>>),
     /// Losses and cost so far.
     Counters(Counters),
     /// A diagnosis that was reached live, as it was shown: a JSON object.
@@ -176,10 +176,12 @@ enum Kind {
     Cluster = 6,
     Counters = 7,
     Diagnosis = 8,
+    /// The facts of the cluster hold no longer. Its body is empty.
+    ClusterEnd = 9,
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Header,
         Self::Event,
         Self::Control,
@@ -188,6 +190,7 @@ impl Kind {
         Self::Cluster,
         Self::Counters,
         Self::Diagnosis,
+        Self::ClusterEnd,
     ];
 }
 
@@ -240,7 +243,8 @@ impl Record {
             Self::Control(control) => (Kind::Control, to_cbor(control)?),
             Self::Facts(reading) => (Kind::Facts, to_cbor(reading)?),
             Self::Symbols(symbols) => (Kind::Symbols, to_cbor(symbols)?),
-            Self::Cluster(facts) => (Kind::Cluster, to_cbor(&facts.stored())?),
+            Self::Cluster(Some(facts)) => (Kind::Cluster, to_cbor(&facts.stored())?),
+            Self::Cluster(None) => (Kind::ClusterEnd, Vec::new()),
             Self::Counters(counters) => (Kind::Counters, to_cbor(counters)?),
             Self::Diagnosis(text) => (Kind::Diagnosis, to_cbor(text)?),
             Self::Event(_) | Self::Packet(_) => anyhow::bail!("an event is no record of its own"),
@@ -286,8 +290,9 @@ impl Record {
             Kind::Diagnosis => Self::Diagnosis(from_cbor(body).map_err(broken)?),
             Kind::Cluster => {
                 let stored: StoredCluster = from_cbor(body).map_err(broken)?;
-                Self::Cluster(Arc::new(stored.into()))
+                Self::Cluster(Some(Arc::new(stored.into())))
             }
+            Kind::ClusterEnd => Self::Cluster(None),
             Kind::Event => Self::Event(from_cbor::<BareEvent>(body).map_err(broken)?.sighting()?),
         })
     }

@@ -108,10 +108,10 @@ impl Recorder {
             (None, None) => true,
             _ => false,
         };
-        if !same && let Some(cluster) = cluster {
+        if !same {
+            self.cluster = cluster.cloned();
             self.pending
-                .push(Item::of(Record::Cluster(Arc::clone(cluster))));
-            self.cluster = Some(Arc::clone(cluster));
+                .push(Item::of(Record::Cluster(self.cluster.clone())));
         }
     }
 
@@ -185,5 +185,51 @@ impl Recorder {
         thread
             .join()
             .unwrap_or_else(|_| Err(anyhow::anyhow!("the capture's thread broke down")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+    use crate::capture::{Reader, Replay};
+    use crate::printer::{Format, Printer, Show};
+
+    #[test]
+    fn facts_of_a_cluster_end_in_the_file_as_they_ended_live() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = Options {
+            path: folder.path().join("cluster.pcapng"),
+            rotate: None,
+            trigger: None,
+            zstd: false,
+            snaplen: None,
+        };
+        let printer = || Printer::new(Format::Silent, Show::Nothing);
+        let mut live = Replay::new(printer());
+        let mut recorder =
+            Recorder::start(options, Header::default(), Arc::default()).expect("a capture");
+        let known = Arc::new(ClusterFacts::unread("https://192.0.2.1:6443"));
+        let steps = [Some(Arc::clone(&known)), Some(known), None, None];
+        for facts in steps {
+            live.analysis().set_cluster(facts);
+            recorder.names(live.analysis());
+        }
+        let written = recorder.finish().expect("an end");
+        let bytes = std::fs::read(&written.files[0]).expect("the capture");
+
+        let mut reader = Reader::from_stream(Cursor::new(bytes)).expect("a capture");
+        let mut replay = Replay::new(printer());
+        let mut known = Vec::new();
+        while let Some(record) = reader.next().expect("no damage") {
+            let of_cluster = matches!(record, Record::Cluster(_));
+            replay.take(record, &reader, &mut |_, _| {}).expect("read");
+            if of_cluster {
+                known.push(replay.analysis().cluster().is_some());
+            }
+        }
+        // Twice the same is written once.
+        assert_eq!(known, [true, false]);
     }
 }

@@ -118,7 +118,7 @@ impl Replay {
                     self.analysis.kernel().symbols.insert(address, &name);
                 }
             }
-            Record::Cluster(facts) => self.analysis.set_cluster(Some(facts)),
+            Record::Cluster(facts) => self.analysis.set_cluster(facts),
             Record::Counters(counters) => self.counters = counters,
             // The same is found again.
             Record::Diagnosis(_) => {}

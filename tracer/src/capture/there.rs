@@ -31,7 +31,8 @@ impl There {
         while let Ok(Some(record)) = reader.next() {
             match record {
                 Record::Facts(reading) => there.add(&reading.facts),
-                Record::Cluster(facts) => there.know(facts),
+                // Its names still say what they meant when the facts hold no longer.
+                Record::Cluster(Some(facts)) => there.know(facts),
                 _ => {}
             }
         }

@@ -157,7 +157,7 @@ impl Writer {
     pub(super) fn take_record(&mut self, record: Record) {
         match &record {
             Record::Facts(reading) => self.encoder.facts = Arc::clone(&reading.facts),
-            Record::Cluster(facts) => self.encoder.cluster = Some(Arc::clone(facts)),
+            Record::Cluster(facts) => self.encoder.cluster.clone_from(facts),
             Record::Control(control) => self.conclude(*control),
             _ => {}
         }

@@ -72,13 +72,14 @@ impl Known {
         }
     }
 
-    /// The cluster as one node knows it, with the pods that the others know.
+    /// The cluster as one node knows it, with the pods that the others know; `None` when no node knows it
+    /// any more.
     pub(super) fn cluster(
         &mut self,
         capture: usize,
-        facts: Arc<ClusterFacts>,
-    ) -> Arc<ClusterFacts> {
-        self.clusters[capture] = Some(facts);
+        facts: Option<Arc<ClusterFacts>>,
+    ) -> Option<Arc<ClusterFacts>> {
+        self.clusters[capture] = facts;
         let mut all: Option<Arc<ClusterFacts>> = None;
         for known in self.clusters.iter().flatten() {
             all = Some(match all {
@@ -86,7 +87,7 @@ impl Known {
                 None => Arc::clone(known),
             });
         }
-        all.unwrap_or_else(|| Arc::new(ClusterFacts::unread("")))
+        all
     }
 
     /// Losses and cost of all nodes.

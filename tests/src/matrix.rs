@@ -32,7 +32,15 @@ enum Rows {
 struct Matrix {
     name: String,
     more: Vec<&'static str>,
-    answer: Shared<Answer>,
+    played: Shared<Played>,
+}
+
+/// What a run came to.
+struct Played {
+    answer: Answer,
+    // Taken out once: the answer is long, and every row asks.
+    verdicts: Vec<Value>,
+    skipped: Vec<Value>,
 }
 
 /// A scenario and its variant, as the tracer lists them.
@@ -71,7 +79,7 @@ fn matrix(
     let matrix = Rc::new(Matrix {
         name,
         more,
-        answer: Shared::default(),
+        played: Shared::default(),
     });
     let listed = listed(tracer)?;
     let mut cases = BTreeSet::new();
@@ -83,7 +91,8 @@ fn matrix(
     let explained = Test::new(
         format!("{}: explained from the file as live", matrix.name),
         move |tracer| {
-            capture::explained_as_live(tracer, from_file.answer(tracer)?, &from_file.file())
+            let answer = &from_file.played(tracer)?.answer;
+            capture::explained_as_live(tracer, answer, &from_file.file())
         },
     );
     Ok(chosen
@@ -93,7 +102,7 @@ fn matrix(
             let (healthy, likely) = (row.healthy, row.likely);
             Test::new(
                 format!("{}: {case} {variant}", matrix.name),
-                move |tracer| judge(matrix.answer(tracer)?, &case, &variant, healthy, likely),
+                move |tracer| judge(matrix.played(tracer)?, &case, &variant, healthy, likely),
             )
         })
         .chain([explained])
@@ -130,13 +139,18 @@ impl Matrix {
     }
 
     /// The run that all rows share; the first that asks pays for it.
-    fn answer(&self, tracer: &Tracer) -> anyhow::Result<&Answer> {
-        self.answer.get(|| {
+    fn played(&self, tracer: &Tracer) -> anyhow::Result<&Played> {
+        self.played.get(|| {
             let file = self.file().display().to_string();
             let mut arguments = vec!["reproduce", "all", "--format", "json", "--requests", "1"];
             arguments.extend(["-w", &file]);
             arguments.extend(&self.more);
-            tracer.run_within(&arguments, LIMIT)
+            let answer = tracer.run_within(&arguments, LIMIT)?;
+            Ok(Played {
+                verdicts: answer.objects("verdict"),
+                skipped: answer.objects("skipped"),
+                answer,
+            })
         })
     }
 }
@@ -144,24 +158,25 @@ impl Matrix {
 /// The right cause first, certain where it can be, nothing else named, and the fix proven; nothing
 /// named for a healthy one.
 fn judge(
-    answer: &Answer,
+    played: &Played,
     case: &str,
     variant: &str,
     healthy: bool,
     likely: bool,
 ) -> anyhow::Result<()> {
     let is_it = |row: &Value| row["case"] == case && row["variant"] == variant;
-    if answer.objects("skipped").iter().any(is_it) {
+    if played.skipped.iter().any(is_it) {
         return Ok(());
     }
-    let verdicts = answer.objects("verdict");
-    let verdict = verdicts.iter().find(|row| is_it(row)).with_context(|| {
-        format!(
-            "it was not played; exit {}, {}",
-            answer.code,
-            answer.stderr.trim()
-        )
-    })?;
+    let verdict = (played.verdicts.iter())
+        .find(|row| is_it(row))
+        .with_context(|| {
+            format!(
+                "it was not played; exit {}, {}",
+                played.answer.code,
+                played.answer.stderr.trim()
+            )
+        })?;
     check(verdict["as_expected"] == true, || {
         let words = |key: &str| verdict[key].to_string();
         format!(

@@ -7,6 +7,7 @@
 //! of this process only, so that nothing is left behind however it ends; nothing outside of them is
 //! changed; the healthy variant of a case differs from the fault by the fault alone.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -98,6 +99,8 @@ pub enum Need {
     Module(&'static str),
     /// A command.
     Command(&'static str),
+    /// So many processors.
+    Processors(usize),
 }
 
 impl Need {
@@ -273,7 +276,7 @@ impl Scenario {
     pub fn missing(&self, load_modules: bool) -> Vec<String> {
         let modules = self.needs.iter().filter_map(|need| match need {
             Need::Module(name) => Some(*name),
-            Need::Command(_) => None,
+            Need::Command(_) | Need::Processors(_) => None,
         });
         if load_modules {
             // What cannot be loaded is seen to be missing below.
@@ -288,14 +291,19 @@ impl Scenario {
             .map(str::to_owned);
         let commands = self.needs.iter().filter_map(|need| match need {
             Need::Command(name) => Some(*name),
-            Need::Module(_) => None,
+            Need::Module(_) | Need::Processors(_) => None,
         });
         let commands = ["ip", "sysctl"]
             .into_iter()
             .chain(commands)
             .filter(|name| find_command(name).is_none())
             .map(|name| format!("the command {name}"));
-        absent.chain(commands).collect()
+        let here = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let processors = self.needs.iter().filter_map(|need| match need {
+            Need::Processors(count) if *count > here => Some(format!("{count} processors")),
+            _ => None,
+        });
+        absent.chain(commands).chain(processors).collect()
     }
 
     /// Why this kernel cannot show it; `None` when it can.

@@ -7,6 +7,7 @@ mod bad_checksum;
 mod bridge_nf_off;
 mod bridge_port_blocked;
 mod conntrack_full;
+mod conntrack_insert_clash;
 mod conntrack_invalid;
 mod dns_stale_conntrack;
 mod duplicate_address;
@@ -91,6 +92,7 @@ pub const REGISTRY: &[Scenario] = &[
     bridge_port_blocked::SCENARIO,
     veth_peer_down::SCENARIO,
     hairpin_off::SCENARIO,
+    conntrack_insert_clash::SCENARIO,
     snat_exhausted::SCENARIO,
     vxlan_checksum::SCENARIO,
     bad_checksum::SCENARIO,

@@ -1,0 +1,93 @@
+//! A resolver asks two name servers from one port at the same time (as musl's does), and both lead to
+//! one DNS pod: the two conntrack entries expect the same answer, and the one that comes second is refused.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::scenario::namespace::Namespace;
+use crate::scenario::traffic::{Attempt, Outcome};
+use crate::scenario::world::at;
+use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "conntrack-insert-clash",
+    expects: &["conntrack-insert-clash"],
+    variants: &[
+        Variant::fault("two-servers", "two name servers lead to one endpoint"),
+        Variant::HEALTHY,
+    ],
+    needs: &[Need::Command("iptables"), Need::Processors(2)],
+    not_on: &[],
+    likely: None,
+    build,
+};
+
+/// Questions until two meet: that is up to chance.
+const ROUNDS: u32 = 100;
+/// What comes later was lost.
+const ANSWERED: Duration = Duration::from_millis(500);
+
+fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
+    let site = topology::site(world)?;
+    let options = world.options.clone();
+    world.serve_udp(&site.pod, options.pod_port)?;
+    let servers = [options.service, options.outside].map(|ip| at(ip, options.service_port));
+    topology::udp_service(world, &site.node, options.pod)?;
+    site.node.run(&format!(
+        "iptables -t nat -A PREROUTING -d {}/32 -p udp --dport {} -j DNAT --to-destination {}:{}",
+        options.outside, options.service_port, options.pod, options.pod_port
+    ))?;
+    let ask = |label, servers: [SocketAddr; 2]| {
+        Target::custom(label, &site.client, servers[1], move |client| {
+            both_at_once(client, servers)
+        })
+    };
+    let one = ask("one name server twice at once", [servers[0]; 2]);
+    let plan = if variant.fault {
+        let two = ask("two name servers at once", servers);
+        Plan::avoided_by(vec![two], vec![one])
+    } else {
+        Plan::avoided_by(vec![one], Vec::new())
+    };
+    Ok(plan.showing(&site.node, "conntrack -S"))
+}
+
+/// Asks two servers at the same moment from one port, until an answer stays out.
+fn both_at_once(client: &Namespace, servers: [SocketAddr; 2]) -> anyhow::Result<Attempt> {
+    let begun = Instant::now();
+    let outcome = client.enter(|| {
+        for _ in 0..ROUNDS {
+            if !ask(servers)? {
+                return Ok(Outcome::NoAnswer);
+            }
+        }
+        Ok(Outcome::Answered)
+    })?;
+    Ok(Attempt {
+        outcome,
+        elapsed: begun.elapsed(),
+    })
+}
+
+/// True when both answered.
+fn ask(servers: [SocketAddr; 2]) -> io::Result<bool> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.set_read_timeout(Some(ANSWERED))?;
+    let ready = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for server in servers {
+            let (socket, ready) = (&socket, &ready);
+            scope.spawn(move || {
+                ready.fetch_add(1, Ordering::SeqCst);
+                while ready.load(Ordering::SeqCst) < servers.len() {
+                    std::hint::spin_loop();
+                }
+                // What is not sent is not answered.
+                let _ = socket.send_to(b"who answers?\n", server);
+            });
+        }
+    });
+    Ok(servers.iter().all(|_| socket.recv(&mut [0; 64]).is_ok()))
+}

@@ -5,8 +5,9 @@
 //!                                      └── vethtwo ── 10.244.0.8 check-q
 //! ```
 
+use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,13 @@ const LOG: &str = "E1209 20:24:26.204991   14968 proxier.go:1689] Failed to dele
 /// The kernel looks at carriers once a second.
 const SETTLED: Duration = Duration::from_secs(5);
 const LOG_FILE: &str = "/tmp/check-kube-proxy.log";
+/// What the container runtime, the kubelet and the network plugin leave of a pod.
+const POD_CGROUP: &str =
+    "/sys/fs/cgroup/kubepods/besteffort/pod6f0f3b9e-52a4-4d0c-9a55-0c8d1b7e2f31";
+const POD_LOGS: &str = "/var/log/pods/shop_web-0_6f0f3b9e-52a4-4d0c-9a55-0c8d1b7e2f31";
+const CNI_FILE: &str = "/etc/cni/net.d/10-pods.conflist";
+const CNI: &str = r#"{"cniVersion": "0.4.0", "name": "pods", "plugins": [
+    {"type": "bridge", "bridge": "cni0", "ipam": {"type": "host-local", "subnet": "10.244.0.0/24"}}]}"#;
 
 /// A fault of the node, and what has to be said about it.
 struct Fault {
@@ -183,6 +191,7 @@ pub fn tests() -> Vec<Test> {
     let mut tests = vec![
         Test::new("check: a healthy node", healthy),
         Test::new("check: kube-proxy's log without conntrack", log),
+        Test::new("check: pod-outside-cidr", stray),
     ];
     for fault in FAULTS {
         tests.push(Test::new(
@@ -227,6 +236,70 @@ fn faulty(tracer: &Tracer, fault: &Fault) -> anyhow::Result<()> {
         )?;
     }
     answer.expect_code(i32::from(fault.severity == "error"))
+}
+
+/// Makes check-q the network of a pod; dropping it takes that back.
+struct Pod(Child);
+
+impl Pod {
+    fn start() -> anyhow::Result<Self> {
+        for folder in [POD_CGROUP, POD_LOGS] {
+            fs::create_dir_all(folder).with_context(|| format!("{folder} cannot be made"))?;
+        }
+        if let Some(folder) = Path::new(CNI_FILE).parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(CNI_FILE, CNI)?;
+        let process = Command::new("ip")
+            .args(["netns", "exec", "check-q", "sleep", "300"])
+            .spawn()?;
+        let pod = Self(process);
+        fs::write(
+            Path::new(POD_CGROUP).join("cgroup.procs"),
+            pod.0.id().to_string(),
+        )?;
+        Ok(pod)
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // What did not come to be need not go.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        let _ = fs::remove_file(CNI_FILE);
+        for folder in [POD_CGROUP, POD_LOGS] {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+fn stray(tracer: &Tracer) -> anyhow::Result<()> {
+    let _node = Node::build()?;
+    let _pod = Pod::start()?;
+    let answer = Node::look(tracer, &[])?;
+    check(answer.objects("finding").is_empty(), || {
+        format!("a pod of the range is blamed: {}", answer.stdout)
+    })?;
+    for line in [
+        "ip -n check-q addr flush dev eth0",
+        "ip -n check-q addr add 10.88.0.7/16 dev eth0",
+    ] {
+        command(line)?;
+    }
+    let answer = Node::look(tracer, &[])?;
+    let findings = answer.objects("finding");
+    check(
+        findings.len() == 1 && findings[0]["cause"] == "pod-outside-cidr",
+        || format!("pod-outside-cidr alone was expected: {findings:#?}"),
+    )?;
+    let text = findings[0].to_string();
+    for word in ["p/shop/web-0", "10.88.0.7", "10.244.0.0/24", CNI_FILE] {
+        check(text.contains(word), || {
+            format!("{word} is not named: {text}")
+        })?;
+    }
+    answer.expect_code(1)
 }
 
 fn log(tracer: &Tracer) -> anyhow::Result<()> {

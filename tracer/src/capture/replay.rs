@@ -161,7 +161,12 @@ impl Replay {
                 self.analysis.collector().mark_loss(now_ns);
                 return Ok(());
             }
-            Control::Forget => self.analysis.collector().forget(),
+            Control::Forget => {
+                let collector = self.analysis.collector();
+                // What was read before it is forgotten with the rest.
+                collector.catch_up();
+                collector.forget();
+            }
             Control::Finish { now_ns } => {
                 self.analysis.finish(now_ns, &mut *met)?;
                 self.finished = true;

@@ -91,14 +91,15 @@ impl Source {
         }
     }
 
-    /// The next recorded reading of an occasion; older ones of other occasions are passed over.
+    /// The newest recorded reading of an occasion. Older ones are passed over: a live trace also reads when
+    /// it has nothing to tell yet, and a replay asks only when it tells.
     pub(crate) fn next(&mut self, occasion: Occasion) -> Option<Arc<Snapshot>> {
         let Self::Recorded(readings) = self else {
             return None;
         };
         let at = readings
             .iter()
-            .position(|reading| reading.occasion == occasion)?;
+            .rposition(|reading| reading.occasion == occasion)?;
         readings
             .drain(..=at)
             .next_back()
@@ -138,14 +139,17 @@ mod tests {
             (2, Occasion::Names),
             (3, Occasion::Diagnosis),
             (4, Occasion::Names),
+            (5, Occasion::Names),
+            (6, Occasion::Rules),
         ] {
             let facts = facts(number);
             source.add(Reading { occasion, facts });
         }
-        assert_eq!(source.next(Occasion::Rules), Some(facts(1)));
-        assert_eq!(source.next(Occasion::Rules), None);
         assert_eq!(source.next(Occasion::Diagnosis), Some(facts(3)));
-        assert_eq!(source.rest(), Some(facts(4)));
+        assert_eq!(source.next(Occasion::Diagnosis), None);
+        // Nobody asked when the fourth was read.
+        assert_eq!(source.next(Occasion::Names), Some(facts(5)));
+        assert_eq!(source.rest(), Some(facts(6)));
         assert_eq!(source.rest(), None);
     }
 }

@@ -70,14 +70,15 @@ fn same_answer(tracer: &Tracer, case: &[String]) -> anyhow::Result<()> {
     check(live.code == 0 || live.code == 1, || {
         format!("the reproduction failed: {}", live.stderr.trim())
     })?;
-    explained_as_live(tracer, &live, &file)
+    let replayed = explained_as_live(tracer, &live, &file)?;
+    export::same_without_names(tracer, &file, &replayed).context("without names")
 }
 
-/// The file of reproductions gives the diagnoses, journeys and counts that they printed.
+/// The file of reproductions gives the diagnoses, journeys and counts that they printed; what it gives.
 ///
 /// # Errors
 /// With the first difference.
-pub fn explained_as_live(tracer: &Tracer, live: &Answer, file: &Path) -> anyhow::Result<()> {
+pub fn explained_as_live(tracer: &Tracer, live: &Answer, file: &Path) -> anyhow::Result<Answer> {
     let replayed = explain(tracer, file)?;
     replayed.expect_code(i32::from(!live.objects("diagnosis").is_empty()))?;
     equal(
@@ -86,7 +87,6 @@ pub fn explained_as_live(tracer: &Tracer, live: &Answer, file: &Path) -> anyhow:
         &replayed.objects("diagnosis"),
     )?;
     within(&live.objects("journey"), &replayed.objects("journey"))?;
-    export::same_without_names(tracer, file, &replayed).context("without names")?;
     let (one, two) = (live.object("summary")?, replayed.object("summary")?);
     for field in ["events", "packets", "failed", "hooks", "drops", "devices"] {
         check(one[field] == two[field], || {
@@ -100,7 +100,7 @@ pub fn explained_as_live(tracer: &Tracer, live: &Answer, file: &Path) -> anyhow:
         size,
         size / events
     );
-    Ok(())
+    Ok(replayed)
 }
 
 fn equal(what: &str, live: &[Value], replayed: &[Value]) -> anyhow::Result<()> {

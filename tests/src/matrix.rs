@@ -92,7 +92,7 @@ fn matrix(
         format!("{}: explained from the file as live", matrix.name),
         move |tracer| {
             let answer = &from_file.played(tracer)?.answer;
-            capture::explained_as_live(tracer, answer, &from_file.file())
+            capture::explained_as_live(tracer, answer, &from_file.file()).map(drop)
         },
     );
     Ok(chosen

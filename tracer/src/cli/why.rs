@@ -25,8 +25,7 @@ struct CauseView {
     title: &'static str,
     explanation: &'static str,
     brings_about: &'static [&'static str],
-    /// A scenario builds it in the lab; else it is written from the kernel's source and tested on
-    /// constructed evidence.
+    /// `tracer reproduce` builds it; else no traffic shows it, and `tracer check` finds it.
     built_in_lab: bool,
     /// Kernels that cannot show it, each with the reason.
     not_on: Vec<String>,
@@ -64,7 +63,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             )?;
         }
         if CATALOGUE.iter().any(|cause| !scenario::builds(cause.code)) {
-            printer.remark("* no lab scenario builds it; the rule follows the kernel's source")?;
+            printer.remark("* not reproduced: no traffic shows it, tracer check finds it")?;
         }
         return Ok(Exit::Healthy);
     };

@@ -354,6 +354,14 @@ mod tests {
         }
     }
 
+    /// `tracer why --list` says so.
+    #[test]
+    fn every_cause_that_traffic_shows_is_built() {
+        let unbuilt = cause::CATALOGUE.iter().map(|cause| cause.code);
+        let unbuilt: Vec<_> = unbuilt.filter(|code| !builds(code)).collect();
+        assert_eq!(unbuilt, ["pod-outside-cidr"]);
+    }
+
     #[test]
     fn names_are_unique_and_a_fault_comes_first() {
         for (index, scenario) in REGISTRY.iter().enumerate() {

@@ -36,7 +36,7 @@ pub use notes::Notes;
 pub use page::page;
 
 /// Most verdicts on a page.
-const MOST_VERDICTS: usize = 40;
+const MOST_VERDICTS: usize = 100;
 /// Most flows on a page; those with a loss come first.
 const MOST_FLOWS: usize = 200;
 /// Most kernel events on a page, all journeys together.
@@ -57,6 +57,13 @@ pub struct Report {
     pub losses: Losses,
     /// What there was no room for.
     pub left_out: LeftOut,
+}
+
+impl Report {
+    /// How many causes were named, those that there was no room for with them.
+    const fn causes(&self) -> usize {
+        self.verdicts.len() + self.left_out.verdicts
+    }
 }
 
 /// Where a report comes from.

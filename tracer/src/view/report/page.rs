@@ -48,7 +48,7 @@ pub fn page(report: &Report) -> String {
                 header.top {
                     h1 { (title(report)) }
                     (about(&report.about))
-                    (numbers(&report.summary, report.verdicts.len()))
+                    (numbers(&report.summary, report.causes()))
                     nav aria-label="Parts of this page" {
                         a href="#verdicts" { "Verdicts" }
                         a href="#losses" { "Losses over time" }
@@ -117,7 +117,7 @@ fn title(report: &Report) -> Markup {
             [] if report.summary.failed == 0 => "Nothing wrong found",
             [] => "No cause named",
             [one] => (name(&one.diagnosis.cause)),
-            many => { (many.len()) " causes named" },
+            _ => { (report.causes()) " causes named" },
         }
         @if !node.is_empty() { " · " (name(node)) }
     }
@@ -142,7 +142,7 @@ fn about(about: &About) -> Markup {
     }
 }
 
-fn numbers(summary: &SummaryView, verdicts: usize) -> Markup {
+fn numbers(summary: &SummaryView, causes: usize) -> Markup {
     let lost = summary
         .lost
         .iter()
@@ -154,7 +154,7 @@ fn numbers(summary: &SummaryView, verdicts: usize) -> Markup {
     };
     html! {
         ul.numbers {
-            (cell(verdicts.to_string(), if verdicts == 1 { "cause named" } else { "causes named" }, verdicts > 0))
+            (cell(causes.to_string(), if causes == 1 { "cause named" } else { "causes named" }, causes > 0))
             (cell(summary.failed.to_string(), "packets did not arrive", summary.failed > 0))
             (cell(summary.packets.to_string(), "packets in all", false))
             (cell(format!("{:.1} s", summary.seconds), "traced", false))

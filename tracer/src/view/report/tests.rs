@@ -176,4 +176,6 @@ fn the_page_is_bounded_and_says_what_it_left_out() {
     assert!(page.len() < LONGEST_PAGE, "{} bytes", page.len());
     assert!(page.contains("more; the capture has them"));
     assert!(page.contains("This page has room for a part only"));
+    // Those that are left out are counted.
+    assert!(page.contains(&format!("{} causes named", MOST_VERDICTS + 1)));
 }

@@ -74,7 +74,8 @@ fn same_answer(tracer: &Tracer, case: &[String]) -> anyhow::Result<()> {
     export::same_without_names(tracer, &file, &replayed).context("without names")
 }
 
-/// The file of reproductions gives the diagnoses, journeys and counts that they printed; what it gives.
+/// The file of reproductions gives the diagnoses, journeys and counts that they printed. Returns its
+/// answer.
 ///
 /// # Errors
 /// With the first difference.

@@ -194,42 +194,81 @@ mod tests {
 
     use super::*;
     use crate::capture::{Reader, Replay};
+    use crate::node::{NetnsFacts, NetnsId, Occasion, Snapshot};
     use crate::printer::{Format, Printer, Show};
 
-    #[test]
-    fn facts_of_a_cluster_end_in_the_file_as_they_ended_live() {
+    fn replay() -> Replay {
+        Replay::new(Printer::new(Format::Silent, Show::Nothing))
+    }
+
+    /// Records something, and gives each record of the file with the replay that has taken it.
+    fn replayed(record: impl FnOnce(&mut Recorder), mut taken: impl FnMut(&Record, &mut Replay)) {
         let folder = tempfile::tempdir().expect("a folder");
         let options = Options {
-            path: folder.path().join("cluster.pcapng"),
+            path: folder.path().join("test.pcapng"),
             rotate: None,
             trigger: None,
             zstd: false,
             snaplen: None,
         };
-        let printer = || Printer::new(Format::Silent, Show::Nothing);
-        let mut live = Replay::new(printer());
         let mut recorder =
             Recorder::start(options, Header::default(), Arc::default()).expect("a capture");
-        let known = Arc::new(ClusterFacts::unread("https://192.0.2.1:6443"));
-        let steps = [Some(Arc::clone(&known)), Some(known), None, None];
-        for facts in steps {
-            live.analysis().set_cluster(facts);
-            recorder.names(live.analysis());
-        }
+        record(&mut recorder);
         let written = recorder.finish().expect("an end");
         let bytes = std::fs::read(&written.files[0]).expect("the capture");
-
         let mut reader = Reader::from_stream(Cursor::new(bytes)).expect("a capture");
-        let mut replay = Replay::new(printer());
-        let mut known = Vec::new();
+        let mut replay = replay();
         while let Some(record) = reader.next().expect("no damage") {
-            let of_cluster = matches!(record, Record::Cluster(_));
-            replay.take(record, &reader, &mut |_, _| {}).expect("read");
-            if of_cluster {
-                known.push(replay.analysis().cluster().is_some());
-            }
+            replay
+                .take(record.clone(), &reader, &mut |_, _| {})
+                .expect("read");
+            taken(&record, &mut replay);
         }
+    }
+
+    #[test]
+    fn facts_of_a_cluster_end_in_the_file_as_they_ended_live() {
+        let known = Arc::new(ClusterFacts::unread("https://192.0.2.1:6443"));
+        let mut live = replay();
+        let record = |recorder: &mut Recorder| {
+            for facts in [Some(Arc::clone(&known)), Some(known), None, None] {
+                live.analysis().set_cluster(facts);
+                recorder.names(live.analysis());
+            }
+        };
+        let mut told = Vec::new();
+        replayed(record, |record, replay| {
+            if matches!(record, Record::Cluster(_)) {
+                told.push(replay.analysis().cluster().is_some());
+            }
+        });
         // Twice the same is written once.
-        assert_eq!(known, [true, false]);
+        assert_eq!(told, [true, false]);
+    }
+
+    #[test]
+    fn what_was_read_before_a_forget_is_forgotten() {
+        let mut facts = Snapshot::empty();
+        facts
+            .namespaces
+            .push(NetnsFacts::unread(NetnsId(1), Some("node")));
+        let record = |recorder: &mut Recorder| {
+            recorder.control(Control::Step {
+                now_ns: 1,
+                hurry: false,
+            });
+            recorder.facts(vec![Reading {
+                occasion: Occasion::Names,
+                facts: Arc::new(facts),
+            }]);
+            recorder.control(Control::Forget);
+        };
+        let mut left = None;
+        replayed(record, |record, replay| {
+            if matches!(record, Record::Control(Control::Forget)) {
+                left = Some(replay.analysis().collector().facts().namespaces.len());
+            }
+        });
+        assert_eq!(left, Some(0));
     }
 }

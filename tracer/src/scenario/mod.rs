@@ -110,6 +110,22 @@ impl Need {
         Self::Module("ip_vs_rr"),
         Self::Command("ipvsadm"),
     ];
+
+    /// In words, where this machine lacks it.
+    fn missing(&self) -> Option<String> {
+        match *self {
+            Self::Module(name) => {
+                (!Path::new("/sys/module").join(name).exists()).then(|| name.to_owned())
+            }
+            Self::Command(name) => find_command(name)
+                .is_none()
+                .then(|| format!("the command {name}")),
+            Self::Processors(count) => {
+                let here = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+                (here < count).then(|| format!("{count} processors"))
+            }
+        }
+    }
 }
 
 /// A kernel on which a scenario cannot be shown.
@@ -274,36 +290,23 @@ impl Scenario {
 
     /// What this machine lacks for it; with `load_modules` modules are loaded first.
     pub fn missing(&self, load_modules: bool) -> Vec<String> {
-        let modules = self.needs.iter().filter_map(|need| match need {
-            Need::Module(name) => Some(*name),
-            Need::Command(_) | Need::Processors(_) => None,
-        });
         if load_modules {
+            let modules = self.needs.iter().filter_map(|need| match need {
+                Need::Module(name) => Some(*name),
+                _ => None,
+            });
             // What cannot be loaded is seen to be missing below.
             let _ = Command::new("modprobe")
                 .arg("-a")
                 .args(["veth", "bridge"])
-                .args(modules.clone())
+                .args(modules)
                 .output();
         }
-        let absent = modules
-            .filter(|name| !Path::new("/sys/module").join(name).exists())
-            .map(str::to_owned);
-        let commands = self.needs.iter().filter_map(|need| match need {
-            Need::Command(name) => Some(*name),
-            Need::Module(_) | Need::Processors(_) => None,
-        });
-        let commands = ["ip", "sysctl"]
-            .into_iter()
-            .chain(commands)
-            .filter(|name| find_command(name).is_none())
-            .map(|name| format!("the command {name}"));
-        let here = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let processors = self.needs.iter().filter_map(|need| match need {
-            Need::Processors(count) if *count > here => Some(format!("{count} processors")),
-            _ => None,
-        });
-        absent.chain(commands).chain(processors).collect()
+        [Need::Command("ip"), Need::Command("sysctl")]
+            .iter()
+            .chain(self.needs)
+            .filter_map(Need::missing)
+            .collect()
     }
 
     /// Why this kernel cannot show it; `None` when it can.

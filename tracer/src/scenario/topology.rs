@@ -306,16 +306,17 @@ pub(super) fn service(world: &World, node: &Namespace, endpoint: Ipv4Addr) -> an
     ))
 }
 
-/// The same for UDP.
+/// The same for UDP, at any address.
 pub(super) fn udp_service(
     world: &World,
     node: &Namespace,
+    service: Ipv4Addr,
     endpoint: Ipv4Addr,
 ) -> anyhow::Result<()> {
     let options = &world.options;
     node.run(&format!(
-        "iptables -t nat -A PREROUTING -d {}/32 -p udp --dport {} -j DNAT --to-destination {endpoint}:{}",
-        options.service, options.service_port, options.pod_port
+        "iptables -t nat -A PREROUTING -d {service}/32 -p udp --dport {} -j DNAT --to-destination {endpoint}:{}",
+        options.service_port, options.pod_port
     ))
 }
 

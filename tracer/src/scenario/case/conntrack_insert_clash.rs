@@ -33,12 +33,11 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
     let options = world.options.clone();
     world.serve_udp(&site.pod, options.pod_port)?;
-    let servers = [options.service, options.outside].map(|ip| at(ip, options.service_port));
-    topology::udp_service(world, &site.node, options.pod)?;
-    site.node.run(&format!(
-        "iptables -t nat -A PREROUTING -d {}/32 -p udp --dport {} -j DNAT --to-destination {}:{}",
-        options.outside, options.service_port, options.pod, options.pod_port
-    ))?;
+    let servers = [options.service, options.outside];
+    for server in servers {
+        topology::udp_service(world, &site.node, server, options.pod)?;
+    }
+    let servers = servers.map(|server| at(server, options.service_port));
     let ask = |label, servers: [SocketAddr; 2]| {
         Target::custom(label, &site.client, servers[1], move |client| {
             both_at_once(client, servers)
@@ -80,6 +79,7 @@ fn ask(servers: [SocketAddr; 2]) -> io::Result<bool> {
         for server in servers {
             let (socket, ready) = (&socket, &ready);
             scope.spawn(move || {
+                // A barrier would wake one after the other.
                 ready.fetch_add(1, Ordering::SeqCst);
                 while ready.load(Ordering::SeqCst) < servers.len() {
                     std::hint::spin_loop();

@@ -33,7 +33,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         "sysctl -qw net.ipv4.neigh.{}.retrans_time_ms=300",
         options.bridge
     ))?;
-    topology::udp_service(world, &node, options.second_pod)?;
+    topology::udp_service(world, &node, options.service, options.second_pod)?;
     let service = at(options.service, options.service_port);
     let plan = Datagrams {
         from_port: options.node_port,
@@ -46,7 +46,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         format!("ip neigh flush dev {}", options.bridge),
         "iptables -t nat -F PREROUTING".into(),
     ])?;
-    topology::udp_service(world, &node, options.pod)?;
+    topology::udp_service(world, &node, options.service, options.pod)?;
     world.cluster = Objects::new(&options)
         .service(&options, "UDP", json!({}))
         .slice(&options, "UDP", &[Endpoint::ready(options.pod)])

@@ -29,6 +29,7 @@ mod table;
 mod world;
 
 use row::Row;
+pub(crate) use row::Seen;
 use table::ROWS;
 pub(crate) use world::World;
 
@@ -158,7 +159,8 @@ fn run_command(tracer: &Tracer) -> anyhow::Result<()> {
         || format!("{ended}, stderr {}", answer.stderr),
     )?;
     // A command does not outlive the trace.
-    let answer = tracer.run(&["run", "--no-kube", "--cmd", "sleep 77", "--for", "500ms"])?;
+    let line = "sleep 77 | cat";
+    let answer = tracer.run(&["run", "--no-kube", "--cmd", line, "--for", "500ms"])?;
     answer.expect_code(0)?;
     let left = finish(Command::new("pgrep").args(["-f", "^sleep 77"]))?;
     check(left.code == 1, || "the command outlived the trace".into())

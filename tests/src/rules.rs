@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::paths::Seen;
 use crate::tour::{command, inside};
 use crate::{Answer, Shared, Test, Tracer, check, finish};
 
@@ -35,6 +36,15 @@ enum Traffic {
     NodeUdp(&'static str),
 }
 
+impl Traffic {
+    /// Where it is sent.
+    const fn to(self) -> &'static str {
+        match self {
+            Self::Tcp(address) | Self::Udp(address) | Self::NodeUdp(address) => address,
+        }
+    }
+}
+
 /// Rules, a packet, and what has to be said about it.
 struct Case {
     name: &'static str,
@@ -47,9 +57,31 @@ struct Case {
     certainty: &'static str,
     /// One of the fixes' lines.
     fix: &'static str,
-    /// A stage of the packet's path.
-    stage: &'static str,
+    /// The packet's way to the rule.
+    before: &'static [&'static str],
+    /// What the rule did.
+    stages: &'static [&'static str],
+    /// What its end in words begins with: kernels that give a reason add it.
+    ending: &'static str,
 }
+
+/// The way from the client to the node.
+const ARRIVED: &[&str] = &["[client] postrouting", "eth0", "[node] eth0"];
+/// The way through a node without conntrack.
+const UNTRACKED: &[&str] = &[
+    "[client] postrouting",
+    "eth0",
+    "[node] eth0",
+    "route forward",
+];
+/// The way through a node whose rules ask conntrack.
+const TRACKED: &[&str] = &[
+    "[client] postrouting",
+    "eth0",
+    "[node] eth0",
+    "prerouting",
+    "route forward",
+];
 
 const CASES: &[Case] = &[
     Case {
@@ -64,7 +96,9 @@ const CASES: &[Case] = &[
         subject: "filter/FORWARD policy DROP",
         certainty: "certain",
         fix: "iptables-nft -P FORWARD ACCEPT",
-        stage: "forward: dropped by filter/FORWARD policy DROP",
+        before: TRACKED,
+        stages: &["✗ forward: dropped by filter/FORWARD policy DROP"],
+        ending: "dropped",
     },
     Case {
         name: "iptables-legacy: policy of FORWARD",
@@ -80,7 +114,9 @@ const CASES: &[Case] = &[
         subject: "filter/FORWARD policy DROP",
         certainty: "certain",
         fix: "iptables-legacy -P FORWARD ACCEPT",
-        stage: "forward: dropped by filter/FORWARD policy DROP",
+        before: UNTRACKED,
+        stages: &["✗ forward: dropped by filter/FORWARD policy DROP"],
+        ending: "dropped",
     },
     Case {
         name: "nft: policy of a forward chain",
@@ -95,7 +131,9 @@ const CASES: &[Case] = &[
         subject: "inet fw/transit policy DROP",
         certainty: "certain",
         fix: "nft chain inet fw transit '{ policy accept ; }'",
-        stage: "forward: dropped by inet fw/transit policy DROP",
+        before: TRACKED,
+        stages: &["✗ forward: dropped by inet fw/transit policy DROP"],
+        ending: "dropped",
     },
     Case {
         name: "iptables-nft: third rule of FORWARD",
@@ -110,7 +148,9 @@ const CASES: &[Case] = &[
         subject: "filter/FORWARD rule 3",
         certainty: "certain",
         fix: "iptables-nft -D FORWARD 3",
-        stage: "forward: dropped by filter/FORWARD rule 3 \"maintenance\"",
+        before: UNTRACKED,
+        stages: &["✗ forward: dropped by filter/FORWARD rule 3 \"maintenance\""],
+        ending: "dropped",
     },
     Case {
         name: "iptables-legacy: rule of a chain behind a jump",
@@ -127,7 +167,9 @@ const CASES: &[Case] = &[
         subject: "filter/BLOCK rule 2",
         certainty: "certain",
         fix: "iptables-legacy -D BLOCK 2",
-        stage: "forward: dropped by filter/BLOCK rule 2",
+        before: TRACKED,
+        stages: &["✗ forward: dropped by filter/BLOCK rule 2"],
+        ending: "dropped",
     },
     Case {
         name: "nft: rule behind a jump",
@@ -144,7 +186,9 @@ const CASES: &[Case] = &[
         subject: "ip fw/block handle HANDLE",
         certainty: "certain",
         fix: "nft delete rule ip fw block handle HANDLE",
-        stage: "forward: dropped by ip fw/block handle HANDLE \"HANDLE\"",
+        before: UNTRACKED,
+        stages: &["✗ forward: dropped by ip fw/block handle HANDLE \"HANDLE\""],
+        ending: "dropped",
     },
     Case {
         name: "iptables-nft: INPUT of the node",
@@ -154,7 +198,9 @@ const CASES: &[Case] = &[
         subject: "filter/INPUT rule 1",
         certainty: "certain",
         fix: "iptables-nft -D INPUT 1",
-        stage: "input: dropped by filter/INPUT rule 1",
+        before: ARRIVED,
+        stages: &["route local", "✗ input: dropped by filter/INPUT rule 1"],
+        ending: "dropped",
     },
     Case {
         name: "iptables-legacy: OUTPUT of the node",
@@ -167,7 +213,9 @@ const CASES: &[Case] = &[
         subject: "filter/OUTPUT rule 2",
         certainty: "certain",
         fix: "iptables-legacy -D OUTPUT 2",
-        stage: "output: dropped by filter/OUTPUT rule 2",
+        before: &[],
+        stages: &["[node] ✗ output: dropped by filter/OUTPUT rule 2"],
+        ending: "dropped",
     },
     Case {
         name: "iptables-nft: a raw table before conntrack",
@@ -177,7 +225,9 @@ const CASES: &[Case] = &[
         subject: "raw/PREROUTING rule 1",
         certainty: "certain",
         fix: "iptables-nft -t raw -D PREROUTING 1",
-        stage: "prerouting: dropped by raw/PREROUTING rule 1",
+        before: ARRIVED,
+        stages: &["✗ prerouting: dropped by raw/PREROUTING rule 1"],
+        ending: "dropped",
     },
     Case {
         name: "iptables-nft: REJECT of a service without endpoints",
@@ -192,7 +242,12 @@ const CASES: &[Case] = &[
         subject: "tcp 10.96.0.20:80",
         certainty: "certain",
         fix: "kubectl -n shop get endpointslices -l kubernetes.io/service-name=web",
-        stage: "forward: rejected by filter/KUBE-SERVICES rule 2 \"shop/web:http has no endpoints\"",
+        before: TRACKED,
+        stages: &[
+            "✗ forward: rejected by filter/KUBE-SERVICES rule 2 \"shop/web:http has no endpoints\"",
+            "ICMP port unreachable sent",
+        ],
+        ending: "refused with an ICMP error",
     },
     Case {
         name: "iptables-legacy: REJECT of a service without endpoints",
@@ -206,7 +261,12 @@ const CASES: &[Case] = &[
         subject: "udp 10.96.0.20:53",
         certainty: "certain",
         fix: "kubectl -n shop get endpointslices -l kubernetes.io/service-name=dns",
-        stage: "forward: rejected by filter/KUBE-SERVICES rule 1 \"shop/dns:dns has no endpoints\"",
+        before: UNTRACKED,
+        stages: &[
+            "✗ forward: rejected by filter/KUBE-SERVICES rule 1 \"shop/dns:dns has no endpoints\"",
+            "ICMP port unreachable sent",
+        ],
+        ending: "refused with an ICMP error",
     },
     Case {
         name: "iptables-nft: loadBalancerSourceRanges",
@@ -220,7 +280,11 @@ const CASES: &[Case] = &[
         subject: "tcp 10.96.0.30:80",
         certainty: "certain",
         fix: "\"value\":\"192.0.2.2/32\"",
-        stage: "forward: dropped by filter/KUBE-PROXY-FIREWALL rule 1",
+        before: TRACKED,
+        stages: &[
+            "✗ forward: dropped by filter/KUBE-PROXY-FIREWALL rule 1 \"shop/lb:http traffic not accepted by KUBE-FW-X\"",
+        ],
+        ending: "dropped",
     },
     Case {
         name: "iptables-legacy: loadBalancerSourceRanges by mark",
@@ -235,7 +299,11 @@ const CASES: &[Case] = &[
         subject: "tcp 10.96.0.30:80",
         certainty: "likely",
         fix: "\"value\":\"192.0.2.2/32\"",
-        stage: "forward: dropped by filter/KUBE-FIREWALL rule 1",
+        before: TRACKED,
+        stages: &[
+            "✗ forward: dropped by filter/KUBE-FIREWALL rule 1 \"kubernetes firewall for dropping marked packets\"",
+        ],
+        ending: "dropped",
     },
     Case {
         name: "iptables-nft: a policy chain of the container network",
@@ -253,7 +321,11 @@ const CASES: &[Case] = &[
         subject: "filter/cali-tw-cali0123 rule 3",
         certainty: "likely",
         fix: "kubectl get networkpolicy -A",
-        stage: "forward: dropped by filter/cali-tw-cali0123 rule 3",
+        before: TRACKED,
+        stages: &[
+            "✗ forward: dropped by filter/cali-tw-cali0123 rule 3 \"Drop if no policies passed packet\"",
+        ],
+        ending: "dropped",
     },
     Case {
         name: "nft: conditions that cannot be decided, one place left",
@@ -269,7 +341,9 @@ const CASES: &[Case] = &[
         subject: "ip fw/forward handle HANDLE",
         certainty: "certain",
         fix: "nft delete rule ip fw forward handle HANDLE",
-        stage: "forward: dropped by ip fw/forward handle HANDLE \"HANDLE\"",
+        before: UNTRACKED,
+        stages: &["✗ forward: dropped by ip fw/forward handle HANDLE \"HANDLE\""],
+        ending: "dropped",
     },
 ];
 
@@ -330,6 +404,11 @@ impl Hosts {
                 .collect();
             command(&format!("ip {}", words.join(" ")))?;
         }
+        // No packet of a case waits for its neighbour.
+        command(&format!(
+            "ip netns exec {} busybox ping -c 1 -W 2 192.0.2.1",
+            hosts.name("client")
+        ))?;
         Ok(hosts)
     }
 
@@ -463,18 +542,34 @@ fn judge(traced: &Traced, case: &Case, index: usize) -> anyhow::Result<()> {
     })?;
     let fixes = found["fixes"].to_string().replace("\\\"", "\"");
     check(fixes.contains(&filled(case.fix)), || fixes.clone())?;
-    let journeys = traced.answer.objects("journey");
-    let stages: Vec<_> = journeys
+    let path = case.before.iter().chain(case.stages);
+    let path: Vec<_> = path.map(|stage| filled(stage)).collect();
+    let hosts = format!("[{index}-");
+    let journeys: Vec<_> = traced
+        .answer
+        .objects("journey")
         .iter()
-        .flat_map(|journey| journey["path"].as_array().into_iter().flatten())
-        .filter_map(|stage| stage["text"].as_str())
+        .map(Seen::new)
+        .filter(|seen| {
+            seen.stages
+                .first()
+                .is_some_and(|stage| stage.starts_with(&hosts))
+                && seen.ends.ends_with(case.traffic.to())
+        })
         .collect();
-    check(
-        stages
+    check(!journeys.is_empty(), || "no journey of the packet".into())?;
+    for seen in journeys {
+        let stages: Vec<_> = seen
+            .stages
             .iter()
-            .any(|stage| stage.contains(&filled(case.stage))),
-        || format!("no stage {:?} in {stages:?}", case.stage),
-    )
+            .map(|stage| stage.replace(&hosts, "["))
+            .collect();
+        check(
+            stages == path && seen.ending.starts_with(case.ending),
+            || format!("{stages:#?}, {}; not {path:#?}", seen.ending),
+        )?;
+    }
+    Ok(())
 }
 
 /// The same kinds of rules, and traffic that all of them let pass.

@@ -113,15 +113,19 @@ fn connect(source: &str, destination: &str) -> std::io::Result<()> {
 
 /// A journey as the table writes it.
 #[derive(Debug)]
-struct Seen {
-    ends: String,
+pub(crate) struct Seen {
+    /// As [`Way::ends`].
+    pub(crate) ends: String,
     real: Option<String>,
-    stages: Vec<String>,
-    ending: String,
+    /// As [`Way::stages`].
+    pub(crate) stages: Vec<String>,
+    /// In words.
+    pub(crate) ending: String,
 }
 
 impl Seen {
-    fn new(journey: &Value) -> Self {
+    /// Of an object `journey`.
+    pub(crate) fn new(journey: &Value) -> Self {
         let text = |key: &str| journey[key].as_str().unwrap_or_default().to_owned();
         let stage = |stage: &Value| {
             let namespace = stage["namespace"]
@@ -153,5 +157,78 @@ impl Seen {
 
     fn is(&self, way: &Way) -> bool {
         self.real.as_deref() == way.real && self.ending == way.ending && self.stages == way.stages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::table::ROWS;
+
+    /// What a tracer prints of a row that went well.
+    fn printed(row: &Row) -> [Value; 2] {
+        [&row.request, &row.reply].map(|way| {
+            let (protocol, ends) = way.ends.rsplit_once(" → ").unwrap();
+            let (protocol, source) = protocol.rsplit_once(' ').unwrap();
+            let stages: Vec<_> = way.stages.iter().map(|stage| stage_object(stage)).collect();
+            serde_json::json!({
+                "type": "journey", "protocol": protocol, "source": source, "destination": ends,
+                "real_destination": way.real, "path": stages, "ending": way.ending,
+            })
+        })
+    }
+
+    fn stage_object(stage: &str) -> Value {
+        let (namespace, text) = match stage.strip_prefix('[').and_then(|it| it.split_once("] ")) {
+            Some((namespace, text)) => (Some(namespace), text),
+            None => (None, stage),
+        };
+        let lost = text.strip_prefix("✗ ");
+        serde_json::json!({
+            "namespace": namespace, "text": lost.unwrap_or(text), "lost": lost.is_some(),
+        })
+    }
+
+    fn judged(row: &Row, journeys: &[Value], lost: &Value) -> anyhow::Result<()> {
+        let summary = serde_json::json!({ "type": "summary", "lost": lost });
+        let lines: Vec<_> = journeys
+            .iter()
+            .chain([&summary])
+            .map(Value::to_string)
+            .collect();
+        row.judge(&Answer {
+            code: 0,
+            stdout: lines.join("\n"),
+            stderr: String::new(),
+        })
+    }
+
+    #[test]
+    fn a_row_is_content_with_what_it_says_and_with_nothing_else() {
+        let none = serde_json::json!([]);
+        for row in ROWS {
+            let good = printed(row);
+            judged(row, &good, &none).unwrap_or_else(|error| panic!("{}: {error}", row.name));
+            let broken = |change: &dyn Fn(&mut Value)| {
+                for way in 0..good.len() {
+                    let mut journeys = good.clone();
+                    change(&mut journeys[way]);
+                    assert!(judged(row, &journeys, &none).is_err(), "{}", row.name);
+                }
+            };
+            broken(&|journey| journey["ending"] = "dropped elsewhere".into());
+            broken(&|journey| journey["real_destination"] = "203.0.113.9:9".into());
+            broken(&|journey| journey["source"] = "203.0.113.9:9".into());
+            broken(&|journey| journey["path"][0]["text"] = "elsewhere".into());
+            broken(&|journey| journey["path"][0]["namespace"] = "other".into());
+            broken(&|journey| journey["path"][1]["lost"] = true.into());
+            broken(&|journey| {
+                journey["path"].as_array_mut().unwrap().pop();
+            });
+            broken(&|journey| journey["path"].as_array_mut().unwrap().swap(0, 1));
+            assert!(judged(row, &good[..1], &none).is_err(), "{}", row.name);
+            let lost = serde_json::json!([["ring full", 1]]);
+            assert!(judged(row, &good, &lost).is_err(), "{}", row.name);
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
+use caps::Capability;
 use tracer_ebpf::event as raw;
 
 use super::file::{Files, Options, Written};
@@ -11,6 +12,7 @@ use super::record::{Control, Counters, Header, Record};
 use super::writer::Writer;
 use crate::analysis::Analysis;
 use crate::cause::Diagnosis;
+use crate::kernel::privilege;
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::ClusterFacts;
@@ -65,6 +67,8 @@ impl Recorder {
         let thread = std::thread::Builder::new()
             .name("capture".into())
             .spawn(move || {
+                // The next file may have to be made in a folder that is not root's.
+                privilege::keep(&[Capability::CAP_DAC_OVERRIDE])?;
                 writer.run(&batches)?;
                 writer.finish()
             })?;
@@ -170,6 +174,10 @@ impl Recorder {
     /// # Errors
     /// When it cannot be written.
     pub fn finish(mut self) -> anyhow::Result<Written> {
+        self.end()
+    }
+
+    fn end(&mut self) -> anyhow::Result<Written> {
         if let Some(channel) = &self.channel {
             // A thread that is gone says why when it is joined.
             let _ = channel.send(std::mem::take(&mut self.pending));
@@ -188,6 +196,16 @@ impl Recorder {
     }
 }
 
+/// A trace that ends by an error leaves a whole capture as well.
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            // The error that ended the trace is the one to be told.
+            let _ = self.end();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
@@ -197,25 +215,38 @@ mod tests {
     use crate::node::{NetnsFacts, NetnsId, Occasion, Snapshot};
     use crate::printer::{Format, Printer, Show};
 
+    fn options(folder: &std::path::Path) -> Options {
+        Options {
+            path: folder.join("test.pcapng"),
+            rotate: None,
+            trigger: None,
+            zstd: true,
+            snaplen: None,
+        }
+    }
+
     fn replay() -> Replay {
         Replay::new(Printer::new(Format::Silent, Show::Nothing))
     }
 
+    fn finish(recorder: Recorder) {
+        recorder.finish().expect("an end");
+    }
+
     /// Records something, and gives each record of the file with the replay that has taken it.
-    fn replayed(record: impl FnOnce(&mut Recorder), mut taken: impl FnMut(&Record, &mut Replay)) {
+    fn replayed(
+        record: impl FnOnce(&mut Recorder),
+        end: fn(Recorder),
+        mut taken: impl FnMut(&Record, &mut Replay),
+    ) {
         let folder = tempfile::tempdir().expect("a folder");
-        let options = Options {
-            path: folder.path().join("test.pcapng"),
-            rotate: None,
-            trigger: None,
-            zstd: false,
-            snaplen: None,
-        };
+        let options = options(folder.path());
+        let path = options.path.clone();
         let mut recorder =
             Recorder::start(options, Header::default(), Arc::default()).expect("a capture");
         record(&mut recorder);
-        let written = recorder.finish().expect("an end");
-        let bytes = std::fs::read(&written.files[0]).expect("the capture");
+        end(recorder);
+        let bytes = std::fs::read(path).expect("the capture");
         let mut reader = Reader::from_stream(Cursor::new(bytes)).expect("a capture");
         let mut replay = replay();
         while let Some(record) = reader.next().expect("no damage") {
@@ -237,7 +268,7 @@ mod tests {
             }
         };
         let mut told = Vec::new();
-        replayed(record, |record, replay| {
+        replayed(record, finish, |record, replay| {
             if matches!(record, Record::Cluster(_)) {
                 told.push(replay.analysis().cluster().is_some());
             }
@@ -264,11 +295,21 @@ mod tests {
             recorder.control(Control::Forget);
         };
         let mut left = None;
-        replayed(record, |record, replay| {
+        replayed(record, finish, |record, replay| {
             if matches!(record, Record::Control(Control::Forget)) {
                 left = Some(replay.analysis().collector().facts().namespaces.len());
             }
         });
         assert_eq!(left, Some(0));
+    }
+
+    #[test]
+    fn a_trace_that_ends_by_an_error_leaves_a_whole_capture() {
+        let record = |recorder: &mut Recorder| recorder.control(Control::Forget);
+        let mut told = 0;
+        replayed(record, drop, |record, _| {
+            told += usize::from(matches!(record, Record::Control(Control::Forget)));
+        });
+        assert_eq!(told, 1);
     }
 }

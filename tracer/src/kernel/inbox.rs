@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tracer_ebpf::event::Event;
 
+use super::privilege;
 use super::ring::{LostCounts, Ring};
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
@@ -144,6 +145,8 @@ impl Drop for Inbox {
 fn work(mut ring: Ring, shared: &Shared) {
     // SAFETY: no memory is involved; 0 is the calling thread. Without the right to it we stay as we are.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+    // What could not be given up does no harm here.
+    let _ = privilege::keep(&[]);
     loop {
         let room = {
             let state = shared.lock();

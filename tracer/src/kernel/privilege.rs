@@ -19,10 +19,20 @@ const KEPT: [Capability; 6] = [
 /// # Errors
 /// When the kernel refuses.
 pub fn drop_unneeded() -> anyhow::Result<()> {
+    keep(&KEPT)
+}
+
+/// Drops all capabilities of this thread but these: a thread that was made before
+/// [`drop_unneeded`] keeps what it had then.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn keep(capabilities: &[Capability]) -> anyhow::Result<()> {
     let held = caps::read(None, CapSet::Permitted)
         .context("the capabilities of this process cannot be read")?;
-    let kept: CapsHashSet = KEPT
-        .into_iter()
+    let kept: CapsHashSet = capabilities
+        .iter()
+        .copied()
         .filter(|capability| held.contains(capability))
         .collect();
     caps::set(None, CapSet::Inheritable, &CapsHashSet::new())

@@ -1,5 +1,6 @@
 //! A command that is run while tracing. Invariant: it does not outlive us.
 
+use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -8,9 +9,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use serde::Serialize;
 use shared_child::SharedChild;
+
+/// Most rounds of ending what a command left: each ends one generation of its processes.
+const MOST_ROUNDS: usize = 64;
 
 /// A shell command at work, with our rights and our input. Dropping it ends it.
 pub(super) struct Command {
@@ -45,6 +51,8 @@ impl Command {
         unsafe {
             command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from));
         }
+        // What the command starts comes to us, not to init, when the process between has ended.
+        prctl::set_child_subreaper(true)?;
         let child = SharedChild::spawn(&mut command)
             .with_context(|| format!("{line:?} cannot be started by sh"))?;
         Ok(Self {
@@ -74,7 +82,32 @@ impl Drop for Command {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for _ in 0..MOST_ROUNDS {
+            let left = children();
+            if left.is_empty() {
+                break;
+            }
+            for child in left {
+                let _ = kill(child, Signal::SIGKILL);
+                let _ = waitpid(child, None);
+            }
+        }
     }
+}
+
+/// The processes that are ours: nothing else starts any while a command is at work.
+fn children() -> Vec<Pid> {
+    let threads = fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok())
+        .flat_map(|list| {
+            let numbers = list.split_whitespace().filter_map(|pid| pid.parse().ok());
+            numbers.map(Pid::from_raw).collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 impl CommandView {

@@ -3,7 +3,8 @@
 //! What happened at an event is often known only when the next ones are there, so events wait in a queue
 //! until their journey ended, at most for [`PATIENCE`]. Everything is written in the order it came.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -64,7 +65,7 @@ pub(super) struct Writer {
     entries: HashMap<u64, Vec<u64>>,
     last: HashMap<u64, Last>,
     /// Addresses whose names are not known yet.
-    unnamed: Vec<u64>,
+    unnamed: BTreeSet<u64>,
     out: Vec<u8>,
     events: u64,
     flushed: Instant,
@@ -86,7 +87,7 @@ impl Writer {
             gone: 0,
             entries: HashMap::new(),
             last: HashMap::new(),
-            unnamed: Vec::new(),
+            unnamed: BTreeSet::new(),
             out: Vec::new(),
             events: 0,
             flushed: Instant::now(),
@@ -135,9 +136,9 @@ impl Writer {
                     && self.encoder.is_unnamed(location)
                 {
                     if self.encoder.symbols.is_empty() {
-                        self.unnamed.push(location);
+                        self.unnamed.insert(location);
                     } else {
-                        self.name(&[location]);
+                        self.name([location]);
                     }
                 }
                 self.take_event(event, Headers::of_raw(&raw));
@@ -145,9 +146,7 @@ impl Writer {
             Item::Symbols(symbols) => {
                 self.encoder.symbols = symbols;
                 let unnamed = std::mem::take(&mut self.unnamed);
-                if !unnamed.is_empty() {
-                    self.name(&unnamed);
-                }
+                self.name(unnamed);
             }
             Item::Record(record) => self.take_record(*record),
         }
@@ -222,11 +221,11 @@ impl Writer {
     }
 
     /// Names code addresses in the file.
-    fn name(&mut self, locations: &[u64]) {
+    fn name(&mut self, locations: impl IntoIterator<Item = u64>) {
         let named: Vec<(u64, String)> = locations
-            .iter()
-            .filter(|&&location| self.encoder.is_unnamed(location))
-            .map(|&location| {
+            .into_iter()
+            .filter(|&location| self.encoder.is_unnamed(location))
+            .map(|location| {
                 let name = self.encoder.symbols.name(location).unwrap_or_default();
                 (location, name.to_owned())
             })
@@ -259,9 +258,6 @@ impl Writer {
         for &number in entries {
             if let Some(known) = waiting(&mut self.queue, self.gone, number) {
                 known.settled = true;
-                if over {
-                    self.last.remove(&known.event.skb);
-                }
             }
         }
         for stage in stage::path(journey, &self.encoder.names()) {
@@ -292,6 +288,14 @@ impl Writer {
         }
         if over {
             self.entries.remove(&journey.id);
+            for event in journey.every_event() {
+                // Its skb may be another packet's by now.
+                if let Entry::Occupied(last) = self.last.entry(event.skb)
+                    && last.get().journey == Some(journey.id)
+                {
+                    last.remove();
+                }
+            }
         }
     }
 

@@ -58,6 +58,10 @@ impl Met {
         let netns = netns_of(journey, Role::IpvsLookup);
         if let (Some(netns), Some(tuple)) = (netns, journey.first_tuple()) {
             let clients = self.ipvs_clients.entry(netns).or_default();
+            if clients.len() >= MOST_IPVS_CLIENTS && !self.unread_clients {
+                // Those were looked up; one that is lost again comes back.
+                clients.clear();
+            }
             if clients.len() < MOST_IPVS_CLIENTS {
                 self.unread_clients |= clients.insert(tuple.source);
             }

@@ -99,7 +99,12 @@ impl Kept {
 
 /// Bytes that a kept journey takes.
 fn bytes(journey: &Journey) -> usize {
-    journey.events.capacity() * size_of::<Event>() + size_of::<(Direction, Journey)>()
+    let branches = journey
+        .branches
+        .iter()
+        .map(|branch| branch.events.capacity());
+    let events = journey.events.capacity() + branches.sum::<usize>();
+    events * size_of::<Event>() + size_of::<(Direction, Journey)>()
 }
 
 impl Flow {

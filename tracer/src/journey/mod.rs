@@ -87,6 +87,12 @@ impl Journey {
         self.carried.iter().any(|range| range.contains(&index))
     }
 
+    /// What happened to all of its fragments and copies: first its own way, then one branch after the other.
+    pub fn every_event(&self) -> impl Iterator<Item = &Event> {
+        let branches = self.branches.iter().flat_map(|branch| &branch.events);
+        self.events.iter().chain(branches)
+    }
+
     /// Headers of the packet itself; those of a tunnel around it, and those of fragments without ports,
     /// only where nothing else was seen.
     fn own(&self) -> impl DoubleEndedIterator<Item = &Packet> {

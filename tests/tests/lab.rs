@@ -479,7 +479,10 @@ fn capabilities_are_dropped(tracer: &Tracer) -> anyhow::Result<()> {
     let tracing = tracer.start(&["--for", "3", "-w", &capture.to_string_lossy()])?;
     let mut held = Vec::new();
     for thread in std::fs::read_dir(format!("/proc/{}/task", tracing.id()))? {
-        let status = std::fs::read_to_string(thread?.path().join("status"))?;
+        // One that has ended meanwhile holds nothing.
+        let Ok(status) = std::fs::read_to_string(thread?.path().join("status")) else {
+            continue;
+        };
         let line = |begin| status.lines().find_map(|line| line.strip_prefix(begin));
         let name = line("Name:").unwrap_or_default().trim().to_owned();
         let bits = line("CapEff:")

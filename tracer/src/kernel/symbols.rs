@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Seek as _};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use super::privilege;
+
 /// Addresses of the kernel's and its modules' functions, sorted.
 #[derive(Clone, Default)]
 pub struct Symbols {
@@ -72,7 +74,11 @@ impl Source {
     /// Begins to read the symbols of now.
     pub fn begin(&self) -> Table {
         let source = self.clone();
-        Table::Reading(std::thread::spawn(move || source.read()))
+        Table::Reading(std::thread::spawn(move || {
+            // The open file is all that it needs; what could not be given up does no harm here.
+            let _ = privilege::keep(&[]);
+            source.read()
+        }))
     }
 
     /// Reads the symbols of now; none when they are hidden (kptr_restrict, no root).

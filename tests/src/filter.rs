@@ -15,6 +15,8 @@ use serde_json::Value;
 use crate::tour::{command, inside};
 use crate::{Answer, Test, Tracer, check};
 
+mod generated;
+
 const CLIENT: &str = "filter-c";
 const NODE: &str = "filter-n";
 const POD: &str = "filter-p";
@@ -192,6 +194,10 @@ pub fn tests() -> Vec<Test> {
     }
     tests.push(Test::new("filter: nothing else is seen", nothing_else));
     tests.push(Test::new("filter: alone without following", alone));
+    tests.push(Test::new(
+        "filter: generated packets, as tcpdump picks them",
+        generated::agrees,
+    ));
     tests
 }
 

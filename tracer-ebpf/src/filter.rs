@@ -7,8 +7,8 @@
 //!
 //! A decision is kept per CPU for the hooks that the skb passes next ([`Remembered`]). Invariants:
 //! - Hooks where a packet begins (device receive, local output) always decide anew, so a decision never
-//!   outlives its packet past them. So does device transmit when the skb was transmitted before, since
-//!   a new packet (ARP, a segment) may begin there.
+//!   outlives its packet past them. So does device transmit when the skb was transmitted before, or
+//!   holds no IP, since a new packet (ARP, a segment) may begin there.
 //! - A decision ends where its packet ends: at a socket and at a drop.
 //! - "Not followed" ends as well where NAT rewrites: the new addresses may match.
 //! - Each word of [`Remembered`] is one skb's address, so that an interrupt's writes in between leave
@@ -25,6 +25,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
+use network_types::eth::EtherType;
 use tracer_ebpf::event::Tuple;
 use tracer_ebpf::header::{Network, TRANSPORT_BYTES};
 use tracer_ebpf::hook::HookId;
@@ -184,6 +185,16 @@ pub fn known(hook: HookId, skb: u64, remembered: &Remembered) -> Known {
         return Known::Followed;
     }
     Known::Unknown
+}
+
+/// True where a packet begins though its skb is remembered: what is not IP came through no hook before its
+/// device's, and its forerunner in the skb may have ended at none.
+#[inline(always)]
+pub fn begins(hook: HookId, copy: &Skb) -> bool {
+    let protocol: u16 = copy.field(Field::SkbProtocol);
+    matches!(hook, HookId::DeviceTransmit)
+        && protocol != EtherType::Ipv4 as u16
+        && protocol != EtherType::Ipv6 as u16
 }
 
 /// Decides about an skb that nothing is known of, and remembers the decision.

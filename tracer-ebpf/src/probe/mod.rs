@@ -167,7 +167,7 @@ impl Sight {
         }
         let mut copy = Skb::room();
         self.read(&mut copy)?;
-        if known != Known::Followed {
+        if known != Known::Followed || filter::begins(hook, &copy) {
             // Each costs a read of kernel memory, and few filters ask for them.
             let (mut device, mut net) = (0, 0);
             if filter::reads_place() {

@@ -1,0 +1,164 @@
+//! What nodes, servers and people do to a run.
+
+use std::time::Duration;
+
+use tests::api_server::{Fault, Options, Script};
+use tokio::sync::{mpsc, watch};
+use tracer::fleet::{self, Choice, News, NodeEnd, Stop};
+
+use super::{clean, place, plan, run, says, server, stays};
+
+#[test]
+fn a_node_that_cannot_start_is_said_and_the_others_go_on() {
+    let server = server(Options::default());
+    server.kubelet("node-a", says(5, Duration::from_millis(10)));
+    server.kubelet("node-b", Script::CannotPull);
+    let ran = run(&server, plan(Choice::All), |_, _| {});
+    assert_eq!(ran.lines("node-a").len(), 6);
+    let NodeEnd::NotStarted(why) = ran.end("node-b") else {
+        panic!("it started");
+    };
+    for part in ["ImagePullBackOff", "Failed to pull image", "not found"] {
+        assert!(why.contains(part), "{why}");
+    }
+    clean(&server);
+}
+
+#[test]
+fn a_pod_that_waits_for_ever_is_said() {
+    let server = server(Options::default());
+    server.kubelet("node-a", Script::Hangs);
+    let mut plan = plan(Choice::parse("node-a"));
+    plan.start = Duration::from_secs(2);
+    let ran = run(&server, plan, |_, _| {});
+    let end = ran.end("node-a");
+    assert!(
+        matches!(&end, NodeEnd::NotStarted(why) if why.contains("not started within 2 s")),
+        "{end:?}"
+    );
+    clean(&server);
+}
+
+#[test]
+fn a_failed_trace_is_said_in_its_own_words() {
+    let server = server(Options::default());
+    server.kubelet(
+        "node-a",
+        Script::Says {
+            lines: vec!["tracer: this kernel has no BTF".into()],
+            pause: Duration::ZERO,
+            stays: false,
+            last: Vec::new(),
+            code: 3,
+        },
+    );
+    let ran = run(&server, plan(Choice::parse("node-a")), |_, _| {});
+    assert_eq!(ran.lines("node-a"), ["tracer: this kernel has no BTF"]);
+    let end = ran.end("node-a");
+    assert!(
+        matches!(&end, NodeEnd::Broken(why) if why.contains("exit code 3")),
+        "{end:?}"
+    );
+    clean(&server);
+}
+
+#[test]
+fn a_lost_connection_loses_no_line() {
+    let mut server = server(Options::default());
+    server.kubelet("node-a", says(60, Duration::from_millis(50)));
+    let place = place(&server);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let (_stopper, stop) = watch::channel(Stop::No);
+    let (sender, mut receiver) = mpsc::channel(64);
+    let plan = plan(Choice::parse("node-a"));
+    let running = runtime.spawn(async move { fleet::run(plan, &place, stop, sender).await });
+    let (mut lines, mut interrupted, mut resumed) = (Vec::new(), false, false);
+    while let Some(news) = runtime.block_on(receiver.recv()) {
+        match news {
+            News::Line { line, .. } => {
+                lines.push(line);
+                if lines.len() == 9 {
+                    server.stop();
+                    std::thread::sleep(Duration::from_millis(700));
+                    server.resume().expect("the port again");
+                }
+            }
+            News::Interrupted { .. } => interrupted = true,
+            News::Resumed { .. } => resumed = true,
+            News::Begun { .. } | News::Ended { .. } => {}
+        }
+    }
+    let outcome = runtime.block_on(running).expect("a task");
+    assert!(outcome.expect("an outcome").left.is_empty());
+    let mut expected: Vec<_> = (0..60)
+        .map(|number| format!("{{\"line\": {number}}}"))
+        .collect();
+    expected.push("{\"line\": \"last\"}".into());
+    assert_eq!(lines, expected);
+    assert!(interrupted && resumed);
+    clean(&server);
+}
+
+#[test]
+fn asked_to_stop_the_nodes_say_their_last_words_and_everything_goes() {
+    let server = server(Options::default());
+    server.kubelet("node-a", stays());
+    server.kubelet("node-b", stays());
+    let ran = run(&server, plan(Choice::All), |news, stopper| {
+        if let News::Line { .. } = news {
+            stopper.send_replace(Stop::Gently);
+        }
+    });
+    assert!(ran.outcome.expect("an outcome").left.is_empty());
+    let last: usize = ran
+        .news
+        .iter()
+        .filter(|news| matches!(news, News::Line { line, .. } if line.contains("last")))
+        .count();
+    assert!(last >= 1, "{:?}", ran.news);
+    clean(&server);
+}
+
+#[test]
+fn stopped_at_once_everything_goes_too() {
+    let server = server(Options::default());
+    server.kubelet("node-a", stays());
+    server.kubelet("node-b", Script::Hangs);
+    let ran = run(&server, plan(Choice::All), |news, stopper| {
+        if let News::Line { .. } = news {
+            stopper.send_replace(Stop::AtOnce);
+        }
+    });
+    assert!(ran.outcome.expect("an outcome").left.is_empty());
+    clean(&server);
+}
+
+#[test]
+fn a_refused_pod_is_said_in_the_servers_words() {
+    let server = server(Options::default());
+    server.misbehave(&[Fault::Refuse(
+        "pods",
+        "violates PodSecurity \"baseline:latest\": host namespaces",
+    )]);
+    let ran = run(&server, plan(Choice::parse("node-a")), |_, _| {});
+    let end = ran.end("node-a");
+    assert!(
+        matches!(&end, NodeEnd::NotStarted(why) if why.contains("violates PodSecurity")),
+        "{end:?}"
+    );
+    server.misbehave(&[Fault::Refuse(
+        "pods",
+        "error looking up serviceaccount: \"tracer\" not found",
+    )]);
+    let ran = run(&server, plan(Choice::parse("node-a")), |_, _| {});
+    let end = ran.end("node-a");
+    assert!(
+        matches!(&end, NodeEnd::NotStarted(why) if why.contains("tracer cluster rbac")),
+        "{end:?}"
+    );
+    clean(&server);
+}

@@ -74,14 +74,16 @@ fn removed(server: &ApiServer) -> Vec<String> {
 fn leftovers_are_found_by_label_and_nothing_else_goes() {
     let server = server(Options::default());
     let own = json!({"app.kubernetes.io/name": "tracer", "app.kubernetes.io/managed-by": "tracer"});
-    let mut of_run = own.clone();
+    let (mut of_run, mut of_node) = (own.clone(), own.clone());
+    of_run["app.kubernetes.io/component"] = json!("run");
     of_run["tracer/run"] = json!("tracer-run-x");
+    of_node["app.kubernetes.io/component"] = json!("node");
     let object = |name: &str, labels: &Value| json!({"metadata": {"namespace": NAMESPACE, "name": name, "labels": labels}});
     server.put("jobs", object("tracer-run-x", &own));
     server.put("jobs", object("backup", &json!({"app": "backup"})));
     server.put("pods", object("tracer-run-x-0", &of_run));
     // The DaemonSet's.
-    server.put("pods", object("tracer-abcde", &own));
+    server.put("pods", object("tracer-abcde", &of_node));
     assert_eq!(removed(&server), ["job tracer-run-x", "pod tracer-run-x-0"]);
     assert_eq!(server.names("jobs"), ["backup"]);
     assert_eq!(server.names("pods"), ["tracer-abcde"]);

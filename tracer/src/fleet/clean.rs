@@ -35,7 +35,7 @@ pub async fn clean(place: &Place, namespace: &str) -> Result<Vec<Removed>, Fleet
             why: words(&error),
         }
     };
-    let own: Vec<_> = manifest::labels(None)
+    let own: Vec<_> = manifest::labels()
         .iter()
         .map(|(key, value)| format!("{key}={value}"))
         .collect();

@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::manifest::{annotations, labels, tracing};
+use super::manifest::{annotations, node_labels, tracing};
 use crate::kube::RBAC;
 
 /// Where the least rights are written for.
@@ -151,7 +151,7 @@ fn daemon_set(installation: &Installation) -> DaemonSet {
     ] {
         annotations.insert(format!("prometheus.io/{key}"), value);
     }
-    let selector = labels(None);
+    let selector = node_labels();
     DaemonSet {
         metadata: ObjectMeta {
             name: Some("tracer".into()),

@@ -15,6 +15,8 @@ use super::plan::MARGIN;
 
 /// Label that says which run an object belongs to: the name of its Job.
 pub(super) const RUN: &str = "tracer/run";
+/// Label that tells the pods of a run from those of the DaemonSet.
+const COMPONENT: &str = "app.kubernetes.io/component";
 /// Name of the only container.
 pub(super) const CONTAINER: &str = "tracer";
 /// The Job goes this long after its time is over, seconds.
@@ -34,17 +36,30 @@ const CAPABILITIES: [&str; 6] = [
     "SYS_RESOURCE",
 ];
 
-pub(super) fn labels(run: Option<&str>) -> BTreeMap<String, String> {
-    let mut labels = BTreeMap::from([
-        ("app.kubernetes.io/name".to_owned(), "tracer".to_owned()),
-        (
-            "app.kubernetes.io/managed-by".to_owned(),
-            "tracer".to_owned(),
-        ),
-    ]);
-    if let Some(run) = run {
-        labels.insert(RUN.into(), run.into());
-    }
+/// Labels of everything that the tracer creates.
+pub(super) fn labels() -> BTreeMap<String, String> {
+    BTreeMap::from(
+        [
+            ("app.kubernetes.io/name", "tracer"),
+            ("app.kubernetes.io/managed-by", "tracer"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned())),
+    )
+}
+
+/// Labels of the DaemonSet and its pods. Its controller adopts every pod that its selector fits and no
+/// controller owns, and ends all but one on each node: no pod of a run may have all of these.
+pub(super) fn node_labels() -> BTreeMap<String, String> {
+    let mut labels = labels();
+    labels.insert(COMPONENT.into(), "node".into());
+    labels
+}
+
+/// Labels of a run's pods.
+fn run_labels(run: &str) -> BTreeMap<String, String> {
+    let mut labels = labels();
+    labels.insert(COMPONENT.into(), "run".into());
+    labels.insert(RUN.into(), run.into());
     labels
 }
 
@@ -56,7 +71,7 @@ pub(super) fn owner(plan: &Plan) -> Job {
         metadata: ObjectMeta {
             generate_name: Some("tracer-run-".into()),
             namespace: Some(plan.namespace.clone()),
-            labels: Some(labels(None)),
+            labels: Some(labels()),
             ..ObjectMeta::default()
         },
         spec: Some(JobSpec {
@@ -99,7 +114,7 @@ pub(super) fn pod(plan: &Plan, owner: &OwnerReference, number: usize, node: &str
         metadata: ObjectMeta {
             name: Some(format!("{}-{number}", owner.name)),
             namespace: Some(plan.namespace.clone()),
-            labels: Some(labels(Some(&owner.name))),
+            labels: Some(run_labels(&owner.name)),
             annotations: Some(annotations()),
             owner_references: Some(vec![owner.clone()]),
             ..ObjectMeta::default()
@@ -197,8 +212,10 @@ pub(super) fn tracing(image: &str, words: Vec<String>, account: Option<&str>) ->
 mod tests {
     use std::time::Duration;
 
+    use serde_json::{Value, json};
+
     use super::*;
-    use crate::fleet::Choice;
+    use crate::fleet::{Choice, Installation};
 
     fn plan() -> Plan {
         Plan {
@@ -210,6 +227,37 @@ mod tests {
             limit: Duration::from_secs(60),
             start: Duration::from_secs(90),
         }
+    }
+
+    #[test]
+    fn the_daemon_set_adopts_no_pod_of_a_run() {
+        let installed = crate::fleet::manifest(&Installation {
+            namespace: "kube-system".into(),
+            image: "registry.example/tracer:1".into(),
+            port: 9464,
+            captures: None,
+        });
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(&installed.expect("a manifest")).expect("YAML");
+        let set = documents.iter().find(|found| found["kind"] == "DaemonSet");
+        let spec = &set.expect("a DaemonSet")["spec"];
+        let selector = spec["selector"]["matchLabels"].as_object().expect("labels");
+        let fits = |labels: &Value| selector.iter().all(|(key, value)| labels[key] == *value);
+        assert!(fits(&spec["template"]["metadata"]["labels"]));
+        let pod = pod(&plan(), &OwnerReference::default(), 0, "node-a");
+        assert!(!fits(&json!(pod.metadata.labels)));
+        // Whoever removes runs finds both.
+        let of_all = |found: &BTreeMap<String, String>| {
+            let all = labels();
+            all.iter().all(|(key, value)| found.get(key) == Some(value))
+        };
+        assert!(pod.metadata.labels.is_some_and(|found| of_all(&found)));
+        assert!(
+            owner(&plan())
+                .metadata
+                .labels
+                .is_some_and(|found| of_all(&found))
+        );
     }
 
     #[test]

@@ -16,6 +16,7 @@ fn without_captures_the_daemon_set_writes_nowhere() {
         image: "registry.example/tracer:1".into(),
         port: 9464,
         captures: None,
+        minor: 20,
     })
     .expect("a manifest");
     assert!(!manifest.contains("captures"), "{manifest}");
@@ -37,6 +38,7 @@ fn kubectl_reads_the_manifest_of_the_daemon_set() {
                 volume: volume.clone(),
                 limit: "2G".into(),
             }),
+            minor: 20,
         })
         .expect("a manifest");
         let file = server.folder().join("manifest.yaml");

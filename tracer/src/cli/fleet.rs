@@ -137,6 +137,10 @@ pub(super) struct Install {
     /// Most bytes of one node's captures: 500M, 2G.
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = limit)]
     capture_limit: String,
+    /// Version of the cluster, or an older one. From 1.30 on AppArmor's profile is written in a field that
+    /// older servers do not have; servers from 1.36 on heed nothing else.
+    #[arg(long, value_name = "VERSION", default_value = "1.20", value_parser = value::kubernetes)]
+    kubernetes: u16,
 }
 
 /// A size as typed, when it is one that `serve` takes.
@@ -449,6 +453,7 @@ pub(super) fn install(arguments: &Install) -> Result<Exit, Failure> {
             volume,
             limit: arguments.capture_limit.clone(),
         }),
+        minor: arguments.kubernetes,
     })?;
     print!("{manifest}");
     Ok(Exit::Healthy)

@@ -38,6 +38,15 @@ pub(super) fn buffer(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "a size from 4K to 1G is needed".into())
 }
 
+/// The minor version of Kubernetes 1: `1.30`, `v1.31.2`, `1.29+`.
+pub(super) fn kubernetes(text: &str) -> Result<u16, String> {
+    let rest = text.trim_start_matches('v').strip_prefix("1.");
+    let minor = rest.and_then(|rest| rest.split('.').next());
+    minor
+        .and_then(|minor| minor.trim_end_matches('+').parse().ok())
+        .ok_or_else(|| "a version such as 1.30 is needed".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +58,21 @@ mod tests {
         }
         for wrong in ["", "0", "0s", "-1", "5 parsecs"] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn versions_of_kubernetes_as_it_says_them() {
+        for (text, minor) in [
+            ("1.20", 20),
+            ("v1.31.2", 31),
+            ("1.29+", 29),
+            ("v1.30.1-eks", 30),
+        ] {
+            assert_eq!(kubernetes(text), Ok(minor), "{text}");
+        }
+        for wrong in ["", "1", "2.1", "1.", "new"] {
+            assert!(kubernetes(wrong).is_err(), "{wrong}");
         }
     }
 

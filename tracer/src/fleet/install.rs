@@ -17,7 +17,9 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::manifest::{annotations, node_labels, tracing};
+use super::manifest::{
+    APPARMOR_FIELD, apparmor_annotation, node_labels, set_apparmor_field, tracing,
+};
 use crate::kube::RBAC;
 
 /// Where the least rights are written for.
@@ -44,6 +46,8 @@ pub struct Installation {
     pub port: u16,
     /// Where captures around diagnoses are kept; `None` keeps none.
     pub captures: Option<Captures>,
+    /// Minor version of the oldest Kubernetes 1 that it is for.
+    pub minor: u16,
 }
 
 /// Captures that every node keeps.
@@ -143,7 +147,12 @@ fn daemon_set(installation: &Installation) -> DaemonSet {
     if let Some(captures) = &installation.captures {
         mount(&mut spec, &captures.volume);
     }
-    let mut annotations = annotations();
+    let mut annotations = if installation.minor < APPARMOR_FIELD {
+        apparmor_annotation()
+    } else {
+        set_apparmor_field(&mut spec);
+        BTreeMap::new()
+    };
     for (key, value) in [
         ("scrape", "true".to_owned()),
         ("port", port.to_string()),
@@ -242,5 +251,114 @@ fn resources(limits: [(&str, &str); 2]) -> ResourceRequirements {
         requests: amounts(REQUESTS),
         limits: amounts(limits),
         ..ResourceRequirements::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every field of a DaemonSet that is written, as Kubernetes 1.20 has it (release-1.20 of k8s.io/api:
+    /// apps/v1, core/v1). kubectl refuses what the server does not have.
+    const FIELDS: &[&str] = &[
+        "DaemonSet apiVersion kind metadata spec",
+        "metadata annotations labels name namespace",
+        "spec selector template updateStrategy",
+        "selector matchLabels",
+        "updateStrategy rollingUpdate type",
+        "rollingUpdate maxUnavailable",
+        "template metadata spec",
+        "spec automountServiceAccountToken containers dnsPolicy enableServiceLinks hostNetwork hostPID",
+        "spec priorityClassName serviceAccountName terminationGracePeriodSeconds tolerations volumes",
+        "containers args command env image livenessProbe name ports readinessProbe resources",
+        "containers securityContext volumeMounts",
+        "env name valueFrom",
+        "valueFrom fieldRef",
+        "fieldRef fieldPath",
+        "livenessProbe httpGet initialDelaySeconds periodSeconds timeoutSeconds",
+        "readinessProbe httpGet initialDelaySeconds periodSeconds timeoutSeconds",
+        "httpGet path port",
+        "ports containerPort name",
+        "resources limits requests",
+        "securityContext capabilities privileged readOnlyRootFilesystem runAsUser seLinuxOptions",
+        "securityContext seccompProfile",
+        "capabilities add drop",
+        "seLinuxOptions type",
+        "seccompProfile type",
+        "volumeMounts mountPath mountPropagation name readOnly",
+        "tolerations operator",
+        "volumes hostPath name persistentVolumeClaim",
+        "hostPath path type",
+        "persistentVolumeClaim claimName",
+    ];
+
+    fn installation(volume: CaptureVolume, minor: u16) -> Installation {
+        Installation {
+            namespace: USUAL_NAMESPACE.into(),
+            image: "registry.example/tracer:1".into(),
+            port: 9464,
+            captures: Some(Captures {
+                volume,
+                limit: "1G".into(),
+            }),
+            minor,
+        }
+    }
+
+    fn written(installation: &Installation) -> Value {
+        json!(daemon_set(installation))
+    }
+
+    /// Notes which fields are in which, but for maps of names.
+    fn fields(of: &str, value: &Value, found: &mut BTreeSet<(String, String)>) {
+        match value {
+            Value::Array(items) => items.iter().for_each(|item| fields(of, item, found)),
+            Value::Object(object) => {
+                for (name, value) in object {
+                    found.insert((of.to_owned(), name.clone()));
+                    let names = ["annotations", "labels", "matchLabels", "limits", "requests"];
+                    if !names.contains(&name.as_str()) {
+                        fields(name, value, found);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn kubernetes_1_20_has_every_field() {
+        let known: BTreeSet<(String, String)> = FIELDS
+            .iter()
+            .flat_map(|line| {
+                let (of, names) = line.split_once(' ').unwrap_or_default();
+                let names = names.split(' ');
+                names.map(|name| (of.to_owned(), name.to_owned()))
+            })
+            .collect();
+        let mut found = BTreeSet::new();
+        for volume in [
+            CaptureVolume::HostPath("/var/tracer".into()),
+            CaptureVolume::Claim("captures".into()),
+        ] {
+            fields("DaemonSet", &written(&installation(volume, 20)), &mut found);
+        }
+        assert_eq!(found, known);
+    }
+
+    #[test]
+    fn apparmor_is_told_in_the_way_that_the_servers_version_heeds() {
+        for (minor, by_field) in [(20, false), (29, false), (30, true), (36, true)] {
+            let volume = CaptureVolume::HostPath("/var/tracer".into());
+            let set = written(&installation(volume, minor));
+            let template = &set["spec"]["template"];
+            let context = &template["spec"]["containers"][0]["securityContext"];
+            assert_eq!(context["appArmorProfile"]["type"] == "Unconfined", by_field);
+            let annotations = &template["metadata"]["annotations"];
+            let annotation = &annotations["container.apparmor.security.beta.kubernetes.io/tracer"];
+            assert_eq!(annotation == "unconfined", !by_field, "1.{minor}");
+        }
     }
 }

@@ -17,6 +17,10 @@ use super::plan::MARGIN;
 pub(super) const RUN: &str = "tracer/run";
 /// Label that tells the pods of a run from those of the DaemonSet.
 const COMPONENT: &str = "app.kubernetes.io/component";
+/// First minor version of Kubernetes that has AppArmor's profile as a field.
+pub(super) const APPARMOR_FIELD: u16 = 30;
+/// A profile that confines nothing.
+const UNCONFINED: &str = "Unconfined";
 /// Name of the only container.
 pub(super) const CONTAINER: &str = "tracer";
 /// The Job goes this long after its time is over, seconds.
@@ -110,12 +114,14 @@ pub(super) fn pod(plan: &Plan, owner: &OwnerReference, number: usize, node: &str
     spec.node_name = Some(node.into());
     spec.restart_policy = Some("Never".into());
     spec.active_deadline_seconds = i64::try_from(plan.life().as_secs()).ok();
+    // Whatever the server's version is.
+    set_apparmor_field(&mut spec);
     Pod {
         metadata: ObjectMeta {
             name: Some(format!("{}-{number}", owner.name)),
             namespace: Some(plan.namespace.clone()),
             labels: Some(run_labels(&owner.name)),
-            annotations: Some(annotations()),
+            annotations: Some(apparmor_annotation()),
             owner_references: Some(vec![owner.clone()]),
             ..ObjectMeta::default()
         },
@@ -124,17 +130,28 @@ pub(super) fn pod(plan: &Plan, owner: &OwnerReference, number: usize, node: &str
     }
 }
 
-/// AppArmor's default profile hides other processes; servers before 1.30 know it by annotation only.
-pub(super) fn annotations() -> BTreeMap<String, String> {
+/// AppArmor's default profile hides other processes. Servers before 1.36 heed this annotation, and those
+/// before 1.30 nothing else.
+pub(super) fn apparmor_annotation() -> BTreeMap<String, String> {
     BTreeMap::from([(
         format!("container.apparmor.security.beta.kubernetes.io/{CONTAINER}"),
         "unconfined".into(),
     )])
 }
 
+/// The same as a field. Servers without it leave it out; kubectl refuses it for them.
+pub(super) fn set_apparmor_field(spec: &mut PodSpec) {
+    let contexts = spec.containers.iter_mut();
+    for context in contexts.filter_map(|container| container.security_context.as_mut()) {
+        context.app_armor_profile = Some(AppArmorProfile {
+            type_: UNCONFINED.into(),
+            ..AppArmorProfile::default()
+        });
+    }
+}
+
 /// A pod that can trace the node that it is on.
 pub(super) fn tracing(image: &str, words: Vec<String>, account: Option<&str>) -> PodSpec {
-    let unconfined = "Unconfined".to_owned();
     PodSpec {
         containers: vec![Container {
             name: CONTAINER.into(),
@@ -161,12 +178,8 @@ pub(super) fn tracing(image: &str, words: Vec<String>, account: Option<&str>) ->
                     add: Some(CAPABILITIES.map(str::to_owned).to_vec()),
                 }),
                 seccomp_profile: Some(SeccompProfile {
-                    type_: unconfined.clone(),
+                    type_: UNCONFINED.into(),
                     ..SeccompProfile::default()
-                }),
-                app_armor_profile: Some(AppArmorProfile {
-                    type_: unconfined,
-                    ..AppArmorProfile::default()
                 }),
                 // Heeded on nodes with SELinux only.
                 se_linux_options: Some(SELinuxOptions {
@@ -236,6 +249,7 @@ mod tests {
             image: "registry.example/tracer:1".into(),
             port: 9464,
             captures: None,
+            minor: 20,
         });
         let documents: Vec<Value> =
             serde_saphyr::from_multiple(&installed.expect("a manifest")).expect("YAML");

@@ -50,6 +50,8 @@ pub enum Fault {
     Status(&'static str, u16),
     /// Refuses to create objects of this plural name, with these words.
     Refuse(&'static str, &'static str),
+    /// Creates objects of this plural name, and never says so.
+    NoAnswer(&'static str),
     /// Answers lists of this plural name with what is no JSON.
     GarbageList(&'static str),
     /// Sends what is no JSON into watches of this plural name.

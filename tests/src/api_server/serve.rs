@@ -78,7 +78,13 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Bod
         Ok(body) => serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null),
         Err(error) => return status(400, "BadRequest", &error.to_string()),
     };
-    respond(&method, &target, &query, body, shared)
+    let plural = target.kind.plural;
+    let silent = shared.fault(|fault| *fault == Fault::NoAnswer(plural));
+    let answer = respond(&method, &target, &query, body, shared);
+    if method == Method::POST && answer.status() == 201 && silent.is_some() {
+        std::future::pending::<()>().await;
+    }
+    answer
 }
 
 /// What a path of objects is about.

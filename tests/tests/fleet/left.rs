@@ -1,13 +1,13 @@
 //! The rights that a run needs, and what earlier runs left.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::api_server::rbac::Rules;
 use tests::api_server::{ApiServer, Options, Script};
 use tracer::fleet::{self, Choice, NodeEnd};
 
-use super::{NAMESPACE, clean, place, plan, run, says, server};
+use super::{NAMESPACE, PATIENCE, clean, place, plan, run, says, server};
 
 #[test]
 fn a_missing_right_is_named() {
@@ -87,4 +87,48 @@ fn leftovers_are_found_by_label_and_nothing_else_goes() {
     assert_eq!(removed(&server), ["job tracer-run-x", "pod tracer-run-x-0"]);
     assert_eq!(server.names("jobs"), ["backup"]);
     assert_eq!(server.names("pods"), ["tracer-abcde"]);
+}
+
+#[test]
+fn a_run_removes_what_others_left_and_nothing_that_is_under_way() {
+    let server = server(Options::default());
+    server.kubelet("node-a", says(1, Duration::ZERO));
+    let own = json!({"app.kubernetes.io/name": "tracer", "app.kubernetes.io/managed-by": "tracer"});
+    let job = |name: &str, made: &str, status: Value| {
+        server.put(
+            "jobs",
+            json!({
+                "metadata": {"namespace": NAMESPACE, "name": name, "labels": own,
+                    "creationTimestamp": made},
+                "spec": {"activeDeadlineSeconds": 200, "template": {}}, "status": status,
+            }),
+        );
+        let mut labels = own.clone();
+        labels["tracer/run"] = json!(name);
+        server.put(
+            "pods",
+            json!({"metadata": {"namespace": NAMESPACE, "name": format!("{name}-0"),
+                "labels": labels}}),
+        );
+    };
+    let failed = json!({"conditions": [{"type": "Failed", "status": "True"}]});
+    job("tracer-run-failed", "2099-01-01T00:00:00Z", failed);
+    job("tracer-run-late", "2020-01-01T00:00:00Z", json!({}));
+    job("tracer-run-going", "2099-01-01T00:00:00Z", json!({}));
+    // Its labels are not the tracer's.
+    server.put(
+        "jobs",
+        json!({"metadata": {"namespace": NAMESPACE, "name": "backup"},
+            "spec": {"template": {}},
+            "status": {"conditions": [{"type": "Complete", "status": "True"}]}}),
+    );
+    let ran = run(&server, plan(Choice::parse("node-a")), |_, _| {});
+    assert_eq!(ran.end("node-a"), NodeEnd::Finished);
+    // Its own pod goes when its container did.
+    let begun = Instant::now();
+    while server.names("pods").len() > 1 && begun.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(server.names("pods"), ["tracer-run-going-0"]);
+    assert_eq!(server.names("jobs"), ["backup", "tracer-run-going"]);
 }

@@ -75,6 +75,7 @@ fn place(server: &ApiServer) -> Place {
 }
 
 /// A run and what it said.
+#[derive(Debug)]
 struct Ran {
     outcome: Result<Outcome, FleetError>,
     news: Vec<News>,
@@ -99,10 +100,16 @@ impl Ran {
 }
 
 /// Runs a plan; `meanwhile` sees every piece of news and may ask it to stop.
-fn run(
+fn run(server: &ApiServer, plan: Plan, meanwhile: impl FnMut(&News, &watch::Sender<Stop>)) -> Ran {
+    run_until(server, plan, meanwhile, std::future::pending())
+}
+
+/// The same; it is asked to stop when `enough` is done, too.
+fn run_until(
     server: &ApiServer,
     plan: Plan,
     mut meanwhile: impl FnMut(&News, &watch::Sender<Stop>),
+    enough: impl Future<Output = ()>,
 ) -> Ran {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -119,7 +126,17 @@ fn run(
                 news.push(found);
             }
         };
-        let both = async { tokio::join!(fleet::run(plan, &place, stop, sender), listen).0 };
+        let ask = async {
+            enough.await;
+            stopper.send_replace(Stop::Gently);
+            std::future::pending().await
+        };
+        let both = async {
+            tokio::select! {
+                (outcome, ()) = async { tokio::join!(fleet::run(plan, &place, stop, sender), listen) } => outcome,
+                outcome = ask => outcome,
+            }
+        };
         let outcome = tokio::time::timeout(PATIENCE, both)
             .await
             .expect("the run did not end");

@@ -1,12 +1,12 @@
 //! What nodes, servers and people do to a run.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tests::api_server::{Fault, Options, Script};
 use tokio::sync::{mpsc, watch};
-use tracer::fleet::{self, Choice, News, NodeEnd, Stop};
+use tracer::fleet::{self, Choice, FleetError, News, NodeEnd, Stop};
 
-use super::{clean, place, plan, run, says, server, stays};
+use super::{clean, place, plan, run, run_until, says, server, stays};
 
 #[test]
 fn a_node_that_cannot_start_is_said_and_the_others_go_on() {
@@ -160,5 +160,42 @@ fn a_refused_pod_is_said_in_the_servers_words() {
         matches!(&end, NodeEnd::NotStarted(why) if why.contains("tracer cluster rbac")),
         "{end:?}"
     );
+    clean(&server);
+}
+
+#[test]
+fn a_server_that_never_answers_can_be_left() {
+    let server = server(Options::default());
+    server.misbehave(&[Fault::Silent]);
+    let begun = Instant::now();
+    let enough = async { tokio::time::sleep(Duration::from_millis(200)).await };
+    let ran = run_until(&server, plan(Choice::All), |_, _| {}, enough);
+    assert!(matches!(ran.outcome, Err(FleetError::Stopped)), "{ran:?}");
+    // No request had to end first.
+    assert!(begun.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn what_was_made_without_an_answer_goes_when_it_is_stopped() {
+    let server = server(Options::default());
+    server.misbehave(&[Fault::NoAnswer("jobs")]);
+    let made = async {
+        while server.names("jobs").is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let ran = run_until(&server, plan(Choice::All), |_, _| {}, made);
+    assert!(matches!(ran.outcome, Err(FleetError::Stopped)), "{ran:?}");
+    clean(&server);
+}
+
+#[test]
+fn a_pod_whose_answer_was_lost_is_traced_all_the_same() {
+    let server = server(Options::default());
+    server.kubelet("node-a", says(2, Duration::ZERO));
+    server.misbehave(&[Fault::NoAnswer("pods")]);
+    let ran = run(&server, plan(Choice::parse("node-a")), |_, _| {});
+    assert_eq!(ran.end("node-a"), NodeEnd::Finished);
+    assert_eq!(ran.lines("node-a").len(), 3);
     clean(&server);
 }

@@ -30,6 +30,9 @@ const QUEUE: usize = 1024;
 /// `tracer cluster rbac` are written for it.
 const NAMESPACE: &str = "kube-system";
 
+/// What is said when removing is not waited for.
+const LEFT: &str = "interrupted; `tracer cluster clean` or the next run removes what is left";
+
 /// Stands for all nodes together: no node's name has an underscore.
 const TOGETHER: &str = "all_nodes";
 
@@ -151,7 +154,7 @@ fn limit(text: &str) -> Result<String, String> {
 fn failure(error: FleetError) -> Failure {
     match error {
         FleetError::NoNode(_) => Failure::usage(error.to_string()),
-        FleetError::NoServer(_) | FleetError::Refused { .. } => {
+        FleetError::NoServer(_) | FleetError::Stopped | FleetError::Refused { .. } => {
             Failure::cannot_trace(error.to_string())
         }
     }
@@ -215,16 +218,17 @@ fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, 
             printed
         };
         let listening = async {
+            for wish in [Stop::Gently, Stop::AtOnce] {
+                interrupted().await;
+                stopper.send_replace(wish);
+            }
+            // Removing ends by itself; who does not wait for it leaves the rest to others.
             interrupted().await;
-            stopper.send_replace(Stop::Gently);
-            interrupted().await;
-            stopper.send_replace(Stop::AtOnce);
-            std::future::pending::<()>().await;
         };
         let work = async { tokio::join!(fleet::run(plan, &place, stop, sender), printing) };
         let (outcome, printed) = tokio::select! {
             done = work => done,
-            () = listening => return Err(Failure::cannot_trace("interrupted")),
+            () = listening => return Err(Failure::cannot_trace(LEFT)),
         };
         Ok((outcome.map_err(failure)?, printed?))
     })?;

@@ -153,9 +153,19 @@ async fn stop(limit: Option<Duration>, command: Option<&Command>) -> Stop {
     }
 }
 
-/// Done when the process is asked to end.
+/// Done when the process is asked to end, or its terminal is gone.
 pub(super) async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
+    // `nohup` wants it to go on.
+    let mut hangup = (!ignores_hangup())
+        .then(|| signal(SignalKind::hangup()).ok())
+        .flatten();
+    let hung_up = async {
+        match &mut hangup {
+            Some(hangup) => hangup.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     let (Ok(mut interrupt), Ok(mut terminate)) = (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
@@ -165,7 +175,19 @@ pub(super) async fn interrupted() {
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        _ = hung_up => {}
     }
+}
+
+/// Whether whoever started this process had it ignore the end of its terminal.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // The lowest bit is signal 1, SIGHUP.
+    ignored.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// What is traced from now on.
@@ -267,4 +289,31 @@ pub(super) fn kernel_release() -> String {
         |_| "unknown".into(),
         |name| name.release().to_string_lossy().into_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use nix::sys::signal::{Signal, raise};
+
+    use super::*;
+
+    #[test]
+    fn a_terminal_that_goes_away_ends_it_as_ctrl_c_does() {
+        if ignores_hangup() {
+            return;
+        }
+        runtime().expect("a runtime").block_on(async {
+            let mut ended = std::pin::pin!(interrupted());
+            // From now on the signal is handled.
+            let first = std::future::poll_fn(|context| {
+                Poll::Ready(ended.as_mut().poll(context).is_pending())
+            });
+            assert!(first.await);
+            raise(Signal::SIGHUP).expect("a signal");
+            let patience = Duration::from_secs(10);
+            tokio::time::timeout(patience, ended).await.expect("an end");
+        });
+    }
 }

@@ -68,12 +68,13 @@ fn run_labels(run: &str) -> BTreeMap<String, String> {
 }
 
 /// What owns the pods of a run. It has no pods of its own, fails when the time is over, and is then
-/// removed with everything that it owns; by the server, whoever else is still there.
-pub(super) fn owner(plan: &Plan) -> Job {
+/// removed with everything that it owns; by the server, whoever else is still there. Servers before 1.21
+/// do so only when told to: there it stays until the next run.
+pub(super) fn owner(plan: &Plan, run: &str) -> Job {
     let seconds = |time: std::time::Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     Job {
         metadata: ObjectMeta {
-            generate_name: Some("tracer-run-".into()),
+            name: Some(run.into()),
             namespace: Some(plan.namespace.clone()),
             labels: Some(labels()),
             ..ObjectMeta::default()
@@ -267,7 +268,7 @@ mod tests {
         };
         assert!(pod.metadata.labels.is_some_and(|found| of_all(&found)));
         assert!(
-            owner(&plan())
+            owner(&plan(), "tracer-run-x")
                 .metadata
                 .labels
                 .is_some_and(|found| of_all(&found))
@@ -277,7 +278,7 @@ mod tests {
     #[test]
     fn everything_ends_by_itself_in_order() {
         let plan = plan();
-        let job = owner(&plan).spec.expect("a spec");
+        let job = owner(&plan, "tracer-run-x").spec.expect("a spec");
         let reference = OwnerReference {
             name: "tracer-run-x".into(),
             ..OwnerReference::default()

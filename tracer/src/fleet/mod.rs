@@ -6,7 +6,9 @@
 //!
 //! Invariants:
 //! - Whatever is created belongs to one Job that starts nothing itself and removes itself some time after
-//!   the run is over: the cluster gets clean even when this process and its connection are gone.
+//!   the run is over: the cluster gets clean even when this process and its connection are gone. Servers
+//!   before 1.21 leave that to the next run.
+//! - No request is waited for without an end, and whoever wants to stop is heard from the first one on.
 //! - One node's trouble never ends the others.
 //! - Only objects with the labels of `manifest` are ever removed.
 //! - What nodes say comes as the lines of `tracer run --format json`; nothing is decided here.
@@ -36,6 +38,9 @@ pub enum FleetError {
     /// The choice fits no node.
     #[error("no node fits {0}")]
     NoNode(String),
+    /// Somebody wanted it to end.
+    #[error("stopped before anything was traced")]
+    Stopped,
     /// The server refused something that the run cannot do without.
     #[error("{what}: {why}")]
     Refused {

@@ -7,6 +7,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use super::FleetError;
+use super::run::{BEGINNING, within};
 use crate::kube::connect::words;
 
 /// Time that a pod has beyond the trace itself: attaching, last diagnoses, ending.
@@ -83,8 +84,8 @@ impl Plan {
         if let Choice::Labels(selector) = &self.nodes {
             parameters = parameters.labels(selector);
         }
-        let found = Api::<Node>::all(client.clone())
-            .list(&parameters)
+        let nodes = Api::<Node>::all(client.clone());
+        let found = within(BEGINNING, nodes.list(&parameters))
             .await
             .map_err(|error| FleetError::Refused {
                 what: "the nodes cannot be listed",

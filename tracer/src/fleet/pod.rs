@@ -13,14 +13,18 @@ use kube::api::{ListParams, LogParams, PostParams};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::run::{News, Stop};
+use super::run::{News, Stop, asked, in_time, within};
 use super::{Plan, manifest};
 use crate::kube::connect::words;
 
 /// Pause before a request is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// Longest wait for one answer to a pod that is to be made: webhooks have that long unless told otherwise.
+const ADMISSION: Duration = Duration::from_secs(10);
 /// How long a pod is tried to be made while the server does not answer.
-const CREATION: Duration = Duration::from_secs(10);
+const CREATION: Duration = Duration::from_secs(15);
+/// How it ended on a node that came too late.
+const STOPPED: &str = "stopped before it started";
 /// Reasons to wait that pass only when a person does something.
 const STUCK: [&str; 7] = [
     "ImagePullBackOff",
@@ -238,11 +242,17 @@ impl Task {
             .unwrap_or_else(|_| NodeEnd::Broken("its log did not end in time".into()))
     }
 
-    async fn create(&self, owner: &OwnerReference, number: usize) -> Result<(), String> {
+    async fn create(&mut self, owner: &OwnerReference, number: usize) -> Result<(), String> {
         let pod = manifest::pod(&self.plan, owner, number, &self.node);
         let begun = Instant::now();
         loop {
-            match self.pods.create(&PostParams::default(), &pod).await {
+            let parameters = PostParams::default();
+            let made = tokio::select! {
+                biased;
+                () = asked(&mut self.stop) => return Err(STOPPED.into()),
+                made = within(ADMISSION, self.pods.create(&parameters, &pod)) => made,
+            };
+            match made {
                 Ok(_) => return Ok(()),
                 // The answer to an earlier try was lost: the name is this run's own.
                 Err(kube::Error::Api(status)) if status.code == 409 => return Ok(()),
@@ -282,7 +292,7 @@ impl Task {
                 None | Some(Standing::Waiting(_)) => {}
             }
             if self.asked_to_stop() {
-                return Err("stopped before it started".into());
+                return Err(STOPPED.into());
             }
             tokio::select! {
                 changed = self.seen.changed() => changed.map_err(|_| "the run ended".to_owned())?,
@@ -306,7 +316,7 @@ impl Task {
     async fn with_events(&self, why: String) -> String {
         let about = ListParams::default().fields(&format!("involvedObject.name={}", self.name));
         // Without the right to read events the words of the pod must do.
-        let Ok(found) = self.events.list(&about).await else {
+        let Ok(found) = in_time(self.events.list(&about)).await else {
             return why;
         };
         let warning = found

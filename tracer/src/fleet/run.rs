@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::clean::remove_ended;
 use super::pod::{NodeEnd, Seen, Task};
 use super::{FleetError, Plan, manifest};
 use crate::kube::Place;
@@ -26,7 +27,10 @@ const GRACE: u32 = 10;
 const LAST_WORDS: Duration = Duration::from_secs(15);
 /// How long removing is tried while the server does not answer.
 const REMOVAL: Duration = Duration::from_secs(10);
-/// Longest wait for the answer to one request.
+/// Longest wait for what a run cannot begin without: a list of thousands of nodes takes its time, and
+/// webhooks may have as long.
+pub(super) const BEGINNING: Duration = Duration::from_secs(30);
+/// Longest wait for the answer to any other request.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Whether the person wants it to end.
@@ -110,32 +114,25 @@ pub async fn run(
     news: mpsc::Sender<News>,
 ) -> Result<Outcome, FleetError> {
     let client = connect(place).await?;
-    let (nodes, not) = plan.find_nodes(&client).await?;
-    let jobs = Api::<Job>::namespaced(client.clone(), &plan.namespace);
-    let owner = jobs
-        .create(&PostParams::default(), &manifest::owner(&plan))
-        .await
-        .map_err(|error| FleetError::Refused {
-            what: "the Job that owns everything cannot be created",
-            why: format!(
-                "{}; the needed rights: `tracer cluster rbac --run`",
-                words(&error)
-            ),
-        })?;
-    let run = owner.metadata.name.clone().unwrap_or_default();
-    let fleet = Fleet {
+    let mut fleet = Fleet {
         pods: Api::namespaced(client.clone(), &plan.namespace),
-        jobs,
-        run,
-        names: (0..nodes.len())
-            .map(|number| {
-                format!(
-                    "{}-{number}",
-                    owner.metadata.name.as_deref().unwrap_or_default()
-                )
-            })
-            .collect(),
+        jobs: Api::namespaced(client.clone(), &plan.namespace),
+        // Known before the server answers, so that it can be removed whatever becomes of the answer.
+        run: format!("tracer-run-{}", suffix()),
+        names: Vec::new(),
     };
+    let (nodes, not) = tokio::select! {
+        found = plan.find_nodes(&client) => found?,
+        () = asked(&mut stop) => return Err(FleetError::Stopped),
+    };
+    tokio::select! {
+        () = remove_ended(&fleet.jobs, &fleet.pods) => {}
+        () = asked(&mut stop) => return Err(FleetError::Stopped),
+    }
+    let owner = fleet.begin(&plan, &mut stop).await?;
+    fleet.names = (0..nodes.len())
+        .map(|number| format!("{}-{number}", fleet.run))
+        .collect();
     // Nobody listens any more when printing failed; then `stop` says so.
     let _ = news
         .send(News::Begun {
@@ -179,6 +176,43 @@ struct Fleet {
 }
 
 impl Fleet {
+    /// Makes what owns everything. Where no answer came it is removed again: the server may have made it.
+    async fn begin(
+        &self,
+        plan: &Plan,
+        stop: &mut watch::Receiver<Stop>,
+    ) -> Result<Job, FleetError> {
+        let (parameters, job) = (PostParams::default(), manifest::owner(plan, &self.run));
+        let error = tokio::select! {
+            made = within(BEGINNING, self.jobs.create(&parameters, &job)) => match made {
+                Ok(made) => return Ok(made),
+                Err(error) => Some(error),
+            },
+            () = asked(stop) => None,
+        };
+        let mut left = Vec::new();
+        if !matches!(error, Some(kube::Error::Api(_))) {
+            left = self.remove().await;
+        }
+        let Some(error) = error else {
+            if left.is_empty() {
+                return Err(FleetError::Stopped);
+            }
+            return Err(FleetError::Refused {
+                what: "it was stopped; not everything could be removed",
+                why: left.join("; "),
+            });
+        };
+        left.insert(0, words(&error));
+        Err(FleetError::Refused {
+            what: "the Job that owns everything cannot be created",
+            why: format!(
+                "{}; the needed rights: `tracer cluster rbac --run`",
+                left.join("; ")
+            ),
+        })
+    }
+
     async fn trace(
         &self,
         plan: Arc<Plan>,
@@ -277,9 +311,29 @@ async fn until(moment: Option<Instant>) {
     }
 }
 
+/// Done when the run is to end, or nobody is there any more who could say so.
+pub(super) async fn asked(stop: &mut watch::Receiver<Stop>) {
+    let _ = stop.wait_for(|wish| *wish != Stop::No).await;
+}
+
+/// What makes the name of a run its own.
+fn suffix() -> String {
+    std::iter::repeat_with(fastrand::lowercase)
+        .take(8)
+        .collect()
+}
+
 /// A request with an end.
-async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
-    tokio::time::timeout(ANSWER, request)
+pub(super) async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    within(ANSWER, request).await
+}
+
+/// A request that may take so long.
+pub(super) async fn within<T>(
+    limit: Duration,
+    request: impl Future<Output = kube::Result<T>>,
+) -> kube::Result<T> {
+    tokio::time::timeout(limit, request)
         .await
         .unwrap_or_else(|late| Err(kube::Error::Service(late.into())))
 }

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
 
-use crate::{check, finish};
+use crate::{Answer, check, finish};
 
 const CLIENT: &str = "tour-c";
 const HOST: &str = "tour-h";
@@ -75,6 +76,7 @@ impl Tour {
             "ip netns exec tour-h ipvsadm -a -u 192.0.2.1:5002 -r 192.0.2.2:5002 -i",
             "ip netns exec tour-h ipvsadm -A -u [2001:db8::1]:5003 -s rr",
             "ip netns exec tour-h ipvsadm -a -u [2001:db8::1]:5003 -r [2001:db8::2]:5004 -m",
+            "ip netns exec tour-h ip6tables -A INPUT -m conntrack --ctstate INVALID -j ACCEPT",
             // The client follows connections too.
             "ip netns exec tour-c iptables -A OUTPUT -m conntrack --ctstate INVALID -j ACCEPT",
         ] {
@@ -144,7 +146,29 @@ impl Tour {
         inside(CLIENT, clash)?;
         command("ip netns exec tour-c conntrack -F")
     }
+
+    /// Journeys between the hosts that a trace of the tour shows as failed, and that did not fail. Those
+    /// of which events were lost do not count.
+    pub fn healthy_that_failed(answer: &Answer) -> Vec<String> {
+        let healthy = |journey: &Value| {
+            let (protocol, destination) = (&journey["protocol"], &journey["destination"]);
+            HEALTHY.iter().any(|healthy| protocol == healthy)
+                && ADDRESSES6.iter().any(|address| destination == address)
+        };
+        answer
+            .objects("journey")
+            .iter()
+            .filter(|journey| healthy(journey))
+            .filter(|journey| journey["arrived"] == false && journey["gap"] != true)
+            .map(Value::to_string)
+            .collect()
+    }
 }
+
+/// Echoes and neighbour discovery, which work between the two hosts.
+const HEALTHY: [&str; 4] = ["icmp6 128/0", "icmp6 129/0", "icmp6 135/0", "icmp6 136/0"];
+/// The hosts as the tracer writes them for packets without ports.
+const ADDRESSES6: [&str; 2] = ["[2001:db8::1]:0", "[2001:db8::2]:0"];
 
 /// Two packets of one new connection at the same moment from two processors: the one confirmed second
 /// finds the first's conntrack entry in its place. A race, so it is run often.

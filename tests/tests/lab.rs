@@ -377,6 +377,10 @@ fn every_hook_fires(tracer: &Tracer, variants: &Answer) -> anyhow::Result<()> {
         .collect();
     check(silent.is_empty(), || {
         format!("these hooks never fired: {silent:?}")
+    })?;
+    let refused = Tour::healthy_that_failed(&answer);
+    check(refused.is_empty(), || {
+        format!("healthy packets failed: {refused:?}")
     })
 }
 

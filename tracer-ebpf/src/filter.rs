@@ -121,9 +121,11 @@ enum Trust {
 const fn trust(hook: HookId) -> Trust {
     match hook {
         HookId::DeviceReceive | HookId::LocalOut | HookId::Local6Out => Trust::None,
-        HookId::ConntrackTcp | HookId::ConntrackUdp | HookId::ConntrackIcmp | HookId::Nat => {
-            Trust::Followed
-        }
+        HookId::ConntrackTcp
+        | HookId::ConntrackUdp
+        | HookId::ConntrackIcmp
+        | HookId::ConntrackIcmp6
+        | HookId::Nat => Trust::Followed,
         HookId::DeviceTransmit => Trust::Untransmitted,
         _ => Trust::Both,
     }
@@ -281,7 +283,8 @@ pub fn passed(hook: HookId, skb: u64, followed: bool, remembered: &mut Remembere
         | HookId::UdpDeliver
         | HookId::Tcp6Deliver
         | HookId::Udp6Deliver
-        | HookId::IcmpReceive => {
+        | HookId::IcmpReceive
+        | HookId::Icmp6Receive => {
             clear(&mut remembered.followed, skb);
             clear(&mut remembered.not_followed, skb);
             clear(&mut remembered.transmitted, skb);

@@ -96,6 +96,8 @@ hooks! {
     ConntrackUdp = 44, "conntrack_udp";
     /// Conntrack knows the ICMP packet's entry.
     ConntrackIcmp = 45, "conntrack_icmp";
+    /// Conntrack knows the ICMPv6 packet's entry.
+    ConntrackIcmp6 = 67, "conntrack_icmp6";
     /// A new entry clashes with one that another packet made meanwhile.
     ConntrackClash = 46, "conntrack_clash";
     /// A new conntrack entry becomes valid.
@@ -152,6 +154,8 @@ hooks! {
     Icmp6Send = 59, "icmp6_send";
     /// ICMP takes the packet.
     IcmpReceive = 60, "icmp_receive";
+    /// ICMPv6 takes the packet: an echo, neighbour discovery.
+    Icmp6Receive = 66, "icmp6_receive";
     /// The packet is freed as dropped.
     Drop = 33, "drop";
 }

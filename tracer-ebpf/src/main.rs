@@ -95,6 +95,7 @@ functions! {
     kprobe_conntrack_tcp, fentry_conntrack_tcp => probe::conntrack::tcp;
     kprobe_conntrack_udp, fentry_conntrack_udp => probe::conntrack::udp;
     kprobe_conntrack_icmp, fentry_conntrack_icmp => probe::conntrack::icmp;
+    kprobe_conntrack_icmp6, fentry_conntrack_icmp6 => probe::conntrack::icmp6;
     kprobe_conntrack_clash, fentry_conntrack_clash => probe::conntrack::clash;
     kprobe_ipvs_nat6_transmit, fentry_ipvs_nat6_transmit => probe::ipvs::nat6_transmit;
     kprobe_ipvs_direct_transmit, fentry_ipvs_direct_transmit => probe::ipvs::direct_transmit;
@@ -106,6 +107,7 @@ functions! {
     kprobe_tcp6_reset, fentry_tcp6_reset => probe::socket::tcp_reset6;
     kprobe_icmp6_send, fentry_icmp6_send => probe::socket::icmp6_send;
     kprobe_icmp_receive, fentry_icmp_receive => probe::socket::icmp_receive;
+    kprobe_icmp6_receive, fentry_icmp6_receive => probe::socket::icmp6_receive;
     kprobe_icmp_send, fentry_icmp_send => probe::socket::icmp_send;
 }
 

@@ -278,6 +278,7 @@ impl Detail {
                 | HookId::ConntrackTcp
                 | HookId::ConntrackUdp
                 | HookId::ConntrackIcmp
+                | HookId::ConntrackIcmp6
                 | HookId::ConntrackDelete
                 | HookId::Nat => {
                     let raw::Conntrack { original, reply } = detail.conntrack;
@@ -294,7 +295,10 @@ impl Detail {
                         destination_nat: reply.protocol_or_manipulation == 1,
                         relation: matches!(
                             hook,
-                            HookId::ConntrackTcp | HookId::ConntrackUdp | HookId::ConntrackIcmp
+                            HookId::ConntrackTcp
+                                | HookId::ConntrackUdp
+                                | HookId::ConntrackIcmp
+                                | HookId::ConntrackIcmp6
                         )
                         .then_some(reply.direction),
                         status: reply.family_or_status,

@@ -391,6 +391,12 @@ pub const CATALOGUE: &[Hook] = &[
         "nf_conntrack_icmp_packet",
     ),
     module(
+        HookId::ConntrackIcmp6,
+        Role::Conntrack,
+        "nf_conntrack",
+        "nf_conntrack_icmpv6_packet",
+    ),
+    module(
         HookId::ConntrackClash,
         Role::ConntrackClash,
         "nf_conntrack",
@@ -489,6 +495,7 @@ pub const CATALOGUE: &[Hook] = &[
     function(HookId::Tcp6Reset, Role::Reset, "tcp_v6_send_reset"),
     function(HookId::Icmp6Send, Role::IcmpError, "icmp6_send"),
     function(HookId::IcmpReceive, Role::Deliver, "icmp_rcv"),
+    function(HookId::Icmp6Receive, Role::Deliver, "icmpv6_rcv"),
     tracepoint(HookId::Drop, Role::Drop, "kfree_skb"),
 ];
 

@@ -343,6 +343,36 @@ pub(super) const ROWS: &[Row] = &[
         },
     },
     Row {
+        name: "IPv6 echo",
+        from: "pt-c",
+        traffic: Traffic::Ping("2001:db8::1"),
+        request: Way {
+            ends: "icmp6 128/0 [2001:db8::10]:0 → [2001:db8::1]:0",
+            real: None,
+            stages: &[
+                "[pt-c] postrouting",
+                "eth0",
+                "[pt-a] eth0",
+                "prerouting",
+                "route local",
+                "input",
+            ],
+            ending: "delivered",
+        },
+        reply: Way {
+            ends: "icmp6 129/0 [2001:db8::1]:0 → [2001:db8::10]:0",
+            real: None,
+            stages: &[
+                "[pt-a] output",
+                "postrouting",
+                "eth0",
+                "[pt-c] eth0",
+                "route local",
+            ],
+            ending: "delivered",
+        },
+    },
+    Row {
         name: "IPv6 NodePort, IPVS masquerade",
         from: "pt-c",
         traffic: Traffic::Udp("[2001:db8::10]:40008", "[2001:db8::1]:30000", 8),

@@ -35,6 +35,12 @@ pub fn icmp(ctx: &impl Arguments) -> Option<()> {
     known(HookId::ConntrackIcmp, ctx, 2)
 }
 
+/// `nf_conntrack_icmpv6_packet(ct, skb, ctinfo, state)`.
+#[inline(always)]
+pub fn icmp6(ctx: &impl Arguments) -> Option<()> {
+    known(HookId::ConntrackIcmp6, ctx, 2)
+}
+
 #[inline(always)]
 fn known(hook: HookId, ctx: &impl Arguments, relation: usize) -> Option<()> {
     let entry = ctx.argument(0)?;

@@ -61,6 +61,12 @@ pub fn icmp_receive(ctx: &impl Arguments) -> Option<()> {
     Sight::new(HookId::IcmpReceive, ctx.argument(0)?).emit()
 }
 
+/// `icmpv6_rcv(skb)`.
+#[inline(always)]
+pub fn icmp6_receive(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::Icmp6Receive, ctx.argument(0)?).emit()
+}
+
 #[inline(always)]
 fn deliver(hook: HookId, ctx: &impl Arguments) -> Option<()> {
     let sock = ctx.argument(0)?;

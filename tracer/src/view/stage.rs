@@ -1,6 +1,7 @@
 //! The stages of a journey in a person's words: many events, few words.
 
 use serde::{Deserialize, Serialize};
+use tracer_ebpf::hook::HookId;
 
 use super::names::Names;
 use crate::event::{Detail, Event, NetfilterHook, Tuple, protocol};
@@ -150,7 +151,12 @@ impl Builder<'_> {
                 if udp && journey.passed(Role::Transport) && !journey.was_taken() {
                     self.lose(event, "udp: no socket".into());
                 }
-                self.step(event, format!("ICMP {} sent", icmp_words(*kind, *code)));
+                let words = if event.hook == HookId::Icmp6Send {
+                    icmp6_words(*kind, *code)
+                } else {
+                    icmp_words(*kind, *code)
+                };
+                self.step(event, format!("ICMP {words} sent"));
             }
             (Detail::Drop { location, reason }, _) if journey.failed() && !journey.rejected() => {
                 self.dropped(event, journey, *location, *reason);
@@ -363,3 +369,19 @@ fn icmp_words(kind: u8, code: u8) -> String {
         _ => format!("{kind}/{code}"),
     }
 }
+
+/// ICMPv6 numbers its errors in its own way (RFC 4443).
+fn icmp6_words(kind: u8, code: u8) -> String {
+    match (kind, code) {
+        (1, 0) => "network unreachable".into(),
+        (1, 1 | 5 | 6) => "administratively prohibited".into(),
+        (1, 3) => "host unreachable".into(),
+        (1, 4) => "port unreachable".into(),
+        (2, _) => "packet too big".into(),
+        (3, _) => "time exceeded".into(),
+        _ => format!("{kind}/{code}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

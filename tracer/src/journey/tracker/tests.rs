@@ -254,31 +254,57 @@ fn a_packet_that_is_copied_for_more_room_goes_on() {
     assert_eq!(events, [2, 1, 1]);
 }
 
+/// What became of an ICMP packet that ICMP took and then freed with a reason or none.
+fn freed_by_icmp(hook: HookId, kind: u8, reason: Option<u32>) -> Journey {
+    let mut tracker = Tracker::new(Some(2));
+    let mut ended = Vec::new();
+    let (protocol, ends) = match hook {
+        HookId::IcmpReceive => (1, ("192.0.2.1:0", "192.0.2.2:0")),
+        _ => (58, ("[2001:db8::1]:0", "[2001:db8::2]:0")),
+    };
+    let at = |hook, time| {
+        let mut event = other(event(hook, 1, time, 0), protocol, ends, 7, 84);
+        if let Some(packet) = &mut event.packet {
+            packet.transport = Transport::Icmp { kind, code: 0 };
+        }
+        event
+    };
+    tracker.push(at(HookId::DeviceReceive, 5), &mut ended);
+    tracker.push(at(hook, 10), &mut ended);
+    let mut drop = at(HookId::Drop, 20);
+    drop.detail = Detail::Drop {
+        location: 1,
+        reason,
+    };
+    tracker.push(drop, &mut ended);
+    ended.remove(0)
+}
+
 #[test]
 fn an_echo_reply_that_no_icmp_socket_waits_for_was_delivered() {
-    for (kind, ending) in [(0, true), (8, false)] {
-        let mut tracker = Tracker::new(None);
-        let mut ended = Vec::new();
-        let echo = |hook, time| {
-            let mut event = other(
-                event(hook, 1, time, 0),
-                1,
-                ("192.0.2.1:0", "192.0.2.2:0"),
-                7,
-                84,
-            );
-            if let Some(packet) = &mut event.packet {
-                packet.transport = Transport::Icmp { kind, code: 0 };
-            }
-            event
-        };
-        tracker.push(echo(HookId::IcmpReceive, 10), &mut ended);
-        let mut drop = echo(HookId::Drop, 20);
-        drop.detail = Detail::Drop {
-            location: 1,
-            reason: Some(3),
-        };
-        tracker.push(drop, &mut ended);
-        assert_eq!(ended[0].ending == Ending::Delivered, ending, "type {kind}");
+    for (hook, kind, delivered) in [
+        (HookId::IcmpReceive, 0, true),
+        (HookId::IcmpReceive, 8, false),
+        (HookId::Icmp6Receive, 129, true),
+        (HookId::Icmp6Receive, 128, false),
+    ] {
+        let journey = freed_by_icmp(hook, kind, Some(3));
+        assert_eq!(
+            journey.ending == Ending::Delivered,
+            delivered,
+            "type {kind}"
+        );
+    }
+}
+
+/// Before 6.3 ICMPv6 frees all that it has used up as dropped, with no reason that says anything.
+#[test]
+fn an_echo_or_neighbour_packet_that_icmpv6_took_did_not_fail() {
+    for kind in [128, 135, 136] {
+        for reason in [None, Some(2)] {
+            let journey = freed_by_icmp(HookId::Icmp6Receive, kind, reason);
+            assert_eq!(journey.ending, Ending::Delivered, "type {kind}");
+            assert!(!journey.failed(), "type {kind}");
+        }
     }
 }

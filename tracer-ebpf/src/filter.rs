@@ -243,12 +243,22 @@ pub fn decides(
 /// 1 when the conntrack entry of an skb makes it followed.
 #[inline(never)]
 pub fn by_entry(skb: u64) -> u32 {
-    let entry = read::field::<u64>(skb, Field::SkbNfct) & !7;
+    entry_followed(read::field::<u64>(skb, Field::SkbNfct) & !7)
+}
+
+/// 1 when a conntrack entry is one of followed packets; 0 for no entry.
+#[inline(always)]
+pub fn entry_followed(entry: u64) -> u32 {
     if entry == 0 {
         return 0;
     }
     let mut room = MaybeUninit::uninit();
-    u32::from(entry_matches(entry, &mut empty(&mut room).key))
+    let found = empty(&mut room);
+    if read::filter(filter::NAMESPACE) {
+        let net: u64 = read::field(entry, Field::ConnNet);
+        found.key.netns = read::field(net, Field::NetInum);
+    }
+    u32::from(entry_matches(entry, &mut found.key))
 }
 
 #[inline(always)]

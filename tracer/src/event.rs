@@ -275,6 +275,7 @@ impl Detail {
                     }
                 }
                 HookId::ConntrackConfirm
+                | HookId::ConntrackClash
                 | HookId::ConntrackTcp
                 | HookId::ConntrackUdp
                 | HookId::ConntrackIcmp
@@ -364,17 +365,16 @@ impl Detail {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_buffer_of_no_network_is_no_packet_whatever_it_holds() {
-        let mut raw = raw::Event {
+    fn raw(hook: HookId, valid: u16) -> raw::Event {
+        raw::Event {
             time_ns: 1,
             skb: 1,
             netns: 0,
             ifindex: 0,
             length: 40,
             mark: 0,
-            hook: HookId::Drop as u16,
-            valid: raw::valid::SKB | raw::valid::PACKET,
+            hook: hook as u16,
+            valid,
             protocol: 0,
             packet_len: 40,
             network_offset: 0,
@@ -382,10 +382,50 @@ mod tests {
                 bytes: [0; raw::DETAIL_BYTES],
             },
             packet: [0; raw::PACKET_BYTES],
+        }
+    }
+
+    fn decoded(raw: &raw::Event) -> Event {
+        Event::decode(raw).expect("a known hook")
+    }
+
+    #[test]
+    fn a_clash_says_which_entry_was_refused() {
+        let mut raw = raw(HookId::ConntrackClash, raw::valid::DETAIL);
+        let tuple = |port: u16, family_or_status, direction| raw::Tuple {
+            source: [0; 16],
+            source_port: port.to_be(),
+            family_or_status,
+            destination: [0; 16],
+            destination_port: 53_u16.to_be(),
+            protocol_or_manipulation: protocol::UDP,
+            direction,
         };
+        raw.detail.conntrack = raw::Conntrack {
+            original: tuple(4000, AF_INET, 7),
+            reply: tuple(4001, 0x10, 0),
+        };
+        let Detail::Conntrack {
+            original,
+            reply,
+            relation,
+            status,
+            zone,
+            ..
+        } = decoded(&raw).detail
+        else {
+            panic!("no entry");
+        };
+        assert_eq!((original.protocol, original.source.port()), (17, 4000));
+        assert_eq!(reply.source.port(), 4001);
+        assert_eq!((relation, status, zone), (None, 0x10, 7));
+    }
+
+    #[test]
+    fn a_buffer_of_no_network_is_no_packet_whatever_it_holds() {
+        let mut raw = raw(HookId::Drop, raw::valid::SKB | raw::valid::PACKET);
         raw.packet[0] = 0x45;
         raw.packet[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
-        let decoded = |raw: &raw::Event| Event::decode(raw).expect("a known hook");
         let event = decoded(&raw);
         assert!(event.is_of_no_network() && event.packet.is_none());
         raw.protocol = 0x0800_u16.to_be();

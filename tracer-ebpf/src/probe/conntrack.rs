@@ -5,16 +5,13 @@ use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::Field;
 
 use super::{Arguments, Sight, emit_without_packet};
-use crate::read;
+use crate::filter;
+use crate::read::{self, Skb};
 
 /// `__nf_conntrack_confirm(skb)`.
 #[inline(always)]
 pub fn confirm(ctx: &impl Arguments) -> Option<()> {
-    Sight::new(HookId::ConntrackConfirm, ctx.argument(0)?).emit_with(|detail, skb| {
-        // The low three bits hold the packet's relation to the entry.
-        let entry = skb.field::<u64>(Field::SkbNfct) & !7;
-        fill(detail, entry, 0, 0)
-    })
+    Sight::new(HookId::ConntrackConfirm, ctx.argument(0)?).emit_with(own_entry)
 }
 
 /// `nf_conntrack_tcp_packet(ct, skb, dataoff, ctinfo, state)`.
@@ -51,7 +48,7 @@ fn known(hook: HookId, ctx: &impl Arguments, relation: usize) -> Option<()> {
 /// `nf_ct_resolve_clash(skb, h, reply_hash)`.
 #[inline(always)]
 pub fn clash(ctx: &impl Arguments) -> Option<()> {
-    Sight::new(HookId::ConntrackClash, ctx.argument(0)?).emit()
+    Sight::new(HookId::ConntrackClash, ctx.argument(0)?).emit_with(own_entry)
 }
 
 /// `nf_ct_destroy(ct)`, before 5.18 `destroy_conntrack(ct)`: the end of every entry, also of one that
@@ -59,6 +56,9 @@ pub fn clash(ctx: &impl Arguments) -> Option<()> {
 #[inline(always)]
 pub fn delete(ctx: &impl Arguments) -> Option<()> {
     let entry = ctx.argument(0)?;
+    if filter::active() && filter::entry_followed(entry) == 0 {
+        return None;
+    }
     let net: u64 = read::field(entry, Field::ConnNet);
     emit_without_packet(
         HookId::ConntrackDelete,
@@ -75,6 +75,14 @@ pub fn nat(ctx: &impl Arguments) -> Option<()> {
     let direction = ctx.argument(3)? as u8;
     Sight::new(HookId::Nat, ctx.argument(0)?)
         .emit_with(|detail, _| fill(detail, entry, manipulation, direction))
+}
+
+/// Copies the entry that the packet carries.
+#[inline(always)]
+fn own_entry(detail: &mut Detail, skb: &Skb) -> bool {
+    // The low three bits hold the packet's relation to the entry.
+    let entry = skb.field::<u64>(Field::SkbNfct) & !7;
+    fill(detail, entry, 0, 0)
 }
 
 /// Copies both tuples of the entry; false when something cannot be read.

@@ -208,16 +208,24 @@ pub(super) fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> 
         Detail::Conntrack {
             original,
             reply,
+            relation,
+            status,
             zone,
             ..
         } => {
+            let relation = relation.map_or_else(String::new, |relation| {
+                format!("{} ", relation_words(relation))
+            });
             let zone = if *zone == 0 {
                 String::new()
             } else {
                 format!(" zone {zone}")
             };
+            let status: String = status_words(*status)
+                .map(|word| format!(", {word}"))
+                .collect();
             format!(
-                "conntrack {} → {}, reply {} → {}{zone}",
+                "conntrack {relation}{} → {}, reply {} → {}{zone}{status}",
                 original.source, original.destination, reply.source, reply.destination
             )
         }
@@ -247,6 +255,35 @@ pub(super) fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> 
         Detail::Neighbour { address, .. } => format!("neighbour {address}"),
         Detail::Device { ifindex } => format!("to {}", names.device(netns, *ifindex)),
     }
+}
+
+/// What a packet is to its conntrack entry (`enum ip_conntrack_info`).
+const fn relation_words(relation: u8) -> &'static str {
+    match relation {
+        0 => "established",
+        1 => "related",
+        2 => "new",
+        3 => "established reply",
+        4 => "related reply",
+        _ => "unknown relation",
+    }
+}
+
+/// Those bits of a conntrack entry's status (`IPS_*`) that say what has become of it.
+fn status_words(status: u16) -> impl Iterator<Item = &'static str> {
+    const WORDS: [(u16, &str); 7] = [
+        (1 << 0, "expected"),
+        (1 << 1, "replied"),
+        (1 << 2, "assured"),
+        (1 << 3, "confirmed"),
+        (1 << 4, "snat"),
+        (1 << 5, "dnat"),
+        (1 << 9, "dying"),
+    ];
+    WORDS
+        .into_iter()
+        .filter(move |(bit, _)| status & bit != 0)
+        .map(|(_, word)| word)
 }
 
 pub(in crate::view) fn time_of_day(time: SystemTime) -> String {

@@ -5,24 +5,29 @@ use crate::journey::constructed::event;
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::node::Snapshot;
+use crate::view::model::detail;
 use crate::view::names::Clock;
 
-/// The texts of the stages of these events, `✗` before a loss.
-fn texts(events: Vec<Event>) -> Vec<String> {
-    let names = Names {
+/// Works with the names of a machine of which nothing is known.
+fn unnamed<T>(work: impl FnOnce(&Names<'_>) -> T) -> T {
+    work(&Names {
         facts: &Snapshot::empty(),
         reasons: &DropReasons::default(),
         symbols: &Symbols::default(),
         clock: Clock::now(),
         cluster: None,
-    };
+    })
+}
+
+/// The texts of the stages of these events, `✗` before a loss.
+fn texts(events: Vec<Event>) -> Vec<String> {
     let journey = Journey {
         id: 1,
         events,
         ..Journey::default()
     };
     let text = |stage: Stage| format!("{}{}", if stage.lost { "✗ " } else { "" }, stage.text);
-    path(&journey, &names).into_iter().map(text).collect()
+    unnamed(|names| path(&journey, names).into_iter().map(text).collect())
 }
 
 fn at(hook: HookId, detail: Detail) -> Event {
@@ -49,4 +54,33 @@ fn icmp_errors_are_named_by_the_table_of_their_family() {
         let texts = texts(vec![at(hook, Detail::Icmp { kind, code })]);
         assert_eq!(texts, [format!("ICMP {words} sent")], "{hook:?}");
     }
+}
+
+#[test]
+fn an_entry_says_its_state_and_what_the_packet_is_to_it() {
+    let tuple = event(HookId::Nat, 1, 10, 100)
+        .packet
+        .expect("a packet")
+        .tuple;
+    let words = |relation, status, zone| {
+        let entry = Detail::Conntrack {
+            original: tuple,
+            reply: tuple.reversed(),
+            destination_nat: false,
+            relation,
+            status,
+            zone,
+        };
+        unnamed(|names| detail(&entry, None, names))
+    };
+    let ends = "192.0.2.1:1000 → 192.0.2.2:80, reply 192.0.2.2:80 → 192.0.2.1:1000";
+    assert_eq!(words(Some(2), 0, 0), format!("conntrack new {ends}"));
+    assert_eq!(
+        words(Some(3), 0x2e, 7),
+        format!("conntrack established reply {ends} zone 7, replied, assured, confirmed, dnat")
+    );
+    assert_eq!(
+        words(None, 0x208, 0),
+        format!("conntrack {ends}, confirmed, dying")
+    );
 }

@@ -162,11 +162,12 @@ pub struct Conntrack {
     pub reply: Tuple,
 }
 
-/// The route attached to the skb (`rtable`).
+/// The route attached to the skb (`rtable`, `rt6_info`).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Route {
-    /// `RTN_*`: 1 unicast, 2 local, 3 broadcast, 6 blackhole, 7 unreachable, 8 prohibit.
+    /// `RTN_*`: 1 unicast, 2 local, 3 broadcast, 6 blackhole, 7 unreachable, 8 prohibit; 0 for IPv6,
+    /// whose routes do not say it.
     pub kind: u16,
     /// Error that the route carries, as a positive errno; 0 for none.
     pub error: u16,

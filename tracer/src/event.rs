@@ -79,7 +79,7 @@ pub enum Detail {
     },
     /// The packet's route.
     Route {
-        /// `RTN_*`.
+        /// `RTN_*`; 0 for IPv6, whose routes do not say it.
         kind: u16,
         /// errno that the route carries.
         error: u16,
@@ -312,7 +312,13 @@ impl Detail {
                 | HookId::LocalOut
                 | HookId::Output
                 | HookId::OutputFinish
-                | HookId::Fragment => {
+                | HookId::Fragment
+                | HookId::Local6Deliver
+                | HookId::Forward6
+                | HookId::Route6Error
+                | HookId::Local6Out
+                | HookId::Output6
+                | HookId::Output6Finish => {
                     let route = detail.route;
                     Self::Route {
                         kind: route.kind,
@@ -419,6 +425,34 @@ mod tests {
         assert_eq!((original.protocol, original.source.port()), (17, 4000));
         assert_eq!(reply.source.port(), 4001);
         assert_eq!((relation, status, zone), (None, 0x10, 7));
+    }
+
+    #[test]
+    fn an_ipv6_route_says_its_device_and_error() {
+        for hook in HookId::ALL {
+            let route = matches!(
+                hook::of(*hook).role,
+                Role::LocalIn
+                    | Role::Forward
+                    | Role::RouteError
+                    | Role::LocalOut
+                    | Role::Output
+                    | Role::ToNeighbour
+                    | Role::Fragment
+            );
+            let mut raw = raw(*hook, raw::valid::DETAIL);
+            raw.detail.route = raw::Route {
+                kind: 0,
+                error: 101,
+                ifindex: 3,
+            };
+            let expected = Detail::Route {
+                kind: 0,
+                error: 101,
+                ifindex: Some(3),
+            };
+            assert_eq!(decoded(&raw).detail == expected, route, "{hook:?}");
+        }
     }
 
     #[test]

@@ -54,19 +54,16 @@ pub(super) fn refused(
             return None;
         };
         let netns = failure.netns_at(index)?;
-        let site = evidence.site(netns);
+        let destination = failure.packet_at(index)?.tuple.destination.ip();
+        let site = evidence.site(netns).filter(|_| destination.is_ipv4());
         let off = site
             .zip(failure.ingress(index))
             .and_then(|(site, ifindex)| forwards(site, ifindex));
-        // Without forwarding every refusal looks the same.
+        // Without forwarding every refusal of IPv4 looks the same; IPv6 is dropped elsewhere then.
         if off == Some(false) || failure.dropped_for(&["IP_INADDRERRORS"], &[]) {
             return None;
         }
-        return Some((
-            netns,
-            failure.packet_at(index)?.tuple.destination.ip(),
-            error,
-        ));
+        return Some((netns, destination, error));
     }
     let (index, event) = failure.last(Role::IcmpError)?;
     let Detail::Icmp { kind: 1, code } = event.detail else {
@@ -188,6 +185,30 @@ pub(super) mod tests {
             .with(HookId::Icmp6Send, Detail::Icmp { kind: 1, code: 0 })
             .dropped("IP_INNOROUTES", "ip6_pkt_drop");
         assert_eq!(bench.only().code, CAUSE.code);
+    }
+
+    #[test]
+    fn ipv6_is_told_by_its_route_whether_or_not_ipv4_is_forwarded() {
+        for forwards in ["0", "1"] {
+            let mut bench = node();
+            bench.sysctl("net/ipv4/ip_forward", forwards);
+            bench.sysctl("net/ipv4/conf/cni0/forwarding", forwards);
+            bench
+                .udp("[2001:db8::9]:4000", "[2001:db8:9::1]:53")
+                .receive(CNI0)
+                .at(HookId::Ip6Receive)
+                .with(
+                    HookId::Route6Error,
+                    Detail::Route {
+                        kind: 0,
+                        error: errno::NETUNREACH,
+                        ifindex: Some(1),
+                    },
+                )
+                .with(HookId::Icmp6Send, Detail::Icmp { kind: 1, code: 0 })
+                .dropped("IP_INNOROUTES", "ip6_pkt_drop");
+            assert_eq!(bench.only().code, CAUSE.code);
+        }
     }
 
     #[test]

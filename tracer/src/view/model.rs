@@ -247,7 +247,12 @@ pub(super) fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> 
             } else {
                 format!(" errno {error}")
             };
-            format!("route {}{device}{error}", stage::route_kind(*kind))
+            let kind = if *kind == stage::UNSAID {
+                String::new()
+            } else {
+                format!(" {}", stage::route_kind(*kind))
+            };
+            format!("route{kind}{device}{error}")
         }
         Detail::Socket { state, port } => format!("socket on port {port}, state {state}"),
         Detail::Icmp { kind, code } => format!("icmp {kind}/{code}"),

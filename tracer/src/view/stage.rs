@@ -23,6 +23,8 @@ pub struct Stage {
     pub event: usize,
 }
 
+/// The type of a route that does not say it.
+pub(super) const UNSAID: u16 = 0;
 /// TCP state number of a listening socket.
 const LISTEN: u8 = 10;
 
@@ -65,7 +67,7 @@ impl Builder<'_> {
             }
             (_, Role::LocalIn) => self.step(event, "route local".into()),
             (_, Role::Forward) => self.step(event, "route forward".into()),
-            (Detail::Route { kind, .. }, Role::RouteError) => {
+            (Detail::Route { kind, .. }, Role::RouteError) if *kind != UNSAID => {
                 self.lose(event, format!("route: {}", error_kind(*kind)));
             }
             (_, Role::RouteError) => self.lose(event, "no usable route".into()),

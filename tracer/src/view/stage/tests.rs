@@ -57,6 +57,24 @@ fn icmp_errors_are_named_by_the_table_of_their_family() {
 }
 
 #[test]
+fn a_route_without_a_type_is_an_error_all_the_same() {
+    let route = |kind| Detail::Route {
+        kind,
+        error: 101,
+        ifindex: None,
+    };
+    for (hook, kind, words) in [
+        (HookId::RouteError, 6, "✗ route: blackhole"),
+        (HookId::Route6Error, 0, "✗ no usable route"),
+    ] {
+        assert_eq!(texts(vec![at(hook, route(kind))]), [words]);
+    }
+    let words = |kind| unnamed(|names| detail(&route(kind), None, names));
+    assert_eq!(words(6), "route blackhole errno 101");
+    assert_eq!(words(0), "route errno 101");
+}
+
+#[test]
 fn an_entry_says_its_state_and_what_the_packet_is_to_it() {
     let tuple = event(HookId::Nat, 1, 10, 100)
         .packet

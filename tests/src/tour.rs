@@ -77,6 +77,10 @@ impl Tour {
             "ip netns exec tour-h ipvsadm -A -u [2001:db8::1]:5003 -s rr",
             "ip netns exec tour-h ipvsadm -a -u [2001:db8::1]:5003 -r [2001:db8::2]:5004 -m",
             "ip netns exec tour-h ip6tables -A INPUT -m conntrack --ctstate INVALID -j ACCEPT",
+            "ip netns exec tour-h ipvsadm -A -u [2001:db8::1]:5005 -s rr",
+            "ip netns exec tour-h ipvsadm -a -u [2001:db8::1]:5005 -r [2001:db8::2]:5005 -g",
+            "ip netns exec tour-h ipvsadm -A -u [2001:db8::1]:5006 -s rr",
+            "ip netns exec tour-h ipvsadm -a -u [2001:db8::1]:5006 -r [2001:db8::2]:5006 -i",
             // The client follows connections too.
             "ip netns exec tour-c iptables -A OUTPUT -m conntrack --ctstate INVALID -j ACCEPT",
         ] {
@@ -127,6 +131,8 @@ impl Tour {
             let six = UdpSocket::bind("[::]:0")?;
             for destination in [
                 "[2001:db8::1]:5003",
+                "[2001:db8::1]:5005",
+                "[2001:db8::1]:5006",
                 "[2001:db8::1]:5999",
                 "[2001:db8::1]:5010",
             ] {

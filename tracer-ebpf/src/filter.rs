@@ -278,6 +278,7 @@ pub fn passed(hook: HookId, skb: u64, followed: bool, remembered: &mut Remembere
         | HookId::IpvsNat6Transmit
         | HookId::IpvsReply
         | HookId::IpvsTunnelTransmit
+        | HookId::IpvsTunnel6Transmit
         | HookId::VxlanTransmit
         | HookId::VxlanReceive => {
             if !followed {
@@ -310,7 +311,10 @@ pub fn keep(hook: HookId, skb: u64, copy: &Skb, remembered: &mut Remembered) {
         return;
     }
     match hook {
-        HookId::VxlanTransmit | HookId::VxlanReceive | HookId::IpvsTunnelTransmit => {
+        HookId::VxlanTransmit
+        | HookId::VxlanReceive
+        | HookId::IpvsTunnelTransmit
+        | HookId::IpvsTunnel6Transmit => {
             let tunnel = if matches!(hook, HookId::VxlanReceive) {
                 ANY
             } else {

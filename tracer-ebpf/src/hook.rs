@@ -122,6 +122,10 @@ hooks! {
     IpvsDirectTransmit = 47, "ipvs_direct_transmit";
     /// IPVS sends the packet to the real server through a tunnel.
     IpvsTunnelTransmit = 48, "ipvs_tunnel_transmit";
+    /// IPVS sends the IPv6 packet to the real server by direct routing.
+    IpvsDirect6Transmit = 68, "ipvs_direct6_transmit";
+    /// IPVS sends the IPv6 packet to the real server through a tunnel.
+    IpvsTunnel6Transmit = 69, "ipvs_tunnel6_transmit";
     /// IPVS takes a real server's reply back.
     IpvsReply = 25, "ipvs_reply";
     /// IPVS found a virtual server without a usable real server.

@@ -100,6 +100,8 @@ functions! {
     kprobe_ipvs_nat6_transmit, fentry_ipvs_nat6_transmit => probe::ipvs::nat6_transmit;
     kprobe_ipvs_direct_transmit, fentry_ipvs_direct_transmit => probe::ipvs::direct_transmit;
     kprobe_ipvs_tunnel_transmit, fentry_ipvs_tunnel_transmit => probe::ipvs::tunnel_transmit;
+    kprobe_ipvs_direct6_transmit, fentry_ipvs_direct6_transmit => probe::ipvs::direct6_transmit;
+    kprobe_ipvs_tunnel6_transmit, fentry_ipvs_tunnel6_transmit => probe::ipvs::tunnel6_transmit;
     kprobe_tcp6_receive, fentry_tcp6_receive => probe::socket::tcp_receive6;
     kprobe_udp6_receive, fentry_udp6_receive => probe::socket::udp_receive6;
     kprobe_tcp6_deliver, fentry_tcp6_deliver => probe::socket::tcp_deliver6;

@@ -466,6 +466,18 @@ pub const CATALOGUE: &[Hook] = &[
         "ip_vs_tunnel_xmit",
     ),
     module(
+        HookId::IpvsDirect6Transmit,
+        Role::IpvsTransmit,
+        "ip_vs",
+        "ip_vs_dr_xmit_v6",
+    ),
+    module(
+        HookId::IpvsTunnel6Transmit,
+        Role::IpvsTransmit,
+        "ip_vs",
+        "ip_vs_tunnel_xmit_v6",
+    ),
+    module(
         HookId::IpvsReply,
         Role::IpvsReply,
         "ip_vs",

@@ -81,6 +81,18 @@ pub fn tunnel_transmit(ctx: &impl Arguments) -> Option<()> {
     Sight::new(HookId::IpvsTunnelTransmit, ctx.argument(0)?).emit()
 }
 
+/// `ip_vs_dr_xmit_v6(skb, cp, pp, iph)`.
+#[inline(always)]
+pub fn direct6_transmit(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::IpvsDirect6Transmit, ctx.argument(0)?).emit()
+}
+
+/// `ip_vs_tunnel_xmit_v6(skb, cp, pp, iph)`.
+#[inline(always)]
+pub fn tunnel6_transmit(ctx: &impl Arguments) -> Option<()> {
+    Sight::new(HookId::IpvsTunnel6Transmit, ctx.argument(0)?).emit()
+}
+
 /// `handle_response(af, skb, pd, cp, iph, hook)`.
 #[inline(always)]
 pub fn reply(ctx: &impl Arguments) -> Option<()> {

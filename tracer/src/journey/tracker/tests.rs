@@ -133,6 +133,42 @@ fn a_packet_stays_itself_inside_a_tunnel() {
     assert_eq!(tuples.len(), 1, "the carrier's addresses are not its own");
 }
 
+/// IPVS by tunnel: both hooks, of IPv4 and IPv6, put the packet into another of their family.
+#[test]
+fn a_packet_that_ipvs_sends_through_a_tunnel_stays_itself() {
+    let four = (
+        ["10.0.0.1:1000", "10.0.0.2:80"],
+        ["10.0.0.3:0", "10.0.0.4:0"],
+    );
+    let six = (
+        ["[fd00::1]:1000", "[fd00::2]:80"],
+        ["[fd00::3]:0", "[fd00::4]:0"],
+    );
+    for (hook, out, (inner, outer), carrier, grown) in [
+        (HookId::IpvsTunnelTransmit, HookId::LocalOut, four, 4, 20),
+        (HookId::IpvsTunnel6Transmit, HookId::Local6Out, six, 41, 40),
+    ] {
+        let mut tracker = Tracker::new(None);
+        let mut ended = Vec::new();
+        for event in [
+            other(event(hook, 1, 10, 0), 17, inner.into(), 7, 100),
+            other(event(out, 1, 20, 0), carrier, outer.into(), 8, 100 + grown),
+            other(
+                event(HookId::DeviceTransmit, 1, 30, 0),
+                carrier,
+                outer.into(),
+                8,
+                114 + grown,
+            ),
+        ] {
+            tracker.push(event, &mut ended);
+        }
+        tracker.finish(&mut ended);
+        assert_eq!(ended.len(), 1, "{hook:?}");
+        assert_eq!(ended[0].carried, vec![1..3; 1], "{hook:?}");
+    }
+}
+
 #[test]
 fn an_skb_that_did_not_grow_by_the_tunnels_headers_is_another_packet() {
     let ended = over_vxlan(40);

@@ -40,13 +40,14 @@ impl Session {
             tick.tick().await;
             self.gather_ended(&mut journeys)?;
         }
+        self.look_for_loss(monotonic_ns(), true);
         journeys.extend(self.analysis.take_all());
         journeys.truncate(MOST_GATHERED);
         Ok((value, journeys))
     }
 
     fn gather_ended(&mut self, journeys: &mut Vec<Journey>) -> anyhow::Result<()> {
-        let (_, now) = self.take()?;
+        let (_, now) = self.take(false)?;
         journeys.extend(self.analysis.take_ended(now));
         journeys.truncate(MOST_GATHERED);
         Ok(())

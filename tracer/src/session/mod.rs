@@ -1,11 +1,13 @@
 //! A live trace: programs, ring buffer, analysis and, where asked for, a capture put together.
 //!
 //! Map: here events are taken and judged; `recorded` writes them into a capture, `metered` counts for
-//! others, `limited` keeps the cost below what `guard` allows, `gather` is for bounded tests.
+//! others, `limited` keeps the cost below what `guard` allows, `loss` says what was lost, `gather` is for
+//! bounded tests.
 
 mod gather;
 mod guard;
 mod limited;
+mod loss;
 mod metered;
 mod recorded;
 
@@ -37,6 +39,7 @@ use crate::view::names::{Clock, Names, monotonic_ns};
 
 pub use guard::{Limits, SamplingView};
 use limited::Limited;
+use loss::Known;
 use metered::Metered;
 
 /// How often events are looked at.
@@ -50,8 +53,8 @@ const BATCH: usize = 65_536;
 pub struct Session {
     tracing: Tracing,
     inbox: Inbox,
-    /// Events lost so far, as the journeys know it.
-    known_lost: u64,
+    /// What was lost so far, as the journeys know it.
+    known: Known,
     modules_looked: Instant,
     /// The modules that `symbols` were last read with.
     loaded: Loaded,
@@ -106,7 +109,7 @@ impl Session {
             analysis,
             tracing,
             inbox,
-            known_lost: 0,
+            known: Known::none(),
             modules_looked: Instant::now(),
             loaded: Loaded::read(),
             symbols,
@@ -282,16 +285,8 @@ impl Session {
         Ok(())
     }
 
-    /// Events may be missing from what is under way.
-    fn mark_loss(&mut self, now_ns: u64) {
-        self.analysis.collector().mark_loss(now_ns);
-        if let Some(recorder) = &mut self.recorder {
-            recorder.control(Control::Loss { now_ns });
-        }
-    }
-
     /// Takes the events that came; gives how many there were, and the time up to which all were taken.
-    fn take(&mut self) -> anyhow::Result<(usize, u64)> {
+    fn take(&mut self, hurry: bool) -> anyhow::Result<(usize, u64)> {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
         self.follow_modules()?;
@@ -305,11 +300,7 @@ impl Session {
                 analysis.push(event);
             }
         });
-        let lost = self.inbox.lost().total();
-        if lost > self.known_lost {
-            self.known_lost = lost;
-            self.mark_loss(monotonic_ns());
-        }
+        self.look_for_loss(monotonic_ns(), hurry);
         self.keep_cheap(now)?;
         let until = taken.last_ns.filter(|_| taken.more).unwrap_or(now);
         Ok((taken.count, until.min(now)))
@@ -317,7 +308,7 @@ impl Session {
 
     /// Looks at the events that came; gives the new diagnoses and how many events there were.
     fn step(&mut self, hurry: bool) -> anyhow::Result<(Vec<Diagnosis>, usize)> {
-        let (drained, now) = self.take()?;
+        let (drained, now) = self.take(hurry)?;
         let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
         let wanting = Wanting::of(self.cluster.as_ref(), analysis.cluster());
         let step = analysis.step(now, hurry, |journey, _| wanting.want_pods(journey))?;
@@ -357,6 +348,7 @@ impl Session {
     pub fn finish(mut self) -> anyhow::Result<Vec<Diagnosis>> {
         let mut diagnoses = self.take_rest()?;
         let now = monotonic_ns();
+        self.look_for_loss(now, true);
         let wanting = Wanting::of(self.cluster.as_ref(), self.analysis.cluster());
         self.analysis
             .finish(now, |journey, _| wanting.want_pods(journey))?;
@@ -382,31 +374,6 @@ impl Session {
                 .object("capture", &written, &words)?;
         }
         Ok(diagnoses)
-    }
-
-    /// Everything that was lost, per cause.
-    fn lost(&mut self) -> Vec<(String, u64)> {
-        let missed = self
-            .tracing
-            .missed()
-            .map(|missed| ("program skipped by the kernel", missed));
-        let collector = self.analysis.collector();
-        let (evicted, forgotten) = (collector.evicted(), collector.forgotten());
-        let unwritten = self.recorder.as_ref().map_or(0, Recorder::unwritten);
-        let here = missed
-            .into_iter()
-            .chain([
-                ("too many packets at once", evicted),
-                ("flow forgotten for newer ones", forgotten.flows),
-                ("failure forgotten for newer ones", forgotten.failures),
-                ("capture could not keep up", unwritten),
-            ])
-            .filter(|&(_, count)| count > 0);
-        let lost = self.inbox.lost();
-        lost.iter()
-            .chain(here)
-            .map(|(cause, count)| (cause.to_owned(), count))
-            .collect()
     }
 
     /// The flows so far, the causes of the last look for them, and what names them.

@@ -1,6 +1,10 @@
 //! Keeps tracing cheap: over a limit, whole flows are left out until the cost is below it.
 //!
 //! Pure: it is told what tracing came to and says which share of the flows to trace.
+//!
+//! Flows are left out behind the filter, so what the filter costs every packet stays. When a cut shows
+//! that this alone is over the limit, only the rest is held against it from then on: fewer flows would
+//! not make it less.
 
 use std::time::Duration;
 
@@ -17,6 +21,8 @@ const AIM: f64 = 0.8;
 const PATIENCE: u32 = 2;
 /// No more of the room for waiting events is taken for long: above it they would be lost.
 const MOST_WAITING: f64 = 0.5;
+/// What stays whatever is left out varies by this from one second to the next.
+const STEADY: f64 = 1.2;
 /// Smallest share of the flows.
 const LEAST: f64 = 1.0 / 65_536.0;
 
@@ -51,6 +57,8 @@ pub struct SamplingView {
     pub kernel_percent: f64,
     /// Events a second just before.
     pub events_per_second: f64,
+    /// Percent of one processor that the filter takes by itself, where that alone is over the limit.
+    pub filter_percent: Option<f64>,
 }
 
 impl SamplingView {
@@ -60,14 +68,21 @@ impl SamplingView {
             "the programs took {:.1} % of a processor for {:.0} events a second",
             self.kernel_percent, self.events_per_second
         );
-        if self.share >= 1.0 {
+        let traced = if self.share >= 1.0 {
             format!("every flow is traced again: {cost}")
         } else {
             format!(
                 "only 1 of {:.0} flows is traced, whole: {cost} (--max-cpu, --max-rate)",
                 1.0 / self.share
             )
-        }
+        };
+        let Some(percent) = self.filter_percent else {
+            return traced;
+        };
+        format!(
+            "{traced}; the filter itself takes {percent:.1} %, however few flows are traced, so that \
+             --max-cpu cannot be kept"
+        )
     }
 }
 
@@ -79,6 +94,10 @@ pub(super) struct Guard {
     before: Spent,
     /// Looks in a row that were over.
     over: u32,
+    /// Where the last look lowered the share: the share before, and seconds that each run took.
+    cut: Option<(f64, f64)>,
+    /// Seconds that each run takes whatever is left out, where they alone are over the limit.
+    fixed: Option<f64>,
 }
 
 impl Guard {
@@ -88,6 +107,8 @@ impl Guard {
             share: 1.0,
             before: Spent::default(),
             over: 0,
+            cut: None,
+            fixed: None,
         }
     }
 
@@ -102,8 +123,14 @@ impl Guard {
         let cpu = kernel.as_secs_f64() / seconds;
         let rate = spent.events.saturating_sub(before.events) as f64 / seconds;
         let part = |value: f64, limit: Option<f64>| limit.map_or(0.0, |limit| value / limit);
+        let runs = spent.kernel.runs.saturating_sub(before.kernel.runs) as f64;
+        let known = self.fixed;
+        self.learn(cpu, runs / seconds);
+        // What no cut makes less is not held against the limit.
+        let fixed = self.fixed.map(|each| each * runs / seconds);
+        let own = fixed.map_or(cpu, |fixed| (cpu - fixed * STEADY).max(0.0));
         let load = (spent.waiting / MOST_WAITING)
-            .max(part(cpu, self.limits.cpu))
+            .max(part(own, self.limits.cpu))
             .max(part(rate, self.limits.rate));
         self.over = if load > 1.0 { self.over + 1 } else { 0 };
         let share = if self.over >= PATIENCE {
@@ -113,7 +140,9 @@ impl Guard {
         } else {
             self.share
         };
-        if share == self.share {
+        self.cut = (share < self.share && runs > 0.0).then_some((self.share, cpu * seconds / runs));
+        let found = known.is_none() && self.fixed.is_some();
+        if share == self.share && !found {
             return None;
         }
         self.share = share;
@@ -121,7 +150,25 @@ impl Guard {
             share,
             kernel_percent: cpu * 100.0,
             events_per_second: rate,
+            filter_percent: fixed.map(|fixed| fixed * 100.0),
         })
+    }
+
+    /// Finds what a cut did not make less. The traffic may have changed meanwhile, so the runs are
+    /// compared and not the seconds.
+    fn learn(&mut self, cpu: f64, runs: f64) {
+        let cut = self.cut.take();
+        let Some(limit) = self.limits.cpu.filter(|&limit| cpu > limit) else {
+            self.fixed = None;
+            return;
+        };
+        let Some((share, each)) = cut.filter(|_| runs > 0.0) else {
+            return;
+        };
+        let now = cpu / runs;
+        let traced = ((each - now) / (share - self.share)).max(0.0);
+        let fixed = (now - traced * self.share).max(0.0);
+        self.fixed = (fixed * runs > limit).then_some(fixed);
     }
 }
 
@@ -148,10 +195,21 @@ mod tests {
             self.spent.time += Duration::from_secs(1);
             self.spent.kernel.time += Duration::from_secs_f64(cpu);
             self.spent.events += rate;
+            self.spent.kernel.runs += RUNS;
             self.guard.look(self.spent).map(|view| view.share)
+        }
+
+        /// A second in which so many runs cost something by themselves and more for what is traced.
+        fn filtered(&mut self, runs: u64, each: f64, traced: f64) -> Option<SamplingView> {
+            self.spent.time += Duration::from_secs(1);
+            self.spent.kernel.runs += runs;
+            let cost = runs as f64 * (each + traced * self.guard.share);
+            self.spent.kernel.time += Duration::from_secs_f64(cost);
+            self.guard.look(self.spent)
         }
     }
 
+    const RUNS: u64 = 100_000;
     const FIVE_PERCENT: Limits = Limits {
         cpu: Some(0.05),
         rate: None,
@@ -185,6 +243,51 @@ mod tests {
             }
         }
         assert!(0.02 + 0.2 * share <= 0.05, "{share}");
+    }
+
+    #[test]
+    fn a_filter_that_alone_is_over_the_limit_does_not_blind_the_trace() {
+        let mut node = Node::new(FIVE_PERCENT);
+        // 12 % for the filter, a little for what matches.
+        let said: Vec<_> = (0..30)
+            .filter_map(|_| node.filtered(RUNS, 1.2e-6, 0.01e-6))
+            .collect();
+        assert_eq!(node.guard.share, 1.0);
+        let last = said.last().expect("it is said");
+        assert!((last.filter_percent.expect("its cost") - 12.0).abs() < 0.1);
+        let words = last.words();
+        assert!(
+            words.contains("12.0 %") && words.contains("cannot be kept"),
+            "{words}"
+        );
+        // And then there is no more to say, though the cost is not quite the same each second.
+        assert!((0..20).all(|second| {
+            node.filtered(RUNS + 9_000 * (second % 2), 1.2e-6, 0.01e-6)
+                .is_none()
+        }));
+        // With less to filter the limit can be kept, and holds again.
+        assert_eq!(node.filtered(RUNS / 4, 1.2e-6, 0.01e-6), None);
+        assert_eq!(node.guard.fixed, None);
+    }
+
+    #[test]
+    fn what_is_traced_keeps_the_limit_beside_a_filter_that_does_not() {
+        let mut node = Node::new(FIVE_PERCENT);
+        for _ in 0..60 {
+            node.filtered(RUNS, 0.8e-6, 3e-6);
+        }
+        let share = node.guard.share;
+        assert!(share > 0.1 && share * 0.3 <= 0.05 + 0.2 * 0.08, "{share}");
+    }
+
+    #[test]
+    fn traffic_that_grows_is_not_taken_for_the_filter() {
+        let mut node = Node::new(FIVE_PERCENT);
+        for runs in [RUNS, RUNS, 3 * RUNS, 9 * RUNS, 9 * RUNS, 9 * RUNS] {
+            let said = node.filtered(runs, 0.01e-6, 2e-6);
+            assert!(said.is_none_or(|said| said.filter_percent.is_none()));
+        }
+        assert!(node.guard.share < 0.05);
     }
 
     #[test]

@@ -370,7 +370,10 @@ impl Collector {
     /// True once something asks for a diagnosis and the connections behind it had time to follow; at
     /// once with `hurry`.
     pub fn is_due(&self, now_ns: u64, hurry: bool) -> bool {
-        let awaited = self.cluster.as_ref().is_some_and(|facts| facts.awaited());
+        let awaited = self
+            .cluster
+            .as_ref()
+            .is_some_and(|facts| !facts.waiting().is_empty());
         let patience = if awaited {
             GATHER_WITH_CLUSTER_NS
         } else {

@@ -60,6 +60,8 @@ pub enum Fault {
     Slow(Duration),
     /// Takes connections and never answers.
     Silent,
+    /// Takes requests whose path ends so, and never answers them; watches that are under way go on.
+    Hang(&'static str),
     /// Tells watches of this plural name that their version is too old, in the stream.
     GoneInWatch(&'static str),
 }

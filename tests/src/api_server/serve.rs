@@ -48,7 +48,13 @@ pub(super) async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared:
 }
 
 async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Body> {
-    if shared.fault(|fault| *fault == Fault::Silent).is_some() {
+    let path = request.uri().path().trim_matches('/').to_owned();
+    let hangs = |fault: &Fault| match fault {
+        Fault::Silent => true,
+        Fault::Hang(end) => path.ends_with(end),
+        _ => false,
+    };
+    if shared.fault(hangs).is_some() {
         std::future::pending::<()>().await;
     }
     if let Some(Fault::Slow(pause)) = shared.fault(|fault| matches!(fault, Fault::Slow(_))) {
@@ -61,7 +67,6 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Bod
     if !authorized {
         return status(401, "Unauthorized", "Unauthorized");
     }
-    let path = request.uri().path().trim_matches('/').to_owned();
     if let Some(found) = discovery(&path, &shared) {
         return json_answer(200, &found);
     }

@@ -141,6 +141,16 @@ fn a_server_that_is_away_makes_facts_stale_and_comes_back() {
         "{freshness:?}"
     );
     assert_eq!(ready(&facts), [true]);
+    server.misbehave(&[Fault::Hang("endpointslices")]);
+    server.resume().expect("the server listens again");
+    // What was known from before is not fresh because the server is back.
+    let facts = until(&cluster, "the others are well", |facts| {
+        facts.fresh(&[Resource::Services, Resource::Nodes, Resource::Pods])
+    });
+    let freshness = facts.freshness(Resource::Endpoints);
+    assert!(matches!(freshness, Freshness::Stale(_)), "{freshness:?}");
+    server.misbehave(&[]);
+    server.stop();
     server.resume().expect("the server listens again");
     until(&cluster, "all is well", all_fresh);
 }
@@ -182,6 +192,65 @@ fn a_slow_server_is_only_slow() {
     let cluster = watching(&server);
     let facts = until(&cluster, "everything is fresh", all_fresh);
     assert_eq!(ready(&facts), [true]);
+}
+
+#[test]
+fn questions_that_hang_hold_up_nothing_else() {
+    let server = ordinary();
+    let cluster = watching(&server);
+    until(&cluster, "everything is fresh", all_fresh);
+    server.misbehave(&[Fault::Hang("pods")]);
+    for number in 100..130 {
+        cluster.want(format!("10.244.1.{number}").parse().expect("an address"));
+    }
+    // The questions are with the server before anything changes.
+    std::thread::sleep(Duration::from_millis(300));
+    let begun = Instant::now();
+    server.put("endpointslices", slice(false));
+    until(&cluster, "the endpoint is not ready", |facts| {
+        ready(facts) == [false]
+    });
+    assert!(begun.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn a_list_that_hangs_is_a_trouble_of_its_kind() {
+    let server = ordinary();
+    server.misbehave(&[Fault::Hang("services")]);
+    let cluster = Cluster::start(Options {
+        place: Place {
+            kubeconfig: Some(server.kubeconfig()),
+            context: None,
+        },
+        host_name: NODE.into(),
+        listed_within: Duration::from_secs(2),
+        ..Options::default()
+    })
+    .expect("a thread");
+    let facts = until(&cluster, "the trouble shows", |facts| {
+        matches!(
+            facts.freshness(Resource::Services),
+            Freshness::Unavailable(_)
+        )
+    });
+    let freshness = facts.freshness(Resource::Services);
+    let why = &freshness.trouble().expect("a trouble").why;
+    assert!(why.contains("not listed within 2s"), "{why}");
+    assert!(facts.fresh(&[Resource::Endpoints, Resource::Pods, Resource::Nodes]));
+}
+
+#[test]
+fn a_server_that_does_not_say_what_it_serves_is_a_trouble() {
+    let server = ordinary();
+    server.misbehave(&[Fault::Hang("discovery.k8s.io")]);
+    let cluster = watching(&server);
+    let facts = until(&cluster, "the trouble shows", |facts| {
+        facts.trouble().is_some()
+    });
+    let why = &facts.trouble().expect("a trouble").why;
+    assert!(why.contains("no answer"), "{why}");
+    server.misbehave(&[]);
+    until(&cluster, "all is well", all_fresh);
 }
 
 #[test]

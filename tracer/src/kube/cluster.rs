@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::SelectAll;
 use kube::Client;
 use tokio::sync::{mpsc, watch as channel};
 
+use super::asks::{Answer, Asks};
 use super::connect::{self, NoServer, Place, Server, configuration, words};
 use super::watch::{self, Change, Update, Updates};
 use super::{ClusterFacts, Node, ObjectName, Resource};
@@ -20,11 +21,11 @@ const PUBLISH: Duration = Duration::from_millis(20);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// Pause before a server that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// An address is not asked for again before.
-const ASKED_AGAIN: Duration = Duration::from_secs(30);
-/// Addresses remembered as asked for.
-const MOST_ASKED: usize = 4096;
-/// Addresses that wait to be asked for.
+/// A kind of object is to be listed within.
+const LISTED_WITHIN: Duration = Duration::from_secs(15);
+/// A connection on which nothing came for this long is dead: the server ends every watch before.
+const SILENCE: Duration = Duration::from_secs(watch::WATCH_SECONDS as u64 + 15);
+/// Addresses that wait to be looked at.
 const QUEUE: usize = 64;
 
 /// What to watch.
@@ -40,6 +41,8 @@ pub struct Options {
     pub addresses: Vec<IpAddr>,
     /// Pause between two questions whether the server is still there.
     pub sign_of_life: Duration,
+    /// A kind of object that is not listed within is a trouble.
+    pub listed_within: Duration,
 }
 
 impl Default for Options {
@@ -50,6 +53,7 @@ impl Default for Options {
             host_name: String::new(),
             addresses: Vec::new(),
             sign_of_life: SIGN_OF_LIFE,
+            listed_within: LISTED_WITHIN,
         }
     }
 }
@@ -133,7 +137,8 @@ impl Cluster {
 /// The work of the thread: ends when the other side is gone.
 async fn run(options: Options, publisher: channel::Sender<State>, wanted: mpsc::Receiver<IpAddr>) {
     let client = match configuration(&options.place).await {
-        Ok(config) => {
+        Ok(mut config) => {
+            config.read_timeout = Some(SILENCE);
             let server = config.cluster_url.to_string();
             Client::try_from(config)
                 .map(|client| (client, server))
@@ -167,8 +172,8 @@ struct Watcher {
     wanted: mpsc::Receiver<IpAddr>,
     /// Objects that the list under way has named.
     named: HashMap<Resource, HashSet<ObjectName>>,
-    /// Addresses that were asked for, and when.
-    asked: HashMap<IpAddr, Instant>,
+    /// Pods that are read one by one.
+    asks: Asks,
     /// When to hand over, if there is something new.
     due: Option<tokio::time::Instant>,
 }
@@ -191,12 +196,12 @@ impl Watcher {
     ) -> Self {
         let watcher = Self {
             options,
+            asks: Asks::new(client.clone()),
             client,
             facts: ClusterFacts::unread(server),
             publisher,
             wanted,
             named: HashMap::new(),
-            asked: HashMap::new(),
             due: None,
         };
         watcher.publish();
@@ -238,7 +243,8 @@ impl Watcher {
         let mut pods_of: Option<Arc<str>> = None;
         let client = self.client.clone();
         let away = signs_of_life(&client, self.options.sign_of_life);
-        tokio::pin!(away);
+        let late = tokio::time::sleep(self.options.listed_within);
+        tokio::pin!(away, late);
         loop {
             let due = self.due;
             let publish = async {
@@ -259,12 +265,19 @@ impl Watcher {
                     self.publish();
                 }
                 why = &mut away => {
+                    // Each kind stays stale until it is listed again.
+                    for resource in Resource::ALL {
+                        self.facts.fail(resource, why.clone());
+                    }
                     self.facts.set_server(Err(why));
                     self.publish();
                     return Ended::Away;
                 }
+                () = &mut late, if !late.is_elapsed() => self.miss_lists(),
+                answer = self.asks.answer() => self.hear(answer),
                 address = self.wanted.recv() => match address {
-                    Some(address) => self.ask(address).await,
+                    Some(address) if self.facts.may_be_unread_pod(address) => self.asks.ask(address),
+                    Some(_) => {}
                     None => return Ended::Closed,
                 },
                 Some(update) = streams.next() => {
@@ -345,24 +358,22 @@ impl Watcher {
         }
     }
 
-    /// Reads the pod of an address, where a pod may have it and it was not read lately.
-    async fn ask(&mut self, address: IpAddr) {
-        let now = Instant::now();
-        let lately = |asked: &Instant| now.duration_since(*asked) < ASKED_AGAIN;
-        if self.asked.get(&address).is_some_and(lately) || !self.facts.may_be_unread_pod(address) {
-            return;
+    /// What was not listed by now is a trouble: its request may hang.
+    fn miss_lists(&mut self) {
+        let why = format!(
+            "not listed within {:?}, though the server answers",
+            self.options.listed_within
+        );
+        for resource in self.facts.waiting() {
+            self.facts.fail(resource, why.clone());
         }
-        if self.asked.len() >= MOST_ASKED {
-            self.asked.retain(|_, asked| lately(asked));
-        }
-        if self.asked.len() >= MOST_ASKED {
-            return;
-        }
-        self.asked.insert(address, now);
-        let asked = tokio::time::timeout(connect::ANSWER, watch::pods_with(&self.client, address));
-        // Why it failed shows in the state of the watches.
-        if let Ok(Ok(pods)) = asked.await {
-            self.facts.put_seen(address, pods);
+        self.changed();
+    }
+
+    /// Takes the pods of an address.
+    fn hear(&mut self, answer: Answer) {
+        if let Some(pods) = answer.pods {
+            self.facts.put_seen(answer.address, pods);
             self.changed();
         }
     }

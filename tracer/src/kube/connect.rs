@@ -134,7 +134,8 @@ struct GroupVersion {
 /// Asks a server what it is.
 pub(super) async fn ask(client: &Client) -> Result<Server, String> {
     let version = version(client).await?;
-    let endpoints = match get::<Group>(client, "/apis/discovery.k8s.io").await {
+    let asked = in_time(get::<Group>(client, "/apis/discovery.k8s.io"));
+    let endpoints = match asked.await? {
         Ok(group) => {
             let serves = |name| group.versions.iter().any(|found| found.version == name);
             if serves("v1") {
@@ -153,12 +154,17 @@ pub(super) async fn ask(client: &Client) -> Result<Server, String> {
 
 /// The version of a server; its answer is also its sign of life.
 pub(super) async fn version(client: &Client) -> Result<String, String> {
-    let asked = tokio::time::timeout(ANSWER, get::<Version>(client, "/version")).await;
-    match asked {
-        Ok(Ok(version)) => Ok(version.git_version),
-        Ok(Err(error)) => Err(words(&error)),
-        Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),
-    }
+    let version = in_time(get::<Version>(client, "/version")).await?;
+    version
+        .map(|version| version.git_version)
+        .map_err(|error| words(&error))
+}
+
+/// A short answer, or that it does not come.
+async fn in_time<T>(asked: impl Future<Output = T>) -> Result<T, String> {
+    tokio::time::timeout(ANSWER, asked)
+        .await
+        .map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))
 }
 
 async fn get<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> kube::Result<T> {

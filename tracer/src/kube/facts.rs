@@ -123,10 +123,10 @@ impl ClusterFacts {
             .all(|&resource| self.freshness(resource) == Freshness::Fresh)
     }
 
-    /// Whether any kind of object is still being read for the first time.
-    pub fn awaited(&self) -> bool {
-        let waiting = |&resource| self.freshness(resource) == Freshness::Waiting;
-        Resource::ALL.iter().any(waiting)
+    /// The kinds of object that are still being read for the first time.
+    pub fn waiting(&self) -> Vec<Resource> {
+        let waiting = |&resource: &Resource| self.freshness(resource) == Freshness::Waiting;
+        Resource::ALL.into_iter().filter(waiting).collect()
     }
 
     /// Number of objects of a kind.

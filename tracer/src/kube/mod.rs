@@ -2,9 +2,10 @@
 //! as plain owned values.
 //!
 //! Map: `connect` finds and asks the API server, `watch` turns what the client's watchers say into
-//! changes, `cluster` runs them in a thread and hands over [`ClusterFacts`] (`facts`), and one file
-//! per kind of object holds its type and picks the needed fields. `source` says how fresh each kind is, `stored` is what a
-//! capture keeps of it (objects as they are, like the facts of the node).
+//! changes, `asks` reads pods of other nodes one by one, `cluster` runs both in a thread and hands over
+//! [`ClusterFacts`] (`facts`), and one file per kind of object holds its type and picks the needed fields.
+//! `source` says how fresh each kind is, `stored` is what a capture keeps of it (objects as they are, like
+//! the facts of the node).
 //!
 //! Invariants:
 //! - Nobody waits for the API server: facts are a copy that never changes, and say how old they are.
@@ -12,6 +13,7 @@
 //! - Secrets are never read: the least rights are in `manifests/rbac.yaml`, and no more is asked for.
 //! - This module never decides: it has no opinion about what it reads.
 
+mod asks;
 mod cluster;
 pub(crate) mod connect;
 #[cfg(test)]

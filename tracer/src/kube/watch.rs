@@ -28,7 +28,7 @@ const PROXY_KEY: &str = "config.conf";
 /// Objects of a page.
 const PAGE: u32 = 500;
 /// Seconds after which a watch is begun anew, so that a dead connection is noticed.
-const WATCH_SECONDS: u32 = 60;
+pub(super) const WATCH_SECONDS: u32 = 60;
 
 /// What became of one kind of object.
 pub(super) struct Update {
@@ -137,7 +137,7 @@ pub(super) fn pods(client: &Client, node: &str, started: &UnboundedSender<Resour
     )
 }
 
-/// The pods that have an address, on any node.
+/// The pods that have an address, on any node, as the server's cache has them: no index leads to them.
 pub(super) async fn pods_with(
     client: &Client,
     address: std::net::IpAddr,
@@ -145,7 +145,7 @@ pub(super) async fn pods_with(
     let pods = Api::<ApiPod>::all(client.clone());
     let parameters = ListParams::default()
         .fields(&format!("status.podIP={address}"))
-        .limit(PAGE);
+        .match_any();
     let found = pods
         .list(&parameters)
         .await

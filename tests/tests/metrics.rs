@@ -33,6 +33,11 @@ fn promtool_reads_the_counts_and_has_nothing_to_say() {
         memory: None,
         facts_age: Some(Duration::from_millis(2500)),
         fresh: vec![("services", true), ("nodes", false)],
+        stale_for: vec![
+            ("services", Some(Duration::ZERO)),
+            ("nodes", Some(Duration::from_millis(1500))),
+            ("endpoints", None),
+        ],
     });
     let text = meter.text().expect("text");
     for line in [
@@ -43,6 +48,9 @@ fn promtool_reads_the_counts_and_has_nothing_to_say() {
         "tracer_events_total 7",
         "tracer_node_facts_age_seconds 2.5",
         "tracer_kubernetes_facts_fresh{kind=\"nodes\"} 0",
+        "tracer_kubernetes_facts_stale_seconds{kind=\"services\"} 0",
+        "tracer_kubernetes_facts_stale_seconds{kind=\"nodes\"} 1.5",
+        "tracer_kubernetes_facts_stale_seconds{kind=\"endpoints\"} NaN",
         "tracer_process_resident_memory_bytes NaN",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");

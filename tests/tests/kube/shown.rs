@@ -128,7 +128,7 @@ fn the_state_of_the_facts_is_said_in_words() {
     assert!(stale.settled() && !stale.says_the_same(&fresh));
     let words = stale.words();
     assert!(
-        words.contains("stale since ") && words.contains("refused"),
+        words.contains("stale since ") && words.contains(" s ago): ") && words.contains("refused"),
         "{words}"
     );
 }

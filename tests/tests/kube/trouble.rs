@@ -122,6 +122,105 @@ fn damaged_watches_are_troubles_that_pass() {
 }
 
 #[test]
+fn an_object_that_cannot_be_read_keeps_its_kind_from_being_fresh() {
+    let server = ordinary();
+    let configuration = |text: &str| {
+        server.put(
+            "configmaps",
+            json!({"metadata": {"namespace": "kube-system", "name": "kube-proxy"},
+                "data": {"config.conf": text}}),
+        );
+    };
+    let resource = Resource::ProxyConfiguration;
+    let stale = |facts: &ClusterFacts| matches!(facts.freshness(resource), Freshness::Stale(_));
+    configuration("mode: [");
+    let cluster = watching(&server);
+    // Its list is complete all the same.
+    let facts = until(&cluster, "the trouble shows", stale);
+    let freshness = facts.freshness(resource);
+    let why = &freshness.trouble().expect("a trouble").why;
+    assert!(why.contains("kube-system/kube-proxy"), "{why}");
+    configuration("mode: ipvs\n");
+    until(&cluster, "all is well", all_fresh);
+    // What was good stays, and neither a new list nor a new watch hides that it is old.
+    configuration("mode: [");
+    until(&cluster, "the trouble shows again", stale);
+    server.compact();
+    server.misbehave(&[Fault::GoneInWatch("configmaps")]);
+    let gone = |facts: &ClusterFacts| {
+        let trouble = facts.freshness(resource).trouble();
+        trouble.is_some_and(|trouble| trouble.why.contains("410"))
+    };
+    until(&cluster, "the watch ends", gone);
+    server.misbehave(&[]);
+    let facts = until(&cluster, "the list is complete", |facts| {
+        stale(facts) && !gone(facts)
+    });
+    let known = facts.proxy_configuration.as_ref().expect("what was good");
+    assert_eq!(known.mode.as_deref(), Some("ipvs"));
+    server.delete("configmaps", "kube-system", "kube-proxy");
+    let facts = until(&cluster, "all is well without it", all_fresh);
+    assert!(facts.proxy_configuration.is_none());
+}
+
+#[test]
+fn a_slice_that_cannot_be_read_is_not_hidden_by_others() {
+    let server = server(ServerOptions {
+        slices: Slices::V1Beta1,
+        version: "v1.20.2",
+        ..ServerOptions::default()
+    });
+    let beta = |name: &str, good: bool| {
+        let mut object = slice(true);
+        object["apiVersion"] = json!("discovery.k8s.io/v1beta1");
+        object["metadata"]["name"] = json!(name);
+        if !good {
+            object["endpoints"] = json!("none");
+        }
+        server.put("endpointslices", object);
+    };
+    beta("web-x", true);
+    let cluster = watching(&server);
+    until(&cluster, "everything is fresh", all_fresh);
+    beta("web-x", false);
+    let stale = |facts: &ClusterFacts| {
+        let trouble = facts.freshness(Resource::Endpoints).trouble();
+        trouble.is_some_and(|trouble| trouble.why.contains("default/web-x"))
+    };
+    until(&cluster, "the trouble shows", stale);
+    beta("web-y", true);
+    let facts = until(&cluster, "the other slice", |facts| {
+        facts.count(Resource::Endpoints) == 2
+    });
+    assert!(stale(&facts));
+    beta("web-x", true);
+    until(&cluster, "all is well", all_fresh);
+}
+
+#[test]
+fn a_change_that_cannot_be_read_is_not_hidden_by_the_next() {
+    let server = ordinary();
+    let cluster = watching(&server);
+    until(&cluster, "everything is fresh", all_fresh);
+    let mut bad = service("bad", "10.96.0.14", "ClusterIP", 0);
+    bad["spec"]["ports"] = json!("none");
+    server.put("services", bad);
+    server.put("services", service("good", "10.96.0.15", "ClusterIP", 0));
+    let begun = Instant::now();
+    until(&cluster, "the trouble shows", |facts| {
+        matches!(facts.freshness(Resource::Services), Freshness::Stale(_))
+    });
+    // Longer than the pause before it is tried again.
+    while begun.elapsed() < Duration::from_secs(3) {
+        let state = cluster.state();
+        assert!(!all_fresh(state.facts().expect("facts")));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server.delete("services", "default", "bad");
+    until(&cluster, "all is well", all_fresh);
+}
+
+#[test]
 fn a_server_that_is_away_makes_facts_stale_and_comes_back() {
     let mut server = ordinary();
     let cluster = watching(&server);

@@ -151,7 +151,12 @@ pub(super) fn lacking_fresh(
                 let why = other
                     .trouble()
                     .map_or("not read yet", |trouble| &trouble.why);
-                diagnosis.lacking(format!("fresh facts of {}: {why}", resource.name()))
+                let age = cluster
+                    .stale_for(resource, cluster.taken)
+                    .map_or_else(String::new, |age| {
+                        format!(" (stale for {} s)", age.as_secs())
+                    });
+                diagnosis.lacking(format!("fresh facts of {}{age}: {why}", resource.name()))
             }
         }
     })

@@ -312,15 +312,26 @@ impl Watcher {
                 }
             }
             Change::Put(object) => {
-                self.facts.arriving(resource);
                 self.facts.put(*object);
+                self.facts.arriving(resource);
                 if resource == Resource::Nodes && self.facts.this_node.is_none() {
                     self.find_this_node();
                 }
             }
+            Change::Damaged { name, named, why } => {
+                if named {
+                    let names = self.named.entry(resource).or_default();
+                    names.insert(name.clone());
+                }
+                self.facts.damaged(resource, name, why);
+                // A list says that it is complete.
+                if !named {
+                    self.facts.arriving(resource);
+                }
+            }
             Change::Gone(name) => {
-                self.facts.arriving(resource);
                 self.facts.forget(resource, &name);
+                self.facts.arriving(resource);
             }
             Change::Failed(why) => self.facts.fail(resource, why),
         }

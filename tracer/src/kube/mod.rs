@@ -3,7 +3,8 @@
 //!
 //! Map: `connect` finds and asks the API server, `watch` turns what the client's watchers say into
 //! changes, `asks` reads pods of other nodes one by one, `cluster` runs both in a thread and hands over
-//! [`ClusterFacts`] (`facts`), and one file per kind of object holds its type and picks the needed fields.
+//! [`ClusterFacts`] (`facts`; `changed` is how they change), and one file per kind of object holds its type
+//! and picks the needed fields.
 //! `source` says how fresh each kind is, `stored` is what a capture keeps of it (objects as they are, like
 //! the facts of the node).
 //!
@@ -14,6 +15,7 @@
 //! - This module never decides: it has no opinion about what it reads.
 
 mod asks;
+mod changed;
 mod cluster;
 pub(crate) mod connect;
 #[cfg(test)]

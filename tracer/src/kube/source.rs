@@ -1,7 +1,11 @@
 //! Which kinds of object the facts are made of, and how fresh each is.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
 use serde::{Deserialize, Serialize};
 
-use std::time::SystemTime;
+use super::ObjectName;
 
 /// A kind of object that is watched.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -93,6 +97,9 @@ pub(super) struct Source {
     pub(super) listed: Option<SystemTime>,
     /// What is wrong now.
     pub(super) trouble: Option<Trouble>,
+    /// Objects that cannot be read as they are now, and why; a capture stores the trouble only.
+    #[serde(skip)]
+    pub(super) damaged: BTreeMap<ObjectName, String>,
 }
 
 impl Source {
@@ -108,6 +115,14 @@ impl Source {
 
     pub(super) fn fail(&mut self, why: String) {
         fail(&mut self.trouble, why);
+    }
+
+    /// The server says everything; what cannot be read is what is wrong then.
+    pub(super) fn arriving(&mut self) {
+        match self.damaged.values().next() {
+            Some(why) => fail(&mut self.trouble, why.clone()),
+            None => self.trouble = None,
+        }
     }
 }
 

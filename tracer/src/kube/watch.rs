@@ -46,6 +46,12 @@ pub(super) enum Change {
     Complete,
     /// An object is new or other than before.
     Put(Box<Object>),
+    /// An object cannot be read; `named` when the list has it.
+    Damaged {
+        name: ObjectName,
+        named: bool,
+        why: String,
+    },
     /// An object is gone.
     Gone(ObjectName),
     /// Something went wrong; it is tried again.
@@ -113,9 +119,13 @@ fn endpoint_updates(client: Client, endpoints: EndpointApi) -> Updates {
                 Api::<DynamicObject>::all_with(client, &kind),
                 config,
                 |object| {
+                    let name = ObjectName::of(&object.metadata);
+                    let named = name.map_or_else(String::new, |name| format!(" {name}"));
                     Slice::read_beta(object)
                         .map(|slice| slice.map(Object::Slice))
-                        .map_err(|error| format!("an EndpointSlice that cannot be read: {error}"))
+                        .map_err(|error| {
+                            format!("the EndpointSlice{named} cannot be read: {error}")
+                        })
                 },
             )
         }
@@ -176,19 +186,22 @@ where
     K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let config = config.page_size(PAGE).timeout(WATCH_SECONDS);
-    let put = move |object: K, named: bool| match read(object) {
-        Ok(Some(object)) if named => Some(Change::Named(Box::new(object))),
-        Ok(Some(object)) => Some(Change::Put(Box::new(object))),
+    let put = move |object: K, named: bool| {
         // Without a name nobody can ask for it.
-        Ok(None) => None,
-        Err(why) => Some(Change::Failed(why)),
+        let name = ObjectName::of(object.meta())?;
+        match read(object) {
+            Ok(Some(object)) if named => Some(Change::Named(Box::new(object))),
+            Ok(Some(object)) => Some(Change::Put(Box::new(object))),
+            Ok(None) => None,
+            Err(why) => Some(Change::Damaged { name, named, why }),
+        }
     };
     let begin = move || {
         watcher(api.clone(), config.clone())
             .default_backoff()
             .scan(false, |ended, event| {
                 let go_on = !*ended;
-                *ended = event.as_ref().is_err_and(forgotten);
+                *ended = event.as_ref().is_err_and(missed);
                 std::future::ready(go_on.then_some(event))
             })
     };
@@ -208,10 +221,15 @@ where
         .boxed()
 }
 
-/// The server no longer knows what happened since the list: the watcher would ask for the same again
-/// and again where the answer to the request says so, not the stream.
-fn forgotten(error: &Error) -> bool {
-    matches!(error, Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
+/// Something happened that the watcher will not say: the server no longer knows it, and the watcher would ask
+/// for the same again and again where the answer to the request says so, not the stream; or it was said and
+/// cannot be read, and the next change would hide that. A new list says what is there.
+fn missed(error: &Error) -> bool {
+    match error {
+        Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
+        Error::WatchFailed(kube::Error::SerdeError(_)) => true,
+        _ => false,
+    }
 }
 
 fn failure(error: &Error) -> String {

@@ -76,6 +76,9 @@ pub struct State {
     pub facts_age: Option<Duration>,
     /// Kinds of the cluster's facts, and whether each is fresh.
     pub fresh: Vec<(&'static str, bool)>,
+    /// Kinds of the cluster's facts, and for how long each has not been fresh; `None` where it was never
+    /// complete.
+    pub stale_for: Vec<(&'static str, Option<Duration>)>,
 }
 
 /// The counts of a trace.
@@ -93,6 +96,7 @@ pub struct Meter {
     memory: Gauge,
     facts_age: Gauge,
     fresh: GaugeVec,
+    stale_for: GaugeVec,
     begun: Instant,
     /// Milliseconds from `begun` to the last sign of life; 0 before the first.
     beat: AtomicU64,
@@ -134,14 +138,11 @@ impl Meter {
             &["why"],
         )?;
         registry.register(Box::new(lost.clone()))?;
-        let fresh = GaugeVec::new(
-            Opts::new(
-                "tracer_kubernetes_facts_fresh",
-                "1 while a kind of the cluster's objects is complete and followed, else 0.",
-            ),
-            &["kind"],
-        )?;
-        registry.register(Box::new(fresh.clone()))?;
+        let of_kinds = |name: &str, help: &str| {
+            let gauge = GaugeVec::new(Opts::new(name, help), &["kind"])?;
+            registry.register(Box::new(gauge.clone()))?;
+            prometheus::Result::Ok(gauge)
+        };
         Ok(Self {
             drops: Series::register(
                 &registry,
@@ -187,7 +188,14 @@ impl Meter {
                 "tracer_node_facts_age_seconds",
                 "Age of what was last read of the node; it is read when something fails.",
             )?,
-            fresh,
+            fresh: of_kinds(
+                "tracer_kubernetes_facts_fresh",
+                "1 while a kind of the cluster's objects is complete and followed, else 0.",
+            )?,
+            stale_for: of_kinds(
+                "tracer_kubernetes_facts_stale_seconds",
+                "For how long a kind of the cluster's objects has not been fresh; NaN where it was never complete.",
+            )?,
             registry,
             begun: Instant::now(),
             beat: AtomicU64::new(0),
@@ -229,6 +237,10 @@ impl Meter {
         for (kind, fresh) in &state.fresh {
             let value = f64::from(u8::from(*fresh));
             self.fresh.with_label_values(&[kind]).set(value);
+        }
+        for (kind, age) in &state.stale_for {
+            let age = age.map_or(f64::NAN, |age| age.as_secs_f64());
+            self.stale_for.with_label_values(&[kind]).set(age);
         }
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.beat.store(now.max(1), Ordering::Relaxed);

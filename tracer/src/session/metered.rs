@@ -1,7 +1,7 @@
 //! Counts for others: the totals that a session tells its meter.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Session, process_ms};
 use crate::kube::{ClusterFacts, Freshness, Resource};
@@ -52,6 +52,12 @@ impl Session {
                 .map(|kind| (kind.name(), facts.freshness(kind) == Freshness::Fresh))
                 .to_vec()
         };
+        let now_on_wall = SystemTime::now();
+        let stale_for = |facts: &ClusterFacts| {
+            Resource::ALL
+                .map(|kind| (kind.name(), facts.stale_for(kind, now_on_wall)))
+                .to_vec()
+        };
         let taken = collector.facts().taken_ns;
         State {
             events: counts.events,
@@ -64,6 +70,7 @@ impl Session {
             memory: resident_bytes(),
             facts_age: taken.map(|taken| Duration::from_nanos(now.saturating_sub(taken))),
             fresh: facts.as_deref().map(fresh).unwrap_or_default(),
+            stale_for: facts.as_deref().map(stale_for).unwrap_or_default(),
         }
     }
 }

@@ -38,6 +38,8 @@ pub struct KindView {
     pub listed: Option<String>,
     /// Since when they are not fresh, UTC.
     pub since: Option<String>,
+    /// For how many seconds they have not been fresh; none when they were never complete.
+    pub stale_seconds: Option<u64>,
     /// Why they are not fresh.
     pub why: Option<String>,
 }
@@ -88,6 +90,9 @@ fn kind_view(facts: &ClusterFacts, kind: Resource) -> KindView {
         count: facts.count(kind),
         listed: facts.listed(kind).map(seconds),
         since: trouble.map(|trouble| seconds(trouble.since)),
+        stale_seconds: facts
+            .stale_for(kind, SystemTime::now())
+            .map(|age| age.as_secs()),
         why: trouble.map(|trouble| trouble.why.clone()),
     }
 }
@@ -147,7 +152,10 @@ impl ClusterView {
         for kind in &self.facts {
             let Some(why) = &kind.why else { continue };
             let since = kind.since.as_deref().unwrap_or_default();
-            let trouble = format!("{} since {since}: {why}", kind.state);
+            let age = kind
+                .stale_seconds
+                .map_or_else(String::new, |age| format!(" ({age} s ago)"));
+            let trouble = format!("{} since {since}{age}: {why}", kind.state);
             match said.iter_mut().find(|(known, _)| *known == trouble) {
                 Some((_, kinds)) => kinds.push(kind.kind),
                 None => said.push((trouble, vec![kind.kind])),

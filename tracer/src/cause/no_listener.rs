@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
+use super::service::claimant;
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Packet, protocol};
 use crate::flow::Direction;
@@ -22,11 +23,12 @@ The packet came to the host or pod that it was meant for, and no socket there ta
 RST (\"connection refused\"), UDP with ICMP port unreachable.
 
 Why: the program is not running, crashed, listens on another port, or only on another address (often
-127.0.0.1). Behind a service the service's targetPort may be wrong. A NodePort that no proxy serves looks
-the same from outside; then another cause is named first.
+127.0.0.1). Behind a service the service's targetPort may be wrong. A service's own address and port, or a
+NodePort, that no proxy serves looks the same from outside: then another cause is named first, or it is no
+more than likely.
 
-Proof: the packet reached the transport layer, no socket was found, the refusal was sent, and the list of
-that network namespace's sockets holds none for the address and port.
+Proof: the packet reached the transport layer, no socket was found, the refusal was sent, the list of that
+network namespace's sockets holds none for the address and port, and no service has them.
 
 Fix: start the program, make it listen on the address (0.0.0.0 or ::), or correct the port.",
     explains: &[],
@@ -162,6 +164,13 @@ fn one(
              it is not running."
         );
     }
+    let service = claimant(evidence, netns, number, target).map(|service| &service.name);
+    if let Some(service) = service {
+        summary += &format!(
+            " The address and port are those of s/{service}: kube-proxy should have sent the packet on before any \
+             socket was looked for."
+        );
+    }
     let elsewhere: Vec<&ListeningSocket> = site
         .into_iter()
         .flat_map(|site| site.sockets_on_port(number, target.port()))
@@ -207,21 +216,34 @@ fn one(
             here,
             "a socket that takes such packets is there now; it was opened since, or it is bound to another device",
         );
-    let listen = match only {
-        Some(socket) => format!(
-            "make {} listen on {} or on all addresses (0.0.0.0, ::)",
-            owner(socket),
-            target.ip()
+    let open = "the port becomes reachable for everybody who can reach the address";
+    let diagnosis = match (service, only) {
+        (Some(service), _) => diagnosis
+            .lacking(format!("why kube-proxy did not take it for s/{service}"))
+            .fix(
+                ["tracer cluster differences   # what kube-proxy should have made and did not"],
+                "none: this only looks",
+            )
+            .fix(
+                ["nodePortAddresses in kube-proxy's configuration   # nftables mode: by default the node's primary addresses only"],
+                open,
+            ),
+        (None, Some(socket)) => diagnosis.fix(
+            [format!(
+                "make {} listen on {} or on all addresses (0.0.0.0, ::)",
+                owner(socket),
+                target.ip()
+            )],
+            open,
         ),
-        None => format!(
-            "start the program that serves {name} port {}",
-            target.port()
+        (None, None) => diagnosis.fix(
+            [format!(
+                "start the program that serves {name} port {}",
+                target.port()
+            )],
+            open,
         ),
     };
-    let diagnosis = diagnosis.fix(
-        [listen],
-        "the port becomes reachable for everybody who can reach the address",
-    );
     let diagnosis = if asked == target {
         diagnosis
     } else {
@@ -267,6 +289,12 @@ fn many(
             site.is_some_and(|site| site.listeners(number, address, port).next().is_some())
         })
         .count();
+    let claimed = ports
+        .keys()
+        .filter(|&&port| {
+            claimant(evidence, netns, number, SocketAddr::new(address, port)).is_some()
+        })
+        .count();
     let unread = site.is_none_or(|site| site.misses("TCP listeners") || site.misses("UDP sockets"));
     Diagnosis::new(
         &CAUSE,
@@ -287,6 +315,10 @@ fn many(
         (!unread).then(|| format!("{open} of these ports have a socket now")),
     )
     .lacking_if(unread, format!("the list of sockets in {place}"))
+    .lacking_if(
+        claimed > 0,
+        format!("why kube-proxy did not take those for services, whose ports {claimed} of them are"),
+    )
     .fix(
         [format!("find out what on {who} asks for these ports")],
         "none: nothing is changed",
@@ -296,16 +328,22 @@ fn many(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use serde_json::json;
     use tracer_ebpf::hook::HookId;
 
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::constructed::{Bench, ETH0, node, socket};
     use crate::event::{Transport, tcp_flag};
+    use crate::kube::constructed::{cluster, configured};
 
     fn refused(bench: &mut Bench, port: u16) {
+        refused_at(bench, "192.0.2.1", port);
+    }
+
+    fn refused_at(bench: &mut Bench, address: &str, port: u16) {
         bench
-            .tcp("192.0.2.10:40000", &format!("192.0.2.1:{port}"))
+            .tcp("192.0.2.10:40000", &format!("{address}:{port}"))
             .receive(ETH0)
             .at(HookId::LocalDeliver)
             .at(HookId::TcpReceive)
@@ -372,6 +410,56 @@ pub(super) mod tests {
         let found = bench.only();
         assert_eq!(found.failed, 199);
         assert!(found.summary.contains("199 tcp ports"), "{found:#?}");
+    }
+
+    /// A node in iptables mode with a service on NodePort 30000.
+    pub(in crate::cause) fn with_node_port() -> Bench {
+        let facts = cluster(
+            "node-a",
+            &[
+                json!({"kind": "Node", "metadata": {"name": "node-a"}, "status": {
+                    "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}],
+                    "nodeInfo": {"kubeletVersion": "v1.33.0"}}}),
+                json!({"kind": "Service", "metadata": {"namespace": "default", "name": "web"},
+                    "spec": {"type": "NodePort", "clusterIPs": ["10.96.0.5"],
+                        "ports": [{"port": 80, "nodePort": 30000}]}}),
+                json!({"kind": "EndpointSlice", "metadata": {"namespace": "default", "name": "web-x",
+                        "labels": {"kubernetes.io/service-name": "web"}},
+                    "ports": [{"port": 8080}], "endpoints": [{"addresses": ["10.244.0.9"]}]}),
+            ],
+        );
+        let mut bench = node();
+        bench.cluster = Some(configured(facts, "mode: iptables"));
+        bench
+    }
+
+    #[test]
+    fn a_port_that_a_service_has_is_no_more_than_likely() {
+        // On another address of the node than the cluster knows.
+        let own = "10.244.0.1";
+        for (address, port, certainty) in [
+            ("192.0.2.1", 30000, Certainty::Likely),
+            (own, 30000, Certainty::Likely),
+            (own, 30001, Certainty::Certain),
+            ("192.0.2.77", 30000, Certainty::Certain),
+        ] {
+            let mut bench = with_node_port();
+            refused_at(&mut bench, address, port);
+            let found = bench.only();
+            assert_eq!((found.code, found.certainty), (CAUSE.code, certainty));
+            let lines = found.fixes.iter().flat_map(|fix| &fix.lines);
+            let starts = lines.filter(|line| line.starts_with("start the program"));
+            assert_eq!(
+                starts.count(),
+                usize::from(certainty == Certainty::Certain),
+                "{found:#?}"
+            );
+        }
+        let mut bench = with_node_port();
+        for port in 29990..30010 {
+            refused(&mut bench, port);
+        }
+        assert_eq!(bench.only().certainty, Certainty::Likely);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::filtered::Kind;
 use crate::event::protocol;
 use crate::hook::Role;
 use crate::kube::{ClusterFacts, Endpoint, Freshness, Resource, Service};
+use crate::node::NetnsId;
 
 /// A service that packets were for and that did not take them.
 #[derive(Clone, Copy)]
@@ -19,6 +20,34 @@ pub(super) struct Target<'a> {
     pub(super) protocol: u8,
     /// As the client used it.
     pub(super) address: SocketAddr,
+}
+
+/// Whether kube-proxy works in a namespace: it runs there, or the namespace has the node's addresses.
+pub(super) fn has_kube_proxy(evidence: &Evidence<'_>, netns: NetnsId) -> bool {
+    let of_node = || {
+        let cluster = evidence.cluster?;
+        let node = cluster.node(cluster.this_node.as_deref()?)?;
+        let site = evidence.site(netns)?;
+        let mut own = node.internal_ips.iter();
+        Some(own.any(|address| site.is_local(*address)))
+    };
+    evidence.facts.kube_proxies_in(netns).next().is_some() || of_node() == Some(true)
+}
+
+/// The service that packets to an address and port are for when they are in a namespace; its NodePort counts
+/// on every address of the node.
+pub(super) fn claimant<'a>(
+    evidence: &Evidence<'a>,
+    netns: NetnsId,
+    protocol: u8,
+    address: SocketAddr,
+) -> Option<&'a Service> {
+    let cluster = evidence.cluster?;
+    cluster.service_at(protocol, address).or_else(|| {
+        let service = cluster.node_port(protocol, address.port())?;
+        let own = evidence.site(netns)?.is_local(address.ip());
+        (own && has_kube_proxy(evidence, netns)).then_some(service)
+    })
 }
 
 /// The services that gave packets back: no endpoint was chosen for them.

@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
 use super::ipvs_stale_connection::swallowed;
+use super::service::{claimant, has_kube_proxy};
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, Tuple, protocol};
 use crate::flow::Direction;
@@ -30,15 +31,20 @@ source port (DNS resolvers do) go on sending to it. kube-proxy has to delete suc
 
 Signs: a packet whose entry leads to an address that is no endpoint of the service; the packet then meets a
 neighbour that does not answer, no route, or a foreign pod. An entry without any NAT (its reply comes from
-the service address itself) was made before the service's rules.
+the service address itself) was made before the service's rules; that it waits for a reply proves nothing,
+programs that only send have such entries too.
 
-Proof: the entry that the packet met, and the service's present endpoints, which do not hold its target.
+Proof: the entry that the packet met, and the service's present endpoints, which do not hold its target; of
+an entry without NAT, that it is older than the packet and in the namespace where kube-proxy works.
 
 Fix: delete the entry; then find out why kube-proxy did not.",
     explains: &["neighbour-failed", "no-route", "route-blackhole", "no-listener"],
     examine,
     audit,
 };
+
+/// `IPS_CONFIRMED`: the entry is older than the packet that meets it.
+const CONFIRMED: u16 = 1 << 3;
 
 /// A service address, and where a conntrack entry leads instead of to an endpoint of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,10 +54,17 @@ struct Stale {
     target: SocketAddr,
 }
 
+impl Stale {
+    /// The entry has NAT; without, it is older than the service's rules.
+    fn is_translated(self) -> bool {
+        self.service != self.target
+    }
+}
+
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     evidence
         .group(|failure| {
-            let stale = led_astray(failure)?;
+            let stale = led_astray(evidence, failure)?;
             let serving = serving(evidence, stale);
             let other = evidence.site(stale.netns).is_none_or(|_| {
                 serving
@@ -59,7 +72,8 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                     .is_none_or(|list| !list.contains(&stale.target))
             });
             // Without the list of endpoints another client's choice has to differ.
-            let known = serving.is_some() || rival(evidence, stale).is_some();
+            let known =
+                serving.is_some() || (stale.is_translated() && rival(evidence, stale).is_some());
             (other && known).then_some(stale)
         })
         .into_iter()
@@ -67,40 +81,59 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         .collect()
 }
 
-/// The entry of a UDP request that was lost after netfilter's NAT, seen on its way.
-fn led_astray(failure: &Failure<'_>) -> Option<Stale> {
+/// The entry of a UDP request that was lost behind it, seen on its way.
+fn led_astray(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<Stale> {
     // Where IPVS keeps the decision its own entry is the stale one.
     let by_ipvs = failure.journey.passed(Role::IpvsTransmit) || swallowed(failure).is_some();
-    if failure.direction != Direction::Request || by_ipvs {
+    if failure.direction != Direction::Request
+        || failure.flow.client.protocol != protocol::UDP
+        || by_ipvs
+    {
         return None;
     }
-    let (index, original, reply) = entry(failure)?;
-    let nat = original.destination != reply.source;
-    (original.protocol == protocol::UDP && nat).then_some(Stale {
-        netns: failure.netns_at(index)?,
+    let (netns, original, reply) = entry(evidence, failure)?;
+    Some(Stale {
+        netns,
         service: original.destination,
         target: reply.source,
     })
 }
 
-/// The first conntrack entry that the packet met: one that has its NAT already was there before it.
-fn entry(failure: &Failure<'_>) -> Option<(usize, Tuple, Tuple)> {
-    failure
-        .journey
-        .events
-        .iter()
-        .enumerate()
-        .find_map(|(index, event)| match event.detail {
+/// The first conntrack entry that the packet met and that decides where it goes. Of each namespace the first
+/// one counts: one that has its NAT already was there before the packet. Without NAT it has to be older, and
+/// where kube-proxy works: hosts that do not translate have such entries of everything.
+fn entry(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<(NetnsId, Tuple, Tuple)> {
+    let mut met = Vec::new();
+    let events = failure.journey.events.iter().enumerate();
+    events
+        .filter_map(|(index, event)| match event.detail {
             Detail::Conntrack {
-                original, reply, ..
-            } => Some((index, original, reply)),
+                original,
+                reply,
+                status,
+                ..
+            } => Some((failure.netns_at(index)?, original, reply, status)),
             _ => None,
+        })
+        .find_map(|(netns, original, reply, status)| {
+            let first = !met.contains(&netns);
+            met.push(netns);
+            let decides = original.destination != reply.source
+                || (status & CONFIRMED != 0 && has_kube_proxy(evidence, netns));
+            (first && decides).then_some((netns, original, reply))
         })
 }
 
-/// The service's present endpoints, and who says so: IPVS, else the cluster. `None` when neither knows.
+/// The service's present endpoints, and who says so: IPVS, else the cluster. `None` when neither knows, or
+/// when an entry without NAT is right.
 fn serving(evidence: &Evidence<'_>, stale: Stale) -> Option<Vec<SocketAddr>> {
-    by_ipvs(evidence, stale).or_else(|| by_cluster(evidence, stale.service))
+    let by_ipvs = by_ipvs(evidence, stale);
+    if stale.is_translated() {
+        return by_ipvs.or_else(|| by_cluster(evidence, stale));
+    }
+    // IPVS translates without the entry, and without endpoints there is nothing to translate to.
+    let untouched = by_ipvs.is_none() && has_kube_proxy(evidence, stale.netns);
+    by_cluster(evidence, stale).filter(|list| untouched && !list.is_empty())
 }
 
 /// The real servers that take connections; `None` when IPVS does not serve it.
@@ -121,11 +154,11 @@ fn by_ipvs(evidence: &Evidence<'_>, stale: Stale) -> Option<Vec<SocketAddr>> {
 }
 
 /// The serving endpoints in the service's EndpointSlices, while these are fresh.
-fn by_cluster(evidence: &Evidence<'_>, service: SocketAddr) -> Option<Vec<SocketAddr>> {
+fn by_cluster(evidence: &Evidence<'_>, stale: Stale) -> Option<Vec<SocketAddr>> {
     let cluster = evidence
         .cluster
         .filter(|cluster| cluster.fresh(&[Resource::Services, Resource::Endpoints]))?;
-    let object = cluster.service_at(protocol::UDP, service)?;
+    let object = claimant(evidence, stale.netns, protocol::UDP, stale.service)?;
     Some(
         cluster
             .endpoints_of(&object.name)
@@ -164,7 +197,7 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
     let by_ipvs = by_ipvs(evidence, stale).is_some();
     let rival = rival(evidence, stale);
     let first = failures.first();
-    let entry = first.and_then(|failure| entry(failure));
+    let entry = first.and_then(|failure| entry(evidence, failure));
     let end = first.map_or_else(String::new, |failure| {
         if failure.journey.passed(Role::NeighbourFailed) {
             ": nobody answers there".to_owned()
@@ -187,13 +220,29 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
         }
     };
     let tries = first.map_or(0, |failure| failure.flow.of(Direction::Request).count());
+    let (subject, what, followed) = if stale.is_translated() {
+        (
+            format!("udp {service} → {target}"),
+            format!(
+                "A conntrack entry in {place} still sends packets for udp {service} to {target}, which is no endpoint of \
+                 it any more"
+            ),
+            format!("followed the entry to {target}"),
+        )
+    } else {
+        (
+            format!("udp {service} not translated"),
+            format!(
+                "A conntrack entry in {place} for udp {service} is older than the service's rules, so its packets are not \
+                 translated to an endpoint"
+            ),
+            "met the entry and went on untranslated".to_owned(),
+        )
+    };
     Diagnosis::new(
         &CAUSE,
-        format!("udp {service} → {target}"),
-        format!(
-            "A conntrack entry in {place} still sends packets for udp {service} to {target}, which is no endpoint of it \
-             any more{end}. Each packet from the same client port renews the entry."
-        ),
+        subject,
+        format!("{what}{end}. Each packet from the same client port renews the entry."),
     )
     .stopped(evidence, failures)
     .prove_if(
@@ -208,7 +257,7 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
     .prove_if(if by_ipvs { "ipvs" } else { "endpoints" }, serving.as_ref().map(|now| format!("udp {service} has {}", list(now))))
     .prove_if(
         "packet",
-        first.map(|failure| format!("{} followed the entry to {target}; {tries} packets of its port did", failure.words())),
+        first.map(|failure| format!("{} {followed}; {tries} packets of its port did", failure.words())),
     )
     .prove_if(
         "packet",
@@ -262,7 +311,16 @@ fn delete(service: SocketAddr, by_ipvs: bool) -> Vec<String> {
 /// Entries that lead to no endpoint of their service, and a kube-proxy that cannot delete them.
 fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
-    for site in evidence.sites() {
+    // Elsewhere, as in a pod with rules of its own, entries for services are not translated.
+    let translates = |site: &&Site<'_>| {
+        let by_ipvs = site
+            .facts
+            .ipvs
+            .as_ref()
+            .is_some_and(|table| !table.is_empty());
+        by_ipvs || has_kube_proxy(evidence, site.facts.id)
+    };
+    for site in evidence.sites().filter(translates) {
         let mut stale: BTreeMap<Stale, Vec<&ConntrackEntry>> = BTreeMap::new();
         for entry in site.facts.udp_entries.iter().flatten() {
             let key = Stale {
@@ -283,7 +341,13 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
                     entries[0].original.source
                 ),
             );
-            Finding::error(diagnosis)
+            if stale.is_translated() {
+                Finding::error(diagnosis)
+            } else {
+                Finding::warning(diagnosis.lacking(
+                    "that its client still sends: the entry of a single packet goes away by itself",
+                ))
+            }
         }));
     }
     let log = evidence.facts.proxy_log.as_deref();
@@ -368,6 +432,8 @@ pub(super) mod tests {
     use crate::cause::Certainty;
     use crate::cause::constructed::{Bench, CNI0, at, ip, neighbour, node, service};
     use crate::node::NeighbourState;
+
+    mod entry;
 
     fn tuple(source: &str, destination: &str) -> Tuple {
         Tuple {

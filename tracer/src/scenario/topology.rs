@@ -306,17 +306,18 @@ pub(super) fn service(world: &World, node: &Namespace, endpoint: Ipv4Addr) -> an
     ))
 }
 
-/// The same for UDP, at any address.
+/// The same for UDP, at any address and port.
 pub(super) fn udp_service(
     world: &World,
     node: &Namespace,
-    service: Ipv4Addr,
+    service: SocketAddr,
     endpoint: Ipv4Addr,
 ) -> anyhow::Result<()> {
-    let options = &world.options;
     node.run(&format!(
-        "iptables -t nat -A PREROUTING -d {service}/32 -p udp --dport {} -j DNAT --to-destination {endpoint}:{}",
-        options.service_port, options.pod_port
+        "iptables -t nat -A PREROUTING -d {}/32 -p udp --dport {} -j DNAT --to-destination {endpoint}:{}",
+        service.ip(),
+        service.port(),
+        world.options.pod_port
     ))
 }
 

@@ -35,11 +35,10 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
     let options = world.options.clone();
     world.serve_udp(&site.pod, options.pod_port)?;
-    let servers = [options.service, options.outside];
+    let servers = [options.service, options.outside].map(|server| at(server, options.service_port));
     for server in servers {
         topology::udp_service(world, &site.node, server, options.pod)?;
     }
-    let servers = servers.map(|server| at(server, options.service_port));
     let ask = |label, servers: [SocketAddr; 2], rounds| {
         Target::custom(label, &site.client, servers[1], move |client| {
             both_at_once(client, servers, rounds)

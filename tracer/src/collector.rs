@@ -5,6 +5,7 @@
 
 mod explained;
 mod met;
+mod proxy_reports;
 mod service_rules;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use crate::node::{NetnsHandle, NetnsId, Occasion, ProxyLog, Reading, Snapshot, S
 use crate::ruling;
 use explained::Explained;
 use met::Met;
+use proxy_reports::ProxyReports;
 use service_rules::ServiceRulesReader;
 
 /// A diagnosis waits this long for the connections that come right behind the first.
@@ -113,6 +115,8 @@ pub struct Collector {
     rules_ns: Option<u64>,
     /// What kube-proxy's rules do, and when to read it.
     service_rules: ServiceRulesReader,
+    /// What kube-proxy says of itself.
+    proxy_reports: ProxyReports,
     /// When the first packet that asks for a diagnosis ended.
     due_ns: Option<u64>,
     /// What the last look for causes found, with the counts of then.
@@ -146,6 +150,7 @@ impl Collector {
             filtering: BTreeSet::new(),
             rules_ns: None,
             service_rules: ServiceRulesReader::default(),
+            proxy_reports: ProxyReports::default(),
             due_ns: None,
             causes: Vec::new(),
             given: HashMap::new(),
@@ -365,6 +370,9 @@ impl Collector {
                 self.due_ns.get_or_insert(now_ns);
             }
         }
+        if self.due_ns.is_some() && self.source.is_live() {
+            self.proxy_reports.ask(now_ns);
+        }
     }
 
     /// True once something asks for a diagnosis and the connections behind it had time to follow; at
@@ -393,7 +401,8 @@ impl Collector {
             self.facts = facts;
         }
         // What the packets met may be younger than the facts.
-        let unread = self.met.is_unread() || !self.seen.is_subset(&self.asked);
+        let heard = self.proxy_reports.hear(hurry);
+        let unread = heard || self.met.is_unread() || !self.seen.is_subset(&self.asked);
         if hurry || unread || self.facts_are_old(now_ns) {
             self.read_facts(Occasion::Diagnosis);
         }
@@ -459,6 +468,7 @@ impl Collector {
         self.filtering.clear();
         self.rules_ns = None;
         self.service_rules = ServiceRulesReader::default();
+        self.proxy_reports = ProxyReports::default();
         self.causes.clear();
         self.given.clear();
         self.explained = Explained::default();
@@ -487,6 +497,7 @@ impl Collector {
             .extend(Snapshot::take(&directory, &beyond).namespaces);
         facts.read_connections(&directory, self.met.take_ipvs_clients());
         facts.read_rules(&directory, &self.filtering);
+        self.proxy_reports.put(&mut facts);
         let cluster = self.cluster.as_deref();
         self.service_rules
             .read(&mut facts, &self.facts, &directory, cluster);

@@ -61,7 +61,7 @@ const WORDS: &str = "
     ptp etc d bin usr opt var lib run proc sys conflist 10 sock unix remote kubeconfig yaml json
     iface mtu nodeport nodeports external internal balancer loadbalancer clusterip
     udp4 sep svc fw xlb ext svl nodes firewall ranges source-ranges masq canary hint hairpin load
-    primary userspace kernelspace healthz metrics
+    primary userspace kernelspace healthz metrics proxyterminatingendpoints
     pending succeeded failed terminating evicted
     app k8s io label labels zone topology region true false
     coredns apiserver controller manager scheduler etcd tigera system public lease

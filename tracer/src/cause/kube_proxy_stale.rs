@@ -49,7 +49,7 @@ fn comparison(
     site: &Site<'_>,
 ) -> Option<Comparison> {
     let running = evidence.facts.kube_proxies_in(site.facts.id);
-    Comparison::of(cluster, site.facts, &Proxy::known(cluster, running)?)
+    Comparison::of(cluster, site.facts, &Proxy::known(Some(cluster), running)?)
 }
 
 /// The namespace in which kube-proxy works: the one with the node's addresses.

@@ -79,7 +79,7 @@ enum Reason {
     /// Its local route carries another address as source.
     Secondary { source: IpAddr },
     /// The configuration leaves it out.
-    Configured { proxy: KubeProxy },
+    Configured { proxy: Box<KubeProxy> },
     /// It is a service address as well.
     ServiceAddress,
     /// Not known.
@@ -196,7 +196,7 @@ fn reason(facts: &Site<'_>, vip: IpAddr, excluding: Option<&KubeProxy>) -> Reaso
     let secondary = facts.addresses(vip).any(|address| address.secondary);
     match (route_source, excluding) {
         (_, Some(proxy)) => Reason::Configured {
-            proxy: proxy.clone(),
+            proxy: Box::new(proxy.clone()),
         },
         (Some(source), None) if source != vip && secondary => Reason::Secondary { source },
         _ if on_service_device(facts, vip) => Reason::ServiceAddress,

@@ -68,6 +68,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     ids.truncate(MOST_NAMESPACES);
     let mut facts = Snapshot::take(&directory, &ids);
     facts.read_node();
+    facts.ask_kube_proxies();
     facts.proxy_log = log;
     facts.read_udp_entries(&directory);
     // Rules matter here where packets are forwarded.
@@ -132,11 +133,17 @@ fn unread(facts: &Snapshot) -> Vec<String> {
         Some(remedy) => format!("{}: {} ({remedy})", missing.what, missing.why),
         None => format!("{}: {}", missing.what, missing.why),
     };
+    let reports = facts.kube_proxies.iter();
     let mut unread: Vec<String> = facts
         .namespaces
         .iter()
         .flat_map(|facts| &facts.missing)
         .chain(&facts.missing)
+        .chain(
+            reports
+                .filter_map(|proxy| proxy.report.as_ref())
+                .flat_map(|report| &report.missing),
+        )
         .map(words)
         .collect();
     unread.sort();

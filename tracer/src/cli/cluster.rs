@@ -222,15 +222,16 @@ fn show_differences(arguments: &Facts, output: &Output) -> Result<Exit, Failure>
     let running = KubeProxy::running()
         .into_iter()
         .find(|proxy| proxy.netns == Some(handle.id()));
-    let proxy = match &running {
-        Some(running) => {
-            let report = ProxyReport::read(running);
+    let proxy = match running {
+        Some(mut running) => {
+            let report = ProxyReport::read(&running);
             printer.object(
                 "kube-proxy",
-                &ReportView::new(running, &report),
-                &said(running, &report),
+                &ReportView::new(&running, &report),
+                &said(&running, &report),
             )?;
-            Proxy::running(running, &report, facts)
+            running.report = Some(report);
+            Proxy::running(&running, Some(facts))
         }
         None => Proxy::of_cluster(facts),
     };

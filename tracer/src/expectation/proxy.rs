@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::Mode;
 use crate::kube::ClusterFacts;
-use crate::node::{
-    KubeProxy, NetnsFacts, NetnsId, Prefix, ProxyConfiguration, ProxyReport, Snapshot,
-};
+use crate::node::{KubeProxy, NetnsFacts, NetnsId, Prefix, ProxyConfiguration, Snapshot};
+
+/// The feature gate by which endpoints that are going serve where none is ready (1.22 to 1.27).
+const TERMINATING: &str = "ProxyTerminatingEndpoints";
 
 /// What decides what kube-proxy makes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +20,8 @@ pub struct Proxy {
     pub node_ports: NodePortAddresses,
     /// Virtual servers in these prefixes are not kube-proxy's.
     pub excluded: Vec<Prefix>,
+    /// The feature gate `ProxyTerminatingEndpoints`, where it is set.
+    pub terminating: Option<bool>,
 }
 
 /// Where NodePorts are to answer.
@@ -44,24 +47,22 @@ impl Proxy {
             minor,
             node_ports: NodePortAddresses::parse(node_port_addresses),
             excluded: Vec::new(),
+            terminating: None,
         }
     }
 
-    /// From kube-proxy's configuration and version (`v1.20.2`).
-    pub fn configured(
-        mode: Mode,
-        configuration: &ProxyConfiguration,
-        version: Option<&str>,
-    ) -> Self {
+    /// From kube-proxy's configuration and version.
+    fn configured(mode: Mode, configuration: &ProxyConfiguration, minor: Option<u16>) -> Self {
         Self {
             mode,
-            minor: version.and_then(minor),
+            minor,
             node_ports: NodePortAddresses::parse(&configuration.node_port_addresses),
             excluded: configuration
                 .excluded_prefixes
                 .iter()
                 .filter_map(|text| Prefix::parse(text))
                 .collect(),
+            terminating: configuration.feature_gates.get(TERMINATING).copied(),
         }
     }
 
@@ -70,60 +71,73 @@ impl Proxy {
     pub fn of_cluster(cluster: &ClusterFacts) -> Option<Self> {
         let configuration = cluster.proxy_configuration.as_deref()?;
         let mode = Mode::parse(configuration.mode.as_deref())?;
-        let node = cluster.node(cluster.this_node.as_deref()?)?;
+        cluster.node(cluster.this_node.as_deref()?)?;
         Some(Self::configured(
             mode,
             configuration,
-            node.kubelet_version.as_deref(),
+            kubelet_minor(cluster),
         ))
     }
 
-    /// From the command line of the kube-proxy that runs here, where it counts, and what the cluster knows;
-    /// nobody is asked. `None` when its mode is not known.
+    /// From the kube-proxy that runs here, and what the cluster knows. `None` when its mode is not known.
     pub fn known<'a>(
-        cluster: &ClusterFacts,
+        cluster: Option<&ClusterFacts>,
         mut running: impl Iterator<Item = &'a KubeProxy>,
     ) -> Option<Self> {
         match running.next() {
-            Some(proxy) => Self::running(proxy, &ProxyReport::default(), cluster),
-            None => Self::of_cluster(cluster),
+            Some(proxy) => Self::running(proxy, cluster),
+            None => Self::of_cluster(cluster?),
         }
     }
 
-    /// From a running kube-proxy: its own word first, then its file, its flags, and what the cluster
-    /// knows. `None` when its mode is not known.
-    pub fn running(
-        proxy: &KubeProxy,
-        report: &ProxyReport,
-        cluster: &ClusterFacts,
-    ) -> Option<Self> {
-        let in_map = cluster.proxy_configuration.as_deref();
+    /// From a running kube-proxy: its own word first, where it was asked, then its file, its flags, and what
+    /// the cluster knows. `None` when its mode is not known.
+    pub fn running(proxy: &KubeProxy, cluster: Option<&ClusterFacts>) -> Option<Self> {
+        let report = proxy.report.as_ref();
+        let in_map = cluster.and_then(|cluster| cluster.proxy_configuration.as_deref());
         let configuration = report
-            .configuration
-            .as_ref()
+            .and_then(|report| report.configuration.as_ref())
             // Without a file its flags count, not the ConfigMap.
             .or_else(|| in_map.filter(|_| proxy.config.is_some()));
         // With a file that nobody could read, its mode may be any.
         let hidden = proxy.config.is_some() && configuration.is_none();
         let said = report
-            .mode
-            .as_deref()
+            .and_then(|report| report.mode.as_deref())
             .or_else(|| configuration?.mode.as_deref())
             .or(proxy.mode.as_deref());
         if hidden && said.is_none() {
             return None;
         }
         let mode = Mode::parse(said)?;
-        let of_node = || {
-            let node = cluster.node(cluster.this_node.as_deref()?)?;
-            node.kubelet_version.as_deref()
-        };
-        let version = report.version.as_deref().or_else(of_node);
+        let minor = Self::minor_of(proxy, cluster);
         Some(match configuration {
-            Some(configuration) => Self::configured(mode, configuration, version),
-            None => Self::new(mode, version.and_then(minor), &proxy.node_port_addresses),
+            Some(configuration) => Self::configured(mode, configuration, minor),
+            None if hidden => Self {
+                node_ports: NodePortAddresses::Unknown,
+                ..Self::new(mode, minor, &[])
+            },
+            None => Self {
+                terminating: proxy.feature_gates.get(TERMINATING).copied(),
+                ..Self::new(mode, minor, &proxy.node_port_addresses)
+            },
         })
     }
+
+    /// The minor version that a running kube-proxy says, else this node's kubelet's.
+    pub fn minor_of(proxy: &KubeProxy, cluster: Option<&ClusterFacts>) -> Option<u16> {
+        let said = proxy
+            .report
+            .as_ref()
+            .and_then(|report| report.version.as_deref());
+        said.and_then(minor)
+            .or_else(|| cluster.and_then(kubelet_minor))
+    }
+}
+
+/// The minor version of this node's kubelet.
+fn kubelet_minor(cluster: &ClusterFacts) -> Option<u16> {
+    let node = cluster.node(cluster.this_node.as_deref()?)?;
+    minor(node.kubelet_version.as_deref()?)
 }
 
 /// The namespaces in which kube-proxy writes packet filter rules for services: those with an address of
@@ -138,7 +152,7 @@ pub fn ruled_namespaces(cluster: &ClusterFacts, facts: &Snapshot) -> BTreeSet<Ne
     };
     let of_node = |namespace: &&NetnsFacts| {
         let mut own = node.internal_ips.iter();
-        let proxy = Proxy::known(cluster, facts.kube_proxies_in(namespace.id));
+        let proxy = Proxy::known(Some(cluster), facts.kube_proxies_in(namespace.id));
         own.any(|address| namespace.address(*address).is_some())
             && proxy.is_some_and(|proxy| proxy.mode != Mode::Ipvs)
     };

@@ -118,7 +118,17 @@ impl Mode {
 
 impl Proxy {
     /// Whether kube-proxy has a habit; `None` when its version decides and is not known.
-    pub(super) fn does(&self, habit: Habit) -> Option<bool> {
+    pub fn does(&self, habit: Habit) -> Option<bool> {
+        if let (Habit::ServingTerminating, Some(gate), Some(minor)) =
+            (habit, self.terminating, self.minor)
+        {
+            match (gate, minor) {
+                // Before 1.26 it held for some traffic policies only, for which ones differs.
+                (true, 22..=25) => return None,
+                (false, 22..=27) => return Some(false),
+                _ => {}
+            }
+        }
         let mut rows = TABLE
             .iter()
             .filter(|row| row.habit == habit && row.modes.contains(&self.mode));

@@ -1,11 +1,12 @@
 //! kube-proxy as it runs on this node: its process and the flags that decide where NodePorts answer.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 
-use super::NetnsId;
 use super::route::Prefix;
+use super::{NetnsId, ProxyReport};
 use serde::{Deserialize, Serialize};
 
 /// A kube-proxy process.
@@ -21,8 +22,20 @@ pub struct KubeProxy {
     pub node_port_addresses: Vec<String>,
     /// `--config`: where it is given, kube-proxy ignores most other flags.
     pub config: Option<String>,
+    /// `--metrics-bind-address`.
+    #[serde(default)]
+    pub metrics: Option<String>,
+    /// `--healthz-bind-address`.
+    #[serde(default)]
+    pub healthz: Option<String>,
+    /// `--feature-gates`.
+    #[serde(default)]
+    pub feature_gates: BTreeMap<String, bool>,
     /// It finds the program `conntrack` in its own mount namespace; `None` when that is not known.
     pub conntrack_tool: Option<bool>,
+    /// What it says of itself, once it was asked.
+    #[serde(default)]
+    pub report: Option<ProxyReport>,
 }
 
 impl KubeProxy {
@@ -60,19 +73,42 @@ impl KubeProxy {
             return None;
         }
         let flag = |name| flag(&words, name);
+        let list = |name| -> Vec<String> {
+            flag(name).map_or_else(Vec::new, |list| {
+                list.split(',')
+                    .map(|part| part.trim().to_owned())
+                    .filter(|part| !part.is_empty())
+                    .collect()
+            })
+        };
+        let gates = list("feature-gates");
+        let gates = gates.iter().filter_map(|gate| {
+            let (name, value) = gate.split_once('=')?;
+            Some((name.to_owned(), value.to_lowercase().parse().ok()?))
+        });
         Some(Self {
             pid,
             netns: None,
             mode: flag("proxy-mode"),
-            node_port_addresses: flag("nodeport-addresses").map_or_else(Vec::new, |list| {
-                list.split(',')
-                    .map(|prefix| prefix.trim().to_owned())
-                    .filter(|prefix| !prefix.is_empty())
-                    .collect()
-            }),
+            node_port_addresses: list("nodeport-addresses"),
             config: flag("config"),
+            metrics: flag("metrics-bind-address"),
+            healthz: flag("healthz-bind-address"),
+            feature_gates: gates.collect(),
             conntrack_tool: None,
+            report: None,
         })
+    }
+
+    /// A process with this command line.
+    #[cfg(test)]
+    pub(crate) fn constructed(line: &str) -> Self {
+        Self::parse(1, line.replace(' ', "\0").as_bytes()).expect("kube-proxy's command line")
+    }
+
+    /// A flag's value, where flags count: not beside a configuration file.
+    pub(super) fn counting<'a>(&self, flag: &'a Option<String>) -> Option<&'a str> {
+        flag.as_deref().filter(|_| self.config.is_none())
     }
 
     /// Whether NodePorts answer on an address by these flags; `None` when the flags do not say: no
@@ -151,6 +187,26 @@ mod tests {
             Some(false)
         );
         assert_eq!(proxy("/usr/bin/kubelet --proxy-mode=ipvs"), None);
+    }
+
+    #[test]
+    fn where_it_answers_and_its_gates_are_read() {
+        let found = proxy(
+            "kube-proxy --metrics-bind-address=127.0.0.1:1 --healthz-bind-address 192.0.2.1:2 --feature-gates=A=true,B=False,C",
+        )
+        .expect("kube-proxy");
+        assert_eq!(found.metrics.as_deref(), Some("127.0.0.1:1"));
+        assert_eq!(found.healthz.as_deref(), Some("192.0.2.1:2"));
+        let gates = [("A".to_owned(), true), ("B".to_owned(), false)];
+        assert_eq!(found.feature_gates, gates.into());
+    }
+
+    #[test]
+    fn a_capture_from_before_the_report_is_read() {
+        let older = serde_json::json!({"pid": 7, "netns": null, "mode": "ipvs", "node_port_addresses": [],
+            "config": null, "conntrack_tool": true});
+        let found: KubeProxy = serde_json::from_value(older).expect("a kube-proxy");
+        assert_eq!((found.pid, found.report), (7, None));
     }
 
     #[test]

@@ -165,6 +165,22 @@ impl Snapshot {
         self.cni = cni::read(Path::new("/"), &mut self.missing);
     }
 
+    /// Asks the kube-proxies of the namespaces read what they say of themselves: see [`ProxyReport::read`].
+    pub fn ask_kube_proxies(&mut self) {
+        let Self {
+            namespaces,
+            kube_proxies,
+            ..
+        } = self;
+        let read = |proxy: &&mut KubeProxy| {
+            let own = proxy.netns;
+            namespaces.iter().any(|facts| own == Some(facts.id))
+        };
+        for proxy in kube_proxies.iter_mut().filter(read) {
+            proxy.report = Some(ProxyReport::read(proxy));
+        }
+    }
+
     /// Reads the UDP conntrack entries of every namespace: a large table, for an audit.
     pub fn read_udp_entries(&mut self, directory: &Directory) {
         for facts in &mut self.namespaces {

@@ -8,18 +8,18 @@
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{KubeProxy, Missing, NetnsHandle, ProxyConfiguration};
+use super::{KubeProxy, Missing, NetnsHandle, ProxyConfiguration, socket};
 use serde::{Deserialize, Serialize};
 
 /// Where kube-proxy answers when nothing else is configured.
 const METRICS: u16 = 10249;
 const HEALTHZ: u16 = 10256;
-/// Longest wait for an answer: it comes from this machine.
+/// Longest wait for a whole answer: it comes from this machine.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Most that is read of an answer; /metrics is the longest.
-const MOST: u64 = 4 << 20;
+const MOST: usize = 4 << 20;
 
 /// What a running kube-proxy says of itself.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
@@ -54,21 +54,24 @@ impl ProxyReport {
                 Err(why) => report.miss("kube-proxy's configuration file", why),
             }
         }
-        let configured = report.configuration.as_ref();
-        let metrics = place(
-            configured.and_then(|configuration| configuration.metrics.as_deref()),
-            METRICS,
-        );
-        let healthz = place(
-            configured.and_then(|configuration| configuration.healthz.as_deref()),
-            HEALTHZ,
-        );
+        let (metrics, healthz) = report.places(proxy);
         let asked = NetnsHandle::from_pid(proxy.pid)
             .and_then(|netns| netns.run(|| report.ask(metrics, healthz)));
         if let Err(error) = asked {
             report.miss("what kube-proxy says of itself", error.to_string());
         }
         report
+    }
+
+    /// Where it answers: by its file, else by its flags.
+    fn places(&self, proxy: &KubeProxy) -> (SocketAddr, SocketAddr) {
+        let file = self.configuration.as_ref();
+        let metrics = file.and_then(|file| file.metrics.as_deref());
+        let healthz = file.and_then(|file| file.healthz.as_deref());
+        (
+            place(metrics.or_else(|| proxy.counting(&proxy.metrics)), METRICS),
+            place(healthz.or_else(|| proxy.counting(&proxy.healthz)), HEALTHZ),
+        )
     }
 
     fn ask(&mut self, metrics: SocketAddr, healthz: SocketAddr) {
@@ -134,14 +137,31 @@ fn place(configured: Option<&str>, port: u16) -> SocketAddr {
 
 /// HTTP/1.0: one answer, and the connection ends with it.
 fn get(place: SocketAddr, path: &str) -> io::Result<Answer> {
+    // A connection that is refused would be seen as a failure by whoever traces meanwhile: us.
+    if !socket::listens(place) {
+        return Err(io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            "refused: nothing listens there",
+        ));
+    }
+    let begun = Instant::now();
     let mut stream = TcpStream::connect_timeout(&place, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     // In one piece.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {place}\r\n\r\n");
     stream.write_all(request.as_bytes())?;
-    let mut bytes = Vec::new();
-    stream.take(MOST).read_to_end(&mut bytes)?;
+    let (mut bytes, mut part) = (Vec::new(), [0; 16 << 10]);
+    while bytes.len() < MOST {
+        let rest = PATIENCE.saturating_sub(begun.elapsed());
+        if rest.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(rest))?;
+        match stream.read(&mut part)? {
+            0 => break,
+            length => bytes.extend_from_slice(&part[..length]),
+        }
+    }
     let text = String::from_utf8_lossy(&bytes);
     parse(&text).ok_or_else(|| io::Error::other("the answer is not HTTP"))
 }
@@ -255,6 +275,49 @@ mod tests {
         report.ask(silent, silent);
         assert_eq!(report.missing.len(), 2);
         assert!(report.missing[0].why.contains("refused"), "{report:?}");
+    }
+
+    #[test]
+    fn it_answers_where_its_file_or_else_its_flags_say() {
+        let proxy = |config| KubeProxy {
+            config,
+            ..KubeProxy::constructed(
+                "kube-proxy --metrics-bind-address=[::]:1 --healthz-bind-address=192.0.2.1:2",
+            )
+        };
+        let places = |report: &ProxyReport, config: Option<&str>| {
+            let (metrics, healthz) = report.places(&proxy(config.map(str::to_owned)));
+            (metrics.to_string(), healthz.to_string())
+        };
+        let of = |metrics: &str, healthz: &str| (metrics.to_owned(), healthz.to_owned());
+        let unread = ProxyReport::default();
+        assert_eq!(places(&unread, None), of("[::1]:1", "192.0.2.1:2"));
+        // Beside a file flags do not count.
+        let defaults = of("127.0.0.1:10249", "127.0.0.1:10256");
+        assert_eq!(places(&unread, Some("/etc/k.yml")), defaults);
+        let file = ProxyConfiguration::parse("metricsBindAddress: 127.0.0.1:3");
+        let read = ProxyReport {
+            configuration: Some(file.expect("a configuration")),
+            ..ProxyReport::default()
+        };
+        let found = places(&read, Some("/etc/k.yml"));
+        assert_eq!(found, of("127.0.0.1:3", "127.0.0.1:10256"));
+    }
+
+    #[test]
+    fn an_answer_that_never_ends_is_not_waited_for() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let place = listener.local_addr().expect("an address");
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            // Until the client is gone.
+            while stream.write_all(b"x").is_ok() {
+                thread::sleep(PATIENCE / 10);
+            }
+        });
+        let begun = Instant::now();
+        assert!(get(place, "/healthz").is_err());
+        assert!(begun.elapsed() < PATIENCE * 3);
     }
 
     #[test]

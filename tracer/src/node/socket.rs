@@ -133,6 +133,14 @@ const KINDS: [Kind; 2] = [
     },
 ];
 
+/// Whether a TCP socket waits at an address and port of this namespace.
+pub(super) fn listens(place: SocketAddr) -> bool {
+    let tcp = libc::IPPROTO_TCP as u8;
+    read(&mut Vec::new())
+        .iter()
+        .any(|socket| socket.takes(tcp, place.ip(), place.port()))
+}
+
 pub(super) fn read(missing: &mut Vec<Missing>) -> Vec<ListeningSocket> {
     let mut sockets = Vec::new();
     for kind in &KINDS {

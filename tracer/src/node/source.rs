@@ -54,6 +54,11 @@ impl Source {
         Self::Recorded(VecDeque::new())
     }
 
+    /// Facts are read on this machine.
+    pub(crate) const fn is_live(&self) -> bool {
+        matches!(self, Self::Live { .. })
+    }
+
     /// Other namespaces are held open from now on.
     pub(crate) fn hold(&mut self, namespaces: Vec<NetnsHandle>) {
         if let Self::Live { held, .. } = self {

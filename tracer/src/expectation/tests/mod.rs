@@ -12,7 +12,8 @@ use super::*;
 use crate::kube::ClusterFacts;
 use crate::kube::constructed::{cluster, configured};
 use crate::node::{
-    Address, Link, NetnsFacts, NetnsId, OperState, Prefix, Route, RouteKind, RouteProtocol, Scope,
+    Address, KubeProxy, Link, NetnsFacts, NetnsId, OperState, Prefix, ProxyConfiguration,
+    ProxyReport, Route, RouteKind, RouteProtocol, Scope,
 };
 
 const NODE: &str = "node-a";
@@ -305,6 +306,71 @@ fn zone_hints_leave_the_endpoints_open() {
     let facts = cluster(NODE, &[node_object(), service(json!({})), object]);
     let servers = expected(&facts, &node(), &proxy(31, &[]));
     assert!(servers.iter().all(|server| server.endpoints.is_none()));
+}
+
+#[test]
+fn a_running_kube_proxy_says_what_it_is_like() {
+    let cluster = facts(json!({}), &[]);
+    let mut running = KubeProxy::constructed("kube-proxy --config=/etc/k.yml");
+    // Neither a ConfigMap nor an answer.
+    assert_eq!(Proxy::running(&running, Some(&cluster)), None);
+    let said = |configuration: Option<&str>| ProxyReport {
+        configuration: configuration
+            .map(|text| ProxyConfiguration::parse(text).expect("a configuration")),
+        mode: Some("ipvs".into()),
+        version: Some("v1.20.2".into()),
+        ..ProxyReport::default()
+    };
+    running.report = Some(said(None));
+    let found = Proxy::running(&running, Some(&cluster)).expect("its mode");
+    assert_eq!((found.mode, found.minor), (Mode::Ipvs, Some(20)));
+    // Its file has the list, and nobody could read it.
+    assert_eq!(found.node_ports, NodePortAddresses::Unknown);
+    running.report = Some(said(Some(
+        "mode: ipvs\nnodePortAddresses: [192.0.2.1/32]\n",
+    )));
+    let found = Proxy::known(None, [&running].into_iter()).expect("its mode");
+    assert_eq!(found.minor, Some(20));
+    assert!(matches!(found.node_ports, NodePortAddresses::Within(_)));
+    // Without its own word the kubelet's version stands for its.
+    running.report = None;
+    assert_eq!(Proxy::minor_of(&running, Some(&cluster)), Some(22));
+    assert_eq!(Proxy::minor_of(&running, None), None);
+}
+
+#[test]
+fn the_gate_of_terminating_endpoints_counts() {
+    let running = |line: &str, version: u16| {
+        let mut running = KubeProxy::constructed(line);
+        running.report = Some(ProxyReport {
+            version: Some(format!("v1.{version}.0")),
+            ..ProxyReport::default()
+        });
+        let proxy = Proxy::running(&running, None).expect("its mode");
+        proxy.does(Habit::ServingTerminating)
+    };
+    let gate = |value| {
+        format!("kube-proxy --proxy-mode=ipvs --feature-gates=ProxyTerminatingEndpoints={value}")
+    };
+    for (minor, unset, on, off) in [
+        (20, Some(false), Some(false), Some(false)),
+        (22, Some(false), None, Some(false)),
+        (25, Some(false), None, Some(false)),
+        (26, Some(true), Some(true), Some(false)),
+        (28, Some(true), Some(true), Some(true)),
+    ] {
+        assert_eq!(
+            running("kube-proxy --proxy-mode=ipvs", minor),
+            unset,
+            "1.{minor}"
+        );
+        assert_eq!(running(&gate("true"), minor), on, "1.{minor}");
+        assert_eq!(running(&gate("false"), minor), off, "1.{minor}");
+    }
+    // As the file has it.
+    let yaml = "mode: ipvs\nfeatureGates: {ProxyTerminatingEndpoints: true}\n";
+    let of_file = Proxy::of_cluster(&configured(facts(json!({}), &[]), yaml));
+    assert_eq!(of_file.and_then(|proxy| proxy.terminating), Some(true));
 }
 
 #[test]

@@ -159,7 +159,7 @@ fn served<'a>(
     }
     let cluster = evidence.cluster?;
     let service = cluster.node_port(number, asked.port())?;
-    let proxy = Proxy::known(cluster, evidence.facts.kube_proxies_in(netns))
+    let proxy = Proxy::known(Some(cluster), evidence.facts.kube_proxies_in(netns))
         .filter(|_| has_kube_proxy(evidence, netns))?;
     let never = match proxy.mode {
         // Without a virtual server anywhere it does not answer on other addresses either.

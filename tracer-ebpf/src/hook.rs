@@ -66,6 +66,8 @@ hooks! {
     OutputFinish = 16, "output_finish";
     /// The packet is cut into fragments.
     Fragment = 61, "fragment";
+    /// The IPv6 packet is cut into fragments.
+    Fragment6 = 70, "fragment6";
     /// The source address cannot be right on this device.
     Martian = 53, "martian";
     /// IPv6 begins with a received packet.

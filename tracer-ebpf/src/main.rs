@@ -81,6 +81,7 @@ functions! {
     kprobe_vxlan_transmit, fentry_vxlan_transmit => probe::device::vxlan_transmit;
     kprobe_vxlan_receive, fentry_vxlan_receive => probe::device::vxlan_receive;
     kprobe_fragment, fentry_fragment => probe::ip::fragment;
+    kprobe_fragment6, fentry_fragment6 => probe::ip::fragment6;
     kprobe_martian, fentry_martian => probe::ip::martian;
     kprobe_ip6_receive, fentry_ip6_receive => probe::ip::receive6;
     kprobe_local6_deliver, fentry_local6_deliver => probe::ip::local_deliver6;

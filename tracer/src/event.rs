@@ -318,7 +318,8 @@ impl Detail {
                 | HookId::Route6Error
                 | HookId::Local6Out
                 | HookId::Output6
-                | HookId::Output6Finish => {
+                | HookId::Output6Finish
+                | HookId::Fragment6 => {
                     let route = detail.route;
                     Self::Route {
                         kind: route.kind,

@@ -344,6 +344,7 @@ pub const CATALOGUE: &[Hook] = &[
     function(HookId::Output, Role::Output, "ip_output"),
     function(HookId::OutputFinish, Role::ToNeighbour, "ip_finish_output2"),
     function(HookId::Fragment, Role::Fragment, "ip_do_fragment"),
+    function(HookId::Fragment6, Role::Fragment, "ip6_fragment"),
     function(HookId::Martian, Role::Martian, "ip_handle_martian_source"),
     function(HookId::Ip6Receive, Role::Ip, "ip6_rcv_core"),
     function(HookId::Local6Deliver, Role::LocalIn, "ip6_input"),

@@ -120,6 +120,12 @@ pub fn output_finish6(ctx: &impl Arguments) -> Option<()> {
     Sight::in_namespace(HookId::Output6Finish, ctx.argument(2)?, ctx.argument(0)?).emit_with(route6)
 }
 
+/// `ip6_fragment(net, sk, skb, ...)`.
+#[inline(always)]
+pub fn fragment6(ctx: &impl Arguments) -> Option<()> {
+    Sight::in_namespace(HookId::Fragment6, ctx.argument(2)?, ctx.argument(0)?).emit_with(route6)
+}
+
 /// The IPv4 route that the skb carries.
 #[inline(always)]
 fn route(detail: &mut Detail, skb: &Skb) -> bool {

@@ -244,7 +244,7 @@ impl Bench {
                     source: at(source),
                     destination: at(destination),
                 },
-                ip_id: Some(id as u16),
+                ip_id: Some(id as u32 & 0xffff),
                 transport,
             },
             netns: NODE,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::LaxIpSlice;
+use etherparse::{Ipv6ExtensionSlice, LaxIpSlice};
 use serde::{Deserialize, Serialize};
 
 /// Transport protocol and both ends of a packet or connection.
@@ -59,8 +59,8 @@ pub mod protocol {
 pub struct Packet {
     /// Both ends.
     pub tuple: Tuple,
-    /// IPv4 identification.
-    pub ip_id: Option<u16>,
+    /// IPv4's identification, or that of IPv6's fragment header.
+    pub ip_id: Option<u32>,
     /// What the transport header adds.
     pub transport: Transport,
 }
@@ -134,16 +134,23 @@ impl Packet {
                 (
                     IpAddr::from(header.source_addr()),
                     IpAddr::from(header.destination_addr()),
-                    Some(header.identification()),
+                    Some(u32::from(header.identification())),
                     header.fragments_offset().value() != 0,
                 )
             }
-            LaxIpSlice::Ipv6(ip) => (
-                IpAddr::from(ip.header().source_addr()),
-                IpAddr::from(ip.header().destination_addr()),
-                None,
-                false,
-            ),
+            LaxIpSlice::Ipv6(ip) => {
+                let mut extensions = ip.extensions().clone().into_iter();
+                let fragment = extensions.find_map(|extension| match extension {
+                    Ipv6ExtensionSlice::Fragment(fragment) => Some(fragment),
+                    _ => None,
+                });
+                (
+                    IpAddr::from(ip.header().source_addr()),
+                    IpAddr::from(ip.header().destination_addr()),
+                    fragment.as_ref().map(|fragment| fragment.identification()),
+                    fragment.is_some_and(|fragment| fragment.fragment_offset().value() != 0),
+                )
+            }
         };
         let payload = ip.payload();
         let ip_protocol = payload.ip_number.0;
@@ -163,29 +170,38 @@ impl Packet {
         })
     }
 
-    /// True for a fragment of IPv4 that is not the first.
+    /// True for a fragment that is not the first.
     pub const fn is_later_fragment(&self) -> bool {
         matches!(self.transport, Transport::Fragment)
     }
 
-    /// True when both are fragments of one IPv4 packet, or one is the packet itself: RFC 791 tells
-    /// fragments by addresses, protocol and identification.
+    /// True when both are fragments of one packet, or one can be the packet itself: addresses, protocol
+    /// and identification tell fragments (RFC 791, RFC 8200). IPv6 has an identification in fragments only.
     pub fn shares_fragments_with(&self, other: &Self) -> bool {
-        let key = |packet: &Self| {
+        let ends = |packet: &Self| {
             let Tuple {
                 protocol,
                 source,
                 destination,
             } = packet.tuple;
-            Some((packet.ip_id?, protocol, source.ip(), destination.ip()))
+            (protocol, source.ip(), destination.ip())
         };
-        key(self).is_some() && key(self) == key(other)
+        let same = match (self.ip_id, other.ip_id) {
+            (Some(one), Some(two)) => one == two,
+            (one, two) => one.is_some() || two.is_some(),
+        };
+        same && ends(self) == ends(other)
     }
 
     /// True when `other` can be the same packet after NAT: addresses and ports may differ, what NAT
     /// leaves alone may not.
     pub fn may_be(&self, other: &Self) -> bool {
-        if self.tuple.protocol != other.tuple.protocol || self.ip_id != other.ip_id {
+        let (one, two) = (&self.tuple, &other.tuple);
+        if one.protocol != two.protocol || one.source.is_ipv4() != two.source.is_ipv4() {
+            return false;
+        }
+        // Nothing is translated while IPv6 cuts a packet or puts it together.
+        if self.ip_id != other.ip_id && !self.shares_fragments_with(other) {
             return false;
         }
         match (self.transport, other.transport) {
@@ -199,7 +215,7 @@ impl Packet {
                 self.transport == other.transport && (!discovery || self.tuple == other.tuple)
             }
             // Put together again, the packet goes on as the fragment that came last.
-            (Transport::Fragment, _) | (_, Transport::Fragment) => self.ip_id.is_some(),
+            (Transport::Fragment, _) | (_, Transport::Fragment) => true,
             (one, two) => std::mem::discriminant(&one) == std::mem::discriminant(&two),
         }
     }
@@ -279,10 +295,44 @@ mod tests {
         assert!(!packet.shares_fragments_with(&first));
     }
 
+    /// A UDP fragment over IPv6: bytes before it, whether more follow, identification.
+    fn fragment6(offset: u16, more: bool, id: u32) -> Packet {
+        let mut bytes = vec![0x60, 0, 0, 0, 0, 24, 44, 64];
+        bytes.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        bytes.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+        bytes.extend([protocol::UDP, 0]);
+        bytes.extend((offset | u16::from(more)).to_be_bytes());
+        bytes.extend(id.to_be_bytes());
+        bytes.extend([3, 0xe8, 0, 53, 0, 16, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        Packet::parse(&bytes, 0).expect("a packet")
+    }
+
+    #[test]
+    fn ipv6_fragments_are_told_by_their_header() {
+        let (first, later) = (fragment6(0, true, 70_000), fragment6(1232, false, 70_000));
+        assert_eq!(first.ip_id, Some(70_000));
+        assert!(!first.is_later_fragment() && first.tuple.source.port() == 1000);
+        assert!(later.is_later_fragment() && later.tuple.source.port() == 0);
+        assert_eq!(later.tuple.protocol, protocol::UDP);
+        assert!(first.shares_fragments_with(&later) && first.may_be(&later));
+        let other = fragment6(1232, false, 70_001);
+        assert!(!first.shares_fragments_with(&other) && !first.may_be(&other));
+        // The whole packet has no identification.
+        let mut whole = first.clone();
+        whole.ip_id = None;
+        for piece in [&first, &later] {
+            assert!(whole.shares_fragments_with(piece));
+            assert!(whole.may_be(piece) && piece.may_be(&whole));
+        }
+        assert!(!whole.shares_fragments_with(&whole) && whole.may_be(&whole));
+        whole.tuple.destination = "[2001:db8::3]:53".parse().expect("an address");
+        assert!(!whole.may_be(&later) && !whole.shares_fragments_with(&later));
+    }
+
     #[test]
     fn any_bytes_are_survived() {
         for length in 0..=72 {
-            for fill in [0u8, 0x45, 0x60, 0xff] {
+            for fill in [0u8, 0x2c, 0x45, 0x60, 0xff] {
                 let bytes = vec![fill; length];
                 for network in [0, 14, 80] {
                     let _ = Packet::parse(&bytes, network);

@@ -368,8 +368,13 @@ impl Active {
             .iter()
             .rev()
             .find_map(|event| event.packet.as_ref())?;
-        let cut = packet.is_later_fragment() || self.journey.passed(Role::Fragment);
-        if cut && event.role() != Role::LocalOut && seen.shares_fragments_with(packet) {
+        let cut_here = self.journey.passed(Role::Fragment);
+        let cut = cut_here || packet.is_later_fragment() && seen.ip_id.is_some();
+        // IPv6 gives its pieces an identification as it cuts; the first piece says which.
+        let mut pieces = self.journey.branches.iter().flat_map(|piece| &piece.events);
+        let whole = pieces.find_map(|event| event.packet.as_ref());
+        let whole = whole.filter(|_| cut_here).unwrap_or(seen);
+        if cut && event.role() != Role::LocalOut && whole.shares_fragments_with(packet) {
             return Some(BranchKind::Fragment);
         }
         let copied = event.role() == Role::Bridge

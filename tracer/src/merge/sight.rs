@@ -11,7 +11,7 @@ use crate::printer::{Format, Printer, Show};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Key {
     tuple: Tuple,
-    ip_id: Option<u16>,
+    ip_id: Option<u32>,
     /// Sequence number and flags of TCP, type and code of ICMP.
     transport: (u32, u8),
 }

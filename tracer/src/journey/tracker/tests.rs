@@ -86,7 +86,7 @@ fn silence_ends_a_journey() {
 }
 
 /// An event with other headers: protocol, addresses, IP id, length.
-fn other(event: Event, protocol: u8, ends: (&str, &str), id: u16, length: u32) -> Event {
+fn other(event: Event, protocol: u8, ends: (&str, &str), id: u32, length: u32) -> Event {
     let mut packet = crate::journey::constructed::packet(protocol, ends);
     packet.ip_id = Some(id);
     Event {
@@ -212,6 +212,80 @@ fn fragments_belong_to_the_whole_and_a_lost_one_is_its_end() {
         assert_eq!(ended[0].branches.len(), 1);
         assert_eq!(ended[0].first_tuple(), ended[0].last_tuple());
     }
+}
+
+/// IPv6 gives a packet its identification only when it cuts it, and takes it away when it is whole again.
+#[test]
+fn an_ipv6_packet_is_followed_into_its_pieces_and_back() {
+    const ENDS: (&str, &str) = ("[fd00::1]:1000", "[fd00::2]:53");
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    let whole = |hook, skb, time| {
+        let mut event = other(event(hook, skb, time, 0), 17, ENDS, 0, 2000);
+        if let Some(packet) = &mut event.packet {
+            packet.ip_id = None;
+        }
+        event
+    };
+    let piece = |hook, skb, time, id, later: bool| {
+        let mut event = other(event(hook, skb, time, 0), 17, ENDS, id, 1400);
+        if later && let Some(packet) = &mut event.packet {
+            packet.transport = Transport::Fragment;
+            packet.tuple.source.set_port(0);
+            packet.tuple.destination.set_port(0);
+        }
+        event
+    };
+    // Two packets of one flow are cut at the same time on two processors.
+    for event in [
+        whole(HookId::Local6Out, 1, 10),
+        whole(HookId::Fragment6, 1, 11),
+        piece(HookId::Output6Finish, 2, 12, 7, false),
+        whole(HookId::Local6Out, 3, 13),
+        whole(HookId::Fragment6, 3, 14),
+        piece(HookId::Output6Finish, 4, 15, 8, false),
+        piece(HookId::Output6Finish, 5, 16, 7, true),
+        piece(HookId::Output6Finish, 6, 17, 8, true),
+        // The receiver puts the first one together in the skb of its last piece.
+        piece(HookId::DeviceReceive, 5, 18, 7, true),
+        whole(HookId::Udp6Deliver, 5, 19),
+    ] {
+        tracker.push(event, &mut ended);
+    }
+    tracker.finish(&mut ended);
+    assert_eq!(ended.len(), 2);
+    assert_eq!(ended[0].ending, Ending::Delivered);
+    let ids = |journey: &Journey| {
+        let branches = journey.branches.iter().flat_map(|branch| &branch.events);
+        let events = journey.events.iter().chain(branches);
+        let mut ids: Vec<_> = events
+            .filter_map(|event| event.packet.as_ref()?.ip_id)
+            .collect();
+        ids.dedup();
+        ids
+    };
+    assert_eq!((ids(&ended[0]), ids(&ended[1])), (vec![7], vec![8]));
+}
+
+/// A later piece whose first piece was not seen is not another packet's of the flow.
+#[test]
+fn an_ipv6_fragment_does_not_join_a_whole_packet() {
+    let mut tracker = Tracker::new(None);
+    let mut ended = Vec::new();
+    let mut whole = event(HookId::DeviceReceive, 1, 10, 0);
+    whole.packet = Some(crate::journey::constructed::packet(
+        17,
+        ("[fd00::1]:0", "[fd00::2]:0"),
+    ));
+    let mut later = whole.clone();
+    (later.skb, later.time_ns) = (2, 20);
+    if let Some(packet) = &mut later.packet {
+        (packet.ip_id, packet.transport) = (Some(7), Transport::Fragment);
+    }
+    tracker.push(whole, &mut ended);
+    tracker.push(later, &mut ended);
+    tracker.finish(&mut ended);
+    assert_eq!(ended.len(), 2);
 }
 
 #[test]

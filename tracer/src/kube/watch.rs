@@ -227,13 +227,17 @@ where
 fn missed(error: &Error) -> bool {
     match error {
         Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
-        Error::WatchFailed(kube::Error::SerdeError(_)) => true,
+        Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_)) => true,
         _ => false,
     }
 }
 
 fn failure(error: &Error) -> String {
     match error {
+        // The client takes any object that it cannot read for a status, here one that says nothing.
+        Error::WatchFailed(kube::Error::Api(status)) if status.code == 0 => {
+            "a change that cannot be read".to_owned()
+        }
         Error::InitialListFailed(error)
         | Error::WatchStartFailed(error)
         | Error::WatchFailed(error) => words(error),

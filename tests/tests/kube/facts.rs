@@ -82,6 +82,34 @@ fn pods_of_other_nodes_are_read_when_seen() {
 }
 
 #[test]
+fn pods_that_may_be_stuck_are_read_though_nobody_met_them() {
+    let stuck = || {
+        let mut pod = pod("web-1", "node-b", "10.244.1.5");
+        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        pod
+    };
+    let terminating = server(ServerOptions::default());
+    let mut going = slice(false);
+    going["endpoints"][0]["conditions"]["terminating"] = json!(true);
+    terminating.put("endpointslices", going);
+    // Without the condition its node tells.
+    let down = ordinary();
+    let mut node = node("node-b", "192.0.2.2", "10.244.1.0/24");
+    node["status"]["conditions"][0]["status"] = json!("Unknown");
+    down.put("nodes", node);
+    for server in [terminating, down] {
+        server.put("pods", stuck());
+        let cluster = watching(&server);
+        let facts = until(&cluster, "everything is read", |facts| {
+            all_fresh(facts) && !facts.asking()
+        });
+        let pod = facts.pod(&ObjectName::new("default", "web-1"));
+        assert!(pod.is_some_and(|pod| pod.deletion.is_some()));
+        assert!(facts.pod(&ObjectName::new("default", "other")).is_none());
+    }
+}
+
+#[test]
 fn changes_arrive() {
     let server = ordinary();
     let cluster = watching(&server);

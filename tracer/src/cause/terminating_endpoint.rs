@@ -100,11 +100,14 @@ fn going(
         .pods_at(real.ip())
         .filter_map(|name| cluster.pod(name))
         .find(|pod| pod.deletion.is_some());
-    // Another pod may have the address by now.
+    // Another pod may have the address by now; its own pod is older than the endpoint that says it goes.
+    let own = endpoint
+        .filter(|endpoint| endpoint.terminating)
+        .and_then(|endpoint| endpoint.pod.as_ref());
     let taken_over = cluster
         .pods_at(real.ip())
         .filter_map(|name| cluster.pod(name))
-        .any(|pod| pod.deletion.is_none());
+        .any(|pod| pod.deletion.is_none() && own != Some(&pod.name));
     let is_going = pod.is_some() || endpoint.is_some_and(|endpoint| endpoint.terminating);
     (is_going && !taken_over).then_some(Going {
         cluster,
@@ -434,6 +437,19 @@ pub(super) mod tests {
             .cluster
             .map(|facts| crate::kube::constructed::add(facts, &new));
         assert_eq!(bench.codes(), ["neighbour-failed"]);
+    }
+
+    #[test]
+    fn a_pod_that_was_read_before_it_was_deleted_is_not_a_new_owner() {
+        let mut bench = situation();
+        let mut before = pod("2020-01-01T00:00:00Z");
+        before["metadata"] = json!({"namespace": "default", "name": "web-0"});
+        bench.cluster = Some(cluster("node-a", &objects(before)));
+        let found = bench.diagnose();
+        let own = found.iter().find(|found| found.code == CAUSE.code);
+        let own = own.expect("the cause");
+        assert_eq!(own.certainty, Certainty::Likely);
+        assert!(own.summary.contains("p/default/web-0"), "{own:?}");
     }
 
     #[test]

@@ -274,7 +274,8 @@ pub(super) fn settled(cluster: &Cluster, most: Duration) -> ClusterView {
         let state = cluster.state();
         let view = ClusterView::from(&state);
         let last_word = matches!(state, State::NotConfigured | State::Unusable(_));
-        if last_word || view.state == "fresh" || begun.elapsed() >= most {
+        let read = view.state == "fresh" && state.facts().is_some_and(|facts| !facts.asking());
+        if last_word || read || begun.elapsed() >= most {
             return view;
         }
         std::thread::sleep(PAUSE);

@@ -1,4 +1,4 @@
-//! Pods of other nodes, read one by one beside the watches: a few at a time, each within a limit.
+//! Pods of other nodes, read beside the watches: a few questions at a time, each within a limit.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -10,20 +10,29 @@ use futures::stream::FuturesUnordered;
 use kube::Client;
 
 use super::connect::ANSWER;
-use super::{Pod, watch};
+use super::{ObjectName, Pod, watch};
 
 /// Nothing is asked for again before.
-const ASKED_AGAIN: Duration = Duration::from_secs(30);
+pub(super) const ASKED_AGAIN: Duration = Duration::from_secs(30);
 /// Questions remembered as asked.
 const MOST_ASKED: usize = 4096;
 /// Questions that wait for their turn.
-const MOST_WAITING: usize = 64;
+const MOST_WAITING: usize = 256;
 /// Questions that the server has at a time.
 const AT_ONCE: usize = 4;
 
-/// The pods that have an address.
+/// Which pods are asked for, on whatever node.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Question {
+    /// Those that have an address.
+    Address(IpAddr),
+    /// That of a name.
+    Name(ObjectName),
+}
+
+/// The pods as they are.
 pub(super) struct Answer {
-    pub(super) address: IpAddr,
+    pub(super) question: Question,
     /// `None` when the server did not say; why shows in the state of the watches.
     pub(super) pods: Option<Vec<Pod>>,
 }
@@ -31,8 +40,8 @@ pub(super) struct Answer {
 /// Questions to the server, and when each was asked.
 pub(super) struct Asks {
     client: Client,
-    asked: HashMap<IpAddr, Instant>,
-    waiting: VecDeque<IpAddr>,
+    asked: HashMap<Question, Instant>,
+    waiting: VecDeque<Question>,
     under_way: FuturesUnordered<BoxFuture<'static, Answer>>,
 }
 
@@ -46,11 +55,16 @@ impl Asks {
         }
     }
 
-    /// Asks for the pods of an address, unless that was done lately or too much waits already.
-    pub(super) fn ask(&mut self, address: IpAddr) {
+    /// Whether answers are still to come.
+    pub(super) fn pending(&self) -> bool {
+        !self.waiting.is_empty() || !self.under_way.is_empty()
+    }
+
+    /// Asks, unless that was done lately or too much waits already.
+    pub(super) fn ask(&mut self, question: Question) {
         let now = Instant::now();
         let lately = |asked: &Instant| now.duration_since(*asked) < ASKED_AGAIN;
-        if self.asked.get(&address).is_some_and(lately) || self.waiting.len() >= MOST_WAITING {
+        if self.asked.get(&question).is_some_and(lately) || self.waiting.len() >= MOST_WAITING {
             return;
         }
         if self.asked.len() >= MOST_ASKED {
@@ -59,8 +73,8 @@ impl Asks {
         if self.asked.len() >= MOST_ASKED {
             return;
         }
-        self.asked.insert(address, now);
-        self.waiting.push_back(address);
+        self.asked.insert(question.clone(), now);
+        self.waiting.push_back(question);
         self.begin();
     }
 
@@ -77,14 +91,14 @@ impl Asks {
 
     fn begin(&mut self) {
         while self.under_way.len() < AT_ONCE
-            && let Some(address) = self.waiting.pop_front()
+            && let Some(question) = self.waiting.pop_front()
         {
             let client = self.client.clone();
             self.under_way.push(Box::pin(async move {
-                let asked = tokio::time::timeout(ANSWER, watch::pods_with(&client, address));
+                let asked = tokio::time::timeout(ANSWER, watch::pods_asked_for(&client, &question));
                 Answer {
-                    address,
                     pods: asked.await.ok().and_then(Result::ok),
+                    question,
                 }
             }));
         }

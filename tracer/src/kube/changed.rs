@@ -3,11 +3,15 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use super::asks::Question;
 use super::facts::{Object, Table};
 use super::source::fail;
 use super::{Claim, ClusterFacts, ObjectName, Pod, Resource};
+
+/// A pod of another node is forgotten when it was not met for so long.
+const UNMET: Duration = Duration::from_secs(600);
 
 impl ClusterFacts {
     /// A copy of now.
@@ -67,25 +71,43 @@ impl ClusterFacts {
         }
     }
 
-    /// The pods that have an address now, as read for that address alone.
-    pub(super) fn put_seen(&mut self, address: IpAddr, pods: Vec<Pod>) {
-        let before: Vec<ObjectName> = self
-            .pods_at(address)
-            .filter(|name| self.pods.contains_key(name) && !self.on_this_node(name))
-            .cloned()
-            .collect();
+    /// The pods that a question is about, as they are now.
+    pub(super) fn put_seen(&mut self, question: &Question, pods: Vec<Pod>) {
+        let before: Vec<ObjectName> = match question {
+            Question::Address(address) => self.pods_at(*address).cloned().collect(),
+            Question::Name(name) => vec![name.clone()],
+        };
         for name in before {
-            self.forget_pod(&name);
+            if !self.on_this_node(&name) {
+                self.forget_pod(&name);
+            }
         }
         for pod in pods {
-            self.put(Object::Pod(pod));
+            // Those of this node are watched, and younger than the server's cache.
+            if !self.is_here(&pod) {
+                let name = pod.name.clone();
+                self.put(Object::Pod(pod));
+                self.read.insert_mut(name, SystemTime::now());
+            }
         }
     }
 
-    /// Whether a known pod is on this node, so that it is watched.
-    fn on_this_node(&self, name: &ObjectName) -> bool {
-        self.pod(name)
-            .is_some_and(|pod| pod.node.as_deref() == self.this_node.as_deref())
+    /// Forgets pods of other nodes that were not read for long, and the oldest of too many; true when there
+    /// were any.
+    pub(super) fn forget_unmet(&mut self, most: usize) -> bool {
+        let mut read: Vec<_> = self.read.iter().map(|(name, at)| (*at, name)).collect();
+        read.sort_unstable();
+        let surplus = read.len().saturating_sub(most);
+        let unmet: Vec<ObjectName> = read
+            .iter()
+            .enumerate()
+            .filter(|(place, (_, name))| *place < surplus || !self.read_within(name, UNMET))
+            .map(|(_, (_, name))| (*name).clone())
+            .collect();
+        for name in &unmet {
+            self.forget_pod(name);
+        }
+        !unmet.is_empty()
     }
 
     /// Forgets an object.
@@ -214,6 +236,7 @@ impl ClusterFacts {
     fn forget_pod(&mut self, name: &ObjectName) {
         if let Some(pod) = self.pods.get(name).map(Arc::clone) {
             self.pods.remove_mut(name);
+            self.read.remove_mut(name);
             self.release(Resource::Pods, name, pod.claims());
         }
     }
@@ -232,4 +255,74 @@ fn unnamed<T>(table: &Table<T>, named: &HashSet<ObjectName>) -> Vec<ObjectName> 
         .filter(|name| !named.contains(*name))
         .cloned()
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::kube::constructed::cluster;
+    use crate::kube::objects::read;
+
+    const ADDRESS: &str = "10.244.1.6";
+
+    fn pod(name: &str) -> Pod {
+        let object = json!({"kind": "Pod", "metadata": {"namespace": "default", "name": name},
+            "spec": {"nodeName": "node-b"}, "status": {"podIP": ADDRESS}});
+        match read(&object) {
+            Ok(Object::Pod(pod)) => pod,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn facts() -> (ClusterFacts, IpAddr) {
+        let address: IpAddr = ADDRESS.parse().expect("an address");
+        let mut facts = cluster("node-a", &[]);
+        facts.put_seen(&Question::Address(address), vec![pod("old")]);
+        (facts, address)
+    }
+
+    fn age(facts: &mut ClusterFacts, name: &str, seconds: u64) {
+        let read = SystemTime::now() - Duration::from_secs(seconds);
+        facts
+            .read
+            .insert_mut(ObjectName::new("default", name), read);
+    }
+
+    #[test]
+    fn what_was_read_is_read_again_after_a_while() {
+        let (mut facts, address) = facts();
+        assert!(!facts.to_be_read(address));
+        age(&mut facts, "old", 31);
+        assert!(facts.to_be_read(address));
+        // Another pod has the address by now.
+        facts.put_seen(&Question::Address(address), vec![pod("new")]);
+        assert!(!facts.to_be_read(address));
+        let names: Vec<_> = facts.pods().map(|pod| &*pod.name.name).collect();
+        assert_eq!(names, ["new"]);
+        facts.put_seen(
+            &Question::Name(ObjectName::new("default", "new")),
+            Vec::new(),
+        );
+        assert_eq!(facts.pods().count(), 0);
+    }
+
+    #[test]
+    fn what_is_met_no_more_is_forgotten() {
+        let (mut facts, _) = facts();
+        assert!(!facts.forget_unmet(1));
+        for name in ["older", "oldest"] {
+            let question = Question::Name(ObjectName::new("default", name));
+            facts.put_seen(&question, vec![pod(name)]);
+        }
+        age(&mut facts, "older", 20);
+        age(&mut facts, "oldest", 30);
+        assert!(facts.forget_unmet(1));
+        let names: Vec<_> = facts.pods().map(|pod| &*pod.name.name).collect();
+        assert_eq!(names, ["old"]);
+        age(&mut facts, "old", 601);
+        assert!(facts.forget_unmet(1));
+        assert_eq!(facts.pods().count(), 0);
+    }
 }

@@ -9,8 +9,9 @@ use futures::StreamExt as _;
 use futures::stream::SelectAll;
 use kube::Client;
 use tokio::sync::{mpsc, watch as channel};
+use tokio::time::MissedTickBehavior;
 
-use super::asks::{Answer, Asks};
+use super::asks::{Answer, Asks, Question};
 use super::connect::{self, NoServer, Place, Server, configuration, words};
 use super::watch::{self, Change, Update, Updates};
 use super::{ClusterFacts, Node, ObjectName, Resource};
@@ -25,6 +26,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const LISTED_WITHIN: Duration = Duration::from_secs(15);
 /// A connection on which nothing came for this long is dead: the server ends every watch before.
 const SILENCE: Duration = Duration::from_secs(watch::WATCH_SECONDS as u64 + 15);
+/// Pause between two looks at pods of other nodes: which to read, which to forget.
+const ROUND: Duration = Duration::from_secs(30);
+/// Pods of other nodes that are remembered.
+const MOST_SEEN: usize = 4096;
 /// Addresses that wait to be looked at.
 const QUEUE: usize = 64;
 
@@ -245,6 +250,8 @@ impl Watcher {
         let away = signs_of_life(&client, self.options.sign_of_life);
         let late = tokio::time::sleep(self.options.listed_within);
         tokio::pin!(away, late);
+        let mut round = tokio::time::interval(ROUND);
+        round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let due = self.due;
             let publish = async {
@@ -275,8 +282,16 @@ impl Watcher {
                 }
                 () = &mut late, if !late.is_elapsed() => self.miss_lists(),
                 answer = self.asks.answer() => self.hear(answer),
+                _ = round.tick() => {
+                    if self.facts.forget_unmet(MOST_SEEN) {
+                        self.changed();
+                    }
+                    self.ask_for_doubtful();
+                }
                 address = self.wanted.recv() => match address {
-                    Some(address) if self.facts.may_be_unread_pod(address) => self.asks.ask(address),
+                    Some(address) if self.facts.to_be_read(address) => {
+                        self.asks.ask(Question::Address(address));
+                    }
                     Some(_) => {}
                     None => return Ended::Closed,
                 },
@@ -309,6 +324,9 @@ impl Watcher {
                 self.facts.complete(resource);
                 if resource == Resource::Nodes {
                     self.find_this_node();
+                }
+                if matches!(resource, Resource::Nodes | Resource::Endpoints) {
+                    self.ask_for_doubtful();
                 }
             }
             Change::Put(object) => {
@@ -381,12 +399,19 @@ impl Watcher {
         self.changed();
     }
 
-    /// Takes the pods of an address.
+    /// Reads the pods of other nodes that may be stuck.
+    fn ask_for_doubtful(&mut self) {
+        for name in self.facts.doubtful() {
+            self.asks.ask(Question::Name(name));
+        }
+    }
+
+    /// Takes an answer; without pods it is an answer as well for who waits for it.
     fn hear(&mut self, answer: Answer) {
         if let Some(pods) = answer.pods {
-            self.facts.put_seen(answer.address, pods);
-            self.changed();
+            self.facts.put_seen(&answer.question, pods);
         }
+        self.changed();
     }
 
     /// Something is new: it is handed over soon.
@@ -396,7 +421,8 @@ impl Watcher {
     }
 
     fn publish(&self) {
-        let facts = self.facts.taken_now();
+        let mut facts = self.facts.taken_now();
+        facts.asking = self.asks.pending();
         self.publisher.send_replace(State::Facts(Arc::new(facts)));
     }
 }

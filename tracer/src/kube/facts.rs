@@ -1,11 +1,13 @@
 //! What the cluster is like, and how to look things up in it.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rpds::{HashTrieMapSync, RedBlackTreeSetSync};
 
+use super::asks::ASKED_AGAIN;
 use super::source::Source;
 use super::{
     Endpoint, EndpointPort, Freshness, NetworkPolicy, Node, ObjectName, Pod, Resource, Service,
@@ -32,6 +34,10 @@ pub struct ClusterFacts {
     pub(super) services: Table<Service>,
     pub(super) slices: Table<Slice>,
     pub(super) pods: Table<Pod>,
+    /// When pods of other nodes were read.
+    pub(super) read: HashTrieMapSync<ObjectName, SystemTime>,
+    /// Pods of other nodes were asked for, and the answer is to come.
+    pub(super) asking: bool,
     pub(super) nodes: Table<Node>,
     pub(super) policies: Table<NetworkPolicy>,
     /// Who has an address, and which object says so.
@@ -106,6 +112,8 @@ impl ClusterFacts {
             services: Table::new_sync(),
             slices: Table::new_sync(),
             pods: Table::new_sync(),
+            read: HashTrieMapSync::new_sync(),
+            asking: false,
             nodes: Table::new_sync(),
             policies: Table::new_sync(),
             claims: RedBlackTreeSetSync::new_sync(),
@@ -255,13 +263,18 @@ impl ClusterFacts {
         })
     }
 
-    /// Whether a pod may have an address and its object is not known: pods of other nodes are read
+    /// Whether pods of other nodes were asked for and the answer is to come.
+    pub const fn asking(&self) -> bool {
+        self.asking
+    }
+
+    /// Whether a pod of another node may have an address and was not read lately: such pods are read
     /// only when they are asked for.
-    pub fn may_be_unread_pod(&self, address: IpAddr) -> bool {
+    pub fn to_be_read(&self, address: IpAddr) -> bool {
         let mut known = self.claims(address).peekable();
         if known.peek().is_some() {
             return known.any(|claim| match claim {
-                Claim::Pod(pod) => !self.pods.contains_key(pod),
+                Claim::Pod(pod) => !self.on_this_node(pod) && !self.read_within(pod, ASKED_AGAIN),
                 Claim::Node(_) | Claim::Service(_) => false,
             });
         }
@@ -274,6 +287,54 @@ impl ClusterFacts {
             };
         }
         prefixes.any(|prefix| prefix.contains(address))
+    }
+
+    /// Whether a known pod is on this node, so that it is watched.
+    pub(super) fn on_this_node(&self, name: &ObjectName) -> bool {
+        self.pod(name).is_some_and(|pod| self.is_here(pod))
+    }
+
+    pub(super) fn is_here(&self, pod: &Pod) -> bool {
+        self.this_node.is_some() && pod.node.as_deref() == self.this_node.as_deref()
+    }
+
+    /// Whether a pod of another node was read that lately.
+    pub(super) fn read_within(&self, name: &ObjectName, most: Duration) -> bool {
+        let read = self.read.get(name);
+        // After the clock was set back it is read again.
+        read.is_some_and(|read| read.elapsed().is_ok_and(|age| age < most))
+    }
+
+    /// The pods of other nodes that are to be read though no packet met them: their endpoint is going, and
+    /// they were not seen to be deleted, or their node is down and they were not read at all.
+    pub(super) fn doubtful(&self) -> Vec<ObjectName> {
+        if self.freshness(Resource::Nodes) == Freshness::Waiting {
+            return Vec::new();
+        }
+        let down: HashSet<&str> = self
+            .nodes()
+            .filter(|node| node.ready != Some(true))
+            .map(|node| &*node.name.name)
+            .collect();
+        let is_down = |endpoint: &Endpoint| {
+            let node = endpoint.node.as_deref();
+            node.is_some_and(|node| down.contains(node))
+        };
+        self.slices
+            .values()
+            .flat_map(|slice| slice.endpoints())
+            .filter(|endpoint| {
+                endpoint.node.is_none() || endpoint.node.as_deref() != self.this_node.as_deref()
+            })
+            .filter(|endpoint| endpoint.terminating || is_down(endpoint))
+            .filter_map(|endpoint| {
+                let name = endpoint.pod.as_ref()?;
+                let settled = self
+                    .pod(name)
+                    .is_some_and(|pod| !endpoint.terminating || pod.deletion.is_some());
+                (!settled && !self.read_within(name, ASKED_AGAIN)).then(|| name.clone())
+            })
+            .collect()
     }
 
     /// The service of a NodePort.

@@ -15,6 +15,7 @@ use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::asks::Question;
 use super::connect::{EndpointApi, noting, with_causes, words};
 use super::facts::Object;
 use super::{NetworkPolicy, Node, ObjectName, Pod, Resource, Service, Slice};
@@ -147,17 +148,24 @@ pub(super) fn pods(client: &Client, node: &str, started: &UnboundedSender<Resour
     )
 }
 
-/// The pods that have an address, on any node, as the server's cache has them: no index leads to them.
-pub(super) async fn pods_with(
+/// Pods on any node as the server's cache has them: no index leads to an address.
+pub(super) async fn pods_asked_for(
     client: &Client,
-    address: std::net::IpAddr,
+    question: &Question,
 ) -> Result<Vec<Pod>, String> {
-    let pods = Api::<ApiPod>::all(client.clone());
-    let parameters = ListParams::default()
-        .fields(&format!("status.podIP={address}"))
-        .match_any();
+    let client = client.clone();
+    let (pods, field) = match question {
+        Question::Address(address) => (
+            Api::<ApiPod>::all(client),
+            format!("status.podIP={address}"),
+        ),
+        Question::Name(pod) => (
+            Api::namespaced(client, &pod.namespace),
+            format!("metadata.name={}", pod.name),
+        ),
+    };
     let found = pods
-        .list(&parameters)
+        .list(&ListParams::default().fields(&field).match_any())
         .await
         .map_err(|error| words(&error))?;
     Ok(found.items.into_iter().filter_map(Pod::read).collect())

@@ -420,7 +420,7 @@ impl<'a> Wanting<'a> {
             .flatten()
         {
             for address in [tuple.source.ip(), tuple.destination.ip()] {
-                if facts.may_be_unread_pod(address) {
+                if facts.to_be_read(address) {
                     cluster.want(address);
                 }
             }

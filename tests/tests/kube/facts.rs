@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use tests::api_server::{Fault, Options as ServerOptions, Slices};
+use tracer::filter::{Expression, Here};
 use tracer::kube::{Cluster, ObjectName, Options, Place, Resource};
 
 use super::*;
@@ -107,6 +108,46 @@ fn pods_that_may_be_stuck_are_read_though_nobody_met_them() {
         assert!(pod.is_some_and(|pod| pod.deletion.is_some()));
         assert!(facts.pod(&ObjectName::new("default", "other")).is_none());
     }
+}
+
+#[test]
+fn a_filter_may_name_a_pod_of_another_node() {
+    let server = ordinary();
+    let start = |pods| {
+        Cluster::start(Options {
+            place: Place {
+                kubeconfig: Some(server.kubeconfig()),
+                context: None,
+            },
+            host_name: NODE.into(),
+            pods,
+            ..Options::default()
+        })
+        .expect("a thread")
+    };
+    let resolved = |text: &str, cluster: &Cluster| {
+        let facts = until(cluster, "everything is read", |facts| {
+            all_fresh(facts) && !facts.asking()
+        });
+        let here = Here {
+            cluster: Some(facts),
+        };
+        Expression::parse(text)
+            .and_then(|expression| expression.resolve(&here))
+            .map_err(|error| error.message().to_owned())
+    };
+    let text = "pod default/other";
+    let named = Expression::parse(text).expect("an expression").pods();
+    let by_name = resolved(text, &start(named)).expect("a filter");
+    let by_address = Expression::parse("host 10.244.1.6")
+        .and_then(|expression| expression.resolve(&Here::default()))
+        .expect("a filter");
+    assert_eq!(by_name.program(), by_address.program());
+    // Endpoints say where a pod is that was not read.
+    let cluster = start(Vec::new());
+    assert!(resolved("pod default/web-1", &cluster).is_ok());
+    let why = resolved("pod default/none", &cluster).expect_err("no such pod");
+    assert!(why.contains("no such pod"), "{why}");
 }
 
 #[test]

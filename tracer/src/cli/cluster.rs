@@ -12,7 +12,7 @@ use super::run::host_name;
 use super::{Exit, Failure, Output, fleet, need_root};
 use crate::expectation::{Comparison, Mode, Proxy};
 use crate::kernel::privilege;
-use crate::kube::{Cluster, ClusterFacts, Options, Place, RBAC, Resource, State};
+use crate::kube::{Cluster, ClusterFacts, ObjectName, Options, Place, RBAC, Resource, State};
 use crate::node::{Directory, KubeProxy, NetnsFacts, NetnsHandle, ProxyReport};
 use crate::printer::{Printer, Show};
 use crate::view::cluster::ClusterView;
@@ -37,6 +37,11 @@ pub(super) struct Connection {
 impl Connection {
     /// Begins to watch the cluster; `None` when no facts are wanted.
     pub(super) fn start(&self) -> std::io::Result<Option<Cluster>> {
+        self.start_with(Vec::new())
+    }
+
+    /// The same, and reads pods by their names.
+    fn start_with(&self, pods: Vec<ObjectName>) -> std::io::Result<Option<Cluster>> {
         if self.no_kube {
             return Ok(None);
         }
@@ -48,16 +53,20 @@ impl Connection {
             node: self.node.clone(),
             host_name: host_name(),
             addresses: own_addresses(),
+            pods,
             ..Options::default()
         })
         .map(Some)
     }
 
     /// The same before this thread gave up what tracing does not need; the watching thread does without.
-    pub(super) fn start_unprivileged(&self) -> anyhow::Result<Option<Cluster>> {
+    pub(super) fn start_unprivileged(
+        &self,
+        pods: Vec<ObjectName>,
+    ) -> anyhow::Result<Option<Cluster>> {
         let starter = || {
             privilege::drop_unneeded()?;
-            Ok(self.start()?)
+            Ok(self.start_with(pods)?)
         };
         std::thread::scope(|scope| scope.spawn(starter).join())
             .unwrap_or_else(|_| Err(anyhow::anyhow!("the thread that asks the cluster failed")))

@@ -40,7 +40,7 @@ impl Traced {
         let mut cluster = None;
         let mut here = Here::default();
         if expression.names_cluster() {
-            cluster = connection.start_unprivileged()?;
+            cluster = connection.start_unprivileged(expression.pods())?;
             here.cluster = cluster.as_ref().and_then(settled_facts);
         }
         let filter = expression

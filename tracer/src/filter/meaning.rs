@@ -451,12 +451,7 @@ impl Value<'_> {
     }
 
     fn object(&self) -> Result<ObjectName, Error> {
-        match self.word.text.split_once('/') {
-            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
-                Ok(ObjectName::new(namespace, name))
-            }
-            _ => Err(self.unreadable()),
-        }
+        ObjectName::parse(&self.word.text).ok_or_else(|| self.unreadable())
     }
 
     /// A test of the end that the direction names.

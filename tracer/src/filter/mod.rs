@@ -19,6 +19,7 @@ use tracer_ebpf::program::{Program, kind, side};
 use crate::event::{Detail, Event};
 use crate::flow::Flow;
 use crate::journey::Journey;
+use crate::kube::ObjectName;
 
 mod compile;
 mod error;
@@ -58,17 +59,39 @@ impl Expression {
 
     /// It names objects of the cluster, so their facts are needed to resolve it.
     pub fn names_cluster(&self) -> bool {
-        fn names(node: &Node) -> bool {
+        let of_cluster = |kind| matches!(kind, Kind::Pod | Kind::Service | Kind::Node);
+        self.named().iter().any(|&(kind, _)| of_cluster(kind))
+    }
+
+    /// The pods that it names.
+    pub fn pods(&self) -> Vec<ObjectName> {
+        self.named()
+            .into_iter()
+            .filter(|(kind, _)| *kind == Kind::Pod)
+            .filter_map(|(_, name)| ObjectName::parse(name))
+            .collect()
+    }
+
+    /// What it names, and as what.
+    fn named(&self) -> Vec<(Kind, &str)> {
+        fn collect<'a>(node: &'a Node, found: &mut Vec<(Kind, &'a str)>) {
             match node {
-                Node::Term(Term::Value { qualifiers, .. }) => {
-                    matches!(qualifiers.kind, Kind::Pod | Kind::Service | Kind::Node)
+                Node::Term(Term::Value {
+                    qualifiers, value, ..
+                }) => found.push((qualifiers.kind, &value.text)),
+                Node::Term(Term::Protocol(_)) => {}
+                Node::Not(one) => collect(one, found),
+                Node::And(one, two) | Node::Or(one, two) => {
+                    collect(one, found);
+                    collect(two, found);
                 }
-                Node::Term(Term::Protocol(_)) => false,
-                Node::Not(one) => names(one),
-                Node::And(one, two) | Node::Or(one, two) => names(one) || names(two),
             }
         }
-        self.root.as_ref().is_some_and(names)
+        let mut found = Vec::new();
+        if let Some(root) = &self.root {
+            collect(root, &mut found);
+        }
+        found
     }
 
     /// Looks names up and compiles.

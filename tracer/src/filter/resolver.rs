@@ -100,11 +100,11 @@ impl Resolver for Here {
     }
 
     fn pod(&self, name: &ObjectName) -> Result<Vec<IpAddr>, String> {
-        let pod = self
+        let addresses = self
             .cluster()?
-            .pod(name)
+            .addresses_of_pod(name)
             .ok_or("the cluster has no such pod, or it was not read")?;
-        some(pod.addresses.clone(), "this pod has no address yet")
+        some(addresses, "this pod has no address yet")
     }
 
     fn service(&self, name: &ObjectName) -> Result<Vec<Front>, String> {

@@ -177,6 +177,9 @@ fn only_names_of_the_cluster_need_it() {
         let expression = Expression::parse(text).expect("an expression");
         assert_eq!(expression.names_cluster(), needs, "{text}");
     }
+    let pods = Expression::parse("not pod a/b and (svc c/d or src pod e/f)").map(|all| all.pods());
+    let named = [ObjectName::new("a", "b"), ObjectName::new("e", "f")];
+    assert_eq!(pods.expect("an expression"), named);
     let error = Expression::parse("pod default/web-0")
         .and_then(|expression| expression.resolve(&Here::default()));
     assert!(error.is_err_and(|error| error.message().contains("no facts of the cluster")));

@@ -44,6 +44,8 @@ pub struct Options {
     pub host_name: String,
     /// This machine's addresses.
     pub addresses: Vec<IpAddr>,
+    /// Pods to read by their names, on whatever node.
+    pub pods: Vec<ObjectName>,
     /// Pause between two questions whether the server is still there.
     pub sign_of_life: Duration,
     /// A kind of object that is not listed within is a trouble.
@@ -57,6 +59,7 @@ impl Default for Options {
             node: None,
             host_name: String::new(),
             addresses: Vec::new(),
+            pods: Vec::new(),
             sign_of_life: SIGN_OF_LIFE,
             listed_within: LISTED_WITHIN,
         }
@@ -246,6 +249,9 @@ impl Watcher {
         let mut streams: SelectAll<Updates> =
             futures::stream::select_all(watch::cluster_wide(&self.client, server.endpoints, &note));
         let mut pods_of: Option<Arc<str>> = None;
+        for name in &self.options.pods {
+            self.asks.ask(Question::Name(name.clone()));
+        }
         let client = self.client.clone();
         let away = signs_of_life(&client, self.options.sign_of_life);
         let late = tokio::time::sleep(self.options.listed_within);

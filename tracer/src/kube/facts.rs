@@ -216,6 +216,24 @@ impl ClusterFacts {
         self.pods.get(name).map(Arc::as_ref)
     }
 
+    /// Addresses of a pod; of one that was not read those that endpoints have of it. `None` when nothing
+    /// knows it.
+    pub fn addresses_of_pod(&self, name: &ObjectName) -> Option<Vec<IpAddr>> {
+        if let Some(pod) = self.pod(name) {
+            return Some(pod.addresses.clone());
+        }
+        let mut found: Vec<_> = self
+            .slices
+            .values()
+            .flat_map(|slice| slice.endpoints())
+            .filter(|endpoint| endpoint.pod.as_ref() == Some(name))
+            .map(|endpoint| endpoint.address)
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        (!found.is_empty()).then_some(found)
+    }
+
     /// The known pods.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values().map(Arc::as_ref)

@@ -24,6 +24,12 @@ impl ObjectName {
         }
     }
 
+    /// From `namespace/name`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (namespace, name) = text.split_once('/')?;
+        (!namespace.is_empty() && !name.is_empty()).then(|| Self::new(namespace, name))
+    }
+
     /// The name in an object's metadata; `None` for an object without one.
     pub(super) fn of(metadata: &ObjectMeta) -> Option<Self> {
         let name = metadata.name.as_deref()?;

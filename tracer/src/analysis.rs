@@ -199,7 +199,7 @@ impl Analysis {
         for journey in ended.iter().filter(|journey| journey.failed()) {
             met(journey, &names);
             let who = match (journey.first_tuple(), journey.last_tuple()) {
-                (Some(first), Some(last)) => Who::of(names.cluster, first, last),
+                (Some(first), Some(last)) => Who::of(names.cluster, names.facts, first, last),
                 _ => Who::default(),
             };
             meter.dropped(names.lost_because(journey), who);
@@ -212,9 +212,9 @@ impl Analysis {
         let Some(meter) = &self.meter else {
             return;
         };
-        let cluster = self.cluster().map(Arc::as_ref);
+        let names = self.names();
         for stopped in stopped {
-            let who = Who::of(cluster, stopped.client, stopped.client);
+            let who = Who::of(names.cluster, names.facts, stopped.client, stopped.client);
             meter.stopped(stopped.code, who);
         }
     }

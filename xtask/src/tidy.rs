@@ -37,7 +37,7 @@ const ROOMS: &[Room] = &[
     // The programs in the kernel are given the filter.
     room("kernel", &["hook", "filter"]),
     room("fleet", &["kube"]),
-    room("metrics", &["event", "kube"]),
+    room("metrics", &["event", "node", "kube"]),
     room("expectation", &["event", "node", "kube"]),
     room("ruling", &["hook", "event", "journey", "node"]),
     room(

@@ -131,6 +131,7 @@ fn a_filter_may_name_a_pod_of_another_node() {
         });
         let here = Here {
             cluster: Some(facts),
+            ..Here::default()
         };
         Expression::parse(text)
             .and_then(|expression| expression.resolve(&here))

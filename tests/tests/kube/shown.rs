@@ -4,11 +4,12 @@ use std::process::Command;
 
 use serde_json::Value;
 use tracer::event::{Detail, Event, Packet, Transport, Tuple, protocol};
+use tracer::filter::{Expression, Here};
 use tracer::hook::Role;
 use tracer::journey::{Ending, Journey};
 use tracer::kernel::reasons::DropReasons;
 use tracer::kernel::symbols::Symbols;
-use tracer::node::Snapshot;
+use tracer::node::{Address, NetnsFacts, NetnsId, Scope, Snapshot};
 use tracer::view::cluster::ClusterView;
 use tracer::view::model::JourneyView;
 use tracer::view::names::{Clock, Names};
@@ -82,9 +83,9 @@ fn journeys_carry_the_names_of_every_leg() {
     let server = ordinary();
     let cluster = watching(&server);
     let facts = until(&cluster, "everything is fresh", all_fresh);
-    let shown = |cluster| {
+    let shown = |cluster, facts: &Snapshot| {
         let names = Names {
-            facts: &Snapshot::empty(),
+            facts,
             reasons: &DropReasons::default(),
             symbols: &Symbols::default(),
             clock: Clock::now(),
@@ -96,18 +97,42 @@ fn journeys_carry_the_names_of_every_leg() {
             .expect("text");
         String::from_utf8(text).expect("text")
     };
-    let text = shown(Some(&*facts));
+    let text = shown(Some(&*facts), &Snapshot::empty());
     for part in [
         "p/default/web-0 10.244.0.5:40000 → s/default/web:http 10.96.0.10:80 ⇒ p/default/web-1 10.244.1.5:8080",
         "ipvs: → p/default/web-1 10.244.1.5:8080 (masq)",
     ] {
         assert!(text.contains(part), "{text}");
     }
-    let text = shown(None);
+    let text = shown(None, &Snapshot::empty());
     assert!(
         text.contains("10.244.0.5:40000 → 10.96.0.10:80 ⇒ 10.244.1.5:8080"),
         "{text}"
     );
+    // The processes of this node's pods tell their names without the cluster.
+    let mut node = Snapshot::empty();
+    let mut namespace = NetnsFacts::unread(NetnsId(1), Some("p/default/web-0"));
+    namespace.is_pod = true;
+    namespace.addresses = vec![Address {
+        link: 2,
+        address: "10.244.0.5".parse().expect("an address"),
+        prefix_length: 24,
+        secondary: false,
+        flags: 0,
+        label: None,
+        scope: Scope::Global,
+    }];
+    node.namespaces = vec![namespace];
+    let text = shown(None, &node);
+    assert!(
+        text.contains("p/default/web-0 10.244.0.5:40000 → 10.96.0.10:80 ⇒ 10.244.1.5:8080"),
+        "{text}"
+    );
+    let mut here = Here::default();
+    here.add_pods(&node.namespaces);
+    let filter =
+        Expression::parse("pod default/web-0").and_then(|expression| expression.resolve(&here));
+    assert!(filter.is_ok(), "{filter:?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::node::{NetnsId, Snapshot};
 pub struct There {
     /// Namespaces by their names; of the same name the one seen first.
     namespaces: Vec<(String, NetnsId)>,
-    /// The cluster's facts need no node to be looked up in.
+    /// The cluster's facts and pods' addresses need no node to be looked up in.
     cluster: Here,
 }
 
@@ -40,6 +40,7 @@ impl There {
     }
 
     fn add(&mut self, facts: &Snapshot) {
+        self.cluster.add_pods(&facts.namespaces);
         for namespace in &facts.namespaces {
             let Some(name) = &namespace.name else {
                 continue;

@@ -6,7 +6,8 @@ use super::cluster::{Connection, settled_facts};
 use super::{Failure, value};
 use crate::filter::{Expression, Here};
 use crate::kernel::load::Options;
-use crate::kube::Cluster;
+use crate::kube::{Cluster, ObjectName};
+use crate::node::{Directory, NetnsFacts, Snapshot};
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -40,8 +41,10 @@ impl Traced {
         let mut cluster = None;
         let mut here = Here::default();
         if expression.names_cluster() {
-            cluster = connection.start_unprivileged(expression.pods())?;
+            let pods = expression.pods();
+            cluster = connection.start_unprivileged(pods.clone())?;
             here.cluster = cluster.as_ref().and_then(settled_facts);
+            here.add_pods(&namespaces_of(&pods));
         }
         let filter = expression
             .resolve(&here)
@@ -54,4 +57,16 @@ impl Traced {
         };
         Ok((options, cluster))
     }
+}
+
+/// Namespaces of this node's pods of these names, as their processes tell.
+fn namespaces_of(pods: &[ObjectName]) -> Vec<NetnsFacts> {
+    if pods.is_empty() {
+        return Vec::new();
+    }
+    let directory = Directory::find();
+    let called: Vec<_> = pods.iter().map(|pod| format!("p/{pod}")).collect();
+    let mut ids = directory.ids();
+    ids.retain(|&id| directory.pod(id).is_some_and(|name| called.contains(&name)));
+    Snapshot::take(&directory, &ids).namespaces
 }

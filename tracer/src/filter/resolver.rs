@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::kube::{ClusterFacts, ObjectName};
-use crate::node::NetnsHandle;
+use crate::node::{NetnsFacts, NetnsHandle};
 
 /// Where a service answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,9 +57,23 @@ pub trait Resolver {
 pub struct Here {
     /// The cluster's facts, where there are any.
     pub cluster: Option<Arc<ClusterFacts>>,
+    /// Pods of this node with their addresses, as their processes tell: `p/namespace/name`.
+    pub pods: Vec<(String, Vec<IpAddr>)>,
 }
 
 impl Here {
+    /// Adds the pods whose namespaces are known.
+    pub fn add_pods(&mut self, namespaces: &[NetnsFacts]) {
+        for facts in namespaces {
+            if let Some(name) = facts.pod_name()
+                && self.pods.iter().all(|(known, _)| known != name)
+            {
+                let addresses = facts.pod_addresses().collect();
+                self.pods.push((name.to_owned(), addresses));
+            }
+        }
+    }
+
     fn cluster(&self) -> Result<&ClusterFacts, String> {
         self.cluster.as_deref().ok_or_else(|| {
             "no facts of the cluster are at hand to look this up; see `tracer cluster facts`".into()
@@ -100,10 +114,14 @@ impl Resolver for Here {
     }
 
     fn pod(&self, name: &ObjectName) -> Result<Vec<IpAddr>, String> {
-        let addresses = self
-            .cluster()?
-            .addresses_of_pod(name)
-            .ok_or("the cluster has no such pod, or it was not read")?;
+        let by_cluster = self.cluster().and_then(|facts| {
+            facts
+                .addresses_of_pod(name)
+                .ok_or_else(|| "the cluster has no such pod, or it was not read".into())
+        });
+        let called = format!("p/{name}");
+        let here = self.pods.iter().find(|(pod, _)| *pod == called);
+        let addresses = by_cluster.or_else(|why| Ok::<_, String>(here.ok_or(why)?.1.clone()))?;
         some(addresses, "this pod has no address yet")
     }
 

@@ -52,11 +52,8 @@ impl Known {
         }
         let (taken, taken_ns) = (own.taken, own.taken_ns);
         self.snapshots[capture] = Some(own);
-        let mut all = Snapshot {
-            taken,
-            taken_ns,
-            ..Snapshot::empty()
-        };
+        let mut all = Snapshot::empty();
+        (all.taken, all.taken_ns) = (taken, taken_ns);
         for known in self.snapshots.iter().flatten() {
             all.namespaces.extend(known.namespaces.iter().cloned());
             all.kube_proxies.extend(known.kube_proxies.iter().cloned());

@@ -1,5 +1,6 @@
 //! The counts themselves.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,8 @@ use prometheus::{
 
 use super::series::Series;
 use crate::event::Tuple;
-use crate::kube::ClusterFacts;
+use crate::kube::{ClusterFacts, ObjectName};
+use crate::node::Snapshot;
 
 /// Most series of drops, and of causes: a large node has some hundred pods.
 const MOST_SERIES: usize = 1000;
@@ -28,22 +30,21 @@ pub struct Who {
 }
 
 impl Who {
-    /// Looks up a packet as first and last seen.
-    pub fn of(cluster: Option<&ClusterFacts>, first: Tuple, last: Tuple) -> Self {
-        let Some(cluster) = cluster else {
-            return Self::default();
-        };
-        let service = cluster.service_at(first.protocol, first.destination);
-        let pod = cluster
-            .pods_at(last.destination.ip())
-            .next()
-            .or_else(|| cluster.pods_at(first.source.ip()).next());
+    /// Looks up a packet as first and last seen; pods of this node are known without the cluster as well.
+    pub fn of(cluster: Option<&ClusterFacts>, facts: &Snapshot, first: Tuple, last: Tuple) -> Self {
+        let service =
+            cluster.and_then(|cluster| cluster.service_at(first.protocol, first.destination));
+        let pod = pod_at(cluster, facts, last.destination.ip())
+            .or_else(|| pod_at(cluster, facts, first.source.ip()));
         let namespace = pod
+            .as_ref()
             .map(|pod| &pod.namespace)
             .or(service.map(|service| &service.name.namespace));
         Self {
             namespace: namespace.map_or_else(String::new, |name| name.to_string()),
-            pod: pod.map_or_else(String::new, |pod| pod.name.to_string()),
+            pod: pod
+                .as_ref()
+                .map_or_else(String::new, |pod| pod.name.to_string()),
             service: service.map_or_else(String::new, |found| found.name.name.to_string()),
         }
     }
@@ -51,6 +52,16 @@ impl Who {
     fn with(self, first: String) -> [String; 4] {
         [first, self.namespace, self.pod, self.service]
     }
+}
+
+/// The pod with an address; one of which only the UID is known has no namespace.
+fn pod_at(cluster: Option<&ClusterFacts>, facts: &Snapshot, address: IpAddr) -> Option<ObjectName> {
+    let by_cluster = cluster.and_then(|cluster| cluster.pods_at(address).next());
+    by_cluster.cloned().or_else(|| {
+        let called = facts.pod_at(address)?;
+        let named = called.strip_prefix("p/").and_then(ObjectName::parse);
+        Some(named.unwrap_or_else(|| ObjectName::new("", called)))
+    })
 }
 
 /// Totals and states that are set as a whole.
@@ -263,5 +274,55 @@ impl Meter {
     /// When a count cannot be written.
     pub fn text(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::protocol;
+    use crate::node::{Address, NetnsFacts, NetnsId, Scope};
+
+    #[test]
+    fn pods_of_this_node_are_known_without_the_cluster() {
+        let namespace = |id, name: &str, is_pod, addresses: &[&str]| {
+            let mut facts = NetnsFacts::unread(NetnsId(id), Some(name));
+            facts.is_pod = is_pod;
+            facts.addresses = addresses
+                .iter()
+                .map(|text| Address {
+                    link: 1,
+                    address: text.parse().expect("an address"),
+                    prefix_length: 24,
+                    secondary: false,
+                    flags: 0,
+                    label: None,
+                    scope: Scope::Global,
+                })
+                .collect();
+            facts
+        };
+        let mut facts = Snapshot::empty();
+        facts.namespaces = vec![
+            namespace(1, "node", false, &["192.0.2.1"]),
+            namespace(2, "p/default/web-0", true, &["127.0.0.1", "10.244.0.5"]),
+            namespace(3, "pod 0a1b", true, &["127.0.0.1", "10.244.0.6"]),
+        ];
+        let who = |source: &str, destination: &str| {
+            let tuple = Tuple {
+                protocol: protocol::TCP,
+                source: source.parse().expect("an address"),
+                destination: destination.parse().expect("an address"),
+            };
+            let who = Who::of(None, &facts, tuple, tuple);
+            (who.namespace, who.pod)
+        };
+        let said = |namespace: &str, pod: &str| (namespace.to_owned(), pod.to_owned());
+        assert_eq!(
+            who("10.244.0.5:1", "198.51.100.1:2"),
+            said("default", "web-0")
+        );
+        assert_eq!(who("10.244.0.5:1", "10.244.0.6:2"), said("", "pod 0a1b"));
+        assert_eq!(who("127.0.0.1:1", "192.0.2.1:2"), said("", ""));
     }
 }

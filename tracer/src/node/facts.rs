@@ -196,6 +196,26 @@ impl NetnsFacts {
         self.local_route(address).is_some()
     }
 
+    /// What the pod is called whose namespace this is.
+    pub fn pod_name(&self) -> Option<&str> {
+        let name = self.name.as_deref().filter(|_| self.is_pod)?;
+        // Captures of several nodes that were joined name the node behind it.
+        Some(name.split_once('@').map_or(name, |(pod, _)| pod))
+    }
+
+    /// The addresses that lead to the pod whose namespace this is; none for other namespaces.
+    pub fn pod_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let leads = |address: &IpAddr| match address {
+            IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+            IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+        };
+        self.addresses
+            .iter()
+            .filter(|_| self.is_pod)
+            .map(|entry| entry.address)
+            .filter(leads)
+    }
+
     /// The entry of an address that a device carries.
     pub fn address(&self, address: IpAddr) -> Option<&Address> {
         self.addresses.iter().find(|entry| entry.address == address)

@@ -6,8 +6,8 @@
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
 //! looks things up; `source` is where facts come from, this machine or a capture; `kube_proxy`,
 //! `proxy_report`, `proxy_log`,
-//! `component` and `pod` read processes instead, `cni` files; `numbered` makes
-//! the enumerations.
+//! `component` and `pod` read processes instead, `cni` files; `pod_index` finds pods by their addresses;
+//! `numbered` makes the enumerations.
 //!
 //! Invariants:
 //! - A cause never does I/O: it is given a [`Snapshot`]. This module never decides: it has no
@@ -38,6 +38,7 @@ pub mod netfilter;
 mod netlink;
 mod numbered;
 mod pod;
+mod pod_index;
 mod policy_rule;
 mod proxy_configuration;
 mod proxy_log;
@@ -50,13 +51,15 @@ mod sysctl;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+use pod_index::PodIndex;
 
 pub use address::{Address, Scope};
 pub use cni::Cni;
@@ -104,6 +107,8 @@ pub struct Snapshot {
     pub proxy_log: Option<Arc<ProxyLog>>,
     /// What could not be read at all; what is missing of one namespace is in its facts.
     pub missing: Vec<Missing>,
+    #[serde(skip)]
+    by_address: PodIndex,
 }
 
 /// A fact that could not be read.
@@ -129,6 +134,7 @@ impl Snapshot {
             cni: None,
             proxy_log: None,
             missing: Vec::new(),
+            by_address: PodIndex::default(),
         }
     }
 
@@ -143,6 +149,7 @@ impl Snapshot {
             cni: None,
             proxy_log: None,
             missing: Vec::new(),
+            by_address: PodIndex::default(),
         };
         for id in ids {
             match directory.open(*id) {
@@ -193,6 +200,13 @@ impl Snapshot {
     /// The facts of a namespace.
     pub fn namespace(&self, id: NetnsId) -> Option<&NetnsFacts> {
         self.namespaces.iter().find(|facts| facts.id == id)
+    }
+
+    /// The pod with an address, by the cgroups of its processes: `p/namespace/name`, or with its UID where
+    /// only that is known.
+    pub fn pod_at(&self, address: IpAddr) -> Option<&str> {
+        let place = self.by_address.place(&self.namespaces, address)?;
+        self.namespaces.get(place)?.pod_name()
     }
 
     /// The kube-proxy processes that work in a namespace.

@@ -223,7 +223,7 @@ impl Directory {
     }
 
     /// The pod that a namespace belongs to, by its processes; pods that share the node's do not own it.
-    pub(super) fn pod(&self, id: NetnsId) -> Option<String> {
+    pub fn pod(&self, id: NetnsId) -> Option<String> {
         if self.own == Some(id) {
             return None;
         }

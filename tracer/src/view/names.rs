@@ -114,9 +114,13 @@ impl Names<'_> {
         })
     }
 
-    /// What people call an address and port: `s/namespace/service:port`, `p/namespace/pod`, `n/node`.
+    /// What people call an address and port: `s/namespace/service:port`, `p/namespace/pod`, `n/node`. Pods of
+    /// this node have their names without the cluster's facts as well.
     pub fn endpoint(&self, protocol: u8, address: SocketAddr) -> Option<String> {
-        self.cluster?.name(protocol, address)
+        let by_cluster = self
+            .cluster
+            .and_then(|cluster| cluster.name(protocol, address));
+        by_cluster.or_else(|| self.facts.pod_at(address.ip()).map(str::to_owned))
     }
 
     /// An address and port, its name before it where it has one.

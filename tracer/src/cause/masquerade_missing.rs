@@ -3,11 +3,12 @@
 //! Source: a reply is only translated back where the conntrack or IPVS entry is; kube-proxy masquerades
 //! where the reply would take another way (--masquerade-all, --cluster-cidr).
 
-use super::audit::nothing;
+use super::audit::Finding;
 use super::bridge_nf_off::below_netfilter;
 use super::evidence::Evidence;
 use super::unnatted::stray;
 use super::{Cause, Diagnosis, Site};
+use crate::expectation::SERVICE_DEVICE;
 
 pub(super) const CAUSE: Cause = Cause {
     code: "masquerade-missing",
@@ -27,7 +28,7 @@ Proof: the answer came to its client with the endpoint's own address and was ref
 Fix: masquerade (source NAT) for these clients, or give the answer the way over the node that translated.",
     explains: &[],
     examine,
-    audit: nothing,
+    audit,
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
@@ -46,10 +47,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let place = evidence
                 .site(netns)
                 .map_or_else(|| format!("netns {netns}"), Site::name);
-            let vs_conntrack = evidence
-                .sites()
-                .filter(|site| site.facts.ipvs.as_ref().is_some_and(|table| !table.is_empty()))
-                .find(|site| site.sysctl("net/ipv4/vs/conntrack") == Some(0));
+            let vs_conntrack = evidence.sites().find(|site| hides_from_netfilter(site));
             let diagnosis = Diagnosis::new(
                 &CAUSE,
                 format!("{asked} answered by {answers}"),
@@ -67,10 +65,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                 }),
             );
             let diagnosis = match vs_conntrack {
-                Some(_) => diagnosis.fix(
-                    ["sysctl -w net.ipv4.vs.conntrack=1"],
-                    "IPVS connections take entries in conntrack's table",
-                ),
+                Some(_) => diagnosis.fix([TRACK], TRACK_RISK),
                 None => diagnosis,
             };
             Some(
@@ -95,12 +90,59 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         .collect()
 }
 
+/// Makes IPVS connections seen by netfilter.
+const TRACK: &str = "sysctl -w net.ipv4.vs.conntrack=1";
+const TRACK_RISK: &str = "IPVS connections take entries in conntrack's table";
+
+/// It has virtual servers, and netfilter does not see their connections.
+fn hides_from_netfilter(site: &Site<'_>) -> bool {
+    let serves = site
+        .facts
+        .ipvs
+        .as_ref()
+        .is_some_and(|table| !table.is_empty());
+    serves && site.sysctl("net/ipv4/vs/conntrack") == Some(0)
+}
+
+/// kube-proxy in ipvs mode, which its device tells, leaves masquerading to netfilter; other users of IPVS need
+/// not.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    let by_kube_proxy = |site: &&Site<'_>| {
+        site.facts
+            .links
+            .iter()
+            .any(|link| link.name == SERVICE_DEVICE)
+    };
+    evidence
+        .sites()
+        .filter(by_kube_proxy)
+        .filter(|site| hides_from_netfilter(site))
+        .map(|site| {
+            let place = site.name();
+            Finding::warning(
+                Diagnosis::new(
+                    &CAUSE,
+                    format!("IPVS of {place}"),
+                    format!(
+                        "Netfilter does not see the IPVS connections of {place}, so kube-proxy's rules masquerade none of \
+                         them: who comes from outside by a NodePort, and whose answer does not pass this node, is \
+                         answered from an address that it never asked."
+                    ),
+                )
+                .prove("sysctl", "net.ipv4.vs.conntrack = 0")
+                .fix([TRACK, "systemctl restart kube-proxy   # sets it when it starts"], TRACK_RISK)
+                .check("sysctl net.ipv4.vs.conntrack   # 1"),
+            )
+        })
+        .collect()
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::bridge_nf_off::tests::answered;
-    use crate::cause::constructed::Bench;
+    use crate::cause::constructed::{Bench, link, node, service};
 
     pub(in crate::cause) fn situation() -> Bench {
         answered(false)
@@ -114,5 +156,21 @@ pub(super) mod tests {
             (CAUSE.code, Certainty::Certain)
         );
         assert!(found.summary.contains("from 10.244.0.8:80"), "{found:#?}");
+    }
+
+    #[test]
+    fn ipvs_that_netfilter_does_not_see_is_a_warning_where_kube_proxy_serves() {
+        for (device, value, named) in [
+            (SERVICE_DEVICE, "0", 1),
+            (SERVICE_DEVICE, "1", 0),
+            ("dummy0", "0", 0),
+        ] {
+            let mut bench = node();
+            bench.site().ipvs = Some(vec![service(6, "192.0.2.1:30000", &[("10.244.0.8:80", 1)])]);
+            bench.site().links.push(link(9, device));
+            bench.sysctl("net/ipv4/vs/conntrack", value);
+            let found = bench.with_evidence(audit);
+            assert_eq!(found.len(), named, "{device} {value}: {found:#?}");
+        }
     }
 }

@@ -6,8 +6,10 @@
 use super::audit::{Finding, pod_links};
 use super::bridging::{BRIDGE_DROPS, is_blocked, port_to, port_with};
 use super::evidence::{Evidence, Failure};
+use super::service::has_kube_proxy;
 use super::{Cause, Diagnosis, Site};
 use crate::hook::Role;
+use crate::kube::{ObjectName, Resource, Service};
 use crate::node::{Link, NetnsId};
 
 pub(super) const CAUSE: Cause = Cause {
@@ -88,36 +90,79 @@ fn turned_back<'a>(evidence: &Evidence<'a>, failure: &Failure<'_>) -> Option<(Ne
     (off && same && !is_blocked(port)).then_some((netns, port))
 }
 
-/// Ports that should have hairpin mode by the container network's own configuration.
+/// Ports that should have hairpin mode by the container network's own configuration, or, where that does not
+/// speak of it, because a pod that calls its service can meet nobody but itself.
 fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
-    let wanted = evidence
-        .facts
-        .cni
-        .as_ref()
-        .filter(|cni| cni.hairpin == Some(true));
-    let Some((cni, bridge)) = wanted.and_then(|cni| Some((cni, cni.bridge.as_deref()?))) else {
+    let cni = evidence.facts.cni.as_ref();
+    let Some((cni, bridge)) = cni.and_then(|cni| Some((cni, cni.bridge.as_deref()?))) else {
         return Vec::new();
     };
     evidence
         .sites()
         .filter_map(|site| {
-            let on_bridge = |port: &&Link| {
-                let off = port.bridge_port.and_then(|port| port.hairpin) == Some(false);
-                off && port
-                    .master
-                    .is_some_and(|master| site.device(master) == bridge)
-            };
-            let off: Vec<&Link> = pod_links(site).filter(on_bridge).collect();
-            let file = cni.file.display();
-            Some(Finding::warning(say(site, off.first()?).prove(
-                "cni",
-                format!(
-                    "{file} says hairpinMode: true; {} ports of {bridge} have it off",
-                    off.len()
-                ),
-            )))
+            let bridge = site.facts.links.iter().find(|link| link.name == bridge)?;
+            let ports = pod_links(site).filter(|port| port.master == Some(bridge.index));
+            let (off, on): (Vec<&Link>, Vec<&Link>) = ports.partition(|port| is_off(port));
+            let (file, name) = (cni.file.display(), &bridge.name);
+            if cni.hairpin == Some(true) {
+                return Some(Finding::warning(say(site, off.first()?).prove(
+                    "cni",
+                    format!(
+                        "{file} says hairpinMode: true; {} ports of {name} have it off",
+                        off.len()
+                    ),
+                )));
+            }
+            if !on.is_empty() || cni.promiscuous == Some(true) {
+                return None;
+            }
+            let (service, port) = meets_itself(evidence, site, bridge)?;
+            Some(Finding::warning(
+                say(site, port)
+                    .prove(
+                        "service",
+                        format!("s/{service} has no other endpoint than the pod behind {}", port.name),
+                    )
+                    .prove(
+                        "cni",
+                        format!(
+                            "{file} does not say hairpinMode: true; all {} ports of {name} have it off",
+                            off.len()
+                        ),
+                    )
+                    .lacking("that the pod calls its own service"),
+            ))
         })
         .collect()
+}
+
+fn is_off(port: &Link) -> bool {
+    port.bridge_port.and_then(|port| port.hairpin) == Some(false)
+}
+
+/// A service whose only endpoint is behind a port of this bridge, where the service is translated inside the
+/// bridge; otherwise frames for the pod come from the bridge itself.
+fn meets_itself<'a>(
+    evidence: &Evidence<'a>,
+    site: &Site<'a>,
+    bridge: &Link,
+) -> Option<(&'a ObjectName, &'a Link)> {
+    let cluster = evidence
+        .cluster
+        .filter(|cluster| cluster.fresh(&[Resource::Services, Resource::Endpoints]))?;
+    let inside = site.sysctl("net/bridge/bridge-nf-call-iptables") == Some(1);
+    if !inside || !has_kube_proxy(evidence, site.facts.id) {
+        return None;
+    }
+    let translated = |service: &&Service| !service.headless() && service.other_proxy.is_none();
+    cluster.services().filter(translated).find_map(|service| {
+        let endpoints = cluster.endpoints_of(&service.name);
+        let mut serving = endpoints.filter(|(endpoint, _)| endpoint.serving);
+        let (only, _) = serving.next()?;
+        let alone = serving.all(|(other, _)| other.address == only.address);
+        let port = port_with(evidence, site, bridge.index, only.address)?;
+        (alone && is_off(port)).then_some((&service.name, port))
+    })
 }
 
 /// The finding about one port.
@@ -147,13 +192,15 @@ fn say(site: &Site<'_>, port: &Link) -> Diagnosis {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use serde_json::json;
     use tracer_ebpf::hook::HookId;
 
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::bridge_port_blocked::tests::{PORT, port};
-    use crate::cause::constructed::{Bench, node};
-    use crate::node::BridgePortState;
+    use crate::cause::constructed::{Bench, ETH0, ip, node};
+    use crate::kube::constructed::cluster;
+    use crate::node::{Address, BridgePortState, Cni, NetnsFacts};
 
     fn with(hairpin: bool, target: &str) -> Bench {
         let mut bench = node();
@@ -178,7 +225,7 @@ pub(super) mod tests {
 
     #[test]
     fn ports_that_the_configuration_wants_otherwise_are_one_warning() {
-        use crate::node::{BridgePort, BridgePortState, Cni};
+        use crate::node::BridgePort;
         let mut bench = crate::cause::constructed::node();
         bench.site().links.push(Link {
             kind: Some("veth".into()),
@@ -197,6 +244,71 @@ pub(super) mod tests {
             ..Cni::default()
         });
         assert_eq!(bench.with_evidence(audit).len(), 1);
+    }
+
+    /// A node with a pod on its bridge, a bridge plugin without the setting, and a service.
+    fn with_service(endpoints: &[&str]) -> Bench {
+        let endpoints: Vec<_> = endpoints
+            .iter()
+            .map(|address| json!({"addresses": [address]}))
+            .collect();
+        let facts = cluster(
+            "node-a",
+            &[
+                json!({"kind": "Node", "metadata": {"name": "node-a"}, "status": {
+                    "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}),
+                json!({"kind": "Service", "metadata": {"namespace": "default", "name": "web"},
+                    "spec": {"clusterIPs": ["10.96.0.5"], "ports": [{"port": 80}]}}),
+                json!({"kind": "EndpointSlice", "metadata": {"namespace": "default", "name": "web-x",
+                        "labels": {"kubernetes.io/service-name": "web"}},
+                    "ports": [{"port": 8080}], "endpoints": endpoints}),
+            ],
+        );
+        let mut bench = node();
+        bench.cluster = Some(facts);
+        bench.sysctl("net/bridge/bridge-nf-call-iptables", "1");
+        bench.site().links.push(Link {
+            kind: Some("veth".into()),
+            peer_netns: Some(NetnsId(700)),
+            peer_index: Some(ETH0),
+            ..port(BridgePortState::Forwarding, false)
+        });
+        let mut pod = NetnsFacts::unread(NetnsId(700), Some("pod"));
+        let address = Address {
+            link: ETH0,
+            address: ip("10.244.0.9"),
+            ..bench.site().addresses[0].clone()
+        };
+        pod.addresses = vec![address];
+        bench.facts.namespaces.push(pod);
+        bench.facts.cni = Some(Cni {
+            plugins: vec!["bridge".into()],
+            bridge: Some("cni0".into()),
+            ..Cni::default()
+        });
+        bench
+    }
+
+    #[test]
+    fn a_service_of_one_pod_is_a_sign_where_the_configuration_is_silent() {
+        let found = with_service(&["10.244.0.9"]).with_evidence(audit);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].diagnosis.certainty, Certainty::Likely);
+        let said = |bench: &Bench| bench.with_evidence(audit).len();
+        assert_eq!(said(&with_service(&["10.244.0.9", "10.244.1.9"])), 0);
+        assert_eq!(said(&with_service(&["10.244.1.9"])), 0);
+        let mut bench = with_service(&["10.244.0.9"]);
+        bench.sysctl("net/bridge/bridge-nf-call-iptables", "0");
+        assert_eq!(said(&bench), 0);
+        let mut bench = with_service(&["10.244.0.9"]);
+        bench.facts.cni = bench.facts.cni.map(|cni| Cni {
+            promiscuous: Some(true),
+            ..cni
+        });
+        assert_eq!(said(&bench), 0);
+        let mut bench = with_service(&["10.244.0.9"]);
+        bench.cluster = None;
+        assert_eq!(said(&bench), 0);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Cni {
     pub mtu: Option<u32>,
     /// hairpinMode, where it is set.
     pub hairpin: Option<bool>,
+    /// promiscMode, where it is set: another way to what hairpinMode is for.
+    pub promiscuous: Option<bool>,
 }
 
 /// Reads the configuration below a root; `None` where there is none.
@@ -87,6 +89,8 @@ impl Cni {
                 let bridge = settings["bridge"].as_str().map(str::to_owned);
                 self.bridge = self.bridge.take().or(bridge);
                 self.hairpin = self.hairpin.or(settings["hairpinMode"].as_bool());
+                let promiscuous = settings["promiscMode"].as_bool();
+                self.promiscuous = self.promiscuous.or(promiscuous);
                 let mtu = settings["mtu"]
                     .as_u64()
                     .and_then(|mtu| u32::try_from(mtu).ok());
@@ -157,10 +161,11 @@ mod tests {
 
     #[test]
     fn a_bridge_with_ranges_and_damaged_files() {
-        let bridge = r#"{"type":"bridge","bridge":"br0","mtu":1400,"ipam":{"ranges":[[{"subnet":"10.1.0.0/16"}],[{"subnet":"bad"}]]}}"#;
+        let bridge = r#"{"type":"bridge","bridge":"br0","promiscMode":true,"mtu":1400,"ipam":{"ranges":[[{"subnet":"10.1.0.0/16"}],[{"subnet":"bad"}]]}}"#;
         let good = root(&[("etc/cni/net.d/a.conf", bridge)]);
         let cni = read(good.path(), &mut Vec::new()).unwrap();
         assert_eq!((cni.bridge.as_deref(), cni.mtu), (Some("br0"), Some(1400)));
+        assert_eq!((cni.promiscuous, cni.hairpin), (Some(true), None));
         assert_eq!(cni.subnets.len(), 1);
         let damaged = root(&[("etc/cni/net.d/a.conf", "{\"type\":")]);
         let mut missing = Vec::new();

@@ -29,6 +29,10 @@ const POD_LOGS: &str = "/var/log/pods/shop_web-0_6f0f3b9e-52a4-4d0c-9a55-0c8d1b7
 const CNI_FILE: &str = "/etc/cni/net.d/10-pods.conflist";
 const CNI: &str = r#"{"cniVersion": "0.4.0", "name": "pods", "plugins": [
     {"type": "bridge", "bridge": "cni0", "ipam": {"type": "host-local", "subnet": "10.244.0.0/24"}}]}"#;
+const HAIRPIN_CNI: &str = r#"{"cniVersion": "0.4.0", "name": "pods", "plugins": [
+    {"type": "bridge", "bridge": "cni0", "hairpinMode": true}]}"#;
+/// Fills the namespace's table: 60,000 connections from each address, each from a port of its own.
+const FILL: &str = r#"limit=$(cat /proc/sys/net/netfilter/nf_conntrack_max); seq $limit | awk '{ printf "-I -p udp -s 198.18.0.%d -d 203.0.113.9 --sport %d --dport 53 -t 600 -u SEEN_REPLY,ASSURED\n", $1 / 60000 + 1, $1 % 60000 + 1024 }' | conntrack -R -; test $(cat /proc/sys/net/netfilter/nf_conntrack_count) -ge $limit"#;
 
 /// A fault of the node, and what has to be said about it.
 struct Fault {
@@ -99,6 +103,47 @@ const FAULTS: &[Fault] = &[
         cause: "mtu-exceeded",
         severity: "warning",
         lines: &["ip -n check-n link set cni0 mtu 1400"],
+    },
+    Fault {
+        cause: "dns-stale-conntrack",
+        severity: "error",
+        lines: &[
+            "ip netns exec check-n ipvsadm -A -u 10.96.0.10:53 -s rr",
+            "ip netns exec check-n ipvsadm -a -u 10.96.0.10:53 -r 10.244.0.9:53 -m",
+            "ip netns exec check-n conntrack -I -p udp -s 10.244.0.8 -d 10.96.0.10 --sport 4000 --dport 53 -r 10.244.0.7 -q 10.244.0.8 --reply-port-src 53 --reply-port-dst 4000 -t 300 -u SEEN_REPLY,ASSURED",
+        ],
+    },
+    Fault {
+        cause: "bridge-nf-off",
+        severity: "error",
+        lines: &["ip netns exec check-n sysctl -qw net.bridge.bridge-nf-call-iptables=0"],
+    },
+    Fault {
+        cause: "rp-filter",
+        severity: "warning",
+        lines: &[
+            "ip -n check-n link add up1 type dummy",
+            "ip -n check-n addr add 192.0.2.7/24 dev up1",
+            "ip -n check-n link set up1 up",
+            "ip netns exec check-n sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.up1.rp_filter=1",
+            // As kube-proxy does for each address of a node.
+            "ip netns exec check-n ipvsadm -A -t 192.0.2.7:30080 -s rr",
+            "ip netns exec check-n ipvsadm -a -t 192.0.2.7:30080 -r 10.244.0.9:80 -m",
+        ],
+    },
+    Fault {
+        cause: "masquerade-missing",
+        severity: "warning",
+        lines: &[
+            // As kube-proxy in ipvs mode has it.
+            "ip -n check-n link add kube-ipvs0 type dummy",
+            "ip netns exec check-n sysctl -qw net.ipv4.vs.conntrack=0",
+        ],
+    },
+    Fault {
+        cause: "veth-peer-down",
+        severity: "error",
+        lines: &["ip -n check-p link set eth0 down"],
     },
     Fault {
         cause: "bridge-port-blocked",
@@ -192,6 +237,8 @@ pub fn tests() -> Vec<Test> {
         Test::new("check: a healthy node", healthy),
         Test::new("check: kube-proxy's log without conntrack", log),
         Test::new("check: pod-outside-cidr", stray),
+        Test::new("check: hairpin-off", hairpin),
+        Test::new("check: conntrack-full", full),
     ];
     for fault in FAULTS {
         tests.push(Test::new(
@@ -217,15 +264,19 @@ fn faulty(tracer: &Tracer, fault: &Fault) -> anyhow::Result<()> {
     for line in fault.lines {
         command(line)?;
     }
+    found(tracer, fault.cause, fault.severity)
+}
+
+/// One finding, of this cause and severity, with evidence and fixes.
+fn found(tracer: &Tracer, cause: &str, severity: &str) -> anyhow::Result<()> {
     let answer = Node::look(tracer, &[])?;
     let findings = answer.objects("finding");
-    check(
-        findings.len() == 1 && findings[0]["cause"] == fault.cause,
-        || format!("one finding {} was expected: {findings:#?}", fault.cause),
-    )?;
+    check(findings.len() == 1 && findings[0]["cause"] == cause, || {
+        format!("one finding {cause} was expected: {findings:#?}")
+    })?;
     let finding = &findings[0];
-    check(finding["severity"] == fault.severity, || {
-        format!("severity {} was expected: {finding:#}", fault.severity)
+    check(finding["severity"] == severity, || {
+        format!("severity {severity} was expected: {finding:#}")
     })?;
     for part in ["evidence", "fixes"] {
         check(
@@ -235,28 +286,65 @@ fn faulty(tracer: &Tracer, fault: &Fault) -> anyhow::Result<()> {
             || format!("no {part}: {finding:#}"),
         )?;
     }
-    answer.expect_code(i32::from(fault.severity == "error"))
+    answer.expect_code(i32::from(severity == "error"))
+}
+
+/// Ports that the network plugin should have made otherwise.
+fn hairpin(tracer: &Tracer) -> anyhow::Result<()> {
+    let _node = Node::build()?;
+    let _cni = CniFile::write(HAIRPIN_CNI)?;
+    found(tracer, "hairpin-off", "warning")
+}
+
+fn full(tracer: &Tracer) -> anyhow::Result<()> {
+    let _node = Node::build()?;
+    let fill = ["netns", "exec", "check-n", "sh", "-c", FILL];
+    let answer = finish(Command::new("ip").args(fill))?;
+    check(answer.code == 0, || {
+        format!("the table is not full: {}", answer.stderr.trim())
+    })?;
+    found(tracer, "conntrack-full", "error")
+}
+
+/// The network plugin's configuration; dropping it takes it away.
+struct CniFile;
+
+impl CniFile {
+    fn write(text: &str) -> anyhow::Result<Self> {
+        if let Some(folder) = Path::new(CNI_FILE).parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(CNI_FILE, text)?;
+        Ok(Self)
+    }
+}
+
+impl Drop for CniFile {
+    fn drop(&mut self) {
+        // What did not come to be need not go.
+        let _ = fs::remove_file(CNI_FILE);
+    }
 }
 
 /// Makes check-q the network of a pod; dropping it takes that back.
-struct Pod(Child);
+struct Pod {
+    process: Child,
+    _cni: CniFile,
+}
 
 impl Pod {
     fn start() -> anyhow::Result<Self> {
         for folder in [POD_CGROUP, POD_LOGS] {
             fs::create_dir_all(folder).with_context(|| format!("{folder} cannot be made"))?;
         }
-        if let Some(folder) = Path::new(CNI_FILE).parent() {
-            fs::create_dir_all(folder)?;
-        }
-        fs::write(CNI_FILE, CNI)?;
+        let cni = CniFile::write(CNI)?;
         let process = Command::new("ip")
             .args(["netns", "exec", "check-q", "sleep", "300"])
             .spawn()?;
-        let pod = Self(process);
+        let pod = Self { process, _cni: cni };
         fs::write(
             Path::new(POD_CGROUP).join("cgroup.procs"),
-            pod.0.id().to_string(),
+            pod.process.id().to_string(),
         )?;
         Ok(pod)
     }
@@ -265,9 +353,8 @@ impl Pod {
 impl Drop for Pod {
     fn drop(&mut self) {
         // What did not come to be need not go.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        let _ = fs::remove_file(CNI_FILE);
+        let _ = self.process.kill();
+        let _ = self.process.wait();
         for folder in [POD_CGROUP, POD_LOGS] {
             let _ = fs::remove_dir(folder);
         }

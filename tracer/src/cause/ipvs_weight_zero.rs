@@ -9,11 +9,15 @@ use std::net::SocketAddr;
 
 use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
+use super::neighbour_failed::lost_for;
+use super::veth_peer_down::dead_end;
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Packet, Transport, protocol, tcp_flag};
 use crate::flow::Direction;
 use crate::hook::Role;
-use crate::node::{NeighbourState, NetnsId, RealServer, VirtualServer, VirtualServerKey};
+use crate::node::{
+    NeighbourState, NetnsId, RealServer, RouteKind, VirtualServer, VirtualServerKey,
+};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "ipvs-weight-zero",
@@ -25,10 +29,11 @@ are, their packets go nowhere until the entries expire (TCP 15 min, UDP 5 min wi
 packet renews them. UDP clients that keep one source port hang for as long as they try.
 
 Proof: IPVS sent the packet on by a connection that it knew (it chose no real server), the real server is in
-the table with weight 0, and the packet was lost behind it.
+the table with weight 0, and nobody is there: no neighbour answers for its address, no route leads to it, or
+the device to it is dead. A pod that refuses or a rule that drops is another cause.
 
 Fix: remove the real server when its pod is gone; expire_nodest_conn=1 then ends its connections.",
-    explains: &["neighbour-failed", "veth-peer-down", "no-route", "route-blackhole", "no-listener"],
+    explains: &["neighbour-failed", "veth-peer-down", "no-route", "route-blackhole"],
     examine,
     audit,
 };
@@ -48,8 +53,15 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let (pinned, packet) = pinned(failure)?;
             // A packet that opens a connection is a matter of reuse.
             let old = !is_syn(packet);
-            let (_, real) = weightless(evidence.site(pinned.netns)?, pinned)?;
-            (old && real.weight == 0).then_some(pinned)
+            let site = evidence.site(pinned.netns)?;
+            let (_, real) = weightless(site, pinned)?;
+            let gone = || {
+                lost_for(failure).is_some()
+                    || dead_end(evidence, failure).is_some()
+                    || failure.journey.passed(Role::RouteError)
+                    || has_no_way(site, real)
+            };
+            (old && real.weight == 0 && gone()).then_some(pinned)
         })
         .into_iter()
         .filter_map(|(pinned, failures)| {
@@ -71,6 +83,20 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             )
         })
         .collect()
+}
+
+/// No route leads to a real server.
+fn has_no_way(site: &Site<'_>, real: &RealServer) -> bool {
+    let refuses = |kind| {
+        matches!(
+            kind,
+            RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit
+        )
+    };
+    !site.is_local(real.address)
+        && site
+            .main_route(real.address)
+            .is_none_or(|route| refuses(route.kind))
 }
 
 /// A request that IPVS sent on by a connection that it knew.
@@ -220,20 +246,23 @@ pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::audit::audit as audit_all;
-    use crate::cause::constructed::{Bench, CNI0, ETH0, ip, neighbour, node, service};
+    use crate::cause::constructed::{Bench, CNI0, ETH0, Way, ip, neighbour, node, route, service};
     use crate::event::Detail;
+    use crate::node::Route;
 
-    pub(in crate::cause) fn situation() -> Bench {
+    /// A node whose first real server drains.
+    fn draining() -> Bench {
         let mut bench = node();
         bench.site().ipvs = Some(vec![service(
             17,
             "10.96.0.10:53",
             &[("10.244.0.7:53", 0), ("10.244.0.8:53", 1)],
         )]);
-        let gone = Detail::Neighbour {
-            address: ip("10.244.0.7"),
-            ifindex: CNI0,
-        };
+        bench
+    }
+
+    /// A packet of a connection to it, behind IPVS.
+    fn sent_on(bench: &mut Bench) -> Way<'_> {
         bench
             .udp("192.0.2.10:4000", "10.96.0.10:53")
             .receive(ETH0)
@@ -241,6 +270,15 @@ pub(super) mod tests {
             .at(HookId::IpvsLookup)
             .at(HookId::IpvsNatTransmit)
             .to("10.244.0.7:53")
+    }
+
+    pub(in crate::cause) fn situation() -> Bench {
+        let mut bench = draining();
+        let gone = Detail::Neighbour {
+            address: ip("10.244.0.7"),
+            ifindex: CNI0,
+        };
+        sent_on(&mut bench)
             .with(HookId::NeighbourQueue, gone.clone())
             .with(HookId::NeighbourFailed, gone)
             .dropped("NEIGH_FAILED", "arp_error_report");
@@ -269,9 +307,39 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_draining_pod_that_refuses_is_another_case() {
+        let mut bench = draining();
+        sent_on(&mut bench)
+            .transmit(CNI0)
+            .netns(700)
+            .receive(ETH0)
+            .at(HookId::LocalDeliver)
+            .at(HookId::UdpReceive)
+            .dropped("NO_SOCKET", "udp_rcv");
+        assert!(!bench.codes().contains(&CAUSE.code), "{:?}", bench.codes());
+        let mut bench = draining();
+        sent_on(&mut bench)
+            .transmit(CNI0)
+            .dropped("PKT_TOO_BIG", "br_dev_queue_push_xmit");
+        assert!(!bench.codes().contains(&CAUSE.code), "{:?}", bench.codes());
+    }
+
+    #[test]
+    fn a_real_server_without_a_route_is_gone() {
+        let mut bench = draining();
+        bench.site().routes.retain(|route| route.link != Some(CNI0));
+        bench.site().routes.push(Route {
+            kind: RouteKind::Blackhole,
+            link: None,
+            ..route("10.244.0.0", 24, CNI0)
+        });
+        sent_on(&mut bench).dropped("NOT_SPECIFIED", "ip_vs_in");
+        assert_eq!(bench.codes()[0], CAUSE.code);
+    }
+
+    #[test]
     fn draining_is_healthy_until_nobody_answers() {
-        let mut bench = node();
-        bench.site().ipvs = situation().site().ipvs.clone();
+        let mut bench = draining();
         let drained = |bench: &mut Bench| {
             let server = &mut bench.site().ipvs.as_mut().expect("a table")[0];
             server.destinations[0].active_connections = Some(2);

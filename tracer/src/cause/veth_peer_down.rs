@@ -46,8 +46,8 @@ const FUNCTIONS: &[&str] = &[
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     evidence
         .group(|failure| {
-            let (netns, link) = left_by(evidence, failure)?;
-            is_dead_end(link).then_some((netns, link.index))
+            let (netns, link) = dead_end(evidence, failure)?;
+            Some((netns, link.index))
         })
         .into_iter()
         .filter_map(|((netns, index), failures)| {
@@ -85,6 +85,14 @@ fn left_by<'a>(evidence: &Evidence<'a>, failure: &Failure<'_>) -> Option<(NetnsI
         .then(|| out_device(failure))
         .flatten()
         .and_then(|(netns, ifindex)| Some((netns, evidence.site(netns)?.link(ifindex)?)))
+}
+
+/// The dead device that a lost packet had to leave by.
+pub(super) fn dead_end<'a>(
+    evidence: &Evidence<'a>,
+    failure: &Failure<'_>,
+) -> Option<(NetnsId, &'a Link)> {
+    left_by(evidence, failure).filter(|(_, link)| is_dead_end(link))
 }
 
 /// A veth device that is up and has no carrier.

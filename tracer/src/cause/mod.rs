@@ -24,6 +24,7 @@ mod constructed;
 
 mod bridging;
 mod confirm;
+mod pod_network;
 mod service;
 mod source_check;
 mod unnatted;

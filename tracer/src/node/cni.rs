@@ -29,6 +29,14 @@ pub struct Cni {
     pub hairpin: Option<bool>,
     /// promiscMode, where it is set: another way to what hairpinMode is for.
     pub promiscuous: Option<bool>,
+    /// The bridge has an address of the pods' range, as their gateway.
+    #[serde(default)]
+    pub gateway: bool,
+    /// What flanneld gave this node, whether or not the file uses it.
+    #[serde(default)]
+    pub flannel: Vec<Prefix>,
+    /// Why the file is no configuration, where it is none.
+    pub damaged: Option<String>,
 }
 
 /// Reads the configuration below a root; `None` where there is none.
@@ -51,21 +59,19 @@ pub(super) fn read(root: &Path, missing: &mut Vec<Missing>) -> Option<Cni> {
         .collect();
     files.sort();
     let file = files.first()?.clone();
-    let parsed = fs::read_to_string(&file)
-        .map_err(|error| error.to_string())
-        .and_then(|text| serde_json::from_str::<Value>(&text).map_err(|error| error.to_string()));
     let mut cni = Cni {
         others: files[1..].to_vec(),
         file,
         ..Cni::default()
     };
-    match parsed {
-        Ok(value) => cni.fill(&value),
-        Err(why) => missing.push(unread(&cni.file, &why)),
+    match fs::read_to_string(&cni.file) {
+        Ok(text) => match serde_json::from_str::<Value>(&text) {
+            Ok(value) => cni.fill(&value),
+            Err(error) => cni.damaged = Some(error.to_string()),
+        },
+        Err(error) => missing.push(unread(&cni.file, &error.to_string())),
     }
-    if cni.plugins.iter().any(|kind| kind == "flannel") {
-        cni.fill_from_flannel(&root.join("run/flannel/subnet.env"));
-    }
+    cni.fill_from_flannel(&root.join("run/flannel/subnet.env"));
     Some(cni)
 }
 
@@ -81,6 +87,7 @@ impl Cni {
     fn fill(&mut self, value: &Value) {
         let single = std::slice::from_ref(value);
         let plugins = value["plugins"].as_array().map_or(single, Vec::as_slice);
+        let mut gateway = None;
         for plugin in plugins {
             self.plugins
                 .extend(plugin["type"].as_str().map(str::to_owned));
@@ -91,6 +98,9 @@ impl Cni {
                 self.hairpin = self.hairpin.or(settings["hairpinMode"].as_bool());
                 let promiscuous = settings["promiscMode"].as_bool();
                 self.promiscuous = self.promiscuous.or(promiscuous);
+                for said in [&settings["isGateway"], &settings["isDefaultGateway"]] {
+                    gateway = said.as_bool().max(gateway);
+                }
                 let mtu = settings["mtu"]
                     .as_u64()
                     .and_then(|mtu| u32::try_from(mtu).ok());
@@ -103,20 +113,35 @@ impl Cni {
             self.subnets
                 .extend(subnets.filter_map(|range| Prefix::parse(range["subnet"].as_str()?)));
         }
-        if self.bridge.is_none() && self.plugins.iter().any(|kind| kind == "flannel") {
+        if self.bridge.is_none() && self.uses_flannel() {
             self.bridge = Some("cni0".into());
         }
+        self.gateway = gateway.unwrap_or(self.uses_flannel());
+    }
+
+    fn uses_flannel(&self) -> bool {
+        self.plugins.iter().any(|kind| kind == "flannel")
     }
 
     fn fill_from_flannel(&mut self, path: &Path) {
         // Before flannel's first start the file is not there.
         let text = fs::read_to_string(path).unwrap_or_default();
+        let used = self.uses_flannel();
         for line in text.lines() {
             match line.split_once('=') {
-                Some(("FLANNEL_NETWORK", value)) => self.subnets.extend(Prefix::parse(value)),
-                Some(("FLANNEL_MTU", value)) => self.mtu = self.mtu.or(value.parse().ok()),
+                // The bridge's address, which stands for its range.
+                Some(("FLANNEL_SUBNET" | "FLANNEL_IPV6_SUBNET", value)) => {
+                    let given = Prefix::parse(value).and_then(|prefix| prefix.masked());
+                    self.flannel.extend(given);
+                }
+                Some(("FLANNEL_MTU", value)) if used => {
+                    self.mtu = self.mtu.or(value.parse().ok());
+                }
                 _ => {}
             }
+        }
+        if used {
+            self.subnets.extend(&self.flannel);
         }
     }
 }
@@ -155,8 +180,8 @@ mod tests {
             (cni.bridge.as_deref(), cni.mtu, cni.hairpin),
             (Some("cni0"), Some(1450), Some(true))
         );
-        assert_eq!(cni.subnets[0].to_string(), "10.244.0.0/16");
-        assert_eq!(cni.others.len(), 1);
+        assert_eq!(cni.subnets[0].to_string(), "10.244.1.0/24");
+        assert_eq!((cni.others.len(), cni.gateway), (1, true));
     }
 
     #[test]
@@ -167,10 +192,30 @@ mod tests {
         assert_eq!((cni.bridge.as_deref(), cni.mtu), (Some("br0"), Some(1400)));
         assert_eq!((cni.promiscuous, cni.hairpin), (Some(true), None));
         assert_eq!(cni.subnets.len(), 1);
+        assert!(!cni.gateway);
         let damaged = root(&[("etc/cni/net.d/a.conf", "{\"type\":")]);
         let mut missing = Vec::new();
-        assert!(read(damaged.path(), &mut missing).is_some());
-        assert_eq!(missing.len(), 1);
+        let cni = read(damaged.path(), &mut missing).unwrap();
+        assert!(cni.damaged.is_some_and(|why| why.contains("EOF")));
         assert_eq!(read(Path::new("/nonexistent"), &mut missing), None);
+        assert_eq!(missing, []);
+    }
+
+    #[test]
+    fn what_flannel_gave_is_known_when_another_file_wins() {
+        let root = root(&[
+            (
+                "etc/cni/net.d/10-containerd-net.conflist",
+                r#"{"plugins":[{"type":"bridge","ipam":{"type":"host-local","ranges":[[{"subnet":"10.88.0.0/16"}]]}}]}"#,
+            ),
+            ("etc/cni/net.d/10-flannel.conflist", "{}"),
+            (
+                "run/flannel/subnet.env",
+                "FLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\n",
+            ),
+        ]);
+        let cni = read(root.path(), &mut Vec::new()).unwrap();
+        assert_eq!(cni.flannel[0].to_string(), "10.244.1.0/24");
+        assert_eq!((cni.subnets.len(), cni.mtu), (1, None));
     }
 }

@@ -1,6 +1,8 @@
 //! What the causes about pods' addresses share: which ranges this node's pods get their addresses of, and
 //! who says so.
 
+use std::net::IpAddr;
+
 use super::evidence::Evidence;
 use crate::node::Prefix;
 
@@ -65,6 +67,12 @@ pub(super) fn pod_ranges<'a>(evidence: &Evidence<'a>) -> Vec<PodRanges<'a>> {
             words,
         })
         .collect()
+}
+
+/// Whether anybody gives this node's pods an address.
+pub(super) fn gives(ranges: &[PodRanges<'_>], address: IpAddr) -> bool {
+    let mut all = ranges.iter().flat_map(|said| said.ranges);
+    all.any(|range| range.contains(address))
 }
 
 /// Ranges in words.

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
+use super::pod_network::{PodRanges, gives, pod_ranges};
 use super::{Cause, Diagnosis, Site};
 use crate::event::Tuple;
 use crate::flow::Flow;
@@ -25,9 +26,10 @@ kubelet registers one address (InternalIP), and the overlay another, when nobody
 nodes' firewalls, reverse path filters and tunnels expect the InternalIP; packets from the other address are
 dropped there, or answered by another way.
 
-Proof: packets of the node to another node or its pods carry an address of the node that is not its
-InternalIP (of the Node object, or of kubelet's --node-ip) and are lost; or the overlay's tunnel is bound to
-one.
+Proof: packets of the node to another node or its pods carry the address of another network card, which is
+not its InternalIP (of the Node object, or of kubelet's --node-ip), and are refused for it (reverse path
+filter, martian source); or the overlay's tunnel is bound to one. Where they only get no answer it is no more
+than likely. Addresses of tunnels and bridges, and those of the pods' range, are meant to be used.
 
 Fix: tell them: kubelet --node-ip, flannel --iface, Calico IP_AUTODETECTION_METHOD; or set the source in the
 route.",
@@ -78,11 +80,31 @@ fn known(evidence: &Evidence<'_>, ipv4: bool) -> Option<Known> {
     })
 }
 
-/// The namespace that has the address, and another address of it on another device.
-fn other_address(site: &Site<'_>, known: &Known, source: IpAddr) -> Option<u32> {
+/// Kinds of devices whose addresses a node is to send from: an overlay's, a bridge's.
+const NO_CARDS: &[&str] = &[
+    "vxlan",
+    "geneve",
+    "ipip",
+    "ip6tnl",
+    "sit",
+    "wireguard",
+    "bridge",
+];
+
+/// Whether a namespace that has the known address has this one on another network card.
+fn is_another_cards(
+    site: &Site<'_>,
+    known: &Known,
+    pods: &[PodRanges<'_>],
+    source: IpAddr,
+) -> bool {
     let device = |address| site.addresses(address).next().map(|entry| entry.link);
-    let (right, wrong) = (device(known.address)?, device(source)?);
-    (right != wrong && source != known.address).then_some(wrong)
+    let Some((right, wrong)) = device(known.address).zip(device(source)) else {
+        return false;
+    };
+    let kind = site.link(wrong).and_then(|link| link.kind.as_deref());
+    let card = kind.is_none_or(|kind| !NO_CARDS.contains(&kind));
+    right != wrong && card && !gives(pods, source)
 }
 
 /// Whether a destination is another node or a pod there.
@@ -110,7 +132,12 @@ fn is_elsewhere(evidence: &Evidence<'_>, tuple: &Tuple, site: &Site<'_>) -> bool
 }
 
 /// The node's own packet to another node from an address that is not its InternalIP.
-fn strange(evidence: &Evidence<'_>, known: &[Known], flow: &Flow) -> Option<(NetnsId, IpAddr)> {
+fn strange(
+    evidence: &Evidence<'_>,
+    known: &[Known],
+    pods: &[PodRanges<'_>],
+    flow: &Flow,
+) -> Option<(NetnsId, IpAddr)> {
     let (_, journey) = flow.kept().next()?;
     let index = journey
         .events
@@ -123,8 +150,16 @@ fn strange(evidence: &Evidence<'_>, known: &[Known], flow: &Flow) -> Option<(Net
     let known = known
         .iter()
         .find(|known| known.address.is_ipv4() == source.is_ipv4())?;
-    other_address(site, known, source)?;
-    is_elsewhere(evidence, &tuple, site).then_some((netns, source))
+    (is_another_cards(site, known, pods, source) && is_elsewhere(evidence, &tuple, site))
+        .then_some((netns, source))
+}
+
+/// Flows from one strange source.
+#[derive(Default)]
+struct Lost {
+    flows: Vec<u64>,
+    /// One that was refused for its source.
+    refused: Option<u64>,
 }
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
@@ -135,37 +170,49 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     if known.is_empty() {
         return Vec::new();
     }
-    let mut groups: std::collections::BTreeMap<(NetnsId, IpAddr), Vec<u64>> = Default::default();
+    let pods = pod_ranges(evidence);
+    let mut groups: std::collections::BTreeMap<(NetnsId, IpAddr), Lost> = Default::default();
     let failed = evidence
         .failures()
         .iter()
         .filter(|failure| blames(failure))
-        .map(|failure| failure.flow);
-    for flow in failed.chain(evidence.stalled().iter().copied()) {
-        if let Some(key) = strange(evidence, &known, flow) {
-            groups.entry(key).or_default().push(flow.id);
+        .map(|failure| (failure.flow, is_refused(failure)));
+    let silent = evidence.stalled().iter().map(|&flow| (flow, false));
+    for (flow, refused) in failed.chain(silent) {
+        if let Some(key) = strange(evidence, &known, &pods, flow) {
+            let lost = groups.entry(key).or_default();
+            lost.flows.push(flow.id);
+            lost.refused = lost.refused.or(refused.then_some(flow.id));
         }
     }
     groups
         .into_iter()
-        .filter_map(|((netns, source), mut flows)| {
-            flows.sort_unstable();
-            flows.dedup();
+        .filter_map(|((netns, source), lost)| {
             let site = evidence.site(netns)?;
             let known = known
                 .iter()
                 .find(|known| known.address.is_ipv4() == source.is_ipv4())?;
-            let first = evidence.flows.get(*flows.first()?)?;
+            let shown = lost.refused.or(lost.flows.first().copied())?;
+            let first = evidence.flows.get(shown)?;
             let destination = first.client.destination;
+            let end = match lost.refused {
+                Some(_) => "is refused for it",
+                None => "gets no answer",
+            };
             Some(
                 say(site, known, source, destination.ip())
-                    .stopped_flows(evidence, flows.into_iter())
+                    .stopped_flows(evidence, lost.flows.into_iter())
                     .prove(
                         "packet",
                         format!(
-                            "flow {} → {destination} leaves with {source} and is lost",
+                            "flow {} → {destination} leaves with {source} and {end}",
                             first.client.source
                         ),
+                    )
+                    .lacking_if(
+                        lost.refused.is_none(),
+                        "a packet that was refused for its source address (reverse path filter, martian source): \
+                         these may be lost for another reason",
                     )
                     .lacking_if(
                         known.source == "node"
@@ -177,6 +224,13 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             )
         })
         .collect()
+}
+
+/// Refused for its source address, which nothing had changed on the way.
+fn is_refused(failure: &Failure<'_>) -> bool {
+    let source = |tuple: Option<Tuple>| tuple.map(|tuple| tuple.source.ip());
+    let kept = source(failure.journey.first_tuple()) == source(failure.journey.last_tuple());
+    kept && (failure.journey.passed(Role::Martian) || failure.dropped_for(&["IP_RPFILTER"], &[]))
 }
 
 /// Losses that a strange source brings about: refused for it, or gone without an answer.
@@ -227,6 +281,7 @@ fn say(site: &Site<'_>, known: &Known, source: IpAddr, destination: IpAddr) -> D
 /// Routes to other nodes, and tunnels, that use another address.
 fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
+    let pods = pod_ranges(evidence);
     for known in [true, false]
         .into_iter()
         .filter_map(|ipv4| known(evidence, ipv4))
@@ -237,7 +292,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
         {
             for link in &site.facts.links {
                 let local = link.vxlan.and_then(|vxlan| vxlan.local);
-                let wrong = local.filter(|&local| other_address(site, &known, local).is_some());
+                let wrong = local.filter(|&local| is_another_cards(site, &known, &pods, local));
                 if let Some(source) = wrong {
                     let diagnosis = say(site, &known, source, source);
                     found.push(Finding::warning(
@@ -254,7 +309,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
             let wrong = nodes
                 .flat_map(|node| &node.internal_ips)
                 .filter(|address| address.is_ipv4() == known.address.is_ipv4())
-                .find_map(|&other| Some((other, chosen(site, &known, other)?)));
+                .find_map(|&other| Some((other, chosen(site, &known, &pods, other)?)));
             if let Some((other, source)) = wrong {
                 found.push(Finding::warning(say(site, &known, source, other)));
             }
@@ -264,7 +319,12 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
 }
 
 /// The source that the kernel takes for a destination, where it is not the known address.
-fn chosen(site: &Site<'_>, known: &Known, destination: IpAddr) -> Option<IpAddr> {
+fn chosen(
+    site: &Site<'_>,
+    known: &Known,
+    pods: &[PodRanges<'_>],
+    destination: IpAddr,
+) -> Option<IpAddr> {
     let route = site.main_route(destination)?;
     let source = route.preferred_source.or_else(|| {
         let first = site.facts.addresses.iter().find(|entry| {
@@ -274,7 +334,7 @@ fn chosen(site: &Site<'_>, known: &Known, destination: IpAddr) -> Option<IpAddr>
         });
         first.map(|entry| entry.address)
     })?;
-    other_address(site, known, source).map(|_| source)
+    is_another_cards(site, known, pods, source).then_some(source)
 }
 
 #[cfg(test)]
@@ -287,12 +347,15 @@ pub(super) mod tests {
     use crate::cause::audit::audit as audit_all;
     use crate::cause::constructed::{Bench, ETH0, ip, link, node, route};
     use crate::kube::constructed::cluster;
-    use crate::node::{Address, Scope};
+    use crate::node::{Address, Link, Scope};
 
     const ETH1: u32 = 4;
+    /// The other node.
+    const OTHER: u32 = 200;
 
-    /// The node's second network is the one that the cluster knows, and the first has the default route.
-    fn with(internal: &str) -> Bench {
+    /// The node's second network is the one that the cluster knows, and the first has the default route; the
+    /// other node refuses what comes from the first.
+    fn with(internal: &str, refused: bool) -> Bench {
         let mut bench = node();
         let site = bench.site();
         site.links.push(link(ETH1, "eth1"));
@@ -316,17 +379,24 @@ pub(super) mod tests {
             ],
         ));
         for _ in 0..2 {
-            bench
+            let way = bench
                 .tcp("192.0.2.1:40000", "203.0.113.2:10250")
                 .at(HookId::LocalOut)
-                .transmit(ETH0)
-                .ends();
+                .transmit(ETH0);
+            if refused {
+                way.netns(OTHER)
+                    .receive(ETH0)
+                    .at(HookId::Martian)
+                    .dropped("IP_RPFILTER", "ip_rcv_finish_core");
+            } else {
+                way.ends();
+            }
         }
         bench
     }
 
     pub(in crate::cause) fn situation() -> Bench {
-        with("198.51.100.1")
+        with("198.51.100.1", true)
     }
 
     #[test]
@@ -342,9 +412,64 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn silence_alone_makes_it_likely() {
+        let found = with("198.51.100.1", false).only();
+        assert_eq!(
+            (found.code, found.certainty),
+            (CAUSE.code, Certainty::Likely)
+        );
+        assert!(found.missing[0].contains("refused"), "{found:#?}");
+    }
+
+    #[test]
     fn the_internal_ip_as_source_is_healthy() {
-        let bench = with("192.0.2.1");
+        let bench = with("192.0.2.1", false);
         assert_eq!(bench.codes(), [] as [&str; 0]);
         assert_eq!(bench.with_evidence(audit_all), []);
+    }
+
+    /// The node asks a pod of the other node that does not answer, from an address on its overlay device.
+    fn asks_a_hung_pod(kind: Option<&str>, prefixes: &[&str]) -> Bench {
+        let mut bench = node();
+        let site = bench.site();
+        site.links.push(Link {
+            kind: kind.map(str::to_owned),
+            ..link(ETH1, "over0")
+        });
+        site.addresses.push(Address {
+            link: ETH1,
+            address: ip("10.77.0.0"),
+            prefix_length: 32,
+            ..site.addresses[0].clone()
+        });
+        site.routes.push(route("10.77.1.0", 24, ETH1));
+        bench.cluster = Some(cluster(
+            "node-a",
+            &[
+                json!({"kind": "Node", "metadata": {"name": "node-a"}, "spec": {"podCIDRs": prefixes},
+                    "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}),
+                json!({"kind": "Node", "metadata": {"name": "node-b"}, "spec": {"podCIDRs": ["10.77.1.0/24"]},
+                    "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.2"}]}}),
+            ],
+        ));
+        for _ in 0..2 {
+            bench
+                .tcp("10.77.0.0:40000", "10.77.1.5:443")
+                .at(HookId::LocalOut)
+                .transmit(ETH1)
+                .ends();
+        }
+        bench
+    }
+
+    #[test]
+    fn the_overlay_s_own_address_is_no_strange_source() {
+        for kind in ["vxlan", "ipip", "wireguard", "bridge"] {
+            assert_eq!(asks_a_hung_pod(Some(kind), &[]).codes(), [] as [&str; 0]);
+        }
+        // Cilium's is a veth device with an address of the pods.
+        let veth = asks_a_hung_pod(Some("veth"), &["10.77.0.0/24"]);
+        assert_eq!(veth.codes(), [] as [&str; 0]);
+        assert_eq!(asks_a_hung_pod(Some("veth"), &[]).codes(), [CAUSE.code]);
     }
 }

@@ -70,16 +70,18 @@ pub(super) fn two_nodes(world: &mut World) -> anyhow::Result<(Site, Peer)> {
     plug(&node, &options.bridge, "vethpod", &pod)?;
     dress(&pod, options.peer_pod, options.peer_bridge_address)?;
     node.run("sysctl -qw net.ipv4.ip_forward=1")?;
-    for (one, here, there, far) in [
-        (
-            &site.node,
-            options.node,
-            options.peer,
-            options.peer_bridge_address,
-        ),
-        (&node, options.peer, options.node, options.bridge_address),
+    let (near, far) = (options.bridge_address, options.peer_bridge_address);
+    for (one, addresses, bridges) in [
+        (&site.node, [options.node, options.peer], [near, far]),
+        (&node, [options.peer, options.node], [far, near]),
     ] {
-        overlay(one, &options.overlay, &options.interface, here, there, far)?;
+        overlay(
+            one,
+            &options.overlay,
+            &options.interface,
+            addresses,
+            bridges,
+        )?;
     }
     Ok((site, Peer { node, pod }))
 }
@@ -227,22 +229,23 @@ fn address(host: &Namespace, device: &str, own: Ipv4Addr, length: u8) -> anyhow:
     host.run(&format!("ip addr add {own}/{length} dev {device}"))
 }
 
-/// One end of the overlay, as flannel makes it: the other node's pods by its gateway on the overlay,
-/// with neighbour and FDB entries in advance.
+/// One end of the overlay, as flannel makes it: the first address of this node's pods on its device, the
+/// other node's pods by theirs, with neighbour and FDB entries in advance. Addresses and bridges are this
+/// node's and the other's.
 fn overlay(
     node: &Namespace,
     device: &str,
     interface: &str,
-    here: Ipv4Addr,
-    there: Ipv4Addr,
-    far_bridge: Ipv4Addr,
+    [here, there]: [Ipv4Addr; 2],
+    bridges: [Ipv4Addr; 2],
 ) -> anyhow::Result<()> {
-    let far_net = network(far_bridge);
+    let [near_net, far_net] = bridges.map(network);
     node.run_all(&[
         format!(
             "ip link add {device} address {} type vxlan id 1 dev {interface} local {here} dstport 8472 nolearning udpcsum",
             vtep_mac(here)
         ),
+        format!("ip addr add {near_net}/32 dev {device}"),
         format!("ip link set {device} up"),
         format!("ip neigh add {far_net} lladdr {} dev {device} nud permanent", vtep_mac(there)),
         format!("bridge fdb append {} dev {device} dst {there}", vtep_mac(there)),

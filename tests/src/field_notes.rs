@@ -46,8 +46,11 @@ const SECTIONS: &[Section] = &[
             "172.17.0.1/16",
             "docker0",
             "kubelet",
+            "10.244.1.0/24",
             "--network-plugin=cni",
             "systemctl restart kubelet",
+            "ip link del cni0",
+            "--bip=10.244.1.1/24 --ip-masq=false --mtu=1450",
         ],
     },
     Section {

@@ -25,6 +25,7 @@ mod constructed;
 mod bridging;
 mod confirm;
 mod pod_network;
+mod pod_runtime;
 mod service;
 mod source_check;
 mod unnatted;

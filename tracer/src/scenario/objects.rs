@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::options::Options;
+use super::topology::network;
 use crate::kube::ClusterFacts;
 
 /// Namespace of the application.
@@ -49,6 +50,15 @@ impl Objects {
             node: name,
             app: options.app.clone(),
         }
+    }
+
+    /// The range of the node's pods, as the controller gives it: that of its bridge.
+    pub(super) fn pod_range(mut self, options: &Options) -> Self {
+        if let Some(Value::Object(node)) = self.list.first_mut() {
+            let range = format!("{}/24", network(options.bridge_address));
+            node.insert("spec".into(), json!({"podCIDRs": [range]}));
+        }
+        self
     }
 
     /// The second node.

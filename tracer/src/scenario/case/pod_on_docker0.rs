@@ -2,9 +2,12 @@
 
 use std::net::Ipv4Addr;
 
+use serde_json::json;
+
 use crate::scenario::kube_proxy::StandIn;
+use crate::scenario::objects::Objects;
 use crate::scenario::world::at;
-use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
+use crate::scenario::{Need, Options, Plan, Scenario, Target, Variant, World, topology};
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "pod-on-docker0",
@@ -48,6 +51,17 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let cni = ["--network-plugin=cni".to_owned()];
     let pod = at(DOCKER_POD, options.pod_port);
     let good = at(options.second_pod, options.pod_port);
+    // The node of kubelet 1.20 has a range for its pods, and the pod its address.
+    let cluster = |options: &Options, address| {
+        let objects = Objects::new(options).pod_range(options);
+        objects.pod(address, json!({})).facts("iptables")
+    };
+    let own = if variant.fault {
+        DOCKER_POD
+    } else {
+        options.second_pod
+    };
+    world.cluster = cluster(&options, own)?;
     if variant.fault {
         topology::plug(&site.node, bridge, "vethebd7975", &stranded)?;
         stranded.run_all(&[
@@ -83,7 +97,9 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
             "ip link set vethebd7975 master {}",
             options.bridge
         ))?;
-        topology::dress(&stranded, options.second_pod, options.bridge_address)
+        topology::dress(&stranded, options.second_pod, options.bridge_address)?;
+        world.cluster = cluster(&options, options.second_pod)?;
+        Ok(())
     });
     plan.after = after;
     Ok(plan

@@ -72,7 +72,16 @@ const FAULTS: &[Fault] = &[
     Fault {
         cause: "forward-policy-drop",
         severity: "error",
-        lines: &["ip netns exec check-n iptables-nft -P FORWARD DROP"],
+        // As Docker does; what its rules accept is for its own containers.
+        lines: &[
+            "ip netns exec check-n iptables-nft -P FORWARD DROP",
+            "ip netns exec check-n iptables-nft -N DOCKER",
+            "ip netns exec check-n iptables-nft -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            "ip netns exec check-n iptables-nft -A FORWARD -o docker0 -j DOCKER",
+            "ip netns exec check-n iptables-nft -A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+            "ip netns exec check-n iptables-nft -A FORWARD -i docker0 -o docker0 -j ACCEPT",
+            "ip netns exec check-n iptables-nft -A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT",
+        ],
     },
     Fault {
         cause: "vip-nodeport-unbound",

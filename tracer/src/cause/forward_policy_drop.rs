@@ -6,9 +6,10 @@
 
 use super::audit::is_node;
 use super::filtered::{self, Kind, Stop};
+use super::pod_network::PodDevices;
 use super::{Cause, Diagnosis, Evidence, Finding};
 use crate::event::NetfilterHook;
-use crate::node::netfilter::{Action, Chain, Rule, RuleTable, Subject, Tool};
+use crate::node::netfilter::{Action, Chain, RuleTable, Subject, Test, Tool, state};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "forward-policy-drop",
@@ -34,10 +35,11 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     filtered::diagnoses(evidence, Kind::ForwardPolicy, |stop| say(evidence, stop))
 }
 
-/// Nodes whose FORWARD chains drop by policy and accept no new connections of any network.
+/// Nodes whose FORWARD chains drop by policy and accept no new connections of their pods.
 fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     for site in evidence.sites().filter(|site| is_node(evidence, site)) {
+        let pods = PodDevices::of(evidence, site);
         let tables = site
             .facts
             .ruleset
@@ -49,7 +51,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
             let closed = chain.base.as_ref().is_some_and(|base| {
                 base.hook == NetfilterHook::Forward && base.drops && base.kind == "filter"
             });
-            if closed && !lets_through(table, chain, MOST_JUMPS) {
+            if closed && !lets_through(&pods, table, chain, MOST_JUMPS) {
                 let place = format!("{}/{} policy DROP", table.named(), chain.name);
                 found.push(Finding::error(
                     Diagnosis::new(
@@ -57,7 +59,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
                         place.clone(),
                         format!(
                             "{} forwards nothing between its pods and others: the policy is DROP ({place}), and no rule accepts \
-                             a network or a device.",
+                             their network or their devices.",
                             site.name()
                         ),
                     )
@@ -77,26 +79,32 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
 /// The kernel's own limit of jumps.
 const MOST_JUMPS: usize = 16;
 
-/// Whether a chain, or one that it jumps to, accepts packets by more than their connection's state or
-/// kube-proxy's mark: what container networks bring for their pods.
-fn lets_through(table: &RuleTable, chain: &Chain, jumps: usize) -> bool {
-    let general = |rule: &Rule| {
-        rule.tests
-            .iter()
-            .all(|test| !matches!(test.on, Subject::State(_) | Subject::Mark { .. }))
-    };
-    chain.rules.iter().any(|rule| match &rule.action {
-        Action::Accept => general(rule),
+/// Whether a chain, or one that it jumps to, accepts packets of pods by more than their connection's state
+/// or kube-proxy's mark: what container networks bring for their pods. What Docker brings for docker0 alone
+/// does not count.
+fn lets_through(pods: &PodDevices<'_>, table: &RuleTable, chain: &Chain, jumps: usize) -> bool {
+    let mut rules = chain.rules.iter().filter(|rule| pods.may_pass(rule));
+    rules.any(|rule| match &rule.action {
+        Action::Accept => rule.tests.iter().all(lets_new),
         Action::Jump(name) | Action::Goto(name) => {
             jumps > 0
                 && table
                     .chain(name)
-                    .is_some_and(|next| lets_through(table, next, jumps - 1))
+                    .is_some_and(|next| lets_through(pods, table, next, jumps - 1))
         }
         // What cannot be told may accept.
         Action::Map { .. } | Action::Other(_) => true,
         _ => false,
     })
+}
+
+/// Whether a connection's first packet passes a test on its state, without a mark.
+fn lets_new(test: &Test) -> bool {
+    match test.on {
+        Subject::State(states) => (states & state::NEW != 0) != test.negated,
+        Subject::Mark { .. } => false,
+        _ => true,
+    }
 }
 
 fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
@@ -148,10 +156,10 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
 pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::Bench;
+    use crate::cause::constructed::{Bench, CNI0, ip, link};
     use crate::cause::filtered::tests::{chain, forwarded, rule};
-    use crate::event::NetfilterHook;
-    use crate::node::netfilter::{Action, Subject, Test};
+    use crate::node::netfilter::Rule;
+    use crate::node::{Link, NetnsId};
 
     const FORWARD: Option<(NetfilterHook, bool)> = Some((NetfilterHook::Forward, true));
 
@@ -202,5 +210,133 @@ pub(super) mod tests {
         let rules = vec![rule(Some(80), Action::Accept, "")];
         let bench = forwarded(Tool::IptablesNft, vec![chain("FORWARD", FORWARD, rules)]);
         assert!(bench.codes().is_empty());
+    }
+    fn of(tests: &[(bool, Subject)], action: Action) -> Rule {
+        Rule {
+            tests: tests
+                .iter()
+                .map(|(negated, on)| Test {
+                    negated: *negated,
+                    on: on.clone(),
+                })
+                .collect(),
+            ..rule(None, action, "")
+        }
+    }
+
+    fn comes(device: &str) -> Subject {
+        Subject::In(device.into(), false)
+    }
+
+    fn goes(device: &str) -> Subject {
+        Subject::Out(device.into(), false)
+    }
+
+    /// A node with a pod on cni0 and Docker's rules, as 20.10 writes them for a container with a published
+    /// port, and one more rule.
+    fn with_docker(more: Option<Rule>) -> Bench {
+        let jump = |tests: &[(bool, Subject)], name: &str| of(tests, Action::Jump(name.into()));
+        let (from, to) = ((false, comes("docker0")), (false, goes("docker0")));
+        let (elsewhence, elsewhere) = ((true, comes("docker0")), (true, goes("docker0")));
+        let known = (false, Subject::State(state::RELATED | state::ESTABLISHED));
+        let back = || of(&[], Action::Return);
+        let container = (false, Subject::Destination(ip("172.17.0.2"), 32));
+        let mut forward = vec![
+            jump(&[], "DOCKER-USER"),
+            jump(&[], "DOCKER-ISOLATION-STAGE-1"),
+            of(&[to.clone(), known], Action::Accept),
+            jump(std::slice::from_ref(&to), "DOCKER"),
+            of(&[from.clone(), elsewhere.clone()], Action::Accept),
+            of(&[from.clone(), to.clone()], Action::Accept),
+        ];
+        forward.extend(more);
+        let mut bench = forwarded(
+            Tool::IptablesNft,
+            vec![
+                chain("FORWARD", FORWARD, forward),
+                chain("DOCKER-USER", None, vec![back()]),
+                chain(
+                    "DOCKER",
+                    None,
+                    vec![of(&[container, elsewhence, to.clone()], Action::Accept)],
+                ),
+                chain(
+                    "DOCKER-ISOLATION-STAGE-1",
+                    None,
+                    vec![jump(&[from, elsewhere], "DOCKER-ISOLATION-STAGE-2"), back()],
+                ),
+                chain(
+                    "DOCKER-ISOLATION-STAGE-2",
+                    None,
+                    vec![of(&[to], Action::Drop), back()],
+                ),
+            ],
+        );
+        let port = |index, name: &str, bridge| Link {
+            kind: Some("veth".into()),
+            master: Some(bridge),
+            peer_netns: Some(NetnsId(700 + index)),
+            ..link(index, name)
+        };
+        let docker = Link {
+            kind: Some("bridge".into()),
+            ..link(30, "docker0")
+        };
+        bench
+            .site()
+            .links
+            .extend([docker, port(40, "vethpod", CNI0), port(41, "veth1a2b", 30)]);
+        bench
+    }
+
+    #[test]
+    fn docker_s_rules_are_for_docker0_alone() {
+        let found = with_docker(None).with_evidence(audit);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].diagnosis.subject, "filter/FORWARD policy DROP");
+        // Rules that let nothing new of the pods pass change nothing.
+        for tests in [
+            vec![
+                (false, comes("cni0")),
+                (false, Subject::State(state::ESTABLISHED)),
+            ],
+            vec![(false, comes("eth0")), (false, goes("eth0"))],
+            vec![
+                (false, Subject::Source(ip("172.17.0.0"), 16)),
+                (false, comes("docker0")),
+            ],
+        ] {
+            let rule = of(&tests, Action::Accept);
+            assert_eq!(
+                with_docker(Some(rule)).with_evidence(audit).len(),
+                1,
+                "{tests:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn rules_for_pods_are_the_container_network_s() {
+        for tests in [
+            vec![],
+            vec![(false, comes("cni0"))],
+            vec![(true, comes("docker0")), (false, goes("cni0"))],
+            vec![(false, Subject::In("vethp".into(), true))],
+            vec![(false, Subject::OutIndex(CNI0))],
+            vec![(false, Subject::Source(ip("10.244.0.0"), 16))],
+            vec![(false, Subject::Destination(ip("10.244.0.0"), 24))],
+            vec![(false, Subject::Other("-m set (…)".into()))],
+            vec![
+                (false, comes("cni0")),
+                (false, Subject::State(state::NEW | state::ESTABLISHED)),
+            ],
+        ] {
+            let rule = of(&tests, Action::Accept);
+            assert_eq!(
+                with_docker(Some(rule)).with_evidence(audit),
+                [],
+                "{tests:?}"
+            );
+        }
     }
 }

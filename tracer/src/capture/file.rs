@@ -59,6 +59,8 @@ pub struct Written {
     pub bytes: u64,
     /// How often a diagnosis fired, where that was waited for.
     pub fired: Option<u64>,
+    /// Why a file that had to go is still there.
+    pub not_removed: Option<String>,
 }
 
 impl Written {
@@ -72,11 +74,13 @@ impl Written {
             .iter()
             .map(|file| file.display().to_string())
             .collect();
+        let not_removed = self.not_removed.as_ref();
         format!(
-            "capture {} · {} events, {} bytes",
+            "capture {} · {} events, {} bytes{}",
             files.join(", "),
             self.events,
-            self.bytes
+            self.bytes,
+            not_removed.map_or_else(String::new, |why| format!(" · {why}"))
         )
     }
 }
@@ -95,6 +99,17 @@ pub fn create_private(path: &Path) -> io::Result<File> {
     // One that was there before keeps its mode.
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok(file)
+}
+
+/// Removes a file; one that somebody else removed is as good.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io::Error::new(
+            error.kind(),
+            format!("{} cannot be removed: {error}", path.display()),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The file that is being written.
@@ -154,6 +169,9 @@ pub(super) struct Files {
     number: u64,
     /// Bytes of the open file.
     length: u64,
+    /// Bytes that the newest file or piece began with.
+    beginning: usize,
+    not_removed: Option<String>,
     /// Bytes of all.
     total: u64,
     begun: Instant,
@@ -170,9 +188,17 @@ impl Files {
             paths: VecDeque::from([path]),
             number: 1,
             length: 0,
+            beginning: 0,
+            not_removed: None,
             total: 0,
             begun: Instant::now(),
         })
+    }
+
+    /// Writes what a file or piece begins with.
+    pub(super) fn begin(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.beginning = bytes.len();
+        self.write(bytes)
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -206,16 +232,26 @@ impl Files {
 
     /// True when a new file or piece has to begin.
     pub(super) fn is_full(&self) -> bool {
+        self.piece_is_full(Instant::now())
+            || self.ring.as_ref().is_none_or(Ring::is_open) && self.file_is_full()
+    }
+
+    /// One that holds hardly more than it began with is not full: facts of a big cluster would be written
+    /// again and again, and nothing else.
+    const fn least(&self) -> usize {
+        self.beginning.saturating_mul(2)
+    }
+
+    fn piece_is_full(&self, now: Instant) -> bool {
         let ring = self.ring.as_ref();
-        ring.is_some_and(|ring| ring.is_due(Instant::now()))
-            || ring.is_none_or(Ring::is_open) && self.file_is_full()
+        ring.is_some_and(|ring| ring.is_due(now, self.least()))
     }
 
     fn file_is_full(&self) -> bool {
         match self.options.rotate {
             None => false,
             Some(Rotate { full, .. }) => match full {
-                Full::Bytes(bytes) => self.length >= bytes,
+                Full::Bytes(bytes) => self.length >= bytes.max(self.least() as u64),
                 Full::Time(time) => self.begun.elapsed() >= time,
             },
         }
@@ -224,11 +260,15 @@ impl Files {
     /// Ends the file or piece and begins the next.
     pub(super) fn next(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        if let Some(ring) = &mut self.ring
-            && ring.is_due(now)
+        if self.piece_is_full(now)
+            && let Some(ring) = &mut self.ring
         {
+            let was_open = ring.is_open();
             ring.begin(now);
-            return self.open.flush();
+            // The next diagnosis has to find room for all that comes before it.
+            if !was_open || !self.file_is_full() {
+                return self.open.flush();
+            }
         }
         self.rotate()
     }
@@ -242,32 +282,39 @@ impl Files {
         self.paths.push_back(path);
         (self.length, self.begun) = (0, Instant::now());
         let keep = self.options.rotate.map_or(1, |rotate| rotate.keep.max(1));
-        while self.paths.len() > keep
-            && let Some(oldest) = self.paths.pop_front()
-        {
-            fs::remove_file(oldest)?;
+        let excess = self.paths.len().saturating_sub(keep);
+        let mut oldest: Vec<PathBuf> = self.paths.drain(..excess).collect();
+        self.not_removed = None;
+        // What cannot go now is tried again with the next file; the capture goes on.
+        oldest.retain(|path| {
+            let removed = remove(path);
+            if let Err(error) = &removed {
+                self.not_removed = Some(error.to_string());
+            }
+            removed.is_err()
+        });
+        for path in oldest.into_iter().rev() {
+            self.paths.push_front(path);
         }
         Ok(())
     }
 
     /// Ends the last file.
-    pub(super) fn close(self, events: u64) -> io::Result<Written> {
+    pub(super) fn close(mut self, events: u64) -> io::Result<Written> {
         self.open.close()?;
-        let fired = self.ring.map(|ring| ring.fired);
-        if fired == Some(0) {
-            for path in &self.paths {
-                fs::remove_file(path)?;
-            }
+        // What no diagnosis came for holds nothing.
+        if self.ring.is_some()
+            && self.length == 0
+            && let Some(path) = self.paths.pop_back()
+        {
+            remove(&path)?;
         }
         Ok(Written {
-            fired,
-            files: if fired == Some(0) {
-                Vec::new()
-            } else {
-                self.paths.into()
-            },
+            fired: self.ring.map(|ring| ring.fired),
+            files: self.paths.into(),
             events,
             bytes: self.total,
+            not_removed: self.not_removed,
         })
     }
 }
@@ -285,4 +332,73 @@ fn numbered(options: &Options, number: u64) -> PathBuf {
         name.push(ending);
     }
     options.path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: u64 = 1000;
+
+    fn files(folder: &Path) -> Files {
+        Files::create(Options {
+            path: folder.join("x.pcapng"),
+            rotate: Some(Rotate {
+                full: Full::Bytes(FULL),
+                keep: 2,
+            }),
+            trigger: None,
+            zstd: false,
+            snaplen: None,
+        })
+        .expect("a file")
+    }
+
+    /// Fills one file after another.
+    fn fill(files: &mut Files, count: usize) {
+        for _ in 0..count {
+            files.write(&[1; FULL as usize]).expect("room");
+            assert!(files.is_full());
+            files.next().expect("the next file");
+        }
+    }
+
+    #[test]
+    fn a_capture_removed_by_hand_ends_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut files = files(folder.path());
+        fill(&mut files, 1);
+        fs::remove_file(folder.path().join("x.00001.pcapng")).expect("it was there");
+        fill(&mut files, 3);
+        let written = files.close(0).expect("an end");
+        assert_eq!((written.files.len(), written.not_removed), (2, None));
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_said_and_the_rest_goes_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut files = files(folder.path());
+        fill(&mut files, 1);
+        // A folder is no file, whoever asks.
+        let stuck = folder.path().join("x.00001.pcapng");
+        fs::remove_file(&stuck).expect("it was there");
+        fs::create_dir(&stuck).expect("a folder");
+        fill(&mut files, 4);
+        let written = files.close(0).expect("an end");
+        assert_eq!(written.files.len(), 3, "{:?}", written.files);
+        let why = written.not_removed.clone().expect("why");
+        assert!(why.contains("x.00001.pcapng"), "{why}");
+        assert!(written.words().contains(&why));
+    }
+
+    #[test]
+    fn a_file_holds_more_than_it_began_with() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut files = files(folder.path());
+        let long = 2 * FULL as usize;
+        files.begin(&vec![1; long]).expect("room");
+        assert!(!files.is_full());
+        files.write(&vec![1; long]).expect("room");
+        assert!(files.is_full());
+    }
 }

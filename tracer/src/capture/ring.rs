@@ -5,10 +5,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Pieces that the time before a diagnosis is cut into.
+/// Pieces that the time before a diagnosis, and the room for it, are cut into.
 const PIECES: u32 = 8;
-/// Most memory, whatever the time: the oldest pieces go early beyond it.
-const MOST_BYTES: usize = 256 << 20;
 
 /// When to keep what.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +17,13 @@ pub struct Trigger {
     pub before: Duration,
     /// Time kept after it.
     pub after: Duration,
+    /// Most bytes kept before it, whatever the time: the oldest go early beyond it.
+    pub most: usize,
+}
+
+impl Trigger {
+    /// What is kept in memory at most.
+    pub const MOST: usize = 256 << 20;
 }
 
 struct Piece {
@@ -60,15 +65,20 @@ impl Ring {
             piece.bytes.extend_from_slice(bytes);
             self.bytes += bytes.len();
         }
+        while self.bytes > self.trigger.most && self.pieces.len() > 1 {
+            self.drop_oldest();
+        }
     }
 
-    /// True when the piece is long enough, or the time after a diagnosis is over.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    /// True when the piece is long enough, or the time after a diagnosis is over. One with fewer bytes
+    /// than `least` is never too big.
+    pub(super) fn is_due(&self, now: Instant, least: usize) -> bool {
         match (self.until, self.pieces.back()) {
             (Some(until), _) => now >= until,
             (None, Some(piece)) => {
+                let big = (self.trigger.most / PIECES as usize).max(least);
                 now.duration_since(piece.begun) >= self.trigger.before / PIECES
-                    || self.bytes > MOST_BYTES
+                    || piece.bytes.len() >= big
             }
             (None, None) => false,
         }
@@ -82,14 +92,16 @@ impl Ring {
             bytes: Vec::new(),
         });
         // A piece is needed until the one behind it is old enough by itself.
-        while self.pieces.len() > 1 {
-            let old = now.duration_since(self.pieces[1].begun) >= self.trigger.before;
-            if !old && self.bytes <= MOST_BYTES {
-                break;
-            }
-            if let Some(piece) = self.pieces.pop_front() {
-                self.bytes -= piece.bytes.len();
-            }
+        while self.pieces.len() > 1
+            && now.duration_since(self.pieces[1].begun) >= self.trigger.before
+        {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(piece) = self.pieces.pop_front() {
+            self.bytes -= piece.bytes.len();
         }
     }
 
@@ -115,7 +127,27 @@ mod tests {
             cause: cause.map(str::to_owned),
             before: Duration::from_secs(8),
             after: Duration::from_secs(3),
+            most: 8000,
         })
+    }
+
+    #[test]
+    fn the_room_is_kept_and_what_is_in_it_is_the_newest() {
+        let mut ring = ring(None);
+        let now = Instant::now();
+        for number in 0..100u8 {
+            ring.push(&[number; 200]);
+            if ring.is_due(now, 0) {
+                ring.begin(now);
+            }
+        }
+        let kept = ring.fire("any", now).concat();
+        assert!((6000..=8000).contains(&kept.len()), "{}", kept.len());
+        assert!(kept.is_sorted() && kept.last() == Some(&99));
+        // What a piece begins with leaves room for something else.
+        ring.begin(now);
+        ring.push(&[0; 2000]);
+        assert!(ring.is_due(now, 0) && !ring.is_due(now, 4000));
     }
 
     #[test]
@@ -139,8 +171,8 @@ mod tests {
         assert!(ring.fire("rp-filter", now).is_empty() && !ring.is_open());
         assert_eq!(ring.fire("no-route", now), [b"before"]);
         assert!(ring.is_open());
-        assert!(!ring.is_due(now + Duration::from_secs(2)));
-        assert!(ring.is_due(now + Duration::from_secs(3)));
+        assert!(!ring.is_due(now + Duration::from_secs(2), 0));
+        assert!(ring.is_due(now + Duration::from_secs(3), 0));
         assert_eq!(ring.fired, 1);
     }
 }

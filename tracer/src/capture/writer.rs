@@ -92,8 +92,7 @@ impl Writer {
             events: 0,
             flushed: Instant::now(),
         };
-        writer.encoder.begin(&mut writer.out)?;
-        writer.write_out()?;
+        writer.begin_file()?;
         writer.files.flush()?;
         Ok(writer)
     }
@@ -364,10 +363,16 @@ impl Writer {
             self.files.write(&self.out)?;
             self.out.clear();
             self.files.next()?;
-            self.encoder.begin(&mut self.out)?;
-            self.files.write(&self.out)?;
-            self.out.clear();
+            self.begin_file()?;
         }
+        Ok(())
+    }
+
+    /// Writes what every file begins with.
+    fn begin_file(&mut self) -> anyhow::Result<()> {
+        self.encoder.begin(&mut self.out)?;
+        self.files.begin(&self.out)?;
+        self.out.clear();
         Ok(())
     }
 }

@@ -112,6 +112,7 @@ impl Capture {
                 cause: (cause != ANY).then(|| cause.clone()),
                 before: self.before,
                 after: self.after,
+                most: Trigger::MOST,
             }),
             zstd: self.zstd,
             snaplen: self.snaplen,

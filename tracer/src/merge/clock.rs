@@ -29,6 +29,15 @@ struct Between {
 }
 
 impl Between {
+    /// The same with the captures in the other order.
+    const fn reversed(self) -> Self {
+        Self {
+            there: self.back,
+            back: self.there,
+            pairs: self.pairs,
+        }
+    }
+
     /// The second clock less the first, and the error.
     fn offset(self) -> Option<(i64, Option<u64>)> {
         match (self.there, self.back) {
@@ -54,6 +63,7 @@ pub(super) fn offsets(sights: &[Sight]) -> Vec<Offset> {
         .iter()
         .map(|sight| (unique(&sight.leaving), unique(&sight.arriving)))
         .collect();
+    let between = Table::new(&unique);
     let mut offsets = vec![Offset::default(); sights.len()];
     if let Some(first) = offsets.first_mut() {
         (first.clock_ns, first.error_ns) = (Some(0), Some(0));
@@ -69,7 +79,7 @@ pub(super) fn offsets(sights: &[Sight]) -> Vec<Offset> {
                 if offsets[other].clock_ns.is_some() {
                     continue;
                 }
-                let found = between(&unique[known], &unique[other]);
+                let found = between.get(known, other);
                 let Some((clock_ns, error_ns)) = found.offset() else {
                     continue;
                 };
@@ -96,7 +106,7 @@ pub(super) fn offsets(sights: &[Sight]) -> Vec<Offset> {
         offsets[other] = offset;
     }
     // The first shares its packets with whoever was compared with it.
-    let with_first = (1..sights.len()).map(|other| between(&unique[0], &unique[other]).pairs);
+    let with_first = (1..sights.len()).map(|other| between.get(0, other).pairs);
     let pairs = with_first.sum();
     if let Some(first) = offsets.first_mut() {
         first.pairs = pairs;
@@ -119,6 +129,33 @@ fn unique(edges: &[Edge]) -> Unique<'_> {
         .into_iter()
         .filter_map(|(key, edge)| Some((key, edge?)))
         .collect()
+}
+
+/// What is between any two captures: each pair is looked at once, whatever asks for it.
+struct Table {
+    /// Of each capture those before it.
+    rows: Vec<Vec<Between>>,
+}
+
+impl Table {
+    fn new(captures: &[(Unique<'_>, Unique<'_>)]) -> Self {
+        let rows = captures.iter().enumerate().map(|(number, two)| {
+            let before = captures[..number].iter();
+            before.map(|one| between(one, two)).collect()
+        });
+        Self {
+            rows: rows.collect(),
+        }
+    }
+
+    /// Between two different captures.
+    fn get(&self, one: usize, two: usize) -> Between {
+        if one < two {
+            self.rows[two][one]
+        } else {
+            self.rows[one][two].reversed()
+        }
+    }
 }
 
 fn between(one: &(Unique<'_>, Unique<'_>), two: &(Unique<'_>, Unique<'_>)) -> Between {

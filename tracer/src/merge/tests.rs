@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use tracer_ebpf::hook::HookId;
 
-use super::{Joined, merge};
+use super::sight::{Edge, Key, Sight};
+use super::{Joined, clock, merge};
 use crate::capture::{Control, Header, Headers, Reader, Record, Replay, Rewriter, Sighting};
 use crate::event::{Detail, Event, Packet};
 use crate::journey::{Ending, Journey};
@@ -284,6 +285,44 @@ fn the_offset_is_within_its_error_and_the_error_is_half_the_least_round_trip() {
     assert_eq!(error, 110 * MICROSECOND);
     let words = joined[1].words();
     assert!(words.contains("± 110 µs"), "{words}");
+}
+
+/// A packet, and when it was seen by the clock there.
+fn edge(frame: &[u8], wall_ns: u64) -> Edge {
+    Edge {
+        key: Key::from(&Packet::parse(frame, 14).expect("a packet")),
+        journey: 1,
+        skb: 1,
+        wall_ns,
+    }
+}
+
+#[test]
+fn a_clock_is_told_by_way_of_a_capture_that_comes_later() {
+    // Each of three clocks less the first one's.
+    let ahead = [0, 3_000_000_000, 1_000_000_000];
+    let mut sights: Vec<Sight> = ahead
+        .iter()
+        .map(|_| Sight {
+            header: Header::default(),
+            leaving: Vec::new(),
+            arriving: Vec::new(),
+        })
+        .collect();
+    // The first and the second share packets with the third alone.
+    for (number, (from, to)) in [(0, 2), (2, 0), (2, 1), (1, 2)].into_iter().enumerate() {
+        let packet = frame(POD_A, POD_B, number as u16);
+        let (left, came) = (BEGIN + ahead[from], BEGIN + ahead[to] + MICROSECOND);
+        sights[from].leaving.push(edge(&packet, left));
+        sights[to].arriving.push(edge(&packet, came));
+    }
+    let offsets = clock::offsets(&sights);
+    for (number, (offset, ahead)) in offsets.iter().zip(ahead).enumerate() {
+        assert_eq!(offset.clock_ns, Some(ahead.cast_signed()), "{number}");
+    }
+    let errors = offsets.iter().map(|offset| offset.error_ns);
+    assert!(errors.eq([0, 2 * MICROSECOND, MICROSECOND].map(Some)));
+    assert_eq!(offsets[0].pairs, 2);
 }
 
 #[test]

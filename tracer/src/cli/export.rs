@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use tempfile::TempDir;
 
+use super::destination::spare;
 use super::explain::{damaged, filter, open, progress, say_skipped};
 use super::{Exit, Failure, OutputFormat};
 use crate::anonymize::{Anonymizer, KEY_BYTES};
@@ -97,6 +98,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         print!("{}", describe());
         return Ok(Exit::Healthy);
     };
+    spare([file.as_path()], out)?;
     let filter = filter(&arguments.filter, file)?;
     let mapping = arguments.anonymize.mapping()?;
     let error = match (arguments.format, mapping) {

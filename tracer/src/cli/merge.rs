@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::destination::spare;
 use super::explain::{damaged, explain};
 use super::export::{Anonymize, rewrite, scratch};
 use super::{Exit, Failure, Output, OutputFormat};
@@ -29,12 +30,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     let out = &arguments.out;
-    if arguments.files.contains(out) {
-        return Err(Failure::usage(format!(
-            "{} is read and cannot be written at once",
-            out.display()
-        )));
-    }
+    spare(arguments.files.iter().map(PathBuf::as_path), out)?;
     let mapping = arguments.anonymize.mapping()?;
     let Merged {
         joined,

@@ -14,6 +14,7 @@ mod check;
 mod cluster;
 mod command;
 mod definitions;
+mod destination;
 mod doctor;
 mod explain;
 mod export;

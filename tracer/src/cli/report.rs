@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 
+use super::destination::spare;
 use super::explain::{damaged, filter, open, progress, say_skipped};
 use super::{Exit, Failure};
 use crate::capture::{Reported, create_private, report};
@@ -26,6 +27,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    spare([arguments.file.as_path()], &arguments.output)?;
     let mut reader = open(&arguments.file)?;
     let only = filter(&arguments.filter, &arguments.file)?;
     let progress = progress(&arguments.file, reader.is_packed());

@@ -6,6 +6,8 @@ mod written;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use tracer::capture::Reader;
+use tracer::export::{Wanted, again};
 use written::{Capture, PACKETS, SEQUENCE, WAY};
 
 /// Runs a program on a file.
@@ -40,8 +42,35 @@ fn tshark(file: &Path, arguments: &[&str]) -> Vec<String> {
 fn tshark_reads_a_capture_without_a_warning() {
     let capture = Capture::write();
     assert!(!tshark(&capture.path, &[]).is_empty());
-    let broken = tshark(&capture.path, &["-Y", "_ws.malformed"]);
-    assert_eq!(broken, Vec::<String>::new());
+    assert_eq!(errors(&capture.path), Vec::<String>::new());
+}
+
+/// What tshark finds wrong with the packets of a file.
+fn errors(file: &Path) -> Vec<String> {
+    tshark(
+        file,
+        &["-Y", "_ws.malformed || _ws.expert.severity == 8388608"],
+    )
+}
+
+#[test]
+fn packets_of_the_lab_are_whole_for_tshark_when_they_are_written_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut seen = 0;
+    let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures");
+    for entry in std::fs::read_dir(captures).expect("a folder of captures") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|ending| ending != "pcapng") {
+            continue;
+        }
+        let mut reader = Reader::open(&path).expect("a capture");
+        let out = folder.path().join("again.pcapng");
+        let done = again(&mut reader, &Wanted::default(), &out, |_| {}).expect("room");
+        assert!(done.error.is_none() && done.written.is_some());
+        assert_eq!(errors(&out), Vec::<String>::new(), "{}", path.display());
+        seen += 1;
+    }
+    assert!(seen > 0);
 }
 
 #[test]

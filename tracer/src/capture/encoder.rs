@@ -20,6 +20,10 @@ use crate::kube::ClusterFacts;
 use crate::node::{Link, NetnsId, Reading, Snapshot};
 use crate::view::names::{Clock, Names};
 
+/// EtherTypes of IP.
+const IP4: u16 = 0x0800;
+const IP6: u16 = 0x86dd;
+const IP6_HEADER: usize = 40;
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
 const DNS_PORT: u16 = 53;
@@ -76,7 +80,7 @@ impl Headers {
         let network = match ip.first().map(|first| first >> 4) {
             Some(4) => usize::from(ip[0] & 15) * 4,
             // Extension headers are rare and small; what they push out is payload.
-            _ => 40,
+            _ => IP6_HEADER,
         };
         let tuple = packet.tuple;
         let transport = match tuple.protocol {
@@ -95,6 +99,42 @@ impl Headers {
             _ => 0,
         };
         self.network + network + transport
+    }
+
+    /// Length of the whole packet with its link header. The headers of IP say it: what the skb holds is less
+    /// where headers were taken off, and more where a link header was put on.
+    fn whole_length(&self, event: &Event) -> usize {
+        let before = match self.network {
+            ETHERNET_HEADER => 0,
+            _ => ETHERNET_HEADER,
+        };
+        if let Some(length) = self.ip_length() {
+            return before + self.network + length;
+        }
+        let length = event.length.map_or(0, |length| length as usize);
+        match event.role() {
+            Role::Transmit | Role::Veth => before + length,
+            _ => ETHERNET_HEADER + length,
+        }
+    }
+
+    /// Length of the IP packet as its header says it; segments that are joined may say nothing.
+    fn ip_length(&self) -> Option<usize> {
+        // The skb of a packet that is just being made may not say its protocol yet.
+        if ![IP4, IP6, 0].contains(&u16::from_be(self.protocol)) {
+            return None;
+        }
+        let ip = self.frame().get(self.network..)?;
+        let field = |at: usize| {
+            let bytes = ip.get(at..at + 2)?;
+            let length = u16::from_be_bytes([bytes[0], bytes[1]]);
+            (length != 0).then_some(usize::from(length))
+        };
+        match ip.first()? >> 4 {
+            4 => field(2),
+            6 => field(4).map(|payload| IP6_HEADER + payload),
+            _ => None,
+        }
     }
 
     /// A packet that has no link header gets one with no addresses: programs made of libpcap read files
@@ -311,11 +351,7 @@ impl Encoder {
             headers.kept(told.event, self.snaplen),
             &mut room,
         );
-        let length = told
-            .event
-            .length
-            .map_or(0, |length| length as usize + ETHERNET_HEADER)
-            .max(kept.len());
+        let length = headers.whole_length(told.event).max(kept.len());
         let time = self.clock.wall_ns(told.event.time_ns);
         let mut packet = Builder::new(out, block::PACKET);
         packet.u32(interface);

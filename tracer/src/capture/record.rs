@@ -233,6 +233,11 @@ pub(super) struct BareEvent {
 }
 
 impl Record {
+    /// What came before is forgotten with it: whoever wants its flows takes them now.
+    pub const fn ends_phase(&self) -> bool {
+        matches!(self, Self::Control(Control::Forget))
+    }
+
     /// The record's bytes in a custom block. Events and packets have blocks of their own.
     ///
     /// # Errors

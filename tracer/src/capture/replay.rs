@@ -10,6 +10,7 @@ use super::record::{Control, Counters, Header, Packet, Record};
 use crate::analysis::{Analysis, Kernel};
 use crate::cause::Diagnosis;
 use crate::event::{Detail, Event};
+use crate::flow::Flow;
 use crate::journey::Journey;
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
@@ -32,6 +33,8 @@ pub struct Replay {
     /// Number of interfaces that a made-up namespace describes.
     described: usize,
     packets: u64,
+    /// From 1: how often everything was forgotten, and one.
+    phase: usize,
     first_ns: Option<u64>,
     last_ns: u64,
     looked_ns: u64,
@@ -57,6 +60,7 @@ impl Replay {
             diagnoses: Vec::new(),
             described: 0,
             packets: 0,
+            phase: 1,
             first_ns: None,
             last_ns: 0,
             looked_ns: 0,
@@ -166,6 +170,7 @@ impl Replay {
                 // What was read before it is forgotten with the rest.
                 collector.catch_up();
                 collector.forget();
+                self.phase += 1;
             }
             Control::Finish { now_ns } => {
                 self.analysis.finish(now_ns, &mut *met)?;
@@ -289,6 +294,23 @@ impl Replay {
     /// Diagnoses so far.
     pub fn diagnoses(&self) -> &[Diagnosis] {
         &self.diagnoses
+    }
+
+    /// Number of the phase that is being read. Flows are numbered in each from the beginning.
+    pub const fn phase(&self) -> usize {
+        self.phase
+    }
+
+    /// The flows of this phase so far, by their numbers.
+    pub fn flows(&self) -> Vec<&Flow> {
+        let mut flows: Vec<_> = self.analysis.flows().iter().collect();
+        flows.sort_unstable_by_key(|flow| flow.id);
+        flows
+    }
+
+    /// What is called what, as far as was read.
+    pub fn names(&self) -> Names<'_> {
+        self.analysis.names()
     }
 
     /// The analysis with all that it knows.

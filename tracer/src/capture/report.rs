@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::reader::{ReadError, Reader};
-use super::record::{Control, Header, Record};
+use super::record::Header;
 use super::replay::Replay;
 use crate::analysis::Analysis;
 use crate::filter::Filter;
@@ -56,7 +56,7 @@ fn read(
     progress: impl FnMut(u64),
 ) -> anyhow::Result<Option<ReadError>> {
     reader.each(progress, |record, reader| {
-        if matches!(record, Record::Control(Control::Forget)) {
+        if record.ends_phase() {
             phase_ends(replay, notes);
         }
         let known = replay.diagnoses().len();

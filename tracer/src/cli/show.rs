@@ -99,20 +99,29 @@ fn flows(
 ) -> anyhow::Result<Option<ReadError>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::Nothing));
     replay.analysis().only(filter);
-    let ended = replay.run(reader, progress, |_, _| {})?;
-    let analysis = replay.analysis();
-    let mut flows: Vec<_> = analysis.flows().iter().collect();
-    flows.sort_unstable_by_key(|flow| flow.id);
-    let names = analysis.names();
-    for flow in flows {
-        let row = FlowRow::new(flow, &names);
+    let error = reader.each(progress, |record, reader| {
+        if record.ends_phase() {
+            phase(&replay, out, json)?;
+        }
+        replay.take(record, reader, &mut |_, _| {})
+    })?;
+    replay.finish(&mut |_, _| {})?;
+    phase(&replay, out, json)?;
+    Ok(error)
+}
+
+/// The flows of a phase that is over.
+fn phase(replay: &Replay, out: &mut impl Write, json: bool) -> anyhow::Result<()> {
+    let names = replay.names();
+    for flow in replay.flows() {
+        let row = FlowRow::new(replay.phase(), flow, &names);
         if json {
             json::line(out, "flow", &row)?;
         } else {
             table::flow(out, &row)?;
         }
     }
-    Ok(ended.error)
+    Ok(())
 }
 
 fn events(

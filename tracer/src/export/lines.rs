@@ -2,13 +2,10 @@
 
 use std::io::Write;
 
-use super::table::{Reached, Row, Seen, Told};
+use super::table::{Kept, Reached, Row, Seen, Told};
 use super::walk::Sink;
-use crate::flow::Flow;
 use crate::view::json;
 use crate::view::model::DiagnosisView;
-use crate::view::names::Names;
-use crate::view::table::FlowRow;
 
 /// Writes objects, and counts them.
 pub struct Lines<W> {
@@ -51,13 +48,9 @@ impl<W: Write> Sink for Lines<W> {
         Ok(json::line(&mut self.out, "event", row.of.row)?)
     }
 
-    fn flow(&mut self, flow: &Flow, names: &Names<'_>, _node: &str) -> anyhow::Result<()> {
+    fn flow(&mut self, row: Row<'_, Kept<'_>>) -> anyhow::Result<()> {
         self.counts[2].1 += 1;
-        Ok(json::line(
-            &mut self.out,
-            "flow",
-            &FlowRow::new(flow, names),
-        )?)
+        Ok(json::line(&mut self.out, "flow", row.of.row)?)
     }
 
     fn diagnosis(&mut self, row: Row<'_, Reached<'_>>) -> anyhow::Result<()> {

@@ -19,5 +19,5 @@ pub use again::{Again, Wanted, again, matching};
 pub use column::{Column, Kind, Value};
 pub use lines::Lines;
 pub use parquet::Tables;
-pub use table::{DIAGNOSES, EVENTS, FLOWS, JOURNEYS, Reached, Row, Seen, Told, describe};
+pub use table::{DIAGNOSES, EVENTS, FLOWS, JOURNEYS, Kept, Reached, Row, Seen, Told, describe};
 pub use walk::{Sink, walk};

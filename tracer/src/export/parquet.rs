@@ -12,11 +12,9 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::types::Type;
 
 use super::column::{Column, Kind, Value};
-use super::table::{DIAGNOSES, EVENTS, FLOWS, JOURNEYS, Reached, Row, Seen, Told};
+use super::table::{DIAGNOSES, EVENTS, FLOWS, JOURNEYS, Kept, Reached, Row, Seen, Told};
 use super::walk::Sink;
 use crate::capture::create_private;
-use crate::flow::Flow;
-use crate::view::names::Names;
 
 /// Rows of a row group: readers take a file apart by them.
 const GROUP: usize = 65_536;
@@ -77,12 +75,7 @@ impl Sink for Tables {
             .push(EVENTS.iter().map(|column| (column.value)(row)))
     }
 
-    fn flow(&mut self, flow: &Flow, names: &Names<'_>, node: &str) -> anyhow::Result<()> {
-        let row = Row {
-            of: flow,
-            names,
-            node,
-        };
+    fn flow(&mut self, row: Row<'_, Kept<'_>>) -> anyhow::Result<()> {
         self.flows
             .push(FLOWS.iter().map(|column| (column.value)(row)))
     }

@@ -1,14 +1,13 @@
 //! Reads a capture once and hands out journeys, events, flows and diagnoses.
 
-use super::table::{Reached, Row, Seen, Told};
+use super::table::{Kept, Reached, Row, Seen, Told};
 use crate::capture::{Control, ReadError, Reader, Record, Replay};
 use crate::event::Event;
 use crate::filter::Filter;
-use crate::flow::Flow;
 use crate::printer::{Format, Printer, Show};
 use crate::view::model::JourneyView;
 use crate::view::names::Names;
-use crate::view::table::EventRow;
+use crate::view::table::{EventRow, FlowRow};
 
 /// Who takes what a capture holds.
 pub trait Sink {
@@ -24,11 +23,11 @@ pub trait Sink {
     /// When it cannot be written.
     fn event(&mut self, row: Row<'_, Seen<'_>>) -> anyhow::Result<()>;
 
-    /// A flow, with the names as they were at the end.
+    /// A flow, with the names as they were at the end of its phase.
     ///
     /// # Errors
     /// When it cannot be written.
-    fn flow(&mut self, flow: &Flow, names: &Names<'_>, node: &str) -> anyhow::Result<()>;
+    fn flow(&mut self, row: Row<'_, Kept<'_>>) -> anyhow::Result<()>;
 
     /// A diagnosis.
     ///
@@ -63,6 +62,9 @@ pub fn walk(
         failed: Ok(()),
     };
     let error = reader.each(progress, |record, reader| {
+        if record.ends_phase() {
+            walk.phase_ends(&replay)?;
+        }
         walk.see(&record, &mut replay, reader, &filter)?;
         replay.take(record, reader, &mut |journey, names| {
             walk.tell(journey, names)
@@ -71,13 +73,7 @@ pub fn walk(
     })?;
     replay.finish(&mut |journey, names| walk.tell(journey, names))?;
     walk.settle(&mut replay)?;
-    let analysis = replay.analysis();
-    let mut flows: Vec<_> = analysis.flows().iter().collect();
-    flows.sort_unstable_by_key(|flow| flow.id);
-    let names = analysis.names();
-    for flow in flows {
-        walk.sink.flow(flow, &names, &walk.node)?;
-    }
+    walk.phase_ends(&replay)?;
     Ok(error)
 }
 
@@ -157,6 +153,20 @@ impl<S: Sink> Walk<'_, S> {
         }
     }
 
+    /// Hands out the flows of a phase: they are complete, and will be forgotten.
+    fn phase_ends(&mut self, replay: &Replay) -> anyhow::Result<()> {
+        let names = replay.names();
+        for flow in replay.flows() {
+            let row = FlowRow::new(replay.phase(), flow, &names);
+            self.sink.flow(Row {
+                of: &Kept { flow, row: &row },
+                names: &names,
+                node: &self.node,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Hands out the diagnoses that are new.
     fn settle(&mut self, replay: &mut Replay) -> anyhow::Result<()> {
         std::mem::replace(&mut self.failed, Ok(()))?;
@@ -175,5 +185,46 @@ impl<S: Sink> Walk<'_, S> {
             })?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::export::Lines;
+
+    /// Objects of a kind out of a capture that the lab made.
+    fn exported(name: &str, kind: &str) -> Vec<Value> {
+        let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures");
+        let mut reader = Reader::open(&captures.join(name)).expect("a capture");
+        let mut text = Vec::new();
+        let mut lines = Lines::new(&mut text);
+        walk(&mut reader, Filter::default(), &mut lines, |_| {}).expect("room");
+        let text = String::from_utf8(text).expect("text");
+        let objects = text.lines().map(|line| serde_json::from_str(line));
+        let objects = objects.map(|object: Result<Value, _>| object.expect("an object"));
+        objects.filter(|object| object["type"] == kind).collect()
+    }
+
+    #[test]
+    fn flows_that_a_capture_forgets_are_handed_out_before() {
+        // A reproduction: its fault, and behind it the fix, whose flows are numbered anew.
+        let flows = exported("vip-nodeport-unbound.pcapng", "flow");
+        let keys: BTreeSet<_> = flows
+            .iter()
+            .map(|flow| (flow["phase"].as_u64(), flow["id"].as_u64()))
+            .collect();
+        assert_eq!(keys.len(), flows.len());
+        assert!(keys.iter().any(|&(phase, _)| phase > Some(1)), "{keys:?}");
+        // The three connections that the diagnosis is about.
+        let refused = flows
+            .iter()
+            .filter(|flow| flow["failed"] != 0 && flow["destination"] == "192.168.3.187:30000");
+        assert_eq!(refused.count(), 3);
     }
 }

@@ -1,5 +1,6 @@
 //! Journeys, flows and events as rows of tables: one line each, for many of them.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -9,11 +10,31 @@ use super::names::Names;
 use crate::event::{Detail, Event, protocol};
 use crate::flow::{Direction, Flow};
 
+/// A flow's number. A capture of a reproduction has phases, and each begins to count again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+pub struct FlowKey {
+    /// From 1.
+    pub phase: usize,
+    /// Number in the phase.
+    pub id: u64,
+}
+
+impl fmt::Display for FlowKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { phase, id } = self;
+        if *phase > 1 {
+            write!(formatter, "{phase}·")?;
+        }
+        write!(formatter, "{id}")
+    }
+}
+
 /// A flow as shown.
 #[derive(Clone, Debug, Serialize)]
 pub struct FlowRow {
     /// Number.
-    pub id: u64,
+    #[serde(flatten)]
+    pub key: FlowKey,
     /// Protocol.
     pub protocol: String,
     /// Who began.
@@ -31,8 +52,8 @@ pub struct FlowRow {
 }
 
 impl FlowRow {
-    /// Shows a flow.
-    pub fn new(flow: &Flow, names: &Names<'_>) -> Self {
+    /// Shows a flow of a phase.
+    pub fn new(phase: usize, flow: &Flow, names: &Names<'_>) -> Self {
         let client = flow.client;
         let real = flow
             .of(Direction::Request)
@@ -40,7 +61,7 @@ impl FlowRow {
             .map(|tuple| tuple.destination)
             .find(|destination| *destination != client.destination);
         Self {
-            id: flow.id,
+            key: FlowKey { phase, id: flow.id },
             protocol: protocol::name(client.protocol),
             source: names.named(client.protocol, client.source),
             destination: names.named(client.protocol, client.destination),
@@ -134,7 +155,10 @@ pub fn flow(out: &mut impl Write, row: &FlowRow) -> io::Result<()> {
     write!(
         out,
         "{:>8} {mark} {:<6} {} → {}",
-        row.id, row.protocol, row.source, row.destination
+        row.key.to_string(),
+        row.protocol,
+        row.source,
+        row.destination
     )?;
     if let Some(real) = &row.real_destination {
         write!(out, " ⇒ {real}")?;

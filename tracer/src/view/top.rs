@@ -43,7 +43,7 @@ impl Choice {
             return;
         };
         let row = view.row(self).unwrap_or(0).saturating_add_signed(rows);
-        self.flow = Some(view.flows[row.min(last)].id);
+        self.flow = Some(view.flows[row.min(last)].key.id);
     }
 }
 
@@ -94,7 +94,8 @@ impl TopView {
             shown.truncate(MOST_ROWS);
         }
         shown.sort_by_key(order);
-        let rows = shown.iter().map(|(_, flow)| FlowRow::new(flow, names));
+        // A live trace has one phase.
+        let rows = shown.iter().map(|(_, flow)| FlowRow::new(1, flow, names));
         self.flows = rows.collect();
     }
 
@@ -106,7 +107,7 @@ impl TopView {
         names: &Names<'_>,
         choice: &Choice,
     ) {
-        let chosen = self.row(choice).map(|row| self.flows[row].id);
+        let chosen = self.row(choice).map(|row| self.flows[row].key.id);
         self.journey = chosen
             .and_then(|flow| telling(flows.get(flow)?))
             .and_then(|journey| JourneyView::new(journey, names));
@@ -122,7 +123,7 @@ impl TopView {
         let row = self
             .flows
             .iter()
-            .position(|row| Some(row.id) == choice.flow);
+            .position(|row| Some(row.key.id) == choice.flow);
         row.or_else(|| (!self.flows.is_empty()).then_some(0))
     }
 }
@@ -286,7 +287,7 @@ fn way_title(view: &TopView, choice: &Choice) -> String {
     let flow = view.row(choice).map(|row| &view.flows[row]);
     flow.map_or_else(
         || "no packet yet".into(),
-        |flow| format!("flow {}: {} → {}", flow.id, flow.source, flow.destination),
+        |flow| format!("flow {}: {} → {}", flow.key, flow.source, flow.destination),
     )
 }
 

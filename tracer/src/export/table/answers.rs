@@ -1,45 +1,52 @@
 //! Columns of flows and diagnoses.
 
-use super::{Of, OfDiagnosis, column, port};
+use super::{OfDiagnosis, OfFlow, column, port};
 use crate::event::protocol;
 use crate::export::column::Column;
 use crate::export::column::Kind::{Flag, Number, Text, Time};
-use crate::flow::{Direction, Flow};
+use crate::flow::Direction;
 
 /// One row for each connection, or what a datagram protocol has in place of one.
-pub const FLOWS: &[Column<Of<Flow>>] = &[
+pub const FLOWS: &[Column<OfFlow>] = &[
     column("node", Text, "", "machine that captured it", |row| {
         row.node.into()
     }),
-    column("flow", Number, "", "number in the capture", |row| {
-        row.of.id.into()
+    column(
+        "phase",
+        Number,
+        "",
+        "part of the capture, from 1: a reproduction forgets what was before the fix",
+        |row| row.of.row.key.phase.into(),
+    ),
+    column("flow", Number, "", "number in the phase", |row| {
+        row.of.flow.id.into()
     }),
     column(
         "first_time",
         Time,
         "ns since 1970, UTC",
         "start of its first packet",
-        |row| row.names.clock.wall_ns(row.of.first_ns).into(),
+        |row| row.names.clock.wall_ns(row.of.flow.first_ns).into(),
     ),
     column(
         "last_time",
         Time,
         "ns since 1970, UTC",
         "start of its last packet",
-        |row| row.names.clock.wall_ns(row.of.last_ns).into(),
+        |row| row.names.clock.wall_ns(row.of.flow.last_ns).into(),
     ),
     column("protocol", Text, "", "transport protocol", |row| {
-        protocol::name(row.of.client.protocol).into()
+        protocol::name(row.of.flow.client.protocol).into()
     }),
     column("client_address", Text, "", "who began", |row| {
-        row.of.client.source.ip().to_string().into()
+        row.of.flow.client.source.ip().to_string().into()
     }),
     column("client_port", Number, "", "its port", |row| {
-        port(row.of.client.source.port()).into()
+        port(row.of.flow.client.source.port()).into()
     }),
     column("client_name", Text, "", "its name in the cluster", |row| {
         row.names
-            .endpoint(row.of.client.protocol, row.of.client.source)
+            .endpoint(row.of.flow.client.protocol, row.of.flow.client.source)
             .into()
     }),
     column(
@@ -47,14 +54,14 @@ pub const FLOWS: &[Column<Of<Flow>>] = &[
         Text,
         "",
         "whom it asked, before NAT",
-        |row| row.of.client.destination.ip().to_string().into(),
+        |row| row.of.flow.client.destination.ip().to_string().into(),
     ),
     column("server_port", Number, "", "its port", |row| {
-        port(row.of.client.destination.port()).into()
+        port(row.of.flow.client.destination.port()).into()
     }),
     column("server_name", Text, "", "its name in the cluster", |row| {
         row.names
-            .endpoint(row.of.client.protocol, row.of.client.destination)
+            .endpoint(row.of.flow.client.protocol, row.of.flow.client.destination)
             .into()
     }),
     column(
@@ -62,17 +69,17 @@ pub const FLOWS: &[Column<Of<Flow>>] = &[
         Number,
         "packets",
         "from the one who began",
-        |row| row.of.requests.into(),
+        |row| row.of.flow.requests.into(),
     ),
     column("replies", Number, "packets", "back", |row| {
-        row.of.replies.into()
+        row.of.flow.replies.into()
     }),
     column(
         "suspicious",
         Number,
         "packets",
         "did not arrive, or met no virtual server",
-        |row| row.of.suspicious.into(),
+        |row| row.of.flow.suspicious.into(),
     ),
     column(
         "failed",
@@ -81,6 +88,7 @@ pub const FLOWS: &[Column<Of<Flow>>] = &[
         "did not arrive, of those that are kept: the first and last 8",
         |row| {
             row.of
+                .flow
                 .kept()
                 .filter(|(_, journey)| journey.failed())
                 .count()
@@ -88,7 +96,7 @@ pub const FLOWS: &[Column<Of<Flow>>] = &[
         },
     ),
     column("answered", Flag, "", "a packet came back", |row| {
-        (row.of.replies > 0 || row.of.of(Direction::Reply).next().is_some()).into()
+        (row.of.flow.replies > 0 || row.of.flow.of(Direction::Reply).next().is_some()).into()
     }),
 ];
 

@@ -10,10 +10,11 @@ pub use packets::{EVENTS, JOURNEYS};
 use super::column::{Column, Kind, Value};
 use crate::cause::Diagnosis;
 use crate::event::Event;
+use crate::flow::Flow;
 use crate::journey::Journey;
 use crate::view::model::JourneyView;
 use crate::view::names::Names;
-use crate::view::table::EventRow;
+use crate::view::table::{EventRow, FlowRow};
 
 /// What a row of a table is made of.
 pub struct Row<'a, T> {
@@ -49,6 +50,14 @@ pub struct Seen<'a> {
     pub row: &'a EventRow<'a>,
 }
 
+/// A flow, as it is shown.
+pub struct Kept<'a> {
+    /// The flow.
+    pub flow: &'a Flow,
+    /// The same as shown.
+    pub row: &'a FlowRow,
+}
+
 /// A diagnosis, and the nanoseconds since 1970 when it was reached.
 pub struct Reached<'a> {
     /// The diagnosis.
@@ -58,9 +67,9 @@ pub struct Reached<'a> {
 }
 
 /// How a table's rows get a value.
-type Of<T> = for<'a> fn(Row<'a, T>) -> Value;
 type OfJourney = for<'a, 'b> fn(Row<'a, Told<'b>>) -> Value;
 type OfEvent = for<'a, 'b> fn(Row<'a, Seen<'b>>) -> Value;
+type OfFlow = for<'a, 'b> fn(Row<'a, Kept<'b>>) -> Value;
 type OfDiagnosis = for<'a, 'b> fn(Row<'a, Reached<'b>>) -> Value;
 
 const fn column<F>(
@@ -105,7 +114,7 @@ pub fn describe() -> String {
     lines(
         &mut text,
         "flows",
-        "connections, at most the million heard of last",
+        "connections, of each phase at most the million heard of last",
         FLOWS,
     );
     lines(&mut text, "diagnoses", "causes that were found", DIAGNOSES);

@@ -12,11 +12,10 @@
 //! - The page loads nothing and runs nothing but its own script, by its Content-Security-Policy.
 //! - It is bounded: what it leaves out it says.
 
-use std::fmt;
 use std::time::SystemTime;
 
 use super::model::{DiagnosisView, JourneyView, SummaryView};
-use super::table::FlowRow;
+use super::table::{FlowKey, FlowRow};
 use crate::flow::Direction;
 use crate::hook::Area;
 
@@ -119,15 +118,6 @@ pub struct Mark {
     pub after_ns: u64,
 }
 
-/// A flow's number. A capture of a reproduction has phases, and each begins to count again.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct FlowKey {
-    /// From 1.
-    pub phase: usize,
-    /// Number in the phase.
-    pub id: u64,
-}
-
 impl FlowKey {
     /// Its place on the page.
     fn anchor(self) -> String {
@@ -135,22 +125,10 @@ impl FlowKey {
     }
 }
 
-impl fmt::Display for FlowKey {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { phase, id } = self;
-        if *phase > 1 {
-            write!(formatter, "{phase}·")?;
-        }
-        write!(formatter, "{id}")
-    }
-}
-
 /// A flow with its packets.
 #[derive(Debug)]
 pub struct FlowView {
-    /// Number.
-    pub key: FlowKey,
-    /// Its addresses and counts.
+    /// Its number, addresses and counts.
     pub row: FlowRow,
     /// Its kept packets, in order.
     pub packets: Vec<PacketView>,

@@ -228,9 +228,8 @@ impl FlowView {
             })
         });
         Self {
-            key: FlowKey { phase, id: flow.id },
             packets: packets.collect(),
-            row: FlowRow::new(flow, names),
+            row: FlowRow::new(phase, flow, names),
         }
     }
 }

@@ -19,7 +19,7 @@ const VERDICT_ROOM: usize = 8 << 20;
 
 /// Writes a report as HTML that needs nothing else.
 pub fn page(report: &Report) -> String {
-    let known: HashSet<FlowKey> = report.flows.iter().map(|flow| flow.key).collect();
+    let known: HashSet<FlowKey> = report.flows.iter().map(|flow| flow.row.key).collect();
     let mut places = HashMap::new();
     for (number, verdict) in (1..).zip(&report.verdicts) {
         places
@@ -75,7 +75,7 @@ pub fn page(report: &Report) -> String {
                     section #flows {
                         h2 { "Timeline by flow" }
                         (left_out(report.left_out))
-                        @if report.flows.iter().any(|flow| flow.key.phase > 1) {
+                        @if report.flows.iter().any(|flow| flow.row.key.phase > 1) {
                             p.quiet { "The trace began anew on the way, and with it the numbers of flows: 2·1 is the first flow of the second part." }
                         }
                         (timeline::flows(&report.flows))

@@ -82,9 +82,8 @@ fn verdict(text: &str, stages: usize) -> Verdict {
 /// A report in which every text is the same.
 fn report(text: &str, stages: usize, flows: u64) -> Report {
     let flow = |id| FlowView {
-        key: FlowKey { phase: 2, id },
         row: FlowRow {
-            id,
+            key: FlowKey { phase: 2, id },
             protocol: text.into(),
             source: text.into(),
             destination: text.into(),

@@ -36,11 +36,11 @@ pub(super) fn flows(flows: &[FlowView]) -> Markup {
 fn flow(flow: &FlowView, reach: (u64, u64), events_left: &mut usize) -> Markup {
     let row = &flow.row;
     html! {
-        details.flow.item id=(flow.key.anchor()) data-lost=(row.failed > 0) {
+        details.flow.item id=(flow.row.key.anchor()) data-lost=(row.failed > 0) {
             summary {
                 span.who {
                     span class=(fate(flow)) aria-hidden="true" { (mark(fate(flow))) } " "
-                    "flow " (flow.key) " · " (name(&row.protocol)) " "
+                    "flow " (flow.row.key) " · " (name(&row.protocol)) " "
                     span.address { (name(&row.source)) } " → " span.address { (name(&row.destination)) }
                     @if let Some(real) = &row.real_destination { " ⇒ " span.address { (name(real)) } }
                 }
@@ -228,7 +228,7 @@ fn head(heads: &[(&str, bool)]) -> Markup {
 }
 
 fn link(flow: &FlowView) -> Markup {
-    html! { a href=(format!("#{}", flow.key.anchor())) { (flow.key) } }
+    html! { a href=(format!("#{}", flow.row.key.anchor())) { (flow.row.key) } }
 }
 
 const fn way(direction: Direction) -> &'static str {

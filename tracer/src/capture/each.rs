@@ -3,7 +3,7 @@
 use super::{ReadError, Reader, Record};
 
 /// Records between two words of progress.
-const BETWEEN_PROGRESS: u64 = 4096;
+pub const BETWEEN_PROGRESS: u64 = 4096;
 
 impl Reader {
     /// Hands out every record up to the end or to the first damage, which is given back. `progress` is told

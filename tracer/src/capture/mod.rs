@@ -38,6 +38,7 @@ mod there;
 mod wire;
 mod writer;
 
+pub use each::BETWEEN_PROGRESS;
 pub use file::{Full, Options, Rotate, STANDARD_OUTPUT, Written, create_private};
 pub use folder::{LEAST_ROOM, keep_in};
 pub use lines::{Chunk, Received, ReceivedFile};

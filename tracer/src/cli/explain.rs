@@ -1,13 +1,11 @@
 //! `tracer explain`: the answer of a live trace, from its capture.
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::progress::Progress;
 use super::{Exit, Failure, Output};
 use crate::capture::{Reader, Replay, There};
 use crate::filter::{Expression, Filter};
@@ -48,13 +46,9 @@ pub(super) fn explain(
     let mut reader = open(file)?;
     let mut replay = Replay::new(Printer::new(output.printer_format(), show));
     replay.analysis().only(filter);
-    let progress = progress(file, reader.is_packed());
-    let ended = replay.run(
-        &mut reader,
-        |position| progress.set_position(position),
-        |_, _| {},
-    )?;
-    progress.finish_and_clear();
+    let mut progress = Progress::beside_output(file, reader.is_packed());
+    let ended = replay.run(&mut reader, |position| progress.moved(position), |_, _| {})?;
+    drop(progress);
     say_skipped(&reader);
     match ended.error {
         Some(error) => Err(damaged(file, error)),
@@ -92,25 +86,4 @@ pub(super) fn say_skipped(reader: &Reader) {
     for (what, count) in reader.skipped().iter() {
         eprintln!("tracer: passed over {count} {what}, which a later tracer wrote");
     }
-}
-
-/// A bar on standard error, where that is a terminal; it shows itself after a second.
-pub(super) fn progress(file: &Path, packed: bool) -> ProgressBar {
-    let length = std::fs::metadata(file).map_or(0, |metadata| metadata.len());
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    // How long a packed file is unpacked is not known.
-    let bar = if packed {
-        ProgressBar::new_spinner()
-    } else {
-        ProgressBar::new(length)
-    };
-    bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(4));
-    let template = "{elapsed_precise} {bar:30} {bytes} {binary_bytes_per_sec}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_secs(1));
-    bar
 }

@@ -8,7 +8,8 @@ use clap::Args;
 use tempfile::TempDir;
 
 use super::destination::spare;
-use super::explain::{damaged, filter, open, progress, say_skipped};
+use super::explain::{damaged, filter, open, say_skipped};
+use super::progress::Progress;
 use super::{Exit, Failure, OutputFormat};
 use crate::anonymize::{Anonymizer, KEY_BYTES};
 use crate::capture::{ReadError, Written, create_private};
@@ -139,8 +140,8 @@ fn tables(
     out: &Path,
 ) -> Result<Option<ReadError>, Failure> {
     let mut reader = open(file)?;
-    let bar = progress(file, reader.is_packed());
-    let moved = |position| bar.set_position(position);
+    let mut progress = Progress::of(file, reader.is_packed());
+    let moved = |position| progress.moved(position);
     let (error, counts) = if format == OutputFormat::Parquet {
         let mut tables = Tables::create(out)?;
         let error = walk(&mut reader, filter, &mut tables, moved)?;
@@ -152,7 +153,7 @@ fn tables(
         let error = walk(&mut reader, filter, &mut lines, moved)?;
         (error, lines.finish()?)
     };
-    bar.finish_and_clear();
+    drop(progress);
     say_skipped(&reader);
     let counts: Vec<_> = counts
         .into_iter()
@@ -172,13 +173,16 @@ pub(super) fn rewrite(
     let journeys = if filter.is_everything() {
         None
     } else {
-        Some(matching(&mut open(file)?, filter)?)
+        let mut reader = open(file)?;
+        let mut progress = Progress::of(file, reader.is_packed());
+        let moved = |position| progress.moved(position);
+        Some(matching(&mut reader, filter, moved)?)
     };
     let mut reader = open(file)?;
-    let bar = progress(file, reader.is_packed());
-    let moved = |position| bar.set_position(position);
+    let mut progress = Progress::of(file, reader.is_packed());
+    let moved = |position| progress.moved(position);
     let done = again(&mut reader, &Wanted { journeys, mapping }, out, moved)?;
-    bar.finish_and_clear();
+    drop(progress);
     say_skipped(&reader);
     let Some(written) = done.written else {
         return Err(Failure::usage(format!(

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::destination::spare;
-use super::explain::{damaged, explain};
+use super::explain::{damaged, explain, open};
 use super::export::{Anonymize, rewrite, scratch};
+use super::progress::Progress;
 use super::{Exit, Failure, Output, OutputFormat};
 use crate::capture::Written;
 use crate::filter::Filter;
@@ -37,11 +38,11 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         written,
         damaged: wrong,
     } = match mapping {
-        None => merge(&arguments.files, out)?,
+        None => join(&arguments.files, out)?,
         Some(mapping) => {
             let folder = scratch(out)?;
             let named = folder.path().join("named.pcapng");
-            let merged = merge(&arguments.files, &named)?;
+            let merged = join(&arguments.files, &named)?;
             let (written, _) = rewrite(&named, Filter::default(), Some(&mapping), out)?;
             Merged { written, ..merged }
         }
@@ -51,6 +52,16 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         Some((file, error)) => Err(damaged(&file, error)),
         None => Ok(Exit::Healthy),
     }
+}
+
+/// Joins captures, with a bar where that takes long.
+fn join(files: &[PathBuf], out: &Path) -> Result<Merged, Failure> {
+    let mut packed = false;
+    for file in files {
+        packed |= open(file)?.is_packed();
+    }
+    let mut progress = Progress::of_two_readings(files, packed);
+    Ok(merge(files, out, |position| progress.moved(position))?)
 }
 
 /// Whether the captures are there afterwards.
@@ -84,7 +95,7 @@ pub(super) fn explain_together(
     show: Show,
     output: &Output,
 ) -> Result<BTreeSet<&'static str>, Failure> {
-    let merged = merge(files, out)?;
+    let merged = join(files, out)?;
     say(&merged.joined, &merged.written, kept, output)?;
     for (file, error) in &merged.damaged {
         eprintln!(

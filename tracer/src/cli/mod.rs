@@ -22,6 +22,7 @@ mod fleet;
 mod limits;
 mod merge;
 mod probe;
+mod progress;
 mod proxy_log;
 mod report;
 mod reproduce;

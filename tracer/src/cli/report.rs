@@ -7,7 +7,8 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::destination::spare;
-use super::explain::{damaged, filter, open, progress, say_skipped};
+use super::explain::{damaged, filter, open, say_skipped};
+use super::progress::Progress;
 use super::{Exit, Failure};
 use crate::capture::{Reported, create_private, report};
 use crate::view::report::page;
@@ -30,12 +31,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     spare([arguments.file.as_path()], &arguments.output)?;
     let mut reader = open(&arguments.file)?;
     let only = filter(&arguments.filter, &arguments.file)?;
-    let progress = progress(&arguments.file, reader.is_packed());
+    let mut progress = Progress::of(&arguments.file, reader.is_packed());
     let name = arguments.file.file_name().unwrap_or_default();
     let name = name.to_string_lossy().into_owned();
-    let moved = |position| progress.set_position(position);
+    let moved = |position| progress.moved(position);
     let Reported { report, error } = report(name, &mut reader, only, moved)?;
-    progress.finish_and_clear();
+    drop(progress);
     say_skipped(&reader);
     write(&arguments.output, &page(&report))?;
     if let Some(error) = error {

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::explain::{damaged, filter, open, progress, say_skipped};
+use super::explain::{damaged, filter, open, say_skipped};
+use super::progress::Progress;
 use super::{Exit, Failure, Output, OutputFormat};
-use crate::capture::{ReadError, Reader, Record, Replay};
+use crate::capture::{BETWEEN_PROGRESS, ReadError, Reader, Record, Replay};
 use crate::event::Event;
 use crate::filter::Filter;
 use crate::printer::{Format, Printer, Show};
@@ -46,9 +47,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let mut reader = open(&arguments.file)?;
     let mut out = BufWriter::with_capacity(1 << 16, stdout().lock());
     let json = output.format == OutputFormat::Json;
-    let progress = progress(&arguments.file, reader.is_packed());
+    let mut progress = Progress::beside_output(&arguments.file, reader.is_packed());
     let filter = filter(&arguments.filter, &arguments.file)?;
-    let moved = |position| progress.set_position(position);
+    let moved = |position| progress.moved(position);
     let error = if arguments.what.events {
         events(&mut reader, &mut out, json, &filter, moved)?
     } else if arguments.what.flows {
@@ -56,7 +57,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     } else {
         journeys(&mut reader, &mut out, json, filter, moved)?
     };
-    progress.finish_and_clear();
+    drop(progress);
     out.flush()?;
     say_skipped(&reader);
     match error {
@@ -140,7 +141,7 @@ fn events(
             Err(error) => return Ok(Some(error)),
         };
         count += 1;
-        if count.is_multiple_of(4096) {
+        if count.is_multiple_of(BETWEEN_PROGRESS) {
             progress(reader.position());
         }
         // Only names are wanted of everything else.

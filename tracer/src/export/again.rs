@@ -36,25 +36,26 @@ pub struct Again {
     pub error: Option<ReadError>,
 }
 
-/// Numbers of the journeys that a filter matches.
+/// Numbers of the journeys that a filter matches. `progress` is told the position now and then.
 ///
 /// # Errors
 /// Never of the file: what is before damage counts.
-pub fn matching(reader: &mut Reader, filter: Filter) -> anyhow::Result<HashSet<u64>> {
+pub fn matching(
+    reader: &mut Reader,
+    filter: Filter,
+    progress: impl FnMut(u64),
+) -> anyhow::Result<HashSet<u64>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
     replay.analysis().only(filter);
     let mut wanted = HashSet::new();
-    replay.run(
-        reader,
-        |_| {},
-        |journey, _| {
-            wanted.insert(journey.id);
-        },
-    )?;
+    replay.run(reader, progress, |journey, _| {
+        wanted.insert(journey.id);
+    })?;
     Ok(wanted)
 }
 
-/// Reads to the end or to the first damage, and writes what is wanted.
+/// Reads to the end or to the first damage, and writes what is wanted. `progress` is told the position now
+/// and then.
 ///
 /// # Errors
 /// When the new capture cannot be written.
@@ -88,4 +89,26 @@ pub fn again(
     })?;
     let written = rewriter.map(Rewriter::finish).transpose()?;
     Ok(Again { written, error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_for_what_matches_says_how_far_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("long.pcapng");
+        let mut rewriter =
+            Rewriter::create(path.clone(), crate::capture::Header::default()).expect("a capture");
+        for now_ns in 0..5_000 {
+            let control = crate::capture::Control::Loss { now_ns };
+            rewriter.record(Record::Control(control)).expect("room");
+        }
+        rewriter.finish().expect("room");
+        let mut told = 0;
+        let mut reader = Reader::open(&path).expect("a capture");
+        matching(&mut reader, Filter::default(), |position| told = position).expect("journeys");
+        assert!(told > 0);
+    }
 }

@@ -82,15 +82,22 @@ pub struct Merged {
     pub damaged: Vec<(PathBuf, ReadError)>,
 }
 
-/// Joins captures of the tracer into one.
+/// Joins captures of the tracer into one. `progress` is told now and then how many bytes were read: all
+/// captures are read twice.
 ///
 /// # Errors
 /// When one cannot be opened or is another program's, or the result cannot be written.
-pub fn merge(files: &[PathBuf], out: &Path) -> anyhow::Result<Merged> {
+pub fn merge(
+    files: &[PathBuf],
+    out: &Path,
+    mut progress: impl FnMut(u64),
+) -> anyhow::Result<Merged> {
+    let mut read = 0;
     let mut sights = Vec::with_capacity(files.len());
     for file in files {
         let mut reader = open(file)?;
-        let sight = sight::look(&mut reader)?;
+        let sight = sight::look(&mut reader, |position| progress(read + position))?;
+        read += reader.position();
         sights.push(sight.with_context(|| {
             format!(
                 "{} is another program's capture: only the tracer's own can be merged",
@@ -114,7 +121,9 @@ pub fn merge(files: &[PathBuf], out: &Path) -> anyhow::Result<Merged> {
         .iter()
         .map(|file| open(file))
         .collect::<Result<_, _>>()?;
-    let (written, errors) = weave::weave(readers, &sights, &offsets, &pairs, out)?;
+    let (written, errors) = weave::weave(readers, &sights, &offsets, &pairs, out, |position| {
+        progress(read + position)
+    })?;
     let damaged = files.iter().cloned().zip(errors);
     Ok(Merged {
         joined,

@@ -56,7 +56,10 @@ pub(super) struct Sight {
 ///
 /// # Errors
 /// Never of the file.
-pub(super) fn look(reader: &mut Reader) -> anyhow::Result<Option<Sight>> {
+pub(super) fn look(
+    reader: &mut Reader,
+    progress: impl FnMut(u64),
+) -> anyhow::Result<Option<Sight>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
     let (mut leaving, mut arriving) = (Vec::new(), Vec::new());
     let mut told = |journey: &Journey, wall_ns: &dyn Fn(u64) -> u64| {
@@ -66,14 +69,16 @@ pub(super) fn look(reader: &mut Reader) -> anyhow::Result<Option<Sight>> {
     let mut met = |journey: &Journey, names: &crate::view::names::Names<'_>| {
         told(journey, &|time_ns| names.clock.wall_ns(time_ns));
     };
+    let mut foreign = false;
     // Damage is told when the capture is read again.
-    while let Ok(Some(record)) = reader.next() {
-        if matches!(record, Record::Packet(_)) {
-            return Ok(None);
-        }
-        replay.take(record, reader, &mut met)?;
-    }
+    reader.each(progress, |record, reader| {
+        foreign |= matches!(record, Record::Packet(_));
+        replay.take(record, reader, &mut met)
+    })?;
     replay.finish(&mut met)?;
+    if foreign {
+        return Ok(None);
+    }
     Ok(replay.header().cloned().map(|header| Sight {
         header,
         leaving,

@@ -220,7 +220,10 @@ fn merged(one: Node, two: Node) -> (Vec<Joined>, Vec<Journey>, BTreeSet<String>)
     let folder = tempfile::tempdir().expect("a folder");
     let files = [one.write(folder.path()), two.write(folder.path())];
     let out = folder.path().join("both.pcapng");
-    let merged = merge(&files, &out).expect("a merge");
+    let mut read = 0;
+    let merged = merge(&files, &out, |position| read = position).expect("a merge");
+    let bytes = |file: &PathBuf| std::fs::metadata(file).expect("a file").len();
+    assert!(read <= 2 * files.iter().map(bytes).sum::<u64>(), "{read}");
     assert!(merged.damaged.is_empty(), "{:?}", merged.damaged);
     let mut reader = Reader::open(&out).expect("a capture");
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));

@@ -9,7 +9,9 @@ use super::facts::Known;
 use super::pair::Pairs;
 use super::sight::Sight;
 use super::space::Space;
-use crate::capture::{Control, Header, ReadError, Reader, Record, Rewriter, Sighting, Written};
+use crate::capture::{
+    BETWEEN_PROGRESS, Control, Header, ReadError, Reader, Record, Rewriter, Sighting, Written,
+};
 use crate::view::names::Clock;
 
 /// A capture being read.
@@ -47,7 +49,7 @@ impl Thread {
     }
 }
 
-/// Writes the result; gives what was wrong with each capture.
+/// Writes the result; gives what was wrong with each capture. `progress` is told the bytes read now and then.
 ///
 /// # Errors
 /// When the result cannot be written.
@@ -57,6 +59,7 @@ pub(super) fn weave(
     offsets: &[Offset],
     pairs: &Pairs,
     out: &Path,
+    mut progress: impl FnMut(u64),
 ) -> anyhow::Result<(Written, Vec<Option<ReadError>>)> {
     let mut header = header(sights);
     let mut threads = Vec::with_capacity(readers.len());
@@ -89,6 +92,7 @@ pub(super) fn weave(
     // one. All nodes look together once the events of all are past that moment.
     let mut moments = BinaryHeap::new();
     let mut now_ns = 0;
+    let mut records = 0u64;
     while let Some(number) = earliest(&threads) {
         let thread = &mut threads[number];
         let Some(record) = thread.next.take() else {
@@ -102,6 +106,10 @@ pub(super) fn weave(
             take(number, record, thread, pairs, &mut known, &mut rewriter)?;
         }
         thread.advance();
+        records += 1;
+        if records.is_multiple_of(BETWEEN_PROGRESS) {
+            progress(threads.iter().map(|thread| thread.reader.position()).sum());
+        }
     }
     look(&mut rewriter, &mut moments, u64::MAX)?;
     // As a live trace ends, once for all.

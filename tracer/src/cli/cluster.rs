@@ -1,5 +1,6 @@
 //! The cluster on the command line: options that other commands share, and `tracer cluster`.
 
+use std::io::{Write as _, stdout};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -141,7 +142,8 @@ struct Facts {
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     match &arguments.command {
         Command::Rbac { run } => {
-            print!("{}", if *run { crate::fleet::RBAC } else { RBAC });
+            let text = if *run { crate::fleet::RBAC } else { RBAC };
+            write!(stdout(), "{text}")?;
             Ok(Exit::Healthy)
         }
         Command::Run(run) => fleet::run(run, output),

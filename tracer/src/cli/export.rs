@@ -1,6 +1,6 @@
 //! `tracer export`: tables, objects or another capture out of a capture; without names where asked for.
 
-use std::io::BufWriter;
+use std::io::{BufWriter, Write as _, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -96,7 +96,7 @@ fn key(bytes: &[u8]) -> Option<[u8; KEY_BYTES]> {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let (Some(file), Some(out)) = (&arguments.file, &arguments.out) else {
-        print!("{}", describe());
+        write!(stdout(), "{}", describe())?;
         return Ok(Exit::Healthy);
     };
     spare([file.as_path()], out)?;

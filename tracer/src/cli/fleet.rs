@@ -1,7 +1,7 @@
 //! `tracer cluster run`, `capture`, `clean` and `install`.
 
 use std::collections::BTreeSet;
-use std::io::stdout;
+use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -459,6 +459,6 @@ pub(super) fn install(arguments: &Install) -> Result<Exit, Failure> {
         }),
         minor: arguments.kubernetes,
     })?;
-    print!("{manifest}");
+    write!(stdout(), "{manifest}")?;
     Ok(Exit::Healthy)
 }

@@ -1,6 +1,7 @@
 //! `tracer merge`: captures of several nodes as one.
 
 use std::collections::BTreeSet;
+use std::io::{self, Write, stdout};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -47,7 +48,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             Merged { written, ..merged }
         }
     };
-    say(&joined, &written, Kept::Yes, output)?;
+    say(&mut stdout(), &joined, &written, Kept::Yes, output)?;
     match wrong.into_iter().next() {
         Some((file, error)) => Err(damaged(&file, error)),
         None => Ok(Exit::Healthy),
@@ -73,16 +74,22 @@ pub(super) enum Kept {
     No,
 }
 
-fn say(joined: &[Joined], written: &Written, kept: Kept, output: &Output) -> Result<(), Failure> {
+fn say(
+    out: &mut impl Write,
+    joined: &[Joined],
+    written: &Written,
+    kept: Kept,
+    output: &Output,
+) -> io::Result<()> {
     for capture in joined {
         match (output.format, kept) {
-            (OutputFormat::Json, _) => json::line(&mut std::io::stdout(), "merge", capture)?,
-            (_, Kept::Yes) => println!("{}: {}", capture.file.display(), capture.words()),
-            (_, Kept::No) => println!("{}", capture.words()),
+            (OutputFormat::Json, _) => json::line(out, "merge", capture)?,
+            (_, Kept::Yes) => writeln!(out, "{}: {}", capture.file.display(), capture.words())?,
+            (_, Kept::No) => writeln!(out, "{}", capture.words())?,
         }
     }
     if output.format == OutputFormat::Text && kept == Kept::Yes {
-        println!("{}", written.words());
+        writeln!(out, "{}", written.words())?;
     }
     Ok(())
 }
@@ -96,7 +103,7 @@ pub(super) fn explain_together(
     output: &Output,
 ) -> Result<BTreeSet<&'static str>, Failure> {
     let merged = join(files, out)?;
-    say(&merged.joined, &merged.written, kept, output)?;
+    say(&mut stdout(), &merged.joined, &merged.written, kept, output)?;
     for (file, error) in &merged.damaged {
         eprintln!(
             "tracer: {}: {error}; what is before it counts",
@@ -104,4 +111,49 @@ pub(super) fn explain_together(
         );
     }
     explain(out, Filter::default(), show, output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Colour;
+
+    /// Nobody reads any more.
+    struct Closed;
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_printed_is_an_error() {
+        for (format, kept) in [
+            (OutputFormat::Text, Kept::Yes),
+            (OutputFormat::Text, Kept::No),
+            (OutputFormat::Json, Kept::Yes),
+        ] {
+            let output = Output {
+                format,
+                color: Colour::Never,
+                verbose: false,
+            };
+            let joined = Joined {
+                file: PathBuf::new(),
+                node: String::new(),
+                offset_ns: None,
+                error_ns: None,
+                pairs: 0,
+                joined: 0,
+            };
+            let said = say(&mut Closed, &[joined], &Written::default(), kept, &output);
+            let kind = said.err().map(|error| error.kind());
+            assert_eq!(kind, Some(io::ErrorKind::BrokenPipe));
+        }
+    }
 }

@@ -6,7 +6,7 @@
 //! blocks of it and `file` puts them on disk, or `lines` on standard output for another program to put
 //! together, or `folder` bounds those of a tracer that stays on, or `ring` keeps the last while until a
 //! diagnosis fires. `reader` gives records back, one by one or `each`, `foreign` what other programs wrote,
-//! `there` what names meant where it was made, and `replay` feeds it all to the analysis that a live trace
+//! `there` what names meant where it was made, `error` what was wrong of whoever asked, and `replay` feeds it all to the analysis that a live trace
 //! feeds; `report` does so for a page. `rewrite` makes a capture of records again.
 //!
 //! Invariants:
@@ -21,6 +21,7 @@ mod block;
 mod bytes;
 mod each;
 mod encoder;
+mod error;
 mod file;
 mod folder;
 mod foreign;
@@ -39,6 +40,7 @@ mod wire;
 mod writer;
 
 pub use each::BETWEEN_PROGRESS;
+pub use error::{Foreign, Unmade};
 pub use file::{Full, Options, Rotate, STANDARD_OUTPUT, Written, create_private};
 pub use folder::{LEAST_ROOM, keep_in};
 pub use lines::{Chunk, Received, ReceivedFile};

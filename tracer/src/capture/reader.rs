@@ -21,15 +21,21 @@ const MOST_INTERFACES: usize = 65_536;
 /// Why reading ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The file cannot be read.
-    #[error("cannot be read at byte {position}{}: {source}", of_what(*.packed))]
+    /// The file cannot be opened, or is none.
+    #[error("cannot be read: {error}")]
+    Unopened {
+        /// Why.
+        error: io::Error,
+    },
+    /// The file cannot be read on.
+    #[error("cannot be read at byte {position}{}: {error}", of_what(*.packed))]
     Input {
         /// Where, in the unpacked file.
         position: u64,
         /// The file is packed.
         packed: bool,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// It is not what it should be.
     #[error("damaged at byte {position}{}: {reason}", of_what(*.packed))]
@@ -44,12 +50,8 @@ pub enum ReadError {
 }
 
 /// Nothing of the file was read.
-const fn unopened(source: io::Error) -> ReadError {
-    ReadError::Input {
-        position: 0,
-        packed: false,
-        source,
-    }
+const fn unopened(error: io::Error) -> ReadError {
+    ReadError::Unopened { error }
 }
 
 const fn of_what(packed: bool) -> &'static str {
@@ -188,10 +190,10 @@ impl Reader {
 
     fn new(mut bytes: Bytes) -> Result<Self, ReadError> {
         let packed = bytes.is_packed();
-        let failed = |source| ReadError::Input {
+        let failed = |error| ReadError::Input {
             position: 0,
             packed,
-            source,
+            error,
         };
         let head = bytes.peek(foreign::HEADER).map_err(failed)?;
         let mut interfaces = Vec::new();
@@ -257,12 +259,12 @@ impl Reader {
                 Ok(Some(Some(record))) => return Ok(Some(record)),
                 Ok(Some(None)) => {}
                 Ok(None) => self.over = true,
-                Err(Stop::Input(source)) => {
+                Err(Stop::Input(error)) => {
                     self.over = true;
                     return Err(ReadError::Input {
                         position,
                         packed,
-                        source,
+                        error,
                     });
                 }
                 Err(Stop::Damage(reason)) => {

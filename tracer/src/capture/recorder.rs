@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
+use anyhow::Context as _;
 use caps::Capability;
 use tracer_ebpf::event as raw;
 
+use super::error::Unmade;
 use super::file::{Files, Options, Written};
 use super::record::{Control, Counters, Header, Record};
 use super::writer::Writer;
@@ -59,9 +61,8 @@ impl Recorder {
         reasons: Arc<DropReasons>,
     ) -> anyhow::Result<Self> {
         let snaplen = options.snaplen;
-        let path = options.path.clone();
-        let files = Files::create(options)
-            .map_err(|error| anyhow::anyhow!("{} cannot be made: {error}", path.display()))?;
+        let path = options.path.display().to_string();
+        let files = Files::create(options).map_err(Unmade).context(path)?;
         let (channel, batches) = sync_channel::<Vec<Item>>(WAITING);
         let mut writer = Writer::new(files, header, reasons, snaplen)?;
         let thread = std::thread::Builder::new()

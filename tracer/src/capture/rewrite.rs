@@ -5,6 +5,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::Context as _;
+
+use super::error::Unmade;
 use super::file::{Files, Options, Written};
 use super::record::{Header, Record, Sighting};
 use super::writer::Writer;
@@ -16,6 +19,8 @@ const BATCH: usize = 4096;
 /// A capture that is made of records.
 pub struct Rewriter {
     writer: Writer,
+    /// Name of the file.
+    shown: String,
     taken: usize,
 }
 
@@ -33,11 +38,14 @@ impl Rewriter {
             zstd: false,
             snaplen: None,
         })
-        .map_err(|error| anyhow::anyhow!("{shown} cannot be made: {error}"))?;
+        .map_err(Unmade)
+        .with_context(|| shown.clone())?;
         let reasons: DropReasons = header.reasons.iter().cloned().collect();
         // What is there has been cut to what is to be kept: nothing is cut again.
         Ok(Self {
-            writer: Writer::new(files, header, Arc::new(reasons), Some(usize::MAX))?,
+            writer: Writer::new(files, header, Arc::new(reasons), Some(usize::MAX))
+                .with_context(|| shown.clone())?,
+            shown,
             taken: 0,
         })
     }
@@ -74,7 +82,9 @@ impl Rewriter {
     fn taken(&mut self) -> anyhow::Result<()> {
         self.taken += 1;
         if self.taken.is_multiple_of(BATCH) {
-            self.writer.write_ready(false)?;
+            self.writer
+                .write_ready(false)
+                .with_context(|| self.shown.clone())?;
         }
         Ok(())
     }
@@ -84,6 +94,6 @@ impl Rewriter {
     /// # Errors
     /// When the file cannot be written.
     pub fn finish(self) -> anyhow::Result<Written> {
-        self.writer.finish()
+        self.writer.finish().context(self.shown)
     }
 }

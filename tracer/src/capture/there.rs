@@ -51,6 +51,13 @@ impl There {
         }
     }
 
+    fn cluster(&self) -> Result<&Here, String> {
+        if self.cluster.cluster.is_none() {
+            return Err("the capture holds no facts of a cluster; give addresses".into());
+        }
+        Ok(&self.cluster)
+    }
+
     fn know(&mut self, facts: Arc<ClusterFacts>) {
         self.cluster.cluster = Some(facts);
     }
@@ -74,14 +81,30 @@ impl Resolver for There {
     }
 
     fn pod(&self, name: &ObjectName) -> Result<Vec<IpAddr>, String> {
-        self.cluster.pod(name)
+        self.cluster()?.pod(name)
     }
 
     fn service(&self, name: &ObjectName) -> Result<Vec<Front>, String> {
-        self.cluster.service(name)
+        self.cluster()?.service(name)
     }
 
     fn node(&self, name: &str) -> Result<Vec<IpAddr>, String> {
-        self.cluster.node(name)
+        self.cluster()?.node(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::Expression;
+
+    #[test]
+    fn a_capture_without_a_cluster_says_that_it_has_none() {
+        for words in ["pod a/b", "svc a/b", "node a"] {
+            let expression = Expression::parse(words).expect("a filter");
+            let refused = expression.resolve(&There::default()).err();
+            let said = refused.map(|error| error.to_string()).unwrap_or_default();
+            assert!(said.contains("the capture holds no facts"), "{said}");
+        }
     }
 }

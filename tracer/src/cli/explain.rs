@@ -73,12 +73,11 @@ pub(super) fn open(file: &Path) -> Result<Reader, Failure> {
     Reader::open(file).map_err(|error| damaged(file, error))
 }
 
-/// A file that cannot be read to its end.
+/// A file that cannot be read, or not to its end.
 pub(super) fn damaged(file: &Path, error: crate::capture::ReadError) -> Failure {
-    Failure {
-        exit: Exit::Damaged,
-        error: anyhow::Error::new(error).context(file.display().to_string()),
-    }
+    anyhow::Error::new(error)
+        .context(file.display().to_string())
+        .into()
 }
 
 /// Says what a later tracer wrote that this one does not know.

@@ -12,7 +12,7 @@ use super::explain::{damaged, filter, open, say_skipped};
 use super::progress::Progress;
 use super::{Exit, Failure, OutputFormat};
 use crate::anonymize::{Anonymizer, KEY_BYTES};
-use crate::capture::{ReadError, Written, create_private};
+use crate::capture::{Foreign, ReadError, Unmade, Written, create_private};
 use crate::export::{Lines, Tables, Wanted, again, describe, matching, walk};
 use crate::filter::Filter;
 
@@ -129,7 +129,8 @@ pub(super) fn scratch(out: &Path) -> anyhow::Result<TempDir> {
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     tempfile::tempdir_in(parent)
-        .with_context(|| format!("no folder can be made in {}", parent.display()))
+        .map_err(Unmade)
+        .with_context(|| format!("a folder in {}", parent.display()))
 }
 
 /// Writes tables or objects.
@@ -142,16 +143,16 @@ fn tables(
     let mut reader = open(file)?;
     let mut progress = Progress::of(file, reader.is_packed());
     let moved = |position| progress.moved(position);
+    let named = || out.display().to_string();
     let (error, counts) = if format == OutputFormat::Parquet {
         let mut tables = Tables::create(out)?;
-        let error = walk(&mut reader, filter, &mut tables, moved)?;
+        let error = walk(&mut reader, filter, &mut tables, moved).with_context(named)?;
         (error, tables.finish()?)
     } else {
-        let file =
-            create_private(out).with_context(|| format!("{} cannot be made", out.display()))?;
+        let file = create_private(out).map_err(Unmade).with_context(named)?;
         let mut lines = Lines::new(BufWriter::with_capacity(1 << 16, file));
-        let error = walk(&mut reader, filter, &mut lines, moved)?;
-        (error, lines.finish()?)
+        let error = walk(&mut reader, filter, &mut lines, moved).with_context(named)?;
+        (error, lines.finish().with_context(named)?)
     };
     drop(progress);
     say_skipped(&reader);
@@ -184,18 +185,21 @@ pub(super) fn rewrite(
     let done = again(&mut reader, &Wanted { journeys, mapping }, out, moved)?;
     drop(progress);
     say_skipped(&reader);
-    let Some(written) = done.written else {
-        return Err(Failure::usage(format!(
-            "{} is another program's capture: only the tracer's own can be written again",
-            file.display()
-        )));
-    };
-    Ok((written, done.error))
+    match (done.written, done.error) {
+        (Some(written), error) => Ok((written, error)),
+        (None, Some(error)) => Err(damaged(file, error)),
+        (None, None) => Err(anyhow::Error::new(Foreign("written again"))
+            .context(file.display().to_string())
+            .into()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::cli::{Cli, Command};
 
     #[test]
     fn a_key_is_bytes_or_digits() {
@@ -209,5 +213,133 @@ mod tests {
         for wrong in [&b""[..], b"short", &[b'x'; 64], &[7; 33]] {
             assert_eq!(key(wrong), None);
         }
+    }
+    /// The exit code of a command with its arguments, `{}` for a folder.
+    fn exit(folder: &Path, words: &[&str]) -> (Exit, String) {
+        let folder = folder.display().to_string();
+        let words = words.iter().map(|word| word.replace("{}", &folder));
+        let typed = Cli::try_parse_from(std::iter::once("tracer".to_owned()).chain(words));
+        let cli = typed.expect("words that are understood");
+        let done = match &cli.command {
+            Command::Export(arguments) => run(arguments),
+            Command::Merge(arguments) => super::super::merge::run(arguments, &cli.output),
+            Command::Report(arguments) => super::super::report::run(arguments),
+            Command::Explain(arguments) => super::super::explain::run(arguments, &cli.output),
+            other => panic!("{other:?}"),
+        };
+        match done {
+            Ok(exit) => (exit, String::new()),
+            Err(Failure { exit, error }) => (exit, format!("{error:#}")),
+        }
+    }
+
+    #[test]
+    fn each_kind_of_trouble_has_its_exit_code_and_is_said_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path();
+        let put = |name: &str, bytes: &[u8]| {
+            std::fs::write(folder.join(name), bytes).expect("a file");
+        };
+        let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures");
+        let own = std::fs::read(captures.join("service-no-endpoints.pcapng")).expect("a capture");
+        put("own", &own);
+        put("cut", &own[..120]);
+        put("junk", b"no capture");
+        let pcap = [&0xa1b2_c3d4u32.to_le_bytes()[..], &[0; 16], &[1, 0, 0, 0]].concat();
+        put("other", &pcap);
+        for (words, code, said) in [
+            (
+                "explain {}/none",
+                Exit::Usage,
+                "{}/none: cannot be read: No such file",
+            ),
+            ("explain {}", Exit::Usage, "cannot be read: Is a directory"),
+            ("explain {}/junk", Exit::Damaged, "junk: damaged at byte 0"),
+            (
+                "merge {}/none {}/own -o {}/x",
+                Exit::Usage,
+                "{}/none: cannot be read",
+            ),
+            (
+                "merge {}/junk {}/own -o {}/x",
+                Exit::Damaged,
+                "{}/junk: damaged at byte 0",
+            ),
+            (
+                "merge {}/cut {}/own -o {}/x",
+                Exit::Damaged,
+                "{}/cut: damaged at byte",
+            ),
+            (
+                "merge {}/other {}/own -o {}/x",
+                Exit::Usage,
+                "{}/other: another program's",
+            ),
+            (
+                "merge {}/own {}/own -o {}/./own",
+                Exit::Usage,
+                "is read and cannot be",
+            ),
+            (
+                "export {}/own -o {}/none/x",
+                Exit::Usage,
+                "{}/none/x: cannot be made",
+            ),
+            (
+                "export {}/own -o /dev/full",
+                Exit::CannotTrace,
+                "/dev/full: No space",
+            ),
+            (
+                "export {}/own -o {}/own",
+                Exit::Usage,
+                "is read and cannot be",
+            ),
+            (
+                "export {}/own --format pcapng -o {}/none/x",
+                Exit::Usage,
+                "{}/none/x: cannot be made",
+            ),
+            (
+                "export {}/own --format pcapng -o /dev/full",
+                Exit::CannotTrace,
+                "/dev/full: No space",
+            ),
+            (
+                "export {}/own --format parquet -o {}/own/x",
+                Exit::Usage,
+                "{}/own/x: cannot be made",
+            ),
+            (
+                "export {}/cut --format pcapng -o {}/x",
+                Exit::Damaged,
+                "{}/cut: damaged at byte",
+            ),
+            (
+                "export {}/other --format pcapng -o {}/x",
+                Exit::Usage,
+                "{}/other: another program's",
+            ),
+            (
+                "report {}/own -o {}/none/x",
+                Exit::Usage,
+                "{}/none/x: cannot be made",
+            ),
+            (
+                "report {}/own -o {}/own",
+                Exit::Usage,
+                "is read and cannot be",
+            ),
+        ] {
+            let (exit, error) = exit(folder, &words.split(' ').collect::<Vec<_>>());
+            let said = said.replace("{}", &folder.display().to_string());
+            assert_eq!(exit, code, "{words}: {error}");
+            assert!(error.contains(&said), "{words}: {error}");
+            // Each reason once.
+            let reasons: Vec<_> = error.split(": ").collect();
+            let once: std::collections::BTreeSet<_> = reasons.iter().collect();
+            assert_eq!(reasons.len(), once.len(), "{words}: {error}");
+        }
+        assert_eq!(std::fs::read(folder.join("own")).expect("a file"), own);
     }
 }

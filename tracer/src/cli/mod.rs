@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::capture::{Foreign, ReadError, Unmade};
 use crate::printer::{Format, Show};
 use crate::view::text::Style;
 
@@ -201,11 +202,28 @@ impl Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
+        let error = error.into();
         Self {
-            exit: Exit::CannotTrace,
-            error: error.into(),
+            exit: exit_of(&error),
+            error,
         }
     }
+}
+
+/// What an error says of: the command, the file that it was given, or this machine.
+fn exit_of(error: &anyhow::Error) -> Exit {
+    let of_files = |cause: &(dyn std::error::Error + 'static)| {
+        match cause.downcast_ref::<ReadError>() {
+            Some(ReadError::Unopened { .. }) => return Some(Exit::Usage),
+            Some(ReadError::Input { .. } | ReadError::Damage { .. }) => return Some(Exit::Damaged),
+            None => {}
+        }
+        (cause.is::<Unmade>() || cause.is::<Foreign>()).then_some(Exit::Usage)
+    };
+    error
+        .chain()
+        .find_map(of_files)
+        .unwrap_or(Exit::CannotTrace)
 }
 
 /// Runs what was typed.

@@ -10,7 +10,7 @@ use super::destination::spare;
 use super::explain::{damaged, filter, open, say_skipped};
 use super::progress::Progress;
 use super::{Exit, Failure};
-use crate::capture::{Reported, create_private, report};
+use crate::capture::{Reported, Unmade, create_private, report};
 use crate::view::report::page;
 
 /// What was typed.
@@ -50,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 }
 
 fn write(path: &Path, page: &str) -> anyhow::Result<()> {
-    let failed = || format!("cannot write {}", path.display());
-    let mut file = create_private(path).with_context(failed)?;
-    file.write_all(page.as_bytes()).with_context(failed)
+    let named = || path.display().to_string();
+    let mut file = create_private(path).map_err(Unmade).with_context(named)?;
+    file.write_all(page.as_bytes()).with_context(named)
 }

@@ -14,7 +14,7 @@ use parquet::schema::types::Type;
 use super::column::{Column, Kind, Value};
 use super::table::{DIAGNOSES, EVENTS, FLOWS, JOURNEYS, Kept, Reached, Row, Seen, Told};
 use super::walk::Sink;
-use crate::capture::create_private;
+use crate::capture::{Unmade, create_private};
 
 /// Rows of a row group: readers take a file apart by them.
 const GROUP: usize = 65_536;
@@ -37,7 +37,8 @@ impl Tables {
     /// When one cannot be made.
     pub fn create(folder: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)
-            .with_context(|| format!("{} cannot be made", folder.display()))?;
+            .map_err(Unmade)
+            .with_context(|| folder.display().to_string())?;
         Ok(Self {
             journeys: Table::create(folder, "journeys", JOURNEYS)?,
             events: Table::create(folder, "events", EVENTS)?,
@@ -175,8 +176,9 @@ impl Buffer {
 impl Table {
     fn create<F>(folder: &Path, name: &'static str, columns: &[Column<F>]) -> anyhow::Result<Self> {
         let path = folder.join(format!("{name}.parquet"));
-        let file =
-            create_private(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+        let file = create_private(&path)
+            .map_err(Unmade)
+            .with_context(|| path.display().to_string())?;
         let fields = columns.iter().map(field).collect::<anyhow::Result<_>>()?;
         let schema = Type::group_type_builder(name).with_fields(fields).build()?;
         let properties = WriterProperties::builder()

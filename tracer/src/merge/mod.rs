@@ -96,14 +96,9 @@ pub fn merge(
     let mut sights = Vec::with_capacity(files.len());
     for file in files {
         let mut reader = open(file)?;
-        let sight = sight::look(&mut reader, |position| progress(read + position))?;
+        let sight = sight::look(&mut reader, |position| progress(read + position));
+        sights.push(sight.with_context(|| file.display().to_string())?);
         read += reader.position();
-        sights.push(sight.with_context(|| {
-            format!(
-                "{} is another program's capture: only the tracer's own can be merged",
-                file.display()
-            )
-        })?);
     }
     let offsets = clock::offsets(&sights);
     let pairs = pair::pairs(&sights, &offsets);

@@ -1,6 +1,6 @@
 //! Where packets leave the node of a capture, and where they come to it.
 
-use crate::capture::{Header, Reader, Record, Replay};
+use crate::capture::{Foreign, Header, Reader, Record, Replay};
 use crate::event::{Packet, Transport, Tuple};
 use crate::hook::Role;
 use crate::journey::Journey;
@@ -52,14 +52,11 @@ pub(super) struct Sight {
     pub(super) arriving: Vec<Edge>,
 }
 
-/// Reads a capture to its end or to the first damage; `None` for another program's.
+/// Reads a capture to its end or to the first damage.
 ///
 /// # Errors
-/// Never of the file.
-pub(super) fn look(
-    reader: &mut Reader,
-    progress: impl FnMut(u64),
-) -> anyhow::Result<Option<Sight>> {
+/// When it is another program's, or damaged before it says whose it is.
+pub(super) fn look(reader: &mut Reader, progress: impl FnMut(u64)) -> anyhow::Result<Sight> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
     let (mut leaving, mut arriving) = (Vec::new(), Vec::new());
     let mut told = |journey: &Journey, wall_ns: &dyn Fn(u64) -> u64| {
@@ -69,21 +66,26 @@ pub(super) fn look(
     let mut met = |journey: &Journey, names: &crate::view::names::Names<'_>| {
         told(journey, &|time_ns| names.clock.wall_ns(time_ns));
     };
-    let mut foreign = false;
-    // Damage is told when the capture is read again.
-    reader.each(progress, |record, reader| {
-        foreign |= matches!(record, Record::Packet(_));
+    let damage = reader.each(progress, |record, reader| {
+        if matches!(record, Record::Packet(_)) {
+            return Err(foreign().into());
+        }
         replay.take(record, reader, &mut met)
     })?;
     replay.finish(&mut met)?;
-    if foreign {
-        return Ok(None);
-    }
-    Ok(replay.header().cloned().map(|header| Sight {
+    let header = replay.header().cloned();
+    // Damage behind the header is told when the capture is read again.
+    let header =
+        header.ok_or_else(|| damage.map_or_else(|| foreign().into(), anyhow::Error::new))?;
+    Ok(Sight {
         header,
         leaving,
         arriving,
-    }))
+    })
+}
+
+const fn foreign() -> Foreign {
+    Foreign("merged")
 }
 
 /// The packet left: the last that was seen of it is that a device took it. A veth pair may lead to a node.

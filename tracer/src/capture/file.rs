@@ -96,8 +96,10 @@ pub fn create_private(path: &Path) -> io::Result<File> {
         .truncate(true)
         .mode(0o600)
         .open(path)?;
-    // One that was there before keeps its mode.
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    // One that was there before keeps its mode; that of a device is everybody's.
+    if file.metadata()?.is_file() {
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    }
     Ok(file)
 }
 
@@ -336,6 +338,8 @@ fn numbered(options: &Options, number: u64) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     const FULL: u64 = 1000;
@@ -400,5 +404,23 @@ mod tests {
         assert!(!files.is_full());
         files.write(&vec![1; long]).expect("room");
         assert!(files.is_full());
+    }
+
+    #[test]
+    fn a_file_becomes_its_owners_alone_and_a_device_stays_everybodys() {
+        let mode = |path: &Path| {
+            let metadata = fs::metadata(path).expect("a file");
+            metadata.permissions().mode() & 0o777
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("old.pcapng");
+        fs::write(&file, "").expect("a file");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("a mode");
+        create_private(&file).expect("a file");
+        assert_eq!(mode(&file), 0o600);
+        let device = Path::new("/dev/full");
+        let before = mode(device);
+        create_private(device).expect("a device");
+        assert_eq!(mode(device), before);
     }
 }

@@ -1,6 +1,6 @@
 //! Makes blocks of events and records, for one file after another: each file says all that it needs.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -182,6 +182,15 @@ struct Key {
     ifindex: Option<u32>,
 }
 
+/// An address that a file holds.
+#[derive(Default)]
+struct NamedAddress {
+    /// When its name was last looked up.
+    generation: Option<u64>,
+    /// The last name that the file gives it.
+    written: Option<Box<str>>,
+}
+
 /// Makes blocks.
 pub(super) struct Encoder {
     header: Header,
@@ -189,8 +198,10 @@ pub(super) struct Encoder {
     clock: Clock,
     snaplen: Option<usize>,
     /// What names come from: the newest, which may be newer than what the file holds so far.
-    pub(super) facts: Arc<Snapshot>,
-    pub(super) cluster: Option<Arc<ClusterFacts>>,
+    facts: Arc<Snapshot>,
+    cluster: Option<Arc<ClusterFacts>>,
+    /// How often what names come from has changed.
+    generation: u64,
     pub(super) symbols: Arc<Symbols>,
     /// What a new file begins with.
     last_facts: Option<Reading>,
@@ -198,8 +209,8 @@ pub(super) struct Encoder {
     named: BTreeMap<u64, String>,
     /// Interfaces of the file: number and events.
     interfaces: HashMap<Key, (u32, u64)>,
-    /// Addresses that the file names.
-    addresses: HashSet<IpAddr>,
+    /// Addresses that the file holds.
+    addresses: HashMap<IpAddr, NamedAddress>,
     new_names: Vec<(IpAddr, String)>,
     lost: u64,
     typed: Vec<u8>,
@@ -214,16 +225,29 @@ impl Encoder {
             snaplen,
             facts: Arc::new(Snapshot::empty()),
             cluster: None,
+            generation: 0,
             symbols: Arc::default(),
             last_facts: None,
             last_cluster: None,
             named: BTreeMap::new(),
             interfaces: HashMap::new(),
-            addresses: HashSet::new(),
+            addresses: HashMap::new(),
             new_names: Vec::new(),
             lost: 0,
             typed: Vec::new(),
         }
+    }
+
+    /// Names come from these facts of the node from now on.
+    pub(super) fn know_facts(&mut self, facts: &Arc<Snapshot>) {
+        self.facts = Arc::clone(facts);
+        self.generation += 1;
+    }
+
+    /// Names come from these facts of the cluster from now on.
+    pub(super) fn know_cluster(&mut self, facts: Option<&Arc<ClusterFacts>>) {
+        self.cluster = facts.cloned();
+        self.generation += 1;
     }
 
     /// What puts words to numbers now.
@@ -433,16 +457,23 @@ impl Encoder {
         words.join(", ")
     }
 
-    /// Writes the names of a packet's addresses that the file does not name yet.
+    /// Writes the names of a packet's addresses that the file does not name, or no longer names so.
     fn name(&mut self, event: &Event, out: &mut Vec<u8>) {
         let Some(packet) = &event.packet else {
             return;
         };
         for address in [packet.tuple.source.ip(), packet.tuple.destination.ip()] {
-            if !self.addresses.insert(address) {
+            let generation = Some(self.generation);
+            let known = self.addresses.entry(address).or_default();
+            if std::mem::replace(&mut known.generation, generation) == generation {
                 continue;
             }
-            if let Some(name) = self.name_of(address) {
+            let Some(name) = self.name_of(address) else {
+                continue;
+            };
+            let known = self.addresses.entry(address).or_default();
+            if known.written.as_deref() != Some(&name) {
+                known.written = Some(name.as_str().into());
                 self.new_names.push((address, name));
             }
         }

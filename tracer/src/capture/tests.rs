@@ -12,7 +12,7 @@ use super::record::{Control, FRAME_BYTES, Header, Headers, Record};
 use super::{ReadError, Reader, Replay};
 use crate::event::{Detail, Event, Packet, Transport, Tuple};
 use crate::kernel::reasons::DropReasons;
-use crate::node::{Link, NetnsFacts, NetnsId, Occasion, Reading, Snapshot};
+use crate::node::{Address, Link, NetnsFacts, NetnsId, Occasion, Reading, Scope, Snapshot};
 use crate::printer::{Format, Printer, Show};
 
 const WALL: u64 = 1_800_000_000_123_456_789;
@@ -133,7 +133,7 @@ fn facts() -> Snapshot {
 fn capture() -> (Vec<u8>, Vec<usize>) {
     let reasons: DropReasons = header().reasons.into_iter().collect();
     let mut encoder = Encoder::new(header(), Arc::new(reasons), None);
-    encoder.facts = Arc::new(facts());
+    encoder.know_facts(&Arc::new(facts()));
     let mut bytes = Vec::new();
     let mut put = |encoder: &mut Encoder, record| {
         encoder.record(record, &mut bytes).expect("a record");
@@ -546,4 +546,54 @@ fn a_packet_whose_headers_say_no_length_is_as_long_as_its_skb() {
     let mut joined = syn();
     joined.bytes[16..18].fill(0);
     assert_eq!(lengths(&short, joined), (54, 54));
+}
+
+#[test]
+fn an_address_is_named_again_when_its_owner_changes() {
+    let named = |name: &'static str| {
+        let mut facts = facts();
+        let namespace = &mut facts.namespaces[0];
+        namespace.name = Some(name.into());
+        namespace.addresses = vec![Address {
+            link: 2,
+            address: [192, 168, 3, 187].into(),
+            prefix_length: 24,
+            secondary: false,
+            flags: 0,
+            label: None,
+            scope: Scope::Global,
+        }];
+        Arc::new(facts)
+    };
+    let mut encoder = Encoder::new(header(), Arc::default(), None);
+    let packet = event(0, HookId::DeviceReceive, Detail::None);
+    let mut names = Vec::new();
+    // The first packets come before anything is known of the node.
+    for facts in [None, Some("old"), Some("old"), None, Some("new"), None] {
+        if let Some(name) = facts {
+            encoder.know_facts(&named(name));
+        }
+        let told = Told {
+            event: &packet,
+            journey: None,
+            headers: Some(syn()),
+            borrowed: false,
+            site: (Some(NETNS), Some(2)),
+            words: "",
+        };
+        let mut bytes = Vec::new();
+        encoder.event(&told, &mut bytes).expect("an event");
+        let mut at = 0;
+        while at < bytes.len() {
+            let field = |at| block::Order::Little.u32(&bytes, at).expect("a field");
+            let length = field(at + 4) as usize;
+            if field(at) == block::NAMES {
+                // Kind and length, the address, and the name with a zero behind it.
+                let name = bytes[at + 16..at + length].split(|&byte| byte == 0).next();
+                names.push(String::from_utf8_lossy(name.unwrap_or_default()).into_owned());
+            }
+            at += length;
+        }
+    }
+    assert_eq!(names, ["old", "new"]);
 }

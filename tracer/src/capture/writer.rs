@@ -154,8 +154,8 @@ impl Writer {
     /// Takes what is no event.
     pub(super) fn take_record(&mut self, record: Record) {
         match &record {
-            Record::Facts(reading) => self.encoder.facts = Arc::clone(&reading.facts),
-            Record::Cluster(facts) => self.encoder.cluster.clone_from(facts),
+            Record::Facts(reading) => self.encoder.know_facts(&reading.facts),
+            Record::Cluster(facts) => self.encoder.know_cluster(facts.as_ref()),
             Record::Control(control) => self.conclude(*control),
             _ => {}
         }

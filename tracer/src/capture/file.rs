@@ -1,6 +1,6 @@
 //! Files of a capture on disk: made for their owner alone, only appended to, rotated.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Stdout, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -166,6 +166,8 @@ pub(super) struct Files {
     ring: Option<Ring>,
     options: Options,
     open: Open,
+    /// Those of earlier traces of the same name, the oldest first.
+    earlier: VecDeque<PathBuf>,
     /// Those that exist, the oldest first.
     paths: VecDeque<PathBuf>,
     number: u64,
@@ -180,21 +182,28 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Makes the first file.
+    /// Makes the first file, behind those of earlier traces where it rotates.
     pub(super) fn create(options: Options) -> io::Result<Self> {
-        let path = numbered(&options, 1);
-        Ok(Self {
+        let earlier = earlier(&options)?;
+        let number = earlier
+            .last_key_value()
+            .map_or(1, |(last, _)| last.saturating_add(1));
+        let path = numbered(&options, number);
+        let mut files = Self {
             open: Open::create(&path, options.zstd)?,
             ring: options.trigger.clone().map(Ring::new),
             options,
+            earlier: earlier.into_values().collect(),
             paths: VecDeque::from([path]),
-            number: 1,
+            number,
             length: 0,
             beginning: 0,
             not_removed: None,
             total: 0,
             begun: Instant::now(),
-        })
+        };
+        files.remove_oldest();
+        Ok(files)
     }
 
     /// Writes what a file or piece begins with.
@@ -283,22 +292,31 @@ impl Files {
         std::mem::replace(&mut self.open, next).close()?;
         self.paths.push_back(path);
         (self.length, self.begun) = (0, Instant::now());
-        let keep = self.options.rotate.map_or(1, |rotate| rotate.keep.max(1));
-        let excess = self.paths.len().saturating_sub(keep);
-        let mut oldest: Vec<PathBuf> = self.paths.drain(..excess).collect();
-        self.not_removed = None;
-        // What cannot go now is tried again with the next file; the capture goes on.
-        oldest.retain(|path| {
-            let removed = remove(path);
-            if let Err(error) = &removed {
-                self.not_removed = Some(error.to_string());
-            }
-            removed.is_err()
-        });
-        for path in oldest.into_iter().rev() {
-            self.paths.push_front(path);
-        }
+        self.remove_oldest();
         Ok(())
+    }
+
+    /// Removes files where there are too many, those of earlier traces first. What cannot go now is tried
+    /// again with the next file; the capture goes on.
+    fn remove_oldest(&mut self) {
+        let keep = self.options.rotate.map_or(1, |rotate| rotate.keep.max(1));
+        let mut excess = (self.earlier.len() + self.paths.len()).saturating_sub(keep);
+        self.not_removed = None;
+        for files in [&mut self.earlier, &mut self.paths] {
+            let count = excess.min(files.len());
+            excess -= count;
+            let mut oldest: Vec<PathBuf> = files.drain(..count).collect();
+            oldest.retain(|path| {
+                let removed = remove(path);
+                if let Err(error) = &removed {
+                    self.not_removed = Some(error.to_string());
+                }
+                removed.is_err()
+            });
+            for path in oldest.into_iter().rev() {
+                files.push_front(path);
+            }
+        }
     }
 
     /// Ends the last file.
@@ -319,6 +337,39 @@ impl Files {
             not_removed: self.not_removed,
         })
     }
+}
+
+/// Files that earlier traces of the same name rotated, by their numbers.
+fn earlier(options: &Options) -> io::Result<BTreeMap<u64, PathBuf>> {
+    let mut found = BTreeMap::new();
+    if options.rotate.is_none() {
+        return Ok(found);
+    }
+    let folder = options.path.parent().unwrap_or(Path::new(""));
+    let folder = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        // The number is what the name ends with but for its own ending.
+        let stem = Path::new(&name).file_stem().unwrap_or_default();
+        let ending = Path::new(if options.path.extension().is_some() {
+            stem
+        } else {
+            &name
+        });
+        let digits = ending.extension().and_then(|digits| digits.to_str());
+        let Some(number) = digits.and_then(|digits| digits.parse().ok()) else {
+            continue;
+        };
+        let path = numbered(options, number);
+        if path.file_name() == Some(&name) {
+            found.insert(number, path);
+        }
+    }
+    Ok(found)
 }
 
 /// The name of a file: with rotation a number goes before the ending.
@@ -422,5 +473,76 @@ mod tests {
         let before = mode(device);
         create_private(device).expect("a device");
         assert_eq!(mode(device), before);
+    }
+
+    #[test]
+    fn rotation_goes_on_behind_what_earlier_traces_left() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let names = || {
+            let entries = fs::read_dir(folder.path()).expect("a folder");
+            let mut names: Vec<_> = entries
+                .map(|entry| entry.expect("an entry").file_name())
+                .collect();
+            names.sort();
+            names
+        };
+        for (name, others) in [
+            (
+                "n.pcapng",
+                ["n.7.pcapng", "n.00009.other", "m.00009.pcapng"],
+            ),
+            ("bare", ["bare.9", "bare.00009.pcapng", "other.00009"]),
+        ] {
+            for name in others {
+                fs::write(folder.path().join(name), "").expect("a file");
+            }
+            let options = |trigger| Options {
+                path: folder.path().join(name),
+                rotate: Some(Rotate {
+                    full: Full::Bytes(1),
+                    keep: 3,
+                }),
+                trigger,
+                zstd: false,
+                snaplen: None,
+            };
+            let left = |numbers: [u64; 3]| {
+                let paths = numbers.map(|number| numbered(&options(None), number));
+                paths.map(|path| path.file_name().expect("a name").to_owned())
+            };
+            let trace = |bytes: &[u8], rotations: usize| {
+                let mut files = Files::create(options(None)).expect("a file");
+                files.write(bytes).expect("room");
+                for _ in 0..rotations {
+                    files.rotate().expect("the next file");
+                    files.write(bytes).expect("room");
+                }
+                files.close(0).expect("room").files
+            };
+            assert_eq!(trace(b"first", 1).len(), 2);
+            // The one before is still there, and counts.
+            let written = trace(b"second", 1);
+            assert_eq!(
+                written,
+                [3, 4].map(|number| numbered(&options(None), number))
+            );
+            assert!(left([2, 3, 4]).iter().all(|name| names().contains(name)));
+            let second = fs::read(numbered(&options(None), 2)).expect("a file");
+            assert_eq!(second, b"first");
+            assert!(!names().contains(&left([1, 1, 1])[0]));
+            // A trace that keeps nothing leaves what earlier ones kept, but for the room that it needed.
+            let trigger = Trigger {
+                cause: None,
+                before: Duration::ZERO,
+                after: Duration::ZERO,
+            };
+            let files = Files::create(options(Some(trigger))).expect("a file");
+            assert!(files.close(0).expect("room").files.is_empty());
+            let kept = left([3, 4, 4]);
+            assert!(kept.iter().all(|name| names().contains(name)));
+            for name in others {
+                assert!(names().iter().any(|there| there == name), "{name}");
+            }
+        }
     }
 }

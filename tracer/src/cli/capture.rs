@@ -25,7 +25,9 @@ pub(super) struct Capture {
     /// `--format json`, `-` writes it as lines among the others, as `cluster capture` takes it.
     #[arg(short, long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Begin a new file after this size or time and keep so many: 100M,10 or 1h,24.
+    /// Begin a new file after this size or time and keep so many: 100M,10 or 1h,24. FILE x.pcapng becomes
+    /// x.00001.pcapng, x.00002.pcapng and so on, behind those that are there, which count as well;
+    /// `cat x.*.pcapng > whole.pcapng` joins them.
     #[arg(long, value_name = "SIZE|TIME,KEEP", requires = "write", value_parser = rotate)]
     rotate: Option<Rotate>,
     /// Keep the last while in memory and write it when this cause, or any, is named.

@@ -35,7 +35,7 @@ struct What {
     /// One line for each packet's journey (the default).
     #[arg(long)]
     journeys: bool,
-    /// One line for each flow, at most the 16,384 that were active last.
+    /// One line for each flow; of each phase at most the million heard of last.
     #[arg(long)]
     flows: bool,
     /// One line for each event.

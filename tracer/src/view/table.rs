@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::model::{JourneyView, detail};
-use super::names::Names;
+use super::names::{Names, named};
 use crate::event::{Detail, Event, protocol};
 use crate::flow::{Direction, Flow};
 
@@ -86,6 +86,9 @@ pub struct EventRow<'a> {
     pub place: &'static str,
     /// Addresses.
     pub packet: Option<(String, String)>,
+    /// Their names in the cluster, for a person.
+    #[serde(skip)]
+    pub names: (Option<String>, Option<String>),
     /// What the hook adds.
     pub detail: String,
 }
@@ -103,17 +106,18 @@ impl<'a> EventRow<'a> {
         } else {
             detail(&event.detail, event.netns, names)
         };
+        let tuple = event.packet.as_ref().map(|packet| packet.tuple);
+        let name = |address| names.endpoint(tuple?.protocol, address);
         Self {
+            names: (
+                tuple.and_then(|tuple| name(tuple.source)),
+                tuple.and_then(|tuple| name(tuple.destination)),
+            ),
             journey,
             time_ns: names.clock.wall_ns(event.time_ns),
             interface: interface.unwrap_or("-"),
             place: crate::hook::of(event.hook).place.symbol(),
-            packet: event.packet.as_ref().map(|packet| {
-                (
-                    packet.tuple.source.to_string(),
-                    packet.tuple.destination.to_string(),
-                )
-            }),
+            packet: tuple.map(|tuple| (tuple.source.to_string(), tuple.destination.to_string())),
             detail: words,
         }
     }
@@ -129,15 +133,16 @@ pub fn journey(out: &mut impl Write, view: &JourneyView) -> io::Result<()> {
         Some(false) => '✗',
         None => ' ',
     };
-    write!(
+    writeln!(
         out,
-        "{:>8} {} {mark} {:<12} {} → {}",
-        view.id, view.time, view.protocol, view.source, view.destination
-    )?;
-    if let Some(real) = &view.real_destination {
-        write!(out, " ⇒ {real}")?;
-    }
-    writeln!(out, "  {} µs  {}", view.duration_us, view.ending)
+        "{:>8} {} {mark} {:<12} {}  {} µs  {}",
+        view.id,
+        view.time,
+        view.protocol,
+        view.ends(),
+        view.duration_us,
+        view.ending
+    )
 }
 
 /// A flow in one line.
@@ -186,11 +191,81 @@ pub fn event(out: &mut impl Write, row: &EventRow<'_>) -> io::Result<()> {
     }
     write!(out, " {:<24} {:<24}", row.interface, row.place)?;
     if let Some((source, destination)) = &row.packet {
-        write!(out, " {source} → {destination}")?;
+        let (from, to) = &row.names;
+        write!(
+            out,
+            " {} → {}",
+            named(from.as_deref(), source),
+            named(to.as_deref(), destination)
+        )?;
     }
     if row.detail.is_empty() {
         writeln!(out)
     } else {
         writeln!(out, "  {}", row.detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str = "p/default/client 10.244.1.2:4000";
+    const SERVICE: &str = "s/default/web:http 10.96.0.7:80";
+
+    fn printed(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
+        let mut text = Vec::new();
+        write(&mut text).expect("room");
+        String::from_utf8(text).expect("text")
+    }
+
+    #[test]
+    fn names_stand_before_the_addresses_of_a_journey() {
+        let view: JourneyView = serde_json::from_value(serde_json::json!({
+            "id": 7,
+            "time": "14:02:11.482913",
+            "protocol": "tcp SYN",
+            "source": "10.244.1.2:4000",
+            "source_name": "p/default/client",
+            "destination": "10.96.0.7:80",
+            "destination_name": "s/default/web:http",
+            "real_destination": "10.244.1.9:8080",
+            "real_destination_name": "p/default/web",
+            "arrived": true,
+            "duration_us": 88,
+            "ending": "delivered",
+            "path": [],
+        }))
+        .expect("a journey");
+        let line = printed(|out| journey(out, &view));
+        let ends = format!("{POD} → {SERVICE} ⇒ p/default/web 10.244.1.9:8080");
+        assert!(line.contains(&ends), "{line}");
+    }
+
+    #[test]
+    fn names_stand_before_the_addresses_of_an_event() {
+        let mut row = EventRow {
+            journey: Some(7),
+            time_ns: 0,
+            interface: "node/eth0",
+            place: "tcp_v4_rcv",
+            packet: Some(("10.244.1.2:4000".into(), "10.96.0.7:80".into())),
+            names: (
+                Some("p/default/client".into()),
+                Some("s/default/web:http".into()),
+            ),
+            detail: String::new(),
+        };
+        let line = printed(|out| event(out, &row));
+        assert!(line.contains(&format!(" {POD} → {SERVICE}")), "{line}");
+        row.names = (None, None);
+        let line = printed(|out| event(out, &row));
+        assert!(line.contains(" 10.244.1.2:4000 → 10.96.0.7:80"), "{line}");
+    }
+
+    #[test]
+    fn flows_of_later_phases_have_numbers_of_their_own() {
+        let key = |phase| FlowKey { phase, id: 1 }.to_string();
+        assert_eq!([key(1), key(2)], ["1", "2·1"]);
     }
 }

@@ -1,6 +1,6 @@
 //! `tracer export`: tables, objects or another capture out of a capture; without names where asked for.
 
-use std::io::{BufWriter, Write as _, stdout};
+use std::io::{BufWriter, Write, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -12,7 +12,7 @@ use super::explain::{damaged, filter, open, say_skipped};
 use super::progress::Progress;
 use super::{Exit, Failure, OutputFormat};
 use crate::anonymize::{Anonymizer, KEY_BYTES};
-use crate::capture::{Foreign, ReadError, Unmade, Written, create_private};
+use crate::capture::{Foreign, ReadError, STANDARD_OUTPUT, Unmade, Written, create_private};
 use crate::export::{Lines, Tables, Wanted, again, describe, matching, walk};
 use crate::filter::Filter;
 
@@ -29,8 +29,8 @@ pub(super) struct Arguments {
     /// journeys, events, flows and diagnoses. pcapng: a capture again.
     #[arg(long, value_name = "json|parquet|pcapng", default_value = "json", value_parser = format)]
     format: OutputFormat,
-    /// Where to: a file, or a folder for parquet.
-    #[arg(short, long, required_unless_present = "schema")]
+    /// Where to: a file, or a folder for parquet; json goes to standard output without it, or with `-`.
+    #[arg(short, long)]
     out: Option<PathBuf>,
     /// Print every table's columns with their types and units, and end.
     #[arg(long)]
@@ -95,11 +95,20 @@ fn key(bytes: &[u8]) -> Option<[u8; KEY_BYTES]> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let (Some(file), Some(out)) = (&arguments.file, &arguments.out) else {
+    let Some(file) = arguments.file.as_deref().filter(|_| !arguments.schema) else {
         write!(stdout(), "{}", describe())?;
         return Ok(Exit::Healthy);
     };
-    spare([file.as_path()], out)?;
+    let out = arguments
+        .out
+        .as_deref()
+        .unwrap_or(Path::new(STANDARD_OUTPUT));
+    if is_standard_output(out) && arguments.format != OutputFormat::Json {
+        return Err(Failure::usage(
+            "standard output takes json only: name a file, or a folder for parquet, with -o".into(),
+        ));
+    }
+    spare([file], out)?;
     let filter = filter(&arguments.filter, file)?;
     let mapping = arguments.anonymize.mapping()?;
     let error = match (arguments.format, mapping) {
@@ -124,6 +133,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     }
 }
 
+/// Objects are printed.
+fn is_standard_output(out: &Path) -> bool {
+    out == Path::new(STANDARD_OUTPUT)
+}
+
 /// A folder beside the output, for its owner alone, that goes with its value.
 pub(super) fn scratch(out: &Path) -> anyhow::Result<TempDir> {
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -141,7 +155,11 @@ fn tables(
     out: &Path,
 ) -> Result<Option<ReadError>, Failure> {
     let mut reader = open(file)?;
-    let mut progress = Progress::of(file, reader.is_packed());
+    let mut progress = if is_standard_output(out) {
+        Progress::beside_output(file, reader.is_packed())
+    } else {
+        Progress::of(file, reader.is_packed())
+    };
     let moved = |position| progress.moved(position);
     let named = || out.display().to_string();
     let (error, counts) = if format == OutputFormat::Parquet {
@@ -149,7 +167,11 @@ fn tables(
         let error = walk(&mut reader, filter, &mut tables, moved).with_context(named)?;
         (error, tables.finish()?)
     } else {
-        let file = create_private(out).map_err(Unmade).with_context(named)?;
+        let file: Box<dyn Write> = if is_standard_output(out) {
+            Box::new(stdout())
+        } else {
+            Box::new(create_private(out).map_err(Unmade).with_context(named)?)
+        };
         let mut lines = Lines::new(BufWriter::with_capacity(1 << 16, file));
         let error = walk(&mut reader, filter, &mut lines, moved).with_context(named)?;
         (error, lines.finish().with_context(named)?)
@@ -223,7 +245,7 @@ mod tests {
         let done = match &cli.command {
             Command::Export(arguments) => run(arguments),
             Command::Merge(arguments) => super::super::merge::run(arguments, &cli.output),
-            Command::Report(arguments) => super::super::report::run(arguments),
+            Command::Report(arguments) => super::super::report::run(arguments, &cli.output),
             Command::Explain(arguments) => super::super::explain::run(arguments, &cli.output),
             other => panic!("{other:?}"),
         };
@@ -231,6 +253,17 @@ mod tests {
             Ok(exit) => (exit, String::new()),
             Err(Failure { exit, error }) => (exit, format!("{error:#}")),
         }
+    }
+
+    #[test]
+    fn json_goes_to_standard_output_where_no_file_is_named() {
+        let captures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/captures");
+        for end in ["", " -o -", " --anonymize"] {
+            let words = format!("export {{}}/service-no-endpoints.pcapng port 9{end}");
+            let (exit, error) = exit(Path::new(captures), &words.split(' ').collect::<Vec<_>>());
+            assert_eq!(exit, Exit::Healthy, "{end}: {error}");
+        }
+        assert!(!Path::new(STANDARD_OUTPUT).exists());
     }
 
     #[test]

@@ -237,7 +237,7 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments, &cli.output),
         Command::Reproduce(arguments) => reproduce::run(&arguments, &cli.output),
         Command::Show(arguments) => show::run(&arguments, &cli.output),
-        Command::Report(arguments) => report::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments, &cli.output),
         Command::Export(arguments) => export::run(&arguments),
         Command::Merge(arguments) => merge::run(&arguments, &cli.output),
         Command::Check(arguments) => check::run(&arguments, &cli.output),

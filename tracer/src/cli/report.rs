@@ -1,17 +1,20 @@
 //! `tracer report`: a capture as one page that can be sent to somebody.
 
-use std::io::Write as _;
+use std::io::{Write as _, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use serde::Serialize;
 
 use super::destination::spare;
 use super::explain::{damaged, filter, open, say_skipped};
 use super::progress::Progress;
-use super::{Exit, Failure};
+use super::{Exit, Failure, Output, OutputFormat};
 use crate::capture::{Reported, Unmade, create_private, report};
-use crate::view::report::page;
+use crate::view::json;
+use crate::view::model::CauseCount;
+use crate::view::report::{Report, page};
 
 /// What was typed.
 #[derive(Args, Debug)]
@@ -27,7 +30,25 @@ pub(super) struct Arguments {
     output: PathBuf,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+/// The page as an object.
+#[derive(Serialize)]
+struct MadeView {
+    page: String,
+    /// What it names.
+    causes: Vec<CauseCount>,
+}
+
+impl MadeView {
+    fn new(page: &Path, report: &Report) -> Self {
+        let diagnoses = report.verdicts.iter().map(|verdict| &verdict.diagnosis);
+        Self {
+            page: page.display().to_string(),
+            causes: diagnoses.map(CauseCount::from).collect(),
+        }
+    }
+}
+
+pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     spare([arguments.file.as_path()], &arguments.output)?;
     let mut reader = open(&arguments.file)?;
     let only = filter(&arguments.filter, &arguments.file)?;
@@ -39,6 +60,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     drop(progress);
     say_skipped(&reader);
     write(&arguments.output, &page(&report))?;
+    if output.format == OutputFormat::Json {
+        let view = MadeView::new(&arguments.output, &report);
+        json::line(&mut stdout(), "report", &view)?;
+    }
     if let Some(error) = error {
         return Err(damaged(&arguments.file, error));
     }
@@ -53,4 +78,24 @@ fn write(path: &Path, page: &str) -> anyhow::Result<()> {
     let named = || path.display().to_string();
     let mut file = create_private(path).map_err(Unmade).with_context(named)?;
     file.write_all(page.as_bytes()).with_context(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::Reader;
+    use crate::filter::Filter;
+
+    #[test]
+    fn the_page_as_an_object_says_what_it_names() {
+        let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures");
+        let mut reader =
+            Reader::open(&captures.join("vip-nodeport-unbound.pcapng")).expect("a capture");
+        let reported = report(String::new(), &mut reader, Filter::default(), |_| {});
+        let view = MadeView::new(Path::new("x.html"), &reported.expect("a report").report);
+        let view = serde_json::to_value(&view).expect("an object");
+        assert_eq!(view["page"], "x.html");
+        assert_eq!(view["causes"][0]["cause"], "vip-nodeport-unbound");
+        assert_eq!(view["causes"][0]["failed_connections"], 3);
+    }
 }

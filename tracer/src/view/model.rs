@@ -402,6 +402,30 @@ impl From<&Finding> for DiagnosisView {
     }
 }
 
+/// How many connections a cause stopped in all.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct CauseCount {
+    /// Code of the cause.
+    pub cause: Cow<'static, str>,
+    /// What it is about.
+    pub subject: String,
+    /// Connections stopped.
+    pub failed_connections: usize,
+    /// Connections to the subject in all.
+    pub connections: usize,
+}
+
+impl From<&DiagnosisView> for CauseCount {
+    fn from(diagnosis: &DiagnosisView) -> Self {
+        Self {
+            cause: diagnosis.cause.clone(),
+            subject: diagnosis.subject.clone(),
+            failed_connections: diagnosis.failed_connections,
+            connections: diagnosis.connections,
+        }
+    }
+}
+
 /// What a trace came to.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct SummaryView {

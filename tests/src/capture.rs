@@ -89,7 +89,9 @@ pub fn explained_as_live(tracer: &Tracer, live: &Answer, file: &Path) -> anyhow:
     )?;
     within(&live.objects("journey"), &replayed.objects("journey"))?;
     let (one, two) = (live.object("summary")?, replayed.object("summary")?);
-    for field in ["events", "packets", "failed", "hooks", "drops", "devices"] {
+    for field in [
+        "events", "packets", "failed", "hooks", "drops", "devices", "causes",
+    ] {
         check(one[field] == two[field], || {
             format!("{field}: live {}, from the file {}", one[field], two[field])
         })?;

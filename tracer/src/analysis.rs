@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cause::{Certainty, Diagnosis, DropNames, REFUSE_DATAGRAMS};
-use crate::collector::Collector;
+use crate::collector::{Collector, Extent};
 use crate::event::Event;
 use crate::filter::Filter;
 use crate::flow::Flows;
@@ -18,7 +18,7 @@ use crate::kube::ClusterFacts;
 use crate::metrics::{Meter, Who};
 use crate::node::{NetnsId, Source};
 use crate::printer::Printer;
-use crate::view::model::{DeviceCount, JourneyView, SummaryView};
+use crate::view::model::{CauseCount, DeviceCount, JourneyView, SummaryView};
 use crate::view::names::{Clock, Names};
 
 /// What low cost does not see.
@@ -109,6 +109,11 @@ impl Analysis {
     /// Every cause at work, as the last look for causes found it.
     pub fn causes(&self) -> &[Diagnosis] {
         self.collector.causes()
+    }
+
+    /// Gives a diagnosis of before the counts that it has come to.
+    pub fn recount(&self, diagnosis: &mut Diagnosis) {
+        self.collector.recount(diagnosis);
     }
 
     /// Numbers of the kept flows that a cause is known to have stopped.
@@ -381,7 +386,9 @@ impl Analysis {
                 sent: traffic.sent,
             })
             .collect();
+        let causes = self.collector.extents();
         SummaryView {
+            causes: causes.into_iter().map(CauseCount::from).collect(),
             events: counts.events,
             packets: counts.packets,
             failed: counts.failed,
@@ -392,6 +399,17 @@ impl Analysis {
             devices,
             drops,
             ..SummaryView::default()
+        }
+    }
+}
+
+impl From<Extent> for CauseCount {
+    fn from(extent: Extent) -> Self {
+        Self {
+            cause: extent.code.into(),
+            subject: extent.subject,
+            failed_connections: extent.failed,
+            connections: extent.total,
         }
     }
 }
@@ -453,6 +471,13 @@ mod tests {
         };
         assert_eq!(found(1), (1, 1, 1));
         assert_eq!(found(2), (0, 1, 2));
+        // What is forgotten for the next phase was counted.
+        for expected in [vec![2], vec![2]] {
+            let summary = analysis.summary(50);
+            let counts = summary.causes.iter().map(|cause| cause.failed_connections);
+            assert_eq!(counts.collect::<Vec<_>>(), expected);
+            analysis.collector().forget();
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod service_rules;
 #[cfg(test)]
 mod tests;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -92,6 +93,28 @@ pub struct Stopped {
     pub client: Tuple,
 }
 
+/// How many connections a cause stopped, as the look that found most of them counted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Code of the cause.
+    pub code: &'static str,
+    /// What it is about.
+    pub subject: String,
+    /// Connections that it stopped.
+    pub failed: usize,
+    /// Connections to the subject in all.
+    pub total: usize,
+}
+
+/// A diagnosis that was given.
+struct Given {
+    certainty: Certainty,
+    /// Goes on with later looks.
+    extent: Extent,
+    /// How many were given before.
+    number: usize,
+}
+
 /// The collector.
 pub struct Collector {
     tracker: Tracker,
@@ -121,8 +144,10 @@ pub struct Collector {
     due_ns: Option<u64>,
     /// What the last look for causes found, with the counts of then.
     causes: Vec<Diagnosis>,
-    /// Diagnoses given, with the certainty they had.
-    given: HashMap<(&'static str, String), Certainty>,
+    /// Diagnoses given since the last time that everything was forgotten.
+    given: HashMap<(&'static str, String), Given>,
+    /// Those given before.
+    given_before: Vec<Extent>,
     /// What causes explained, also those that are mended since.
     explained: Explained,
     /// Connections that each cause is known to have stopped.
@@ -154,6 +179,7 @@ impl Collector {
             due_ns: None,
             causes: Vec::new(),
             given: HashMap::new(),
+            given_before: Vec::new(),
             explained: Explained::default(),
             stopped: HashMap::new(),
             newly_stopped: Vec::new(),
@@ -416,15 +442,65 @@ impl Collector {
             self.explained.note(diagnosis, &self.flows);
             self.note_stopped(diagnosis);
         }
-        let given = &mut self.given;
-        let news = |diagnosis: &&Diagnosis| {
-            let key = (diagnosis.code, diagnosis.subject.clone());
-            let before = given.insert(key, diagnosis.certainty);
-            before.is_none_or(|before| before < diagnosis.certainty)
-        };
-        let new = found.iter().filter(news).cloned().collect();
+        let new = found
+            .iter()
+            .filter(|diagnosis| self.give(diagnosis))
+            .cloned()
+            .collect();
         self.causes = found;
         new
+    }
+
+    /// Takes down what a look found; true when it is new or surer.
+    fn give(&mut self, diagnosis: &Diagnosis) -> bool {
+        let extent = Extent {
+            code: diagnosis.code,
+            subject: diagnosis.subject.clone(),
+            failed: diagnosis.failed,
+            total: diagnosis.total,
+        };
+        let number = self.given.len();
+        match self
+            .given
+            .entry((diagnosis.code, diagnosis.subject.clone()))
+        {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Given {
+                    certainty: diagnosis.certainty,
+                    extent,
+                    number,
+                });
+                true
+            }
+            Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                // Flows that were forgotten are counted no longer.
+                if extent.failed >= known.extent.failed {
+                    known.extent = extent;
+                }
+                std::mem::replace(&mut known.certainty, diagnosis.certainty) < diagnosis.certainty
+            }
+        }
+    }
+
+    /// How far each cause that was given reaches by now, in the order in which they were given.
+    pub fn extents(&self) -> Vec<Extent> {
+        let mut given: Vec<_> = self.given.values().collect();
+        given.sort_unstable_by_key(|given| given.number);
+        let given = given.into_iter().map(|given| &given.extent);
+        self.given_before.iter().chain(given).cloned().collect()
+    }
+
+    /// Gives a diagnosis of before the counts that it has come to.
+    pub fn recount(&self, diagnosis: &mut Diagnosis) {
+        let key = (diagnosis.code, diagnosis.subject.clone());
+        if let Some(Given { extent, .. }) = self.given.get(&key) {
+            (diagnosis.failed, diagnosis.total) = (extent.failed, extent.total);
+        }
+        let same = |now: &&Diagnosis| (now.code, &now.subject) == (key.0, &key.1);
+        if let Some(now) = self.causes.iter().find(same) {
+            diagnosis.flows.clone_from(&now.flows);
+        }
     }
 
     /// Every cause at work, given already or not, as the last look found it.
@@ -470,6 +546,7 @@ impl Collector {
         self.service_rules = ServiceRulesReader::default();
         self.proxy_reports = ProxyReports::default();
         self.causes.clear();
+        self.given_before = self.extents();
         self.given.clear();
         self.explained = Explained::default();
         self.stopped.clear();

@@ -30,6 +30,8 @@ pub struct Replay {
     header: Option<Header>,
     counters: Counters,
     diagnoses: Vec<Diagnosis>,
+    /// How many of them are of phases that are over.
+    concluded: usize,
     /// Number of interfaces that a made-up namespace describes.
     described: usize,
     packets: u64,
@@ -58,6 +60,7 @@ impl Replay {
             header: None,
             counters: Counters::default(),
             diagnoses: Vec::new(),
+            concluded: 0,
             described: 0,
             packets: 0,
             phase: 1,
@@ -171,6 +174,7 @@ impl Replay {
                 collector.catch_up();
                 collector.forget();
                 self.phase += 1;
+                self.concluded = self.diagnoses.len();
             }
             Control::Finish { now_ns } => {
                 self.analysis.finish(now_ns, &mut *met)?;
@@ -291,9 +295,28 @@ impl Replay {
         self.header.as_ref()
     }
 
-    /// Diagnoses so far.
+    /// Diagnoses so far, each with the counts of when it was reached.
     pub fn diagnoses(&self) -> &[Diagnosis] {
         &self.diagnoses
+    }
+
+    /// Diagnoses of this phase with the counts that they have come to; the last word on each subject.
+    pub fn conclusions(&self) -> Vec<Diagnosis> {
+        let reached = self.diagnoses.get(self.concluded..).unwrap_or_default();
+        let mut last: Vec<Diagnosis> = Vec::new();
+        for diagnosis in reached {
+            let same = |known: &Diagnosis| {
+                known.code == diagnosis.code && known.subject == diagnosis.subject
+            };
+            match last.iter().position(same) {
+                Some(index) => last[index] = diagnosis.clone(),
+                None => last.push(diagnosis.clone()),
+            }
+        }
+        for diagnosis in &mut last {
+            self.analysis.recount(diagnosis);
+        }
+        last
     }
 
     /// Number of the phase that is being read. Flows are numbered in each from the beginning.

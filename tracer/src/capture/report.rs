@@ -86,6 +86,9 @@ fn diagnosed(replay: &mut Replay, known: usize, notes: &mut Notes) {
 }
 
 fn phase_ends(replay: &mut Replay, notes: &mut Notes) {
+    for diagnosis in replay.conclusions() {
+        notes.recount(&diagnosis);
+    }
     let analysis: &Analysis = replay.analysis();
     let stopped = |code: &str| analysis.stopped_by(code).collect();
     notes.phase_ends(analysis.flows(), &stopped, &analysis.names());

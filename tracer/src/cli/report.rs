@@ -98,4 +98,20 @@ mod tests {
         assert_eq!(view["causes"][0]["cause"], "vip-nodeport-unbound");
         assert_eq!(view["causes"][0]["failed_connections"], 3);
     }
+    #[test]
+    fn a_verdict_counts_the_connections_that_came_after_it_was_reached() {
+        let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures");
+        let mut reader = Reader::open(&captures.join("vxlan-no-fdb.pcapng")).expect("a capture");
+        let reported = report(String::new(), &mut reader, Filter::default(), |_| {});
+        let verdicts = reported.expect("a report").report.verdicts;
+        let counts = verdicts.iter().map(|verdict| {
+            let diagnosis = &verdict.diagnosis;
+            (
+                &*diagnosis.cause,
+                diagnosis.failed_connections,
+                verdict.flows.len(),
+            )
+        });
+        assert_eq!(counts.collect::<Vec<_>>(), [("vxlan-no-fdb", 3, 3)]);
+    }
 }

@@ -1,5 +1,7 @@
 //! Reads a capture once and hands out journeys, events, flows and diagnoses.
 
+use std::collections::HashMap;
+
 use super::table::{Kept, Reached, Row, Seen, Told};
 use crate::capture::{Control, ReadError, Reader, Record, Replay};
 use crate::event::Event;
@@ -29,7 +31,7 @@ pub trait Sink {
     /// When it cannot be written.
     fn flow(&mut self, row: Row<'_, Kept<'_>>) -> anyhow::Result<()>;
 
-    /// A diagnosis.
+    /// A diagnosis, with the counts of the end of its phase; the last word on its subject.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -58,7 +60,8 @@ pub fn walk(
         sink,
         node: NOBODY.to_owned(),
         now_ns: 0,
-        told: 0,
+        reached: 0,
+        moments: HashMap::new(),
         failed: Ok(()),
     };
     let error = reader.each(progress, |record, reader| {
@@ -69,10 +72,10 @@ pub fn walk(
         replay.take(record, reader, &mut |journey, names| {
             walk.tell(journey, names)
         })?;
-        walk.settle(&mut replay)
+        walk.settle(&replay)
     })?;
     replay.finish(&mut |journey, names| walk.tell(journey, names))?;
-    walk.settle(&mut replay)?;
+    walk.settle(&replay)?;
     walk.phase_ends(&replay)?;
     Ok(error)
 }
@@ -82,8 +85,10 @@ struct Walk<'s, S> {
     node: String,
     /// CLOCK_MONOTONIC of what was read last, nanoseconds.
     now_ns: u64,
-    /// Diagnoses that were handed out.
-    told: usize,
+    /// Diagnoses that were reached so far.
+    reached: usize,
+    /// When each of this phase was first reached, nanoseconds since 1970.
+    moments: HashMap<(&'static str, String), u64>,
     /// The first failure to write a journey: who is told of journeys cannot give it back.
     failed: anyhow::Result<()>,
 }
@@ -153,9 +158,19 @@ impl<S: Sink> Walk<'_, S> {
         }
     }
 
-    /// Hands out the flows of a phase: they are complete, and will be forgotten.
+    /// Hands out the diagnoses and flows of a phase: they are complete, and will be forgotten.
     fn phase_ends(&mut self, replay: &Replay) -> anyhow::Result<()> {
         let names = replay.names();
+        for diagnosis in &replay.conclusions() {
+            let key = (diagnosis.code, diagnosis.subject.clone());
+            let time_ns = self.moments.get(&key).copied().unwrap_or_default();
+            self.sink.diagnosis(Row {
+                of: &Reached { diagnosis, time_ns },
+                names: &names,
+                node: &self.node,
+            })?;
+        }
+        self.moments.clear();
         for flow in replay.flows() {
             let row = FlowRow::new(replay.phase(), flow, &names);
             self.sink.flow(Row {
@@ -167,23 +182,15 @@ impl<S: Sink> Walk<'_, S> {
         Ok(())
     }
 
-    /// Hands out the diagnoses that are new.
-    fn settle(&mut self, replay: &mut Replay) -> anyhow::Result<()> {
+    /// Notes when diagnoses were reached.
+    fn settle(&mut self, replay: &Replay) -> anyhow::Result<()> {
         std::mem::replace(&mut self.failed, Ok(()))?;
-        if replay.diagnoses().len() == self.told {
-            return Ok(());
+        let time_ns = replay.names().clock.wall_ns(self.now_ns);
+        for diagnosis in &replay.diagnoses()[self.reached..] {
+            let key = (diagnosis.code, diagnosis.subject.clone());
+            self.moments.entry(key).or_insert(time_ns);
         }
-        let diagnoses = replay.diagnoses()[self.told..].to_vec();
-        self.told += diagnoses.len();
-        let names = replay.analysis().names();
-        let time_ns = names.clock.wall_ns(self.now_ns);
-        for diagnosis in &diagnoses {
-            self.sink.diagnosis(Row {
-                of: &Reached { diagnosis, time_ns },
-                names: &names,
-                node: &self.node,
-            })?;
-        }
+        self.reached = replay.diagnoses().len();
         Ok(())
     }
 }
@@ -226,5 +233,14 @@ mod tests {
             .iter()
             .filter(|flow| flow["failed"] != 0 && flow["destination"] == "192.168.3.187:30000");
         assert_eq!(refused.count(), 3);
+    }
+    #[test]
+    fn a_diagnosis_counts_the_connections_that_came_after_it_was_reached() {
+        let found = exported("vxlan-no-fdb.pcapng", "diagnosis");
+        let counts: Vec<_> = found
+            .iter()
+            .map(|found| (&found["cause"], &found["failed_connections"]))
+            .collect();
+        assert_eq!(counts, [(&"vxlan-no-fdb".into(), &3.into())]);
     }
 }

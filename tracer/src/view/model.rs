@@ -443,6 +443,8 @@ pub struct SummaryView {
     pub devices: Vec<DeviceCount>,
     /// Drops by reason.
     pub drops: Vec<(String, u64)>,
+    /// How far each cause that was named reaches, in the order in which they were named.
+    pub causes: Vec<CauseCount>,
     /// Lost events by cause.
     pub lost: Vec<(String, u64)>,
     /// Events of flows that were left out to keep tracing cheap.

@@ -183,6 +183,13 @@ pub fn summary(out: &mut impl Write, view: &SummaryView, style: Style) -> io::Re
     for (reason, count) in &view.drops {
         writeln!(out, "  drop   {reason:<28} {count}")?;
     }
+    for cause in &view.causes {
+        writeln!(
+            out,
+            "  cause  {:<28} {} of {} connections to {}",
+            cause.cause, cause.failed_connections, cause.connections, cause.subject
+        )?;
+    }
     if view.lost.is_empty() {
         writeln!(out, "  lost   no event was lost")?;
     }

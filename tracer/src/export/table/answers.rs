@@ -100,7 +100,7 @@ pub const FLOWS: &[Column<OfFlow>] = &[
     }),
 ];
 
-/// One row for each diagnosis.
+/// One row for each cause and subject of a phase, with the counts of its end.
 pub const DIAGNOSES: &[Column<OfDiagnosis>] = &[
     column("node", Text, "", "machine that captured it", |row| {
         row.node.into()
@@ -109,7 +109,7 @@ pub const DIAGNOSES: &[Column<OfDiagnosis>] = &[
         "time",
         Time,
         "ns since 1970, UTC",
-        "when it was reached",
+        "when it was first reached",
         |row| row.of.time_ns.into(),
     ),
     column(

@@ -58,7 +58,7 @@ pub struct Kept<'a> {
     pub row: &'a FlowRow,
 }
 
-/// A diagnosis, and the nanoseconds since 1970 when it was reached.
+/// A diagnosis, and the nanoseconds since 1970 when it was first reached.
 pub struct Reached<'a> {
     /// The diagnosis.
     pub diagnosis: &'a Diagnosis,

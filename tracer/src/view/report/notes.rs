@@ -37,6 +37,8 @@ pub struct Notes {
 
 /// A verdict before all is known.
 struct Noted {
+    /// When it was found.
+    phase: usize,
     verdict: Verdict,
     /// What a healthy packet must be like.
     like: Option<Like>,
@@ -80,6 +82,7 @@ impl Notes {
             .filter_map(|&id| flows.get(id))
             .find_map(|flow| Some((flow, failing(flow)?)));
         let noted = Noted {
+            phase,
             verdict: Verdict {
                 diagnosis: diagnosis.into(),
                 failing: failing.and_then(|(_, (_, journey))| Way::new(journey, names)),
@@ -92,17 +95,33 @@ impl Notes {
                 opens: opens(journey),
             }),
         };
-        let known = self.verdicts.iter().position(|known| {
-            let (known, new) = (&known.verdict, &noted.verdict);
-            known.diagnosis.cause == new.diagnosis.cause
-                && known.diagnosis.subject == new.diagnosis.subject
-                && known.flows.first().map(|key| key.phase)
-                    == new.flows.first().map(|key| key.phase)
-        });
-        match known {
-            Some(index) => self.verdicts[index] = noted,
+        match self.known(diagnosis) {
+            Some(known) => *known = noted,
             None if self.verdicts.len() < MOST_VERDICTS => self.verdicts.push(noted),
             None => self.left_out.verdicts += 1,
+        }
+    }
+
+    /// What is noted of a diagnosis of this phase.
+    fn known(&mut self, diagnosis: &Diagnosis) -> Option<&mut Noted> {
+        let phase = self.phases + 1;
+        self.verdicts.iter_mut().find(|noted| {
+            let known = &noted.verdict.diagnosis;
+            noted.phase == phase
+                && known.cause == diagnosis.code
+                && known.subject == diagnosis.subject
+        })
+    }
+
+    /// More connections were stopped since a cause was found.
+    pub fn recount(&mut self, diagnosis: &Diagnosis) {
+        let phase = self.phases + 1;
+        let flows = diagnosis.flows.iter().take(MOST_STOPPED);
+        let flows = flows.map(|&id| FlowKey { phase, id }).collect();
+        if let Some(Noted { verdict, .. }) = self.known(diagnosis) {
+            verdict.diagnosis.failed_connections = diagnosis.failed;
+            verdict.diagnosis.connections = diagnosis.total;
+            verdict.flows = flows;
         }
     }
 

@@ -26,11 +26,9 @@ impl Progress {
 
     /// Of a file whose answer is printed meanwhile: on one terminal the two would run into each other.
     pub(super) fn beside_output(file: &Path, packed: bool) -> Self {
-        let progress = Self::of(file, packed);
-        Self {
-            wanted: progress.wanted && !std::io::stdout().is_terminal(),
-            ..progress
-        }
+        let mut progress = Self::of(file, packed);
+        progress.wanted &= !std::io::stdout().is_terminal();
+        progress
     }
 
     /// Of files that are each read twice.

@@ -95,9 +95,10 @@ impl Notes {
                 opens: opens(journey),
             }),
         };
+        let room = self.verdicts.len() < MOST_VERDICTS;
         match self.known(diagnosis) {
             Some(known) => *known = noted,
-            None if self.verdicts.len() < MOST_VERDICTS => self.verdicts.push(noted),
+            None if room => self.verdicts.push(noted),
             None => self.left_out.verdicts += 1,
         }
     }

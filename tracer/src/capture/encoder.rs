@@ -1,18 +1,15 @@
 //! Makes blocks of events and records, for one file after another: each file says all that it needs.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
-
-use tracer_ebpf::event as raw;
-use tracer_ebpf::event::PACKET_BYTES;
 
 use super::block::{self, Builder, ETHERNET_HEADER, link, option};
 use super::record::{BareEvent, Counters, FRAME_BYTES, Header, Headers, Record};
 use super::wire::{WireEvent, to_cbor};
 use super::{ENTERPRISE, MOST_BLOCK};
-use crate::event::{Event, protocol};
+use crate::event::Event;
 use crate::hook::Role;
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
@@ -20,146 +17,8 @@ use crate::kube::ClusterFacts;
 use crate::node::{Link, NetnsId, Reading, Snapshot};
 use crate::view::names::{Clock, Names};
 
-/// EtherTypes of IP.
-const IP4: u16 = 0x0800;
-const IP6: u16 = 0x86dd;
-const IP6_HEADER: usize = 40;
-const UDP_HEADER: usize = 8;
-const ICMP_HEADER: usize = 8;
-const DNS_PORT: u16 = 53;
 /// Most names in one name resolution block.
 const MOST_NAMES: usize = 4096;
-
-impl Headers {
-    /// As the kernel side read them; `None` where it could not.
-    pub(super) fn of_raw(raw: &raw::Event) -> Option<Self> {
-        if raw.valid & raw::valid::PACKET == 0 {
-            return None;
-        }
-        let mut bytes = [0; FRAME_BYTES];
-        bytes[..PACKET_BYTES].copy_from_slice(&raw.packet);
-        Some(Self {
-            bytes,
-            length: usize::from(raw.packet_len).min(PACKET_BYTES),
-            network: usize::from(raw.network_offset),
-            protocol: raw.protocol,
-        })
-    }
-
-    /// As a capture holds them: an Ethernet frame.
-    pub fn of_frame(frame: &[u8]) -> Self {
-        let length = frame.len().min(FRAME_BYTES);
-        let mut bytes = [0; FRAME_BYTES];
-        bytes[..length].copy_from_slice(&frame[..length]);
-        Self {
-            protocol: u16::from_ne_bytes([bytes[12], bytes[13]]),
-            bytes,
-            length,
-            network: ETHERNET_HEADER,
-        }
-    }
-
-    /// The bytes that are there.
-    pub fn frame(&self) -> &[u8] {
-        &self.bytes[..self.length.min(FRAME_BYTES)]
-    }
-
-    /// The bytes that are kept: headers alone, or as many as were asked for.
-    fn kept(&self, event: &Event, most: Option<usize>) -> &[u8] {
-        let there = self.frame();
-        let keep = most.unwrap_or_else(|| self.header_length(event));
-        &there[..keep.min(there.len())]
-    }
-
-    /// Length of the link, network and transport headers; the first question of DNS counts as one.
-    fn header_length(&self, event: &Event) -> usize {
-        let Some(packet) = &event.packet else {
-            return self.length;
-        };
-        let ip = self.bytes.get(self.network..).unwrap_or_default();
-        let network = match ip.first().map(|first| first >> 4) {
-            Some(4) => usize::from(ip[0] & 15) * 4,
-            // Extension headers are rare and small; what they push out is payload.
-            _ => IP6_HEADER,
-        };
-        let tuple = packet.tuple;
-        let transport = match tuple.protocol {
-            protocol::TCP => {
-                let offset = ip.get(network + 12).map_or(5, |byte| byte >> 4);
-                usize::from(offset) * 4
-            }
-            protocol::UDP
-                if tuple.source.port() == DNS_PORT || tuple.destination.port() == DNS_PORT =>
-            {
-                return self.length;
-            }
-            protocol::UDP => UDP_HEADER,
-            // An ICMP error holds the headers that it is about.
-            protocol::ICMP | protocol::ICMP6 => ICMP_HEADER + 28,
-            _ => 0,
-        };
-        self.network + network + transport
-    }
-
-    /// Length of the whole packet with its link header. The headers of IP say it: what the skb holds is less
-    /// where headers were taken off, and more where a link header was put on.
-    fn whole_length(&self, event: &Event) -> usize {
-        let before = match self.network {
-            ETHERNET_HEADER => 0,
-            _ => ETHERNET_HEADER,
-        };
-        if let Some(length) = self.ip_length() {
-            return before + self.network + length;
-        }
-        let length = event.length.map_or(0, |length| length as usize);
-        match event.role() {
-            Role::Transmit | Role::Veth => before + length,
-            _ => ETHERNET_HEADER + length,
-        }
-    }
-
-    /// Length of the IP packet as its header says it; segments that are joined may say nothing.
-    fn ip_length(&self) -> Option<usize> {
-        // The skb of a packet that is just being made may not say its protocol yet.
-        if ![IP4, IP6, 0].contains(&u16::from_be(self.protocol)) {
-            return None;
-        }
-        let ip = self.frame().get(self.network..)?;
-        let field = |at: usize| {
-            let bytes = ip.get(at..at + 2)?;
-            let length = u16::from_be_bytes([bytes[0], bytes[1]]);
-            (length != 0).then_some(usize::from(length))
-        };
-        match ip.first()? >> 4 {
-            4 => field(2),
-            6 => field(4).map(|payload| IP6_HEADER + payload),
-            _ => None,
-        }
-    }
-
-    /// A packet that has no link header gets one with no addresses: programs made of libpcap read files
-    /// of one link type only.
-    fn framed<'a>(
-        &self,
-        event: &Event,
-        kept: &'a [u8],
-        room: &'a mut [u8; ETHERNET_HEADER + FRAME_BYTES],
-    ) -> &'a [u8] {
-        if self.network == ETHERNET_HEADER {
-            return kept;
-        }
-        let whole = ETHERNET_HEADER + kept.len();
-        // The skb of a packet that is just being made may not say its protocol yet.
-        let protocol = match event.packet.as_ref().map(|packet| packet.tuple.source) {
-            Some(SocketAddr::V4(_)) => [0x08, 0x00],
-            Some(SocketAddr::V6(_)) => [0x86, 0xdd],
-            None => self.protocol.to_ne_bytes(),
-        };
-        room[ETHERNET_HEADER - 2..ETHERNET_HEADER].copy_from_slice(&protocol);
-        room[ETHERNET_HEADER..whole].copy_from_slice(kept);
-        &room[..whole]
-    }
-}
 
 /// An event with what the writer knows of it.
 pub(super) struct Told<'a> {

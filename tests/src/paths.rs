@@ -131,6 +131,22 @@ fn probe(tracer: &Tracer) -> anyhow::Result<()> {
             .is_some_and(|outcome| outcome.contains("NXDOMAIN")),
         || format!("{probe}"),
     )?;
+    // Without a route nothing is sent: the ways part before the first stage of the one that works.
+    let answer = tracer.run(&[
+        "probe",
+        works,
+        "--against",
+        "tcp://203.0.113.9:80",
+        "--from",
+        "pt-c",
+        "--format",
+        "json",
+        "--no-kube",
+    ])?;
+    answer.expect_code(1)?;
+    let comparisons = answer.objects("comparison");
+    let parted = comparisons.iter().filter(|way| way["part_at"].is_string());
+    check(parted.count() == 2, || format!("{comparisons:?}"))?;
     let unknown = tracer.run(&["probe", works, "--from", "pt-x"])?;
     unknown.expect_code(2)?;
     check(unknown.stderr.contains("pt-"), || unknown.stderr.clone())

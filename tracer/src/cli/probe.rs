@@ -6,8 +6,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::cluster::Connection;
+use super::limits::LimitArguments;
 use super::run::{interrupted, kernel_release};
 use super::{Exit, Failure, Output, nearest, need_root, runtime, value};
+use crate::filter::{Error, Expression, Filter, Here};
 use crate::flow::Direction;
 use crate::journey::Journey;
 use crate::kernel::load::Options;
@@ -16,9 +18,9 @@ use crate::node::{Directory, NetnsHandle, NetnsId};
 use crate::printer::{Format, Printer, Show};
 use crate::probe::{Attempt, Outcome, Send, Target, own};
 use crate::session::Session;
-use crate::view::compare::compare;
 use crate::view::model::JourneyView;
 use crate::view::probe::{ComparisonView, ProbeView};
+use crate::view::stage::Stage;
 
 /// Between tests of one address.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -44,6 +46,8 @@ pub(super) struct Arguments {
     /// Patience for each test: 500ms, 3s; a plain number is seconds.
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = value::duration)]
     timeout: Duration,
+    #[command(flatten)]
+    limits: LimitArguments,
     #[command(flatten)]
     connection: Connection,
 }
@@ -93,14 +97,29 @@ fn namespace(text: &str) -> Result<NetnsHandle, Failure> {
     })
 }
 
+/// Packets to and from the targets; what the tests' own become on their way is followed.
+fn filter<'a>(targets: impl Iterator<Item = &'a Target>) -> Result<Filter, Error> {
+    let hosts: Vec<String> = targets
+        .map(|target| format!("host {}", target.address.ip().to_canonical()))
+        .collect();
+    Expression::parse(&hosts.join(" or "))?.resolve(&Here::default())
+}
+
 async fn probe(
     arguments: &Arguments,
     from: Option<NetnsHandle>,
     printer: Printer,
 ) -> Result<Exit, Failure> {
     let held = from.iter().cloned().collect();
-    let mut session = Session::start(&Options::default(), held, printer)?;
+    let targets = [Some(&arguments.target), arguments.against.as_ref()];
+    let options = Options {
+        filter: filter(targets.into_iter().flatten())
+            .map_err(|error| Failure::usage(error.to_string()))?,
+        ..Options::default()
+    };
+    let mut session = Session::start(&options, held, printer)?;
     privilege::drop_unneeded()?;
+    arguments.limits.apply(&mut session);
     if let Some(cluster) = arguments.connection.start()? {
         session.watch(cluster);
     }
@@ -116,8 +135,7 @@ async fn probe(
         pause: PAUSE,
     };
     let mut tested = Vec::new();
-    for target in [Some(&arguments.target), arguments.against.as_ref()] {
-        let Some(target) = target else { continue };
+    for target in targets.into_iter().flatten() {
         tested.push(test(&mut session, &send, target).await?);
     }
     let mut ways = Vec::new();
@@ -126,14 +144,13 @@ async fn probe(
     }
     if let ([one, other], [left, right]) = (&tested[..], &ways[..]) {
         for (direction, name) in [(0, "request"), (1, "reply")] {
-            let (Some(ours), Some(theirs)) = (&left[direction], &right[direction]) else {
-                continue;
-            };
-            let comparison = compare(&ours.path, &theirs.path);
-            let view = ComparisonView::new(name, one.target, other.target, &comparison);
-            session
-                .printer()
-                .object("comparison", &view, &view.words())?;
+            let ours = (one.target, path(left[direction].as_ref()));
+            let theirs = (other.target, path(right[direction].as_ref()));
+            if let Some(view) = ComparisonView::of(name, ours, theirs) {
+                session
+                    .printer()
+                    .object("comparison", &view, &view.words())?;
+            }
         }
     }
     let fails = tested.iter().any(Tested::fails);
@@ -154,6 +171,10 @@ async fn probe(
     } else {
         Exit::Healthy
     })
+}
+
+fn path(way: Option<&JourneyView>) -> Option<&[Stage]> {
+    way.map(|view| &view.path[..])
 }
 
 /// Sends the tests of one target while tracing.
@@ -229,4 +250,20 @@ fn show(
         }
     }
     Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_targets_packets_are_traced() {
+        let targets: Vec<Target> = ["tcp://192.0.2.1:80", "udp://[2001:db8::7]:53"]
+            .iter()
+            .map(|text| text.parse().expect("a target"))
+            .collect();
+        let filter = filter(targets.iter()).expect("a filter");
+        assert_eq!(filter.to_string(), "host 192.0.2.1 or host 2001:db8::7");
+        assert!(!filter.is_everything());
+    }
 }

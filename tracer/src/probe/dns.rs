@@ -31,15 +31,17 @@ pub(super) fn query(id: u16, name: &str) -> Result<Vec<u8>, simple_dns::SimpleDn
     packet.build_bytes_vec()
 }
 
-/// What an answer to the query with this id says, one line per record; `None` for another packet.
-pub(super) fn answer(id: u16, bytes: &[u8]) -> Option<Vec<String>> {
+/// What an answer to the query with this id says, one line per record, or why the server has none;
+/// `None` for another packet. That there is no such name is an answer.
+pub(super) fn answer(id: u16, bytes: &[u8]) -> Option<Result<Vec<String>, String>> {
     let packet = Packet::parse(bytes).ok()?;
     if packet.id() != id || !packet.has_flags(PacketFlag::RESPONSE) {
         return None;
     }
-    let rcode = packet.rcode();
-    if rcode != RCODE::NoError {
-        return Some(vec![rcode_words(rcode)]);
+    match packet.rcode() {
+        RCODE::NoError => {}
+        RCODE::NameError => return Some(Ok(vec![rcode_words(RCODE::NameError)])),
+        other => return Some(Err(rcode_words(other))),
     }
     let mut lines: Vec<String> = packet
         .answers
@@ -53,7 +55,7 @@ pub(super) fn answer(id: u16, bytes: &[u8]) -> Option<Vec<String>> {
     if lines.is_empty() {
         lines.push("no such record".into());
     }
-    Some(lines)
+    Some(Ok(lines))
 }
 
 /// A response code by its name in RFC 1035 and its successors.
@@ -63,7 +65,8 @@ fn rcode_words(rcode: RCODE) -> String {
         RCODE::ServerFailure => "SERVFAIL: the server could not find out".into(),
         RCODE::Refused => "REFUSED: the server does not answer this client".into(),
         RCODE::FormatError => "FORMERR: the server did not understand".into(),
-        other => format!("{other:?}"),
+        RCODE::NotImplemented => "NOTIMP: the server does not do such queries".into(),
+        other => format!("{other:?}: the server did not answer the question"),
     }
 }
 
@@ -113,14 +116,28 @@ mod tests {
         let found = |bytes: &[u8]| answer(7, bytes);
         assert_eq!(
             found(&reply(7, RCODE::NoError, 1)),
-            Some(vec!["a.example A 192.0.2.1".into()])
+            Some(Ok(vec!["a.example A 192.0.2.1".into()]))
         );
         assert_eq!(found(&reply(8, RCODE::NoError, 1)), None);
         assert_eq!(found(&query(7, "a.example").expect("a query")), None);
-        let no_name = found(&reply(7, RCODE::NameError, 0)).expect("an answer");
+        let lines = |rcode, addresses| found(&reply(7, rcode, addresses)).expect("an answer");
+        let no_name = lines(RCODE::NameError, 0).expect("it is known that there is none");
         assert!(no_name[0].starts_with("NXDOMAIN"));
-        let many = found(&reply(7, RCODE::NoError, 20)).expect("an answer");
+        let many = lines(RCODE::NoError, 20).expect("addresses");
         assert_eq!(many.len(), MOST_ANSWERS + 1);
+    }
+
+    #[test]
+    fn a_server_that_does_not_say_has_not_answered_the_question() {
+        for (rcode, name) in [
+            (RCODE::ServerFailure, "SERVFAIL"),
+            (RCODE::Refused, "REFUSED"),
+            (RCODE::FormatError, "FORMERR"),
+            (RCODE::NotImplemented, "NOTIMP"),
+        ] {
+            let why = answer(7, &reply(7, rcode, 0)).expect("its answer");
+            assert!(why.expect_err(name).starts_with(name));
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum Outcome {
     Connected,
     /// An answer came; a DNS answer in words, one line per record.
     Answered(Vec<String>),
+    /// The server answered that it will not or cannot say, in words.
+    Declined(String),
     /// A datagram was sent and nothing came back, which may be right.
     Silent,
     /// The other side, or somebody on the way, refused.
@@ -39,7 +41,7 @@ impl Outcome {
         match self {
             Self::Connected | Self::Answered(_) => Some(true),
             Self::Silent => None,
-            Self::Refused | Self::TimedOut | Self::Failed(_) => Some(false),
+            Self::Declined(_) | Self::Refused | Self::TimedOut | Self::Failed(_) => Some(false),
         }
     }
 }
@@ -50,6 +52,7 @@ impl fmt::Display for Outcome {
             Self::Connected => f.write_str("connected"),
             Self::Answered(lines) if lines.is_empty() => f.write_str("answered"),
             Self::Answered(lines) => write!(f, "answered: {}", lines.join("; ")),
+            Self::Declined(why) => write!(f, "answered: {why}"),
             Self::Silent => f.write_str("sent, nothing came back"),
             Self::Refused => f.write_str("refused"),
             Self::TimedOut => f.write_str("no answer"),
@@ -209,7 +212,11 @@ fn query(
     let answer = ask(target, timeout, &question, tuple, |bytes| {
         dns::answer(id, bytes)
     })?;
-    Ok(answer.map_or(Outcome::TimedOut, Outcome::Answered))
+    Ok(match answer {
+        Some(Ok(lines)) => Outcome::Answered(lines),
+        Some(Err(why)) => Outcome::Declined(why),
+        None => Outcome::TimedOut,
+    })
 }
 
 #[cfg(test)]
@@ -244,5 +251,23 @@ mod tests {
         assert_eq!(once(&format!("udp://{address}")).outcome, Outcome::Silent);
         let query = once(&format!("dns://{address}/a.example"));
         assert_eq!(query.outcome, Outcome::TimedOut);
+    }
+
+    #[test]
+    fn a_name_server_that_declines_does_not_work() {
+        let server = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let address = server.local_addr().expect("its address");
+        let serving = std::thread::spawn(move || {
+            let mut bytes = [0; 512];
+            let (length, from) = server.recv_from(&mut bytes).expect("a query");
+            // An answer: REFUSED.
+            bytes[2] |= 0x80;
+            bytes[3] |= 5;
+            server.send_to(&bytes[..length], from).expect("sent");
+        });
+        let test = once(&format!("dns://{address}/a.example"));
+        serving.join().expect("it served");
+        assert_eq!(test.outcome.works(), Some(false), "{}", test.outcome);
+        assert!(test.outcome.to_string().contains("REFUSED"));
     }
 }

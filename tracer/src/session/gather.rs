@@ -25,32 +25,37 @@ impl Session {
         &mut self,
         work: impl Future<Output = T>,
     ) -> anyhow::Result<(T, Vec<Journey>)> {
-        let mut journeys = Vec::new();
+        let (mut journeys, mut cut) = (Vec::new(), 0);
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(work);
         let value = loop {
             tokio::select! {
                 value = &mut work => break value,
-                _ = tick.tick() => self.gather_ended(&mut journeys)?,
+                _ = tick.tick() => cut += self.gather_ended(&mut journeys)?,
             }
         };
         let done = Instant::now();
         while done.elapsed() < AFTER_WORK {
             tick.tick().await;
-            self.gather_ended(&mut journeys)?;
+            cut += self.gather_ended(&mut journeys)?;
         }
         self.look_for_loss(monotonic_ns(), true);
         journeys.extend(self.analysis.take_all());
-        journeys.truncate(MOST_GATHERED);
+        cut += cut_off(&mut journeys, MOST_GATHERED);
+        if cut > 0 {
+            eprintln!(
+                "tracer: {cut} packets more came than the {MOST_GATHERED} that are kept; the test's own may be among them"
+            );
+        }
         Ok((value, journeys))
     }
 
-    fn gather_ended(&mut self, journeys: &mut Vec<Journey>) -> anyhow::Result<()> {
+    /// Gives how many there was no room for.
+    fn gather_ended(&mut self, journeys: &mut Vec<Journey>) -> anyhow::Result<usize> {
         let (_, now) = self.take(false)?;
         journeys.extend(self.analysis.take_ended(now));
-        journeys.truncate(MOST_GATHERED);
-        Ok(())
+        Ok(cut_off(journeys, MOST_GATHERED))
     }
 
     /// Judges gathered journeys, and prints what caused their losses.
@@ -68,5 +73,24 @@ impl Session {
             wanting.want_pods(journey);
         }
         self.analysis.views(journeys, monotonic_ns())
+    }
+}
+
+/// Keeps the first ones; gives how many it did not keep.
+fn cut_off(journeys: &mut Vec<Journey>, most: usize) -> usize {
+    let more = journeys.len().saturating_sub(most);
+    journeys.truncate(most);
+    more
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_there_is_no_room_for_is_counted() {
+        let mut journeys = vec![Journey::default(); 5];
+        assert_eq!(cut_off(&mut journeys, 5), 0);
+        assert_eq!((cut_off(&mut journeys, 3), journeys.len()), (2, 3));
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::compare::{Comparison, Row};
+use super::compare::{Comparison, Row, compare};
 use super::stage::Stage;
 use crate::probe::{Attempt, Target};
 
@@ -107,8 +107,22 @@ impl From<&Row> for RowView {
 }
 
 impl ComparisonView {
+    /// The first packets of one direction; what was not seen parts from the other at once. `None` where
+    /// neither was.
+    pub fn of(
+        direction: &'static str,
+        (left, ours): (&Target, Option<&[Stage]>),
+        (right, theirs): (&Target, Option<&[Stage]>),
+    ) -> Option<Self> {
+        if ours.is_none() && theirs.is_none() {
+            return None;
+        }
+        let comparison = compare(ours.unwrap_or_default(), theirs.unwrap_or_default());
+        Some(Self::new(direction, left, right, &comparison))
+    }
+
     /// Two ways of one direction.
-    pub fn new(
+    fn new(
         direction: &'static str,
         left: &Target,
         right: &Target,
@@ -146,9 +160,22 @@ impl ComparisonView {
             let line = format!("\n{mark} {left:<width$}   {right}");
             text += line.trim_end();
         }
-        let verdict = match &self.part_at {
-            Some(subject) => format!("the ways of the {} part at \"{subject}\"", self.direction),
-            None => format!("the {} goes the same way", self.direction),
+        let unseen =
+            |of: fn(&RowView) -> &Option<Stage>| self.rows.iter().all(|row| of(row).is_none());
+        let unseen = if unseen(|row| &row.left) {
+            Some(&self.left)
+        } else {
+            unseen(|row| &row.right).then_some(&self.right)
+        };
+        let verdict = match (&self.part_at, unseen) {
+            (Some(subject), Some(target)) => format!(
+                "no {} of {target} was seen: the ways part before \"{subject}\"",
+                self.direction
+            ),
+            (Some(subject), None) => {
+                format!("the ways of the {} part at \"{subject}\"", self.direction)
+            }
+            (None, _) => format!("the {} goes the same way", self.direction),
         };
         text + "\n  " + &verdict
     }
@@ -166,7 +193,26 @@ fn words(stage: &Stage) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::compare::compare;
+
+    #[test]
+    fn a_way_that_was_not_seen_parts_from_the_other_where_that_begins() {
+        let target = |text: &str| text.parse::<Target>().expect("a target");
+        let (one, two) = (target("tcp://192.0.2.1:80"), target("tcp://192.0.2.2:80"));
+        let way = [Stage {
+            namespace: None,
+            text: "eth0".into(),
+            lost: false,
+            event: 0,
+        }];
+        assert!(ComparisonView::of("reply", (&one, None), (&two, None)).is_none());
+        for (ours, theirs, unseen) in [(Some(&way[..]), None, &two), (None, Some(&way[..]), &one)] {
+            let view =
+                ComparisonView::of("reply", (&one, ours), (&two, theirs)).expect("they part");
+            assert_eq!(view.part_at.as_deref(), Some("eth0"));
+            let verdict = format!("no reply of {unseen} was seen: the ways part before \"eth0\"");
+            assert!(view.words().ends_with(&verdict), "{}", view.words());
+        }
+    }
 
     #[test]
     fn columns_stand_under_their_targets_and_the_parting_is_marked() {

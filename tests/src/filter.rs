@@ -168,7 +168,9 @@ fn paths(answer: &Answer) -> Vec<Path> {
 
 /// Traces the round trips; `words` are the filter's.
 fn traced(tracer: &Tracer, words: &[&str]) -> anyhow::Result<Answer> {
-    let mut arguments = vec!["--for", SECONDS, "--all", "--no-kube"];
+    let mut arguments = vec!["--for", SECONDS, "--no-kube", "-v"];
+    // With a filter everything that matches is shown anyway.
+    arguments.extend(words.is_empty().then_some("--all"));
     arguments.extend(words);
     let tracing = tracer.start(&arguments)?;
     World::travel()?;
@@ -179,6 +181,13 @@ fn traced(tracer: &Tracer, words: &[&str]) -> anyhow::Result<Answer> {
     let lost = answer.object("summary")?["lost"].clone();
     check(lost.as_array().is_some_and(Vec::is_empty), || {
         format!("events were lost: {lost}")
+    })?;
+    let with_events = |journey: &Value| {
+        let events = journey["events"].as_array();
+        events.is_some_and(|events| !events.is_empty())
+    };
+    check(answer.objects("journey").iter().all(with_events), || {
+        "a journey has no events, though -v asks for them".into()
     })?;
     Ok(answer)
 }

@@ -19,7 +19,10 @@ pub enum Format {
         verbose: bool,
     },
     /// One object a line.
-    Json,
+    Json {
+        /// Every event of a journey.
+        verbose: bool,
+    },
     /// Nothing is written: whoever runs the analysis is told.
     Silent,
 }
@@ -105,7 +108,10 @@ impl Printer {
 
     /// True when every event of a journey is written.
     pub const fn is_verbose(&self) -> bool {
-        matches!(self.format, Format::Text { verbose: true, .. })
+        matches!(
+            self.format,
+            Format::Text { verbose: true, .. } | Format::Json { verbose: true }
+        )
     }
 
     /// Changes which journeys are shown.
@@ -133,7 +139,7 @@ impl Printer {
     pub fn remark(&self, line: &str) -> io::Result<()> {
         match self.format {
             Format::Text { .. } => writeln!(io::stdout(), "{line}"),
-            Format::Json | Format::Silent => Ok(()),
+            Format::Json { .. } | Format::Silent => Ok(()),
         }
     }
 
@@ -147,7 +153,7 @@ impl Printer {
             Format::Text { style, verbose } => {
                 text::journey(&mut io::stdout(), view, style, verbose)
             }
-            Format::Json => json::line(&mut io::stdout(), "journey", view),
+            Format::Json { .. } => json::line(&mut io::stdout(), "journey", view),
             Format::Silent => Ok(()),
         }
     }
@@ -160,7 +166,7 @@ impl Printer {
         let view = DiagnosisView::from(diagnosis);
         match self.format {
             Format::Text { style, .. } => text::diagnosis(&mut io::stdout(), &view, style),
-            Format::Json => json::line(&mut io::stdout(), "diagnosis", &view),
+            Format::Json { .. } => json::line(&mut io::stdout(), "diagnosis", &view),
             Format::Silent => Ok(()),
         }
     }
@@ -173,7 +179,7 @@ impl Printer {
         let view = DiagnosisView::from(finding);
         match self.format {
             Format::Text { style, .. } => text::diagnosis(&mut io::stdout(), &view, style),
-            Format::Json => json::line(&mut io::stdout(), "finding", &view),
+            Format::Json { .. } => json::line(&mut io::stdout(), "finding", &view),
             Format::Silent => Ok(()),
         }
     }
@@ -185,7 +191,7 @@ impl Printer {
     pub fn summary(&self, view: &SummaryView) -> io::Result<()> {
         match self.format {
             Format::Text { style, .. } => text::summary(&mut io::stdout(), view, style),
-            Format::Json => json::line(&mut io::stdout(), "summary", view),
+            Format::Json { .. } => json::line(&mut io::stdout(), "summary", view),
             Format::Silent => Ok(()),
         }
     }
@@ -202,7 +208,7 @@ impl Printer {
     ) -> io::Result<()> {
         match self.format {
             Format::Text { .. } => writeln!(io::stdout(), "{line}"),
-            Format::Json => json::line(&mut io::stdout(), kind, value),
+            Format::Json { .. } => json::line(&mut io::stdout(), kind, value),
             Format::Silent => Ok(()),
         }
     }

@@ -157,6 +157,7 @@ fn ours(programs: &Programs<'_>, name: &'static str, more: &[&str]) -> Peer {
         "json",
         "--ready-file",
         "{ready}",
+        "--failed",
     ];
     Peer {
         name,

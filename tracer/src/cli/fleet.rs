@@ -183,7 +183,8 @@ fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, 
                 .map_err(|error| Failure::usage(format!("{}: {error}", folder.display())))
         })
         .transpose()?;
-    let mut words: Vec<String> = arguments.all.then(|| "--all".into()).into_iter().collect();
+    let shown = if arguments.all { "--all" } else { "--failed" };
+    let mut words = vec![shown.to_owned()];
     if captures.is_some() {
         words.push(format!("--write={STANDARD_OUTPUT}"));
     }
@@ -202,7 +203,7 @@ fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, 
         start: arguments.start,
     };
     let style = match output.printer_format() {
-        Format::Json | Format::Silent => None,
+        Format::Json { .. } | Format::Silent => None,
         Format::Text { style, .. } => Some(style),
     };
     let place = arguments.place.place();
@@ -334,7 +335,7 @@ async fn print(
     style: Option<Style>,
     mut captures: Option<Received>,
 ) -> std::io::Result<Printed> {
-    let format = style.map_or(Format::Json, |style| Format::Text {
+    let format = style.map_or(Format::Json { verbose: false }, |style| Format::Text {
         style,
         verbose: false,
     });

@@ -103,7 +103,9 @@ enum Colour {
 impl Output {
     fn printer_format(&self) -> Format {
         match self.format {
-            OutputFormat::Json => Format::Json,
+            OutputFormat::Json => Format::Json {
+                verbose: self.verbose,
+            },
             OutputFormat::Text | OutputFormat::Parquet | OutputFormat::Pcapng => Format::Text {
                 style: self.style(),
                 verbose: self.verbose,

@@ -15,6 +15,7 @@ use super::limits::LimitArguments;
 use super::proxy_log::LogSource;
 use super::traced::Traced;
 use super::{Exit, Failure, Output, OutputFormat, need_root, runtime, value};
+use crate::filter::Filter;
 use crate::kernel::attach::Tier;
 use crate::kernel::load::{Options, Tracing};
 use crate::kernel::privilege;
@@ -43,9 +44,12 @@ pub(super) struct Arguments {
     /// its output goes to standard error with --format json.
     #[arg(long = "cmd", value_name = "COMMAND")]
     command: Option<String>,
-    /// Show packets that arrived as well, not only those that did not.
-    #[arg(long)]
+    /// Show packets that arrived as well; with a filter, --cmd or --count they are shown anyway.
+    #[arg(long, conflicts_with = "failed")]
     all: bool,
+    /// Show only packets that did not arrive; without a filter, --cmd and --count that is so anyway.
+    #[arg(long)]
+    failed: bool,
     /// Write this process's number into a file once it traces.
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
@@ -62,6 +66,14 @@ pub(super) struct Arguments {
     log: LogSource,
 }
 
+impl Arguments {
+    /// Which packets are shown: those that were asked for; of a whole node's, those that did not arrive.
+    const fn shows(&self, filter: &Filter) -> Show {
+        let asked = !filter.is_everything() || self.command.is_some() || self.count.is_some();
+        Show::all_or_failed(self.all || asked && !self.failed)
+    }
+}
+
 /// Why tracing stops.
 enum Stop {
     /// Time is up, enough was seen, or somebody asked for it.
@@ -76,13 +88,13 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         .capture
         .check(output.format == OutputFormat::Json)?;
     need_root("tracing")?;
-    let show = Show::all_or_failed(arguments.all);
     let log = arguments.log.read()?;
-    let printer = Printer::new(output.printer_format(), show).at_most(arguments.count);
     let (mut options, mut cluster) = arguments
         .traced
         .resolve(expression, &arguments.connection)?;
     options.program_log = arguments.program_log;
+    let printer = Printer::new(output.printer_format(), arguments.shows(&options.filter))
+        .at_most(arguments.count);
     let runtime = runtime()?;
     runtime.block_on(async {
         let mut session = Session::start(&options, Vec::new(), printer)?;
@@ -295,9 +307,11 @@ pub(super) fn kernel_release() -> String {
 mod tests {
     use std::task::Poll;
 
+    use clap::Parser;
     use nix::sys::signal::{Signal, raise};
 
     use super::*;
+    use crate::filter::Here;
 
     #[test]
     fn a_terminal_that_goes_away_ends_it_as_ctrl_c_does() {
@@ -315,5 +329,34 @@ mod tests {
             let patience = Duration::from_secs(10);
             tokio::time::timeout(patience, ended).await.expect("an end");
         });
+    }
+
+    #[derive(Parser)]
+    struct Typed {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn what_was_asked_for_is_shown_and_of_a_whole_node_what_failed() {
+        for (words, shown) in [
+            (&[][..], Show::Failed),
+            (&["--for", "3s"], Show::Failed),
+            (&["--all"], Show::All),
+            (&["port", "30000"], Show::All),
+            (&["--cmd", "true"], Show::All),
+            (&["--count", "3"], Show::All),
+            (&["--failed"], Show::Failed),
+            (&["port", "30000", "--failed"], Show::Failed),
+        ] {
+            let words = [&["tracer"], words].concat();
+            let arguments = Typed::try_parse_from(&words)
+                .expect("it is allowed")
+                .arguments;
+            let expression = arguments.traced.expression().expect("an expression");
+            let filter = expression.resolve(&Here::default()).expect("a filter");
+            assert_eq!(arguments.shows(&filter), shown, "{words:?}");
+        }
+        assert!(Typed::try_parse_from(["tracer", "--all", "--failed"]).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! The view model: one journey, one diagnosis, one summary, as they are shown.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::names::{Names, named};
 use super::stage::{self, Stage};
 use crate::cause::{Diagnosis, Finding};
-use crate::event::{Detail, Packet, Transport, protocol, tcp_flag};
+use crate::event::{Detail, Packet, Transport, Tuple, protocol, tcp_flag};
 use crate::journey::{BranchKind, Ending, Journey};
 
 /// A finished journey as shown.
@@ -47,8 +48,8 @@ pub struct JourneyView {
     #[serde(default)]
     pub gap: bool,
     /// Every event, where they are wanted: [`JourneyView::with_events`].
-    #[serde(skip)]
-    pub events: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<EventView>,
 }
 
 impl JourneyView {
@@ -91,13 +92,45 @@ impl JourneyView {
         )
     }
 
-    /// Adds a line for each event of the journey.
+    /// Adds each event of the journey.
     #[must_use]
     pub fn with_events(self, journey: &Journey, names: &Names<'_>) -> Self {
         Self {
             events: events(journey, names),
             ..self
         }
+    }
+}
+
+/// One event of a journey as shown.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EventView {
+    /// Since the journey's first event, nanoseconds.
+    pub after_ns: u64,
+    /// Kernel function or tracepoint.
+    pub place: Cow<'static, str>,
+    /// Namespace that the packet was in.
+    pub namespace: Option<String>,
+    /// Device that it was at.
+    pub device: Option<String>,
+    /// Source and destination here.
+    pub packet: Option<(String, String)>,
+    /// What the hook adds, in words.
+    pub detail: String,
+}
+
+impl fmt::Display for EventView {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let after_ms = self.after_ns as f64 / 1e6;
+        let mut line = format!("{after_ms:>9.3} ms  {:<22}", self.place);
+        for name in [&self.namespace, &self.device].into_iter().flatten() {
+            line += &format!("  {name:<10}");
+        }
+        if let Some((source, destination)) = &self.packet {
+            line += &format!("  {source} → {destination}");
+        }
+        line += &format!("  {}", self.detail);
+        formatter.write_str(line.trim_end())
     }
 }
 
@@ -166,7 +199,7 @@ fn protocol_words(packet: &Packet) -> String {
     }
 }
 
-fn events(journey: &Journey, names: &Names<'_>) -> Vec<String> {
+fn events(journey: &Journey, names: &Names<'_>) -> Vec<EventView> {
     let start = journey.start_ns();
     journey
         .events
@@ -174,24 +207,21 @@ fn events(journey: &Journey, names: &Names<'_>) -> Vec<String> {
         .enumerate()
         .map(|(index, event)| {
             let netns = journey.namespace_at(index);
-            let mut line = format!(
-                "{:>9.3} ms  {:<22}",
-                event.time_ns.saturating_sub(start) as f64 / 1e6,
-                crate::hook::of(event.hook).place.symbol()
-            );
-            if let Some(netns) = netns {
-                line += &format!("  {:<10}", names.namespace(netns));
+            EventView {
+                after_ns: event.time_ns.saturating_sub(start),
+                place: crate::hook::of(event.hook).place.symbol().into(),
+                namespace: netns.map(|netns| names.namespace(netns)),
+                device: event.ifindex.map(|ifindex| names.device(netns, ifindex)),
+                packet: event.packet.as_ref().map(|packet| {
+                    let Tuple {
+                        source,
+                        destination,
+                        ..
+                    } = packet.tuple;
+                    (source.to_string(), destination.to_string())
+                }),
+                detail: detail(&event.detail, netns, names),
             }
-            if let Some(ifindex) = event.ifindex {
-                line += &format!("  {:<10}", names.device(netns, ifindex));
-            }
-            if let Some(packet) = &event.packet {
-                line += &format!("  {} → {}", packet.tuple.source, packet.tuple.destination);
-            }
-            if event.detail != Detail::None {
-                line += &format!("  {}", detail(&event.detail, netns, names));
-            }
-            line
         })
         .collect()
 }
@@ -466,4 +496,40 @@ pub struct DeviceCount {
     pub received: u64,
     /// Packets sent.
     pub sent: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journey::constructed::journey;
+    use crate::kernel::reasons::DropReasons;
+    use crate::kernel::symbols::Symbols;
+    use crate::node::Snapshot;
+    use crate::view::names::Clock;
+
+    #[test]
+    fn events_are_part_of_the_object_where_they_are_wanted() {
+        let (facts, reasons) = (Snapshot::empty(), DropReasons::default());
+        let symbols = Symbols::default();
+        let names = Names {
+            facts: &facts,
+            reasons: &reasons,
+            symbols: &symbols,
+            clock: Clock::recorded(SystemTime::UNIX_EPOCH, 0),
+            cluster: None,
+        };
+        let sent = journey(1, 6, &[("192.0.2.9:4000", "192.0.2.1:80")]);
+        let view = JourneyView::new(&sent, &names).expect("it has addresses");
+        let object = |view: &JourneyView| serde_json::to_value(view).expect("an object");
+        assert!(object(&view).get("events").is_none());
+        let view = view.with_events(&sent, &names);
+        let event = &object(&view)["events"][0];
+        assert_eq!(event["packet"][1], "192.0.2.1:80");
+        assert_eq!(event["place"], "ip_output");
+        let line = view.events[0].to_string();
+        assert!(
+            line.contains("ip_output") && line.ends_with("192.0.2.9:4000 → 192.0.2.1:80"),
+            "{line}"
+        );
+    }
 }

@@ -77,7 +77,7 @@ pub fn journey(
     }
     if verbose {
         for event in &view.events {
-            writeln!(out, "      {}", event.trim_end())?;
+            writeln!(out, "      {event}")?;
         }
     }
     Ok(())

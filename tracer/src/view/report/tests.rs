@@ -1,7 +1,7 @@
 //! A page cannot be made to do more than show, or to grow without bound, whatever the file says.
 
 use super::*;
-use crate::view::model::{BranchView, ConsequenceView, DeviceCount, FixView};
+use crate::view::model::{BranchView, ConsequenceView, DeviceCount, EventView, FixView};
 use crate::view::stage::Stage;
 
 /// Breaks out of text, of an attribute and of an element, and would run.
@@ -36,7 +36,17 @@ fn journey(text: &str, stages: usize) -> JourneyView {
             path: Vec::new(),
         }],
         gap: true,
-        events: vec![text.into(); stages],
+        events: vec![
+            EventView {
+                after_ns: 0,
+                place: text.to_owned().into(),
+                namespace: Some(text.into()),
+                device: Some(text.into()),
+                packet: Some((text.into(), text.into())),
+                detail: text.into(),
+            };
+            stages
+        ],
     }
 }
 

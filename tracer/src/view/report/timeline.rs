@@ -76,7 +76,7 @@ fn packet(packet: &PacketView, events_left: &mut usize) -> Markup {
                 details.events {
                     summary { (count(journey.events.len() as u64, "kernel event")) }
                     pre tabindex="0" {
-                        @for event in &journey.events[..shown] { (prose(event.trim_end())) "\n" }
+                        @for event in &journey.events[..shown] { (prose(&event.to_string())) "\n" }
                     }
                     @if journey.events.len() > shown {
                         p.quiet { (journey.events.len() - shown) " more are in the capture: tracer explain -v" }

@@ -6,8 +6,9 @@
 //! ```
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -85,7 +86,8 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         cause: "vip-nodeport-unbound",
-        severity: "error",
+        // kube-proxy may not have seen an address of this moment.
+        severity: "warning",
         lines: &["ip -n check-n addr add 192.0.2.9/24 dev up0"],
     },
     Fault {
@@ -249,6 +251,10 @@ pub fn tests() -> Vec<Test> {
         Test::new("check: pod-outside-cidr", stray),
         Test::new("check: hairpin-off", hairpin),
         Test::new("check: conntrack-full", full),
+        Test::new(
+            "check: vip-nodeport-unbound since kube-proxy's start",
+            unbound,
+        ),
     ];
     for fault in FAULTS {
         tests.push(Test::new(
@@ -369,6 +375,57 @@ impl Drop for Pod {
             let _ = fs::remove_dir(folder);
         }
     }
+}
+
+/// A process that is called kube-proxy, in ipvs mode; dropping it ends it.
+struct KubeProxy(Child);
+
+impl KubeProxy {
+    fn start(tracer: &Tracer) -> anyhow::Result<Self> {
+        let process = Command::new("ip")
+            .args(["netns", "exec", "check-n", "bash", "-c"])
+            .arg("exec -a kube-proxy \"$0\" --proxy-mode=ipvs")
+            .arg(tracer.path())
+            .env("TRACER_STAND_IN", "none 0")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut proxy = Self(process);
+        // It says one byte once it is there.
+        let mut stdout = proxy.0.stdout.take().context("no output")?;
+        stdout
+            .read_exact(&mut [0])
+            .context("kube-proxy's stand-in did not start")?;
+        Ok(proxy)
+    }
+}
+
+impl Drop for KubeProxy {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// kube-proxy was started when the address was there: it has left it out.
+fn unbound(tracer: &Tracer) -> anyhow::Result<()> {
+    let _node = Node::build()?;
+    command("ip -n check-n addr add 192.0.2.9/24 dev up0")?;
+    // The kernel's times are in hundredths of a second.
+    thread::sleep(Duration::from_millis(100));
+    let _proxy = KubeProxy::start(tracer)?;
+    let answer = Node::look(tracer, &[])?;
+    let found = answer
+        .objects("finding")
+        .into_iter()
+        .find(|finding| finding["cause"] == "vip-nodeport-unbound")
+        .context("nothing was found")?;
+    check(
+        found["severity"] == "error" && found["certainty"] == "certain",
+        || format!("an error was expected: {found:#}"),
+    )?;
+    answer.expect_code(1)
 }
 
 fn stray(tracer: &Tracer) -> anyhow::Result<()> {

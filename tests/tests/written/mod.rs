@@ -113,6 +113,7 @@ fn facts() -> Reading {
         flags: 0,
         label: None,
         scope: Scope::Global,
+        created_ns: None,
     }];
     let mut facts = Snapshot::empty();
     facts.namespaces.push(namespace);

@@ -41,6 +41,7 @@ fn cluster_node() -> Bench {
             flags: 0,
             label: None,
             scope: Scope::Global,
+            created_ns: None,
         });
         site.routes.push(Route {
             table: Route::LOCAL_TABLE,

@@ -62,6 +62,7 @@ pub(super) fn node() -> Bench {
             flags: 0,
             label: None,
             scope: Scope::Global,
+            created_ns: None,
         });
         facts.routes.push(Route {
             table: Route::LOCAL_TABLE,

@@ -269,6 +269,7 @@ pub(super) mod tests {
                 flags: 0,
                 label: None,
                 scope: Scope::Global,
+                created_ns: None,
             });
             bench.facts.namespaces.push(pod);
         }

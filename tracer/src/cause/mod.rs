@@ -30,6 +30,7 @@ mod service;
 mod source_check;
 mod unnatted;
 mod vip_nodeport_audit;
+mod vip_nodeport_reason;
 
 mod accept_queue_full;
 mod bad_checksum;

@@ -350,6 +350,7 @@ mod tests {
             flags: 0,
             label: None,
             scope: Scope::Global,
+            created_ns: None,
         });
         bench.facts.namespaces.push(pod);
         bench

@@ -367,6 +367,7 @@ pub(super) mod tests {
             flags: 0,
             label: None,
             scope: Scope::Global,
+            created_ns: None,
         });
         site.routes.push(route("198.51.100.0", 24, ETH1));
         bench.cluster = Some(cluster(

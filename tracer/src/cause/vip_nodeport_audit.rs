@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::audit::Finding;
 use super::evidence::Evidence;
-use super::vip_nodeport_unbound::{Subject, judge, on_service_device};
+use super::vip_nodeport_reason::on_service_device;
+use super::vip_nodeport_unbound::{Subject, judge};
 use super::{Certainty, Site};
 use crate::node::{Scope, VirtualServerKey};
 
@@ -89,13 +90,14 @@ fn one(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::cause::audit::{Severity, audit as audit_all};
     use crate::cause::constructed::{Bench, ETH0, ip, node, route, service};
     use crate::node::{Address, Route, RouteKind};
 
-    fn with_vip(source: &str) -> Bench {
+    /// A node with a second address, whose local route has this source, and NodePorts on all others.
+    pub(in crate::cause) fn with_vip(source: &str) -> Bench {
         let mut bench = node();
         let site = bench.site();
         site.addresses.push(Address {
@@ -106,6 +108,7 @@ mod tests {
             flags: 0,
             label: None,
             scope: Scope::Global,
+            created_ns: None,
         });
         site.routes.push(Route {
             table: Route::LOCAL_TABLE,

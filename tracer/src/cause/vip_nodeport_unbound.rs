@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::vip_nodeport_audit::audit;
-use super::{Cause, Certainty, Diagnosis, Evidence, Fix, Proof, Site};
+use super::vip_nodeport_reason::{LeftOut, Reason, left_out, on_service_device};
+use super::{Cause, Certainty, Diagnosis, Evidence, Proof, Site};
 use crate::event::{Detail, Event, protocol};
 use crate::flow::{Direction, Flow};
 use crate::hook::Role;
 use crate::journey::Journey;
-use crate::node::{KubeProxy, NetnsId, VirtualServer, VirtualServerKey};
+use crate::node::{NetnsId, VirtualServer, VirtualServerKey};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "vip-nodeport-unbound",
@@ -28,11 +29,12 @@ Why an address is left out:
   * kube-proxy up to 1.22 takes its addresses from the source (`src`) of the kernel's local routes. An
     address in the prefix of an earlier one is secondary, and its local route carries the earlier
     address as src. The prefix decides, not the length: a /32 or another prefix has its own src.
-  * nodePortAddresses leaves the address out.
+  * nodePortAddresses leaves the address out; `primary` (from 1.31) leaves out all but the node's first.
   * kube-proxy 1.23 to 1.26 takes away addresses that are also on kube-ipvs0 (a LoadBalancer address).
 
 Proof: the address is local; a virtual server of the same port exists on another address of the node and
-none on this one; and the local route's src is the other address, or the configuration leaves it out.
+none on this one; and kube-proxy's configuration or version leaves it out. Where its version is not known:
+the local route's src is the other address, and kube-proxy had a sync period (30 s) for it.
 
 Fix: give the virtual address its own prefix (/32) and restart kube-proxy; or name its prefix in
 nodePortAddresses; or upgrade kube-proxy to 1.27 or later.",
@@ -40,9 +42,6 @@ nodePortAddresses; or upgrade kube-proxy to 1.27 or later.",
     examine,
     audit,
 };
-
-/// The interface that kube-proxy puts service addresses on.
-const SERVICE_DEVICE: &str = "kube-ipvs0";
 
 /// One address and port that IPVS does not serve, in one namespace.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,18 +71,6 @@ pub(super) struct Missed<'a> {
 struct Sibling<'a> {
     address: SocketAddr,
     server: &'a VirtualServer,
-}
-
-/// Why kube-proxy left the address out.
-enum Reason {
-    /// Its local route carries another address as source.
-    Secondary { source: IpAddr },
-    /// The configuration leaves it out.
-    Configured { proxy: Box<KubeProxy> },
-    /// It is a service address as well.
-    ServiceAddress,
-    /// Not known.
-    Unknown,
 }
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
@@ -149,12 +136,8 @@ pub(super) fn judge(
     {
         return None;
     }
-    let excluding = evidence
-        .facts
-        .kube_proxies_in(NetnsId(subject.netns))
-        .find(|proxy| proxy.node_ports_on(vip) == Some(false));
-    let reason = reason(facts, vip, excluding);
-    let sibling = sibling(facts, subject, &reason)?;
+    let left_out = left_out(evidence, facts, vip)?;
+    let sibling = sibling(facts, subject, &left_out.reason)?;
     if !missed.is_empty()
         && missed.iter().all(|missed| missed.fate == Fate::Held)
         && !held_by_kube_proxy(facts, subject)
@@ -163,9 +146,10 @@ pub(super) fn judge(
         return None;
     }
     let held = missed.iter().any(|missed| missed.fate == Fate::Held);
-    let certainty = match reason {
-        Reason::Secondary { .. } | Reason::Configured { .. } => Certainty::Certain,
-        Reason::ServiceAddress | Reason::Unknown => Certainty::Likely,
+    let certainty = if left_out.missing.is_empty() {
+        Certainty::Certain
+    } else {
+        Certainty::Likely
     };
     let mut flows: Vec<u64> = missed.iter().map(|missed| missed.flow.id).collect();
     flows.sort_unstable();
@@ -173,10 +157,10 @@ pub(super) fn judge(
         code: CAUSE.code,
         subject: format!("{} {}", protocol::name(subject.protocol), subject.address),
         certainty,
-        summary: summary(facts, subject, sibling, &reason, held),
-        evidence: proofs(evidence, facts, subject, sibling, &reason, missed),
-        missing: missing(&reason),
-        fixes: fixes(facts, vip, &reason),
+        summary: summary(facts, subject, sibling, &left_out, held),
+        evidence: proofs(evidence, facts, subject, sibling, &left_out, missed),
+        fixes: left_out.fixes(facts, vip),
+        missing: left_out.missing,
         check: format!(
             "tracer probe {}://{}",
             protocol::name(subject.protocol),
@@ -186,29 +170,6 @@ pub(super) fn judge(
         total: evidence.connections_beside(&flows).max(missed.len()),
         flows,
         consequences: Vec::new(),
-    })
-}
-
-fn reason(facts: &Site<'_>, vip: IpAddr, excluding: Option<&KubeProxy>) -> Reason {
-    let route_source = facts
-        .local_route(vip)
-        .and_then(|route| route.preferred_source);
-    let secondary = facts.addresses(vip).any(|address| address.secondary);
-    match (route_source, excluding) {
-        (_, Some(proxy)) => Reason::Configured {
-            proxy: Box::new(proxy.clone()),
-        },
-        (Some(source), None) if source != vip && secondary => Reason::Secondary { source },
-        _ if on_service_device(facts, vip) => Reason::ServiceAddress,
-        _ => Reason::Unknown,
-    }
-}
-
-pub(super) fn on_service_device(facts: &Site<'_>, address: IpAddr) -> bool {
-    facts.addresses(address).any(|found| {
-        facts
-            .link(found.link)
-            .is_some_and(|link| link.name == SERVICE_DEVICE)
     })
 }
 
@@ -261,7 +222,7 @@ fn summary(
     facts: &Site<'_>,
     subject: Subject,
     sibling: Sibling<'_>,
-    reason: &Reason,
+    left_out: &LeftOut,
     held: bool,
 ) -> String {
     let (vip, port) = (subject.address.ip(), subject.address.port());
@@ -269,29 +230,7 @@ fn summary(
         "NodePort {port} answers on {} but not on {vip}: kube-proxy made no virtual server for {vip}. ",
         sibling.address.ip()
     );
-    match reason {
-        Reason::Secondary { source } => {
-            let prefix = prefix(facts, vip);
-            text += &format!(
-                "{vip}{prefix} is a secondary address in the prefix of {source}, so its local route carries src \
-                 {source}, and kube-proxy (ipvs, before 1.23) takes node addresses from that src."
-            );
-        }
-        Reason::Configured { .. } => {
-            text += &format!("Its configuration nodePortAddresses leaves {vip} out.");
-        }
-        Reason::ServiceAddress => {
-            text += &format!(
-                "{vip} is on {SERVICE_DEVICE} as a service address too, and kube-proxy 1.23 to 1.26 takes such \
-                 addresses away from its node addresses."
-            );
-        }
-        Reason::Unknown => {
-            text += &format!(
-                "Either nodePortAddresses leaves {vip} out, or the address is newer than kube-proxy's last sync."
-            );
-        }
-    }
+    text += &left_out.words(facts, vip);
     if held {
         text += " kube-proxy (up to 1.23) holds the port with a socket that it never serves, so connections are \
                  accepted and then hang.";
@@ -299,20 +238,12 @@ fn summary(
     text
 }
 
-fn prefix(facts: &Site<'_>, address: IpAddr) -> String {
-    facts
-        .addresses(address)
-        .next()
-        .map(|found| format!("/{}", found.prefix_length))
-        .unwrap_or_default()
-}
-
 fn proofs(
     evidence: &Evidence<'_>,
     facts: &Site<'_>,
     subject: Subject,
     sibling: Sibling<'_>,
-    reason: &Reason,
+    left_out: &LeftOut,
     missed: &[Missed<'_>],
 ) -> Vec<Proof> {
     let vip = subject.address.ip();
@@ -345,16 +276,7 @@ fn proofs(
             text: format!("local {vip} dev {device} table local src {source}"),
         });
     }
-    if let Reason::Configured { proxy } = reason {
-        proofs.push(Proof {
-            source: "kube-proxy",
-            text: format!(
-                "process {} has nodePortAddresses {}",
-                proxy.pid,
-                proxy.node_port_addresses.join(",")
-            ),
-        });
-    }
+    proofs.extend(left_out.proof());
     if missed.iter().any(|missed| missed.fate == Fate::Held) {
         proofs.push(Proof {
             source: "socket",
@@ -406,58 +328,6 @@ fn healthy_twin(evidence: &Evidence<'_>, failed: &Flow, served: SocketAddr) -> O
                 served.ip()
             )
         })
-}
-
-fn missing(reason: &Reason) -> Vec<String> {
-    match reason {
-        Reason::Secondary { .. } | Reason::Configured { .. } => Vec::new(),
-        Reason::ServiceAddress => vec!["kube-proxy's version (1.23 to 1.26 behave so)".into()],
-        Reason::Unknown => {
-            vec!["kube-proxy's nodePortAddresses and the time of its last sync".into()]
-        }
-    }
-}
-
-fn fixes(facts: &Site<'_>, vip: IpAddr, reason: &Reason) -> Vec<Fix> {
-    let host = if vip.is_ipv4() { 32 } else { 128 };
-    let configuration = Fix {
-        lines: vec![
-            format!(
-                "nodePortAddresses: [{vip}/{host}] beside the prefixes already there, in kube-proxy's configuration"
-            ),
-            "systemctl restart kube-proxy".into(),
-        ],
-        risk: "NodePorts answer only on the addresses that the list names",
-    };
-    let place = facts
-        .addresses(vip)
-        .next()
-        .and_then(|address| Some((address, facts.link(address.link)?)));
-    match (reason, place) {
-        (Reason::Secondary { .. }, Some((address, link))) => vec![
-            Fix {
-                lines: vec![
-                    format!(
-                        "ip addr del {vip}/{} dev {name} && ip addr add {vip}/{host} dev {name}",
-                        address.prefix_length,
-                        name = link.name
-                    ),
-                    "systemctl restart kube-proxy".into(),
-                ],
-                risk: "connections to the address break for a moment; make it lasting where the address is \
-                       configured (keepalived, netplan)",
-            },
-            configuration,
-        ],
-        (Reason::ServiceAddress, _) => vec![
-            Fix {
-                lines: vec!["upgrade kube-proxy to 1.27 or later".into()],
-                risk: "as any upgrade",
-            },
-            configuration,
-        ],
-        _ => vec![configuration],
-    }
 }
 
 impl Journey {

@@ -22,6 +22,8 @@ mod version;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 pub use difference::{Comparison, Difference, Surplus, compare};
 pub use endpoint::serving;
 pub use node_address::node_addresses;
@@ -29,6 +31,9 @@ pub use programmed::{Programmed, programmed};
 pub use proxy::{NodePortAddresses, Proxy, minor, ruled_namespaces};
 pub use server::{ExpectedServer, Reach, ServerKey, expected};
 pub use version::{Habit, Mode};
+
+/// How often kube-proxy syncs at least, where its configuration does not say.
+pub const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
 /// The interface that kube-proxy puts service addresses on.
 pub const SERVICE_DEVICE: &str = "kube-ipvs0";

@@ -1,8 +1,9 @@
 //! kube-proxy's mode and version, and what it was told.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use super::Mode;
+use super::{Mode, SYNC_PERIOD};
 use crate::kube::ClusterFacts;
 use crate::node::{KubeProxy, NetnsFacts, NetnsId, Prefix, ProxyConfiguration, Snapshot};
 
@@ -22,6 +23,8 @@ pub struct Proxy {
     pub excluded: Vec<Prefix>,
     /// The feature gate `ProxyTerminatingEndpoints`, where it is set.
     pub terminating: Option<bool>,
+    /// How often it syncs at least.
+    pub sync_period: Duration,
 }
 
 /// Where NodePorts are to answer.
@@ -48,6 +51,7 @@ impl Proxy {
             node_ports: NodePortAddresses::parse(node_port_addresses),
             excluded: Vec::new(),
             terminating: None,
+            sync_period: SYNC_PERIOD,
         }
     }
 
@@ -63,6 +67,11 @@ impl Proxy {
                 .filter_map(|text| Prefix::parse(text))
                 .collect(),
             terminating: configuration.feature_gates.get(TERMINATING).copied(),
+            sync_period: configuration
+                .sync_period
+                .as_deref()
+                .and_then(|text| humantime::parse_duration(text).ok())
+                .unwrap_or(SYNC_PERIOD),
         }
     }
 

@@ -37,9 +37,12 @@ impl Known {
     ) -> Reading {
         let mut own = Arc::unwrap_or_clone(reading.facts);
         let (space, node) = &self.nodes[capture];
-        own.taken_ns = own.taken_ns.map(aligned);
+        own.taken_ns = own.taken_ns.map(&aligned);
         for facts in &mut own.namespaces {
             facts.id = space.netns(facts.id);
+            for address in &mut facts.addresses {
+                address.created_ns = address.created_ns.map(&aligned);
+            }
             for link in &mut facts.links {
                 link.peer_netns = link.peer_netns.map(|id| space.netns(id));
             }
@@ -49,6 +52,7 @@ impl Known {
         }
         for proxy in &mut own.kube_proxies {
             proxy.netns = proxy.netns.map(|id| space.netns(id));
+            proxy.started_ns = proxy.started_ns.map(&aligned);
         }
         let (taken, taken_ns) = (own.taken, own.taken_ns);
         self.snapshots[capture] = Some(own);

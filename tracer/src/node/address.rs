@@ -29,6 +29,9 @@ pub struct Address {
     pub label: Option<String>,
     /// How far the address is valid.
     pub scope: Scope,
+    /// When it was added, by CLOCK_MONOTONIC in nanoseconds.
+    #[serde(default)]
+    pub created_ns: Option<u64>,
 }
 
 numbered! {
@@ -57,13 +60,17 @@ fn parse(payload: &[u8]) -> Result<Option<Address>, DecodeError> {
     if !matches!(header.family, AddressFamily::Inet | AddressFamily::Inet6) {
         return Ok(None);
     }
-    let (mut own, mut peer_or_own, mut label) = (None, None, None);
+    let (mut own, mut peer_or_own, mut label, mut created_ns) = (None, None, None, None);
     let mut flags = u32::from(header.flags.bits());
     for attribute in attributes(payload, header.buffer_len()) {
         match AddressAttribute::parse(&attribute) {
             Ok(AddressAttribute::Local(address)) => own = Some(address),
             Ok(AddressAttribute::Address(address)) => peer_or_own = Some(address),
             Ok(AddressAttribute::Label(text)) => label = Some(text),
+            // In hundredths of a second since the machine started.
+            Ok(AddressAttribute::CacheInfo(times)) => {
+                created_ns = Some(u64::from(times.cstamp) * 10_000_000);
+            }
             Ok(AddressAttribute::Flags(all)) => flags = all.bits(),
             Ok(_) | Err(_) => {}
         }
@@ -80,13 +87,14 @@ fn parse(payload: &[u8]) -> Result<Option<Address>, DecodeError> {
         flags,
         label,
         scope: Scope::from_kernel(header.scope.into()),
+        created_ns,
     }))
 }
 
 #[cfg(test)]
 mod tests {
     use netlink_packet_core::Emitable as _;
-    use netlink_packet_route::address::{AddressFlags, AddressScope};
+    use netlink_packet_route::address::{AddressFlags, AddressScope, CacheInfo};
 
     use super::*;
 
@@ -104,6 +112,8 @@ mod tests {
 
     #[test]
     fn reads_a_secondary_address() {
+        let mut times = CacheInfo::default();
+        times.cstamp = 1234;
         let vip: IpAddr = "192.168.3.187".parse().unwrap();
         let bytes = message(
             AddressFamily::Inet,
@@ -112,6 +122,7 @@ mod tests {
                 AddressAttribute::Local(vip),
                 AddressAttribute::Label("eth0".into()),
                 AddressAttribute::Flags(AddressFlags::from_bits_retain(0x81)),
+                AddressAttribute::CacheInfo(times),
             ],
         );
         let expected = Address {
@@ -122,6 +133,7 @@ mod tests {
             flags: 0x81,
             label: Some("eth0".into()),
             scope: Scope::Link,
+            created_ns: Some(12_340_000_000),
         };
         assert_eq!(parse(&bytes).unwrap(), Some(expected));
         for length in 0..bytes.len() {

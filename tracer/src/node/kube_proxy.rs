@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 
-use super::route::Prefix;
 use super::{NetnsId, ProxyReport};
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// A kube-proxy process.
@@ -14,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct KubeProxy {
     /// Process id.
     pub pid: u32,
+    /// When it was started, by CLOCK_MONOTONIC in nanoseconds.
+    #[serde(default)]
+    pub started_ns: Option<u64>,
     /// Network namespace that it works in.
     pub netns: Option<NetnsId>,
     /// `--proxy-mode`, where it stands on the command line.
@@ -54,6 +56,7 @@ impl KubeProxy {
         let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let mut proxy = Self::parse(pid, &command_line)?;
         proxy.conntrack_tool = finds(pid, "conntrack");
+        proxy.started_ns = started_ns(pid);
         let namespace = fs::metadata(format!("/proc/{pid}/ns/net")).ok();
         proxy.netns = namespace
             .and_then(|found| u32::try_from(found.ino()).ok())
@@ -88,6 +91,7 @@ impl KubeProxy {
         });
         Some(Self {
             pid,
+            started_ns: None,
             netns: None,
             mode: flag("proxy-mode"),
             node_port_addresses: list("nodeport-addresses"),
@@ -110,19 +114,21 @@ impl KubeProxy {
     pub(super) fn counting<'a>(&self, flag: &'a Option<String>) -> Option<&'a str> {
         flag.as_deref().filter(|_| self.config.is_none())
     }
+}
 
-    /// Whether NodePorts answer on an address by these flags; `None` when the flags do not say: no
-    /// list, a configuration file, or a prefix that cannot be read.
-    pub fn node_ports_on(&self, address: IpAddr) -> Option<bool> {
-        if self.node_port_addresses.is_empty() || self.config.is_some() {
-            return None;
-        }
-        let mut inside = false;
-        for prefix in &self.node_port_addresses {
-            inside |= Prefix::parse(prefix)?.contains(address);
-        }
-        Some(inside)
-    }
+/// When a process was started, by CLOCK_MONOTONIC in nanoseconds.
+fn started_ns(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before may hold anything. The kernel counts hundredths of a second for programs.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    let now = |clock| -> Option<i64> {
+        let time = clock_gettime(clock).ok()?;
+        Some(time.tv_sec() * 1_000_000_000 + time.tv_nsec())
+    };
+    // It counts the time that the machine slept, and the other clock does not.
+    let slept = now(ClockId::CLOCK_BOOTTIME)? - now(ClockId::CLOCK_MONOTONIC)?;
+    Some((ticks * 10_000_000).saturating_sub(u64::try_from(slept).unwrap_or(0)))
 }
 
 /// The value of a flag among a program's words, `--name=value` or `--name value`.
@@ -174,18 +180,7 @@ mod tests {
         )
         .expect("kube-proxy");
         assert_eq!(found.mode.as_deref(), Some("ipvs"));
-        assert_eq!(
-            found.node_ports_on("192.0.2.1".parse().expect("an address")),
-            Some(true)
-        );
-        assert_eq!(
-            found.node_ports_on("192.0.2.200".parse().expect("an address")),
-            Some(false)
-        );
-        assert_eq!(
-            found.node_ports_on("2001:db8::1".parse().expect("an address")),
-            Some(false)
-        );
+        assert_eq!(found.node_port_addresses, ["192.0.2.0/25", "127.0.0.0/8"]);
         assert_eq!(proxy("/usr/bin/kubelet --proxy-mode=ipvs"), None);
     }
 
@@ -210,22 +205,11 @@ mod tests {
     }
 
     #[test]
-    fn what_flags_do_not_say_is_unknown() {
-        let address = "192.0.2.1".parse().expect("an address");
-        for line in [
-            "kube-proxy",
-            "kube-proxy --config=/etc/k.yml --nodeport-addresses=10.0.0.0/8",
-            "kube-proxy --nodeport-addresses=primary",
-        ] {
-            assert_eq!(
-                proxy(line).expect("kube-proxy").node_ports_on(address),
-                None,
-                "{line}"
-            );
-        }
-        assert_eq!(
-            Prefix::parse("0.0.0.0/0").map(|all| all.contains(address)),
-            Some(true)
-        );
+    fn a_process_knows_when_it_was_started() {
+        let own = started_ns(std::process::id()).expect("its time");
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the time");
+        let age = u64::try_from(now.tv_sec()).expect("a time") - own / 1_000_000_000;
+        assert!(age < 24 * 3600, "{age} s");
+        assert_eq!(started_ns(u32::MAX), None);
     }
 }

@@ -74,6 +74,7 @@ fn node() -> NetnsFacts {
             flags: 0,
             label: None,
             scope: Scope::Global,
+            created_ns: None,
         });
         let four = ip(address).is_ipv4();
         facts.routes.push(Route {

@@ -10,12 +10,14 @@ use std::net::SocketAddr;
 
 use super::audit::Finding;
 use super::evidence::Evidence;
+use super::vip_nodeport_audit::served_node_ports;
+use super::vip_nodeport_unbound::is_node_address;
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, protocol};
 use crate::flow::{Direction, Flow};
 use crate::hook::Role;
 use crate::journey::Journey;
-use crate::node::{ListeningSocket, NetnsId, VirtualServerKey};
+use crate::node::{ListeningSocket, NetnsId};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "nodeport-taken",
@@ -123,7 +125,10 @@ fn taken(evidence: &Evidence<'_>, direction: Direction, journey: &Journey) -> Op
     }
 }
 
-fn node_addresses<'a>(evidence: &Evidence<'a>) -> impl Iterator<Item = std::net::IpAddr> + use<'a> {
+/// Addresses of this node, by the cluster.
+pub(super) fn node_addresses<'a>(
+    evidence: &Evidence<'a>,
+) -> impl Iterator<Item = std::net::IpAddr> + use<'a> {
     let node = evidence
         .cluster
         .and_then(|cluster| cluster.node(cluster.this_node.as_deref()?));
@@ -141,7 +146,7 @@ fn host_socket<'a>(
         .find(|socket| !is_kube_proxy(socket))
 }
 
-fn is_kube_proxy(socket: &ListeningSocket) -> bool {
+pub(super) fn is_kube_proxy(socket: &ListeningSocket) -> bool {
     socket
         .owner
         .as_ref()
@@ -276,7 +281,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     found
 }
 
-/// NodePorts and their services: by the cluster, else by virtual servers on the node's own addresses.
+/// NodePorts and their services: by the cluster, else by virtual servers on the node's first addresses.
 fn node_ports(evidence: &Evidence<'_>, site: &Site<'_>) -> BTreeMap<(u8, u16), String> {
     let mut ports = BTreeMap::new();
     if let Some(cluster) = evidence.cluster
@@ -290,17 +295,9 @@ fn node_ports(evidence: &Evidence<'_>, site: &Site<'_>) -> BTreeMap<(u8, u16), S
             }
         }
     }
-    for server in site.facts.ipvs.iter().flatten() {
-        if let VirtualServerKey::Endpoint {
-            protocol,
-            address,
-            port,
-        } = server.key
-            && super::vip_nodeport_unbound::is_node_address(site, address)
-        {
-            ports
-                .entry((protocol, port))
-                .or_insert_with(|| "NAME".into());
+    for (key, served) in served_node_ports(evidence, site) {
+        if served.iter().any(|&address| is_node_address(site, address)) {
+            ports.entry(key).or_insert_with(|| "NAME".into());
         }
     }
     ports
@@ -417,6 +414,19 @@ pub(super) mod tests {
         let bench = with("kube-proxy");
         assert_eq!(bench.codes(), [] as [&str; 0]);
         assert_eq!(bench.with_evidence(audit_all), []);
+    }
+
+    #[test]
+    fn a_balanced_api_server_is_no_node_port() {
+        let mut bench = crate::cause::vip_nodeport_audit::tests::with_vip("192.0.2.9");
+        bench.site().ipvs = Some(vec![service(6, "192.0.2.9:6443", &[("192.0.2.1:6443", 1)])]);
+        let mut holder = socket(6, "0.0.0.0", 6443);
+        holder.owner = Some(Process {
+            pid: 7,
+            command: "kube-apiserver".into(),
+        });
+        bench.site().sockets = vec![holder];
+        assert_eq!(bench.with_evidence(audit), []);
     }
 
     #[test]

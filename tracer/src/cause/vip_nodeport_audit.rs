@@ -5,9 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::audit::Finding;
 use super::evidence::Evidence;
-use super::vip_nodeport_reason::on_service_device;
+use super::nodeport_taken::{is_kube_proxy, node_addresses};
+use super::vip_nodeport_reason::{Reason, left_out, on_service_device};
 use super::vip_nodeport_unbound::{Subject, judge};
 use super::{Certainty, Site};
+use crate::expectation::{Mode, Proxy};
+use crate::kube::{ClusterFacts, Resource};
 use crate::node::{Scope, VirtualServerKey};
 
 /// Addresses of the node that lack what its other addresses have; one finding for each address.
@@ -15,7 +18,13 @@ pub(super) fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     evidence
         .sites()
         .flat_map(|site| {
-            let ports = node_ports(site);
+            let mut ports = served_node_ports(evidence, site);
+            if node_cluster(evidence, site).is_none() {
+                // A program that listens there may be what the virtual server is for.
+                ports.retain(|&(protocol, port), _| {
+                    site.sockets_on_port(protocol, port).all(is_kube_proxy)
+                });
+            }
             own_addresses(site)
                 .into_iter()
                 .filter_map(|address| one(evidence, site, address, &ports))
@@ -24,11 +33,27 @@ pub(super) fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
         .collect()
 }
 
-type NodePorts = BTreeMap<(u8, u16), BTreeSet<IpAddr>>;
+pub(super) type NodePorts = BTreeMap<(u8, u16), BTreeSet<IpAddr>>;
 
-/// Ports with a virtual server on an address of the node itself, and on which.
-fn node_ports(site: &Site<'_>) -> NodePorts {
+/// The cluster, where it knows the services and this is its node's namespace.
+pub(super) fn node_cluster<'a>(
+    evidence: &Evidence<'a>,
+    site: &Site<'_>,
+) -> Option<&'a ClusterFacts> {
+    let of_node = node_addresses(evidence).any(|address| site.is_local(address));
+    evidence
+        .cluster
+        .filter(|cluster| of_node && cluster.fresh(&[Resource::Services]))
+}
+
+/// NodePorts with a virtual server on an address of the node itself, and on which: NodePorts by the cluster,
+/// else what is served on a first address of a device. Others are not kube-proxy's, which makes none beside ipvs mode.
+pub(super) fn served_node_ports(evidence: &Evidence<'_>, site: &Site<'_>) -> NodePorts {
+    let running = evidence.facts.kube_proxies_in(site.facts.id);
     let mut ports = NodePorts::new();
+    if Proxy::known(evidence.cluster, running).is_some_and(|proxy| proxy.mode != Mode::Ipvs) {
+        return ports;
+    }
     for server in site.facts.ipvs.iter().flatten() {
         if let VirtualServerKey::Endpoint {
             protocol,
@@ -41,7 +66,25 @@ fn node_ports(site: &Site<'_>) -> NodePorts {
             ports.entry((protocol, port)).or_default().insert(address);
         }
     }
+    let cluster = node_cluster(evidence, site);
+    ports.retain(|&(protocol, port), served| match cluster {
+        Some(cluster) => cluster.node_port(protocol, port).is_some(),
+        None => served.iter().any(|&address| is_first(site, address)),
+    });
     ports
+}
+
+/// The first address of its family on its device.
+fn is_first(site: &Site<'_>, address: IpAddr) -> bool {
+    site.addresses(address).any(|own| {
+        let mut others = site.facts.addresses.iter().filter(|other| {
+            other.link == own.link
+                && other.scope == Scope::Global
+                && other.address.is_ipv4() == address.is_ipv4()
+        });
+        let loopback = site.link(own.link).is_some_and(|link| link.name == "lo");
+        !loopback && others.next().is_some_and(|first| first.address == address)
+    })
 }
 
 /// Addresses on which NodePorts are expected.
@@ -53,6 +96,12 @@ fn own_addresses(site: &Site<'_>) -> BTreeSet<IpAddr> {
         .map(|entry| entry.address)
         .filter(|&address| !on_service_device(site, address))
         .collect()
+}
+
+/// Whether one device carries both addresses.
+fn share_a_link(site: &Site<'_>, one: IpAddr, other: IpAddr) -> bool {
+    site.addresses(one)
+        .any(|one| site.addresses(other).any(|other| other.link == one.link))
 }
 
 fn one(
@@ -72,6 +121,18 @@ fn one(
         .map(|(&port, _)| port)
         .collect();
     let &(protocol, port) = lacking.first()?;
+    let intended = match left_out(evidence, site, address)?.reason {
+        Reason::Primary => return None,
+        // A list leaves out other devices on purpose.
+        Reason::Configured { .. } | Reason::Unknown => {
+            let beside = |served: &IpAddr| share_a_link(site, *served, address);
+            if !ports[&(protocol, port)].iter().any(beside) {
+                return None;
+            }
+            true
+        }
+        Reason::Secondary { .. } | Reason::ServiceAddress | Reason::Late => false,
+    };
     let subject = Subject {
         netns: site.facts.id.0,
         protocol,
@@ -84,17 +145,20 @@ fn one(
         (more > 0).then(|| format!("{more} more NodePorts are missing on {address} too")),
     );
     Some(match diagnosis.certainty {
-        Certainty::Certain => Finding::error(diagnosis),
-        Certainty::Likely => Finding::warning(diagnosis),
+        Certainty::Certain if !intended => Finding::error(diagnosis),
+        Certainty::Certain | Certainty::Likely => Finding::warning(diagnosis),
     })
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::cause::audit::{Severity, audit as audit_all};
-    use crate::cause::constructed::{Bench, ETH0, ip, node, route, service};
-    use crate::node::{Address, Route, RouteKind};
+    use crate::cause::constructed::{Bench, ETH0, NODE, ip, node, route, service, socket};
+    use crate::kube::constructed::cluster;
+    use crate::node::{Address, KubeProxy, NetnsId, Process, Route, RouteKind};
 
     /// A node with a second address, whose local route has this source, and NodePorts on all others.
     pub(in crate::cause) fn with_vip(source: &str) -> Bench {
@@ -142,6 +206,83 @@ pub(super) mod tests {
             more.is_some_and(|text| text.starts_with("1 more")),
             "{found:#?}"
         );
+    }
+
+    /// The same with NodePorts on the node's address alone, and a kube-proxy of this command line.
+    fn with_proxy(line: &str) -> Bench {
+        let mut bench = with_vip("192.0.2.1");
+        bench.site().ipvs = Some(vec![service(6, "192.0.2.1:30000", &[("10.244.0.8:80", 1)])]);
+        let mut proxy = KubeProxy::constructed(line);
+        proxy.netns = Some(NetnsId(NODE));
+        bench.facts.kube_proxies = vec![proxy];
+        bench
+    }
+
+    fn found(bench: &Bench) -> Vec<(Severity, String)> {
+        let found = bench.with_evidence(audit).into_iter();
+        found
+            .map(|found| (found.severity, found.diagnosis.subject))
+            .collect()
+    }
+
+    #[test]
+    fn what_the_list_leaves_out_is_meant_so() {
+        let vip = "tcp 192.0.2.9:30000".to_owned();
+        let bridge = "tcp 10.244.0.1:30000".to_owned();
+        use Severity::{Error, Warning};
+        for (list, wanted) in [
+            // The bridge is on no device that the list serves.
+            ("=192.0.2.1/32", vec![(Warning, vip.clone())]),
+            ("=primary", vec![]),
+            ("=0.0.0.0/0", vec![(Warning, bridge), (Error, vip)]),
+        ] {
+            let bench = with_proxy(&format!(
+                "kube-proxy --proxy-mode=ipvs --nodeport-addresses{list}"
+            ));
+            assert_eq!(found(&bench), wanted, "{list}");
+        }
+        assert_eq!(found(&with_proxy("kube-proxy --proxy-mode=iptables")), []);
+    }
+
+    #[test]
+    fn other_virtual_servers_are_no_node_ports() {
+        // Keepalived balances the API servers on its address.
+        let mut bench = with_vip("192.0.2.9");
+        bench.site().ipvs = Some(vec![service(6, "192.0.2.9:6443", &[("192.0.2.1:6443", 1)])]);
+        assert_eq!(bench.with_evidence(audit_all), []);
+        // On the node's own address, where the API server listens.
+        bench.site().ipvs = Some(vec![service(6, "192.0.2.1:6443", &[("192.0.2.2:6443", 1)])]);
+        let mut holder = socket(6, "0.0.0.0", 6443);
+        holder.owner = Some(Process {
+            pid: 7,
+            command: "kube-apiserver".into(),
+        });
+        bench.site().sockets = vec![holder];
+        assert_eq!(found(&bench), []);
+    }
+
+    #[test]
+    fn the_cluster_knows_its_node_ports() {
+        let mut bench = with_vip("192.0.2.1");
+        let objects = |port: u16| {
+            cluster(
+                "node-a",
+                &[
+                    json!({"kind": "Node", "metadata": {"name": "node-a"},
+                        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}),
+                    json!({"kind": "Service", "metadata": {"namespace": "default", "name": "web"},
+                        "spec": {"type": "NodePort", "clusterIPs": ["10.96.0.5"],
+                            "ports": [{"port": 80, "nodePort": port}]}}),
+                ],
+            )
+        };
+        bench.cluster = Some(objects(30001));
+        assert_eq!(
+            found(&bench),
+            [(Severity::Error, "tcp 192.0.2.9:30001".into())]
+        );
+        bench.cluster = Some(objects(31000));
+        assert_eq!(found(&bench), []);
     }
 
     #[test]

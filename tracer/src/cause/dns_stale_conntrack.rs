@@ -13,6 +13,7 @@ use super::ipvs_stale_connection::swallowed;
 use super::service::{claimant, has_kube_proxy};
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, Tuple, protocol};
+use crate::expectation::Proxy;
 use crate::flow::Direction;
 use crate::hook::Role;
 use crate::kube::Resource;
@@ -355,12 +356,25 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
         found.push(Finding::error(no_tool_by_log(log, line)));
     }
     for proxy in &evidence.facts.kube_proxies {
-        if proxy.conntrack_tool == Some(false) {
-            found.push(Finding::warning(no_tool(proxy.pid)));
+        if proxy.conntrack_tool != Some(false) {
+            continue;
+        }
+        match Proxy::minor_of(proxy, evidence.cluster) {
+            Some(minor) if minor > LAST_WITH_TOOL => {}
+            Some(minor) => found.push(Finding::error(
+                no_tool(proxy.pid).prove("kube-proxy", format!("its version is 1.{minor}")),
+            )),
+            None => found
+                .push(Finding::warning(no_tool(proxy.pid).lacking(
+                    "kube-proxy's version: from 1.32 it does not need the program",
+                ))),
         }
     }
     found
 }
+
+/// The last minor version of kube-proxy that runs the program `conntrack`.
+const LAST_WITH_TOOL: u16 = 31;
 
 /// The program that kube-proxy up to 1.31 runs is not there for it.
 fn no_tool(pid: u32) -> Diagnosis {
@@ -373,7 +387,6 @@ fn no_tool(pid: u32) -> Diagnosis {
         ),
     )
     .prove("kube-proxy", format!("no conntrack in the PATH of process {pid}, below /proc/{pid}/root"))
-    .lacking("kube-proxy's version: from 1.32 it does not need the program")
     .fix(
         ["apt-get install conntrack   # or an image of kube-proxy that holds it; then restart kube-proxy"],
         "none for existing connections",
@@ -509,6 +522,32 @@ pub(super) mod tests {
         let found = bench.diagnose();
         let stale = found.iter().find(|found| found.code == CAUSE.code);
         assert_eq!(stale.map(|found| found.certainty), Some(Certainty::Likely));
+    }
+
+    #[test]
+    fn a_missing_program_matters_to_those_who_run_it() {
+        use crate::cause::audit::Severity;
+        use crate::node::{KubeProxy, ProxyReport};
+        let wanted = |severity, certainty| Some((severity, certainty));
+        for (version, expected) in [
+            (Some("v1.20.2"), wanted(Severity::Error, Certainty::Certain)),
+            (Some("v1.31.9"), wanted(Severity::Error, Certainty::Certain)),
+            (Some("v1.32.0"), None),
+            (None, wanted(Severity::Warning, Certainty::Likely)),
+        ] {
+            let mut bench = node();
+            let mut proxy = KubeProxy::constructed("kube-proxy --proxy-mode=ipvs");
+            proxy.conntrack_tool = Some(false);
+            proxy.report = Some(ProxyReport {
+                version: version.map(str::to_owned),
+                ..ProxyReport::default()
+            });
+            bench.facts.kube_proxies = vec![proxy];
+            let found = bench.with_evidence(audit);
+            let first = found.first();
+            let found = first.map(|found| (found.severity, found.diagnosis.certainty));
+            assert_eq!(found, expected, "{version:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use super::{NetnsId, ProxyReport};
 use nix::time::{ClockId, clock_gettime};
@@ -147,6 +148,18 @@ pub(super) fn flag(words: &[String], name: &str) -> Option<String> {
 /// be looked at.
 fn finds(pid: u32, program: &str) -> Option<bool> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    // A process that is just being started has none yet.
+    if environment.is_empty() {
+        return None;
+    }
+    let root = format!("/proc/{pid}/root");
+    // Without this the answer would be "not found" for want of permission.
+    fs::read_dir(&root).ok()?;
+    Some(finds_below(Path::new(&root), &environment, program))
+}
+
+/// The same by a process' root and environment.
+fn finds_below(root: &Path, environment: &[u8], program: &str) -> bool {
     let path = environment
         .split(|&byte| byte == 0)
         .find_map(|word| word.strip_prefix(b"PATH="))
@@ -154,12 +167,11 @@ fn finds(pid: u32, program: &str) -> Option<bool> {
             || DEFAULT_PATH.to_owned(),
             |path| String::from_utf8_lossy(path).into_owned(),
         );
-    let root = format!("/proc/{pid}/root");
-    // Without this the answer would be "not found" for want of permission.
-    fs::read_dir(&root).ok()?;
-    Some(path.split(':').any(|directory| {
-        fs::metadata(format!("{root}/{directory}/{program}")).is_ok_and(|file| file.is_file())
-    }))
+    path.split(':').any(|directory| {
+        // Below the root, wherever the path begins.
+        let file = root.join(directory.trim_start_matches('/')).join(program);
+        fs::metadata(file).is_ok_and(|file| file.is_file())
+    })
 }
 
 /// Where programs are looked for without PATH.
@@ -211,5 +223,43 @@ mod tests {
         let age = u64::try_from(now.tv_sec()).expect("a time") - own / 1_000_000_000;
         assert!(age < 24 * 3600, "{age} s");
         assert_eq!(started_ns(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_program_is_looked_for_where_the_process_would() {
+        let root = tempfile::tempdir().expect("a folder");
+        let put = |path: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("folders");
+            fs::write(path, "").expect("a file");
+        };
+        put("opt/tools/conntrack");
+        fs::create_dir_all(root.path().join("usr/bin/conntrack")).expect("a folder");
+        let found = |environment: &[u8]| finds_below(root.path(), environment, "conntrack");
+        assert!(found(b"HOME=/\0PATH=/bin:/opt/tools\0"));
+        // Not the host's, and no folder of that name.
+        assert!(!found(b"PATH=/usr/bin:/bin\0MYPATH=/opt/tools\0"));
+        assert!(!found(b""));
+        put("usr/sbin/conntrack");
+        assert!(found(b"HOME=/\0"));
+    }
+
+    #[test]
+    fn a_process_has_its_own_path() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("tool"), "").expect("a file");
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg("60")
+            .env("PATH", folder.path())
+            .spawn()
+            .expect("a process");
+        let found = || finds(child.id(), "tool");
+        let soon = || std::thread::sleep(std::time::Duration::from_millis(10));
+        let found = (0..500).find_map(|_| found().or_else(|| (soon(), None).1));
+        assert_eq!(found, Some(true));
+        assert_eq!(finds(child.id(), "no-such-tool"), Some(false));
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+        assert_eq!(finds(u32::MAX, "tool"), None);
     }
 }

@@ -1,8 +1,9 @@
 //! `kube-proxy-stale`: IPVS, iptables or nftables hold something other than what kube-proxy should have
 //! made of the cluster's objects.
 //!
-//! Source: kube-proxy syncs on every change, at the latest after its sync period (30 s); the expectation
-//! is that of the `expectation` module.
+//! Source: kube-proxy syncs on every change, at the latest after its sync period (30 s), and finds itself
+//! unhealthy after two without a sync (pkg/proxy/healthcheck/proxy_health.go); the expectation is that of the
+//! `expectation` module.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,10 +25,17 @@ have none, new endpoints are not used, and traffic goes on to endpoints that are
 
 Proof: the cluster's services and EndpointSlices, by the rules of kube-proxy's mode, version and
 configuration, ask for a virtual server, rule or endpoint that the kernel does not have, or the kernel still
-sends to one that is no endpoint any more, for longer than a sync period.
+sends to one that is no endpoint any more; and kube-proxy says that it is not healthy, or that its last sync is
+longer ago than two of its sync periods.
 
 Fix: look at kube-proxy's health and log, and restart it.",
-    explains: &["ipvs-no-destination", "neighbour-failed", "no-route", "no-listener"],
+    explains: &[
+        "ipvs-no-destination",
+        "vip-nodeport-unbound",
+        "neighbour-failed",
+        "no-route",
+        "no-listener",
+    ],
     examine,
     audit,
 };
@@ -50,6 +58,28 @@ fn comparison(
 ) -> Option<Comparison> {
     let running = evidence.facts.kube_proxies_in(site.facts.id);
     Comparison::of(cluster, site.facts, &Proxy::known(Some(cluster), running)?)
+}
+
+/// In words, that the kube-proxy of a node does not sync, by what it says of itself.
+fn stalled(evidence: &Evidence<'_>, cluster: &ClusterFacts, site: &Site<'_>) -> Option<String> {
+    evidence
+        .facts
+        .kube_proxies_in(site.facts.id)
+        .find_map(|running| {
+            let report = running.report.as_ref()?;
+            let period = Proxy::running(running, Some(cluster))?.sync_period;
+            let late = report.sync_age.filter(|age| *age > period * 2);
+            let unhealthy = report.healthy == Some(false);
+            let what = match (unhealthy, late) {
+                (true, _) => "that it is not healthy",
+                (false, Some(_)) => "when it last synced",
+                (false, None) => return None,
+            };
+            let age = report.sync_age.map_or_else(String::new, |age| {
+                format!(": its last sync was {} s ago", age.as_secs())
+            });
+            Some(format!("process {} says {what}{age}", running.pid))
+        })
 }
 
 /// The namespace in which kube-proxy works: the one with the node's addresses.
@@ -76,6 +106,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         return Vec::new();
     };
     let mode = comparison.mode;
+    let stalled = stalled(evidence, cluster, site);
     let mut by_key: BTreeMap<ServerKey, Vec<Difference>> = BTreeMap::new();
     for difference in comparison.differences {
         if let Some(key) = key(&difference) {
@@ -101,7 +132,8 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let packet = failures
                 .first()
                 .map(|first| format!("{} did not arrive", first.words()));
-            let diagnosis = judge(cluster, mode, subject(&key), of_key).prove_if("packet", packet);
+            let diagnosis = judge(cluster, mode, subject(&key), of_key, stalled.as_deref())
+                .prove_if("packet", packet);
             diagnosis.stopped(evidence, &failures).check(format!(
                 "tracer probe {}",
                 subject(&key).replace(' ', "://")
@@ -155,6 +187,7 @@ fn judge(
     mode: Mode,
     subject: String,
     differences: &[Difference],
+    stalled: Option<&str>,
 ) -> Diagnosis {
     let holder = mode.holder();
     let summary = format!(
@@ -172,7 +205,11 @@ fn judge(
         diagnosis = diagnosis.prove(evidence_label(mode), difference.words(mode));
     }
     lacking_fresh(diagnosis, cluster, &NEEDED)
-        .lacking("that it stays so for longer than a sync period (30 s)")
+        .prove_if("kube-proxy", stalled)
+        .lacking_if(
+            stalled.is_none(),
+            "that it stays so for longer than a sync period (30 s)",
+        )
         .fix(
             [
                 "curl -s http://127.0.0.1:10256/healthz   # when did it last sync?".to_owned(),
@@ -202,22 +239,32 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     }
     let keys: BTreeSet<_> = differences.iter().filter_map(key).collect();
     let subject = format!("{} service addresses of {}", keys.len(), site.name());
-    vec![Finding::warning(
-        judge(cluster, mode, subject, &differences).check("tracer cluster differences"),
-    )]
+    let stalled = stalled(evidence, cluster, site);
+    let diagnosis = judge(cluster, mode, subject, &differences, stalled.as_deref())
+        .check("tracer cluster differences");
+    vec![if stalled.is_some() {
+        Finding::error(diagnosis)
+    } else {
+        Finding::warning(diagnosis)
+    }]
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
     use tracer_ebpf::hook::HookId;
 
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::{Bench, ETH0, node, service};
+    use crate::cause::audit::Severity;
+    use crate::cause::constructed::{Bench, ETH0, NODE, node, service};
     use crate::event::Detail;
     use crate::kube::constructed::{cluster, configured};
-    use crate::node::{Destination, PacketFilter, ServiceRule, ServiceRules};
+    use crate::node::{
+        Destination, KubeProxy, NetnsId, PacketFilter, ProxyReport, ServiceRule, ServiceRules,
+    };
 
     /// A node in ipvs mode whose service was made and whose endpoint is new.
     fn bench(real: &[(&str, u32)]) -> Bench {
@@ -266,6 +313,53 @@ pub(super) mod tests {
                 .contains("lacks the ready endpoint 10.244.0.9:8080"),
             "{own:#?}"
         );
+    }
+
+    /// A kube-proxy that says this of itself.
+    fn with_report(mut bench: Bench, healthy: bool, sync_age: u64) -> Bench {
+        let mut proxy = KubeProxy::constructed("kube-proxy --proxy-mode=ipvs");
+        proxy.netns = Some(NetnsId(NODE));
+        proxy.report = Some(ProxyReport {
+            healthy: Some(healthy),
+            sync_age: Some(Duration::from_secs(sync_age)),
+            ..ProxyReport::default()
+        });
+        bench.facts.kube_proxies = vec![proxy];
+        bench
+    }
+
+    #[test]
+    fn a_kube_proxy_that_does_not_sync_is_the_root() {
+        for (healthy, age) in [(false, 0), (true, 95)] {
+            let found = with_report(situation(), healthy, age).only();
+            assert_eq!(
+                (found.code, found.certainty),
+                (CAUSE.code, Certainty::Certain)
+            );
+            assert_eq!(found.consequences[0].code, "ipvs-no-destination");
+            let said = found
+                .evidence
+                .iter()
+                .find(|proof| proof.source == "kube-proxy");
+            let said = said.map(|proof| proof.text.as_str()).unwrap_or_default();
+            assert!(said.contains(&format!("{age} s ago")), "{said}");
+        }
+        // It synced just now: the difference may be of this moment.
+        let found = with_report(situation(), true, 20).diagnose();
+        let codes: Vec<_> = found.iter().map(|found| found.code).collect();
+        assert_eq!(codes, ["ipvs-no-destination", CAUSE.code]);
+        assert_eq!(found[1].certainty, Certainty::Likely);
+    }
+
+    #[test]
+    fn a_difference_is_an_error_once_kube_proxy_does_not_sync() {
+        for (healthy, wanted) in [(false, Severity::Error), (true, Severity::Warning)] {
+            let found = with_report(bench(&[]), healthy, 1).with_evidence(audit);
+            let found: Vec<_> = found.iter().map(|found| found.severity).collect();
+            assert_eq!(found, [wanted]);
+        }
+        let healthy = bench(&[("10.244.0.9:8080", 1)]);
+        assert_eq!(with_report(healthy, false, 95).with_evidence(audit), []);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{KubeProxy, Missing, NetnsHandle, ProxyConfiguration, socket};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,9 @@ pub struct ProxyReport {
     pub healthy: Option<bool>,
     /// When it last synced, as it writes it (RFC 3339).
     pub last_sync: Option<String>,
+    /// How long ago that was when it was asked, by its own clock.
+    #[serde(default)]
+    pub sync_age: Option<Duration>,
     /// What it does not say.
     pub missing: Vec<Missing>,
 }
@@ -94,7 +97,7 @@ impl ProxyReport {
         match health {
             Ok(answer) => {
                 self.healthy = Some(answer.status == 200);
-                self.last_sync = last_sync(&answer.body);
+                (self.last_sync, self.sync_age) = last_sync(&answer.body);
             }
             Err(error) => self.miss("kube-proxy's health", format!("{healthz}: {error}")),
         }
@@ -192,9 +195,28 @@ fn version(metrics: &str) -> Option<String> {
     rest.split('"').next().map(str::to_owned)
 }
 
-fn last_sync(body: &str) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_str(body).ok()?;
-    value["lastUpdated"].as_str().map(str::to_owned)
+/// When it last synced, and how long ago that was.
+fn last_sync(body: &str) -> (Option<String>, Option<Duration>) {
+    let Ok(value) = serde_json::from_str::<serde_json::Value>(body) else {
+        return (None, None);
+    };
+    let (last, now) = (value["lastUpdated"].as_str(), value["currentTime"].as_str());
+    let age = last.and_then(moment).zip(now.and_then(moment));
+    let age = age.and_then(|(last, now)| now.duration_since(last).ok());
+    (last.map(str::to_owned), age)
+}
+
+/// A time as Go writes it, `2026-01-02 03:04:05.6 +0000 UTC m=+7.8`, or as RFC 3339. Both times of an answer are of
+/// one zone, which is left out.
+fn moment(text: &str) -> Option<SystemTime> {
+    let mut words = text.split_whitespace();
+    let date = words.next()?;
+    let both = if date.contains('T') {
+        date.to_owned()
+    } else {
+        format!("{date} {}", words.next()?)
+    };
+    humantime::parse_rfc3339_weak(&both).ok()
 }
 
 #[cfg(test)]
@@ -254,6 +276,31 @@ mod tests {
         assert_eq!(found.healthy, Some(true));
         assert_eq!(found.last_sync.as_deref(), Some("2026-01-02 03:04:05"));
         assert_eq!(found.missing, []);
+    }
+
+    #[test]
+    fn the_age_of_the_last_sync_is_by_its_own_clock() {
+        let age = |last: &str, now: &str| {
+            let body = format!("{{\"lastUpdated\": \"{last}\", \"currentTime\": \"{now}\"}}");
+            last_sync(&body).1.map(|age| age.as_secs())
+        };
+        for (last, now, wanted) in [
+            (
+                "2026-01-02 03:04:05.25 +0100 CET m=+12.3",
+                "2026-01-02 03:05:40.5 +0100 CET m=+107.6",
+                Some(95),
+            ),
+            ("2026-01-02T03:04:05Z", "2026-01-02T03:04:06Z", Some(1)),
+            // It never did.
+            (
+                "0001-01-01 00:00:00 +0000 UTC",
+                "2026-01-02 03:04:05 +0000 UTC",
+                None,
+            ),
+            ("soon", "2026-01-02 03:04:05 +0000 UTC", None),
+        ] {
+            assert_eq!(age(last, now), wanted, "{last} {now}");
+        }
     }
 
     #[test]

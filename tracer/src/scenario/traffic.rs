@@ -304,7 +304,25 @@ impl Server {
     /// # Errors
     /// When the port cannot be listened on.
     pub fn tcp(namespace: &Namespace, address: IpAddr, port: u16) -> anyhow::Result<Self> {
-        let listener = namespace.enter(|| TcpListener::bind((address, port)))?;
+        Self::answering(namespace, SocketAddr::new(address, port), ANSWER.to_vec())
+    }
+
+    /// Answers HTTP requests on a port of the namespace with this status and nothing more.
+    ///
+    /// # Errors
+    /// When the port cannot be listened on.
+    pub fn http(namespace: &Namespace, port: u16, status: u16) -> anyhow::Result<Self> {
+        let place = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let answer = format!("HTTP/1.0 {status} -\r\n\r\n");
+        Self::answering(namespace, place, answer.into_bytes())
+    }
+
+    fn answering(
+        namespace: &Namespace,
+        place: SocketAddr,
+        answer: Vec<u8>,
+    ) -> anyhow::Result<Self> {
+        let listener = namespace.enter(|| TcpListener::bind(place))?;
         listener.set_nonblocking(true)?;
         Ok(Self::spawn(move || {
             let Ok((mut stream, _)) = listener.accept() else {
@@ -315,7 +333,7 @@ impl Server {
                 .set_nonblocking(false)
                 .and_then(|()| stream.set_read_timeout(Some(QUESTION_WAIT)))
                 .and_then(|()| stream.read(&mut [0; 64]))
-                .and_then(|_| stream.write_all(ANSWER));
+                .and_then(|_| stream.write_all(&answer));
             true
         }))
     }

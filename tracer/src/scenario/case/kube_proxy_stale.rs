@@ -2,7 +2,10 @@
 
 use serde_json::json;
 
+use crate::scenario::kube_proxy::StandIn;
+use crate::scenario::namespace::Namespace;
 use crate::scenario::objects::{Endpoint, Objects};
+use crate::scenario::traffic::Server;
 use crate::scenario::world::at;
 use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
 
@@ -17,6 +20,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
             // What is certain comes before what is likely.
             expects: &["ipvs-no-destination", "kube-proxy-stale"],
         },
+        Variant::fault(
+            "unhealthy",
+            "the same, and kube-proxy says that it is not healthy",
+        ),
         Variant::HEALTHY,
     ],
     needs: Need::IPVS,
@@ -24,6 +31,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
     likely: Some("a sync period has to pass before kube-proxy is late"),
     build,
 };
+
+/// Where kube-proxy says how it is, when it is not told otherwise.
+const HEALTHZ: u16 = 10256;
 
 fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
@@ -38,9 +48,20 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     if !variant.fault {
         site.node.run(&fix)?;
     }
-    Ok(Plan::fixed_by(
-        vec![Target::tcp("the service", &site.client, service)],
-        &site.node,
-        [fix],
-    ))
+    let targets = vec![Target::tcp("the service", &site.client, service)];
+    if variant.name != "unhealthy" {
+        return Ok(Plan::fixed_by(targets, &site.node, [fix]));
+    }
+    let start =
+        |node: &Namespace| StandIn::start("kube-proxy", node, None, &["--proxy-mode=ipvs".into()]);
+    world.stand_ins.push(start(&site.node)?);
+    let health = Server::http(&site.node, HEALTHZ, 503)?;
+    let node = site.node;
+    Ok(Plan::fixed_with(targets, move |world| {
+        // kube-proxy started anew syncs.
+        drop(health);
+        world.stand_ins.clear();
+        world.stand_ins.push(start(&node)?);
+        node.run(&fix)
+    }))
 }

@@ -535,6 +535,7 @@ mod tests {
                 cause: None,
                 before: Duration::ZERO,
                 after: Duration::ZERO,
+                most: MOST_BYTES,
             };
             let files = Files::create(options(Some(trigger))).expect("a file");
             assert!(files.close(0).expect("room").files.is_empty());

@@ -365,6 +365,7 @@ pub(super) mod tests {
             flags: 0,
             label: None,
             scope: Scope::Global,
+            created_ns: None,
         }
     }
 

@@ -298,6 +298,7 @@ mod tests {
                     flags: 0,
                     label: None,
                     scope: Scope::Global,
+                    created_ns: None,
                 })
                 .collect();
             facts

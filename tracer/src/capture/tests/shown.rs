@@ -90,6 +90,7 @@ fn an_address_is_named_again_when_its_owner_changes() {
             flags: 0,
             label: None,
             scope: Scope::Global,
+            created_ns: None,
         }];
         Arc::new(facts)
     };

@@ -97,7 +97,7 @@ fn painted(width: u16, height: u16, choice: &Choice) -> String {
 }
 
 fn order(view: &TopView) -> Vec<u64> {
-    view.flows.iter().map(|row| row.id).collect()
+    view.flows.iter().map(|row| row.key.id).collect()
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::block::{self, Builder, ETHERNET_HEADER, link, option};
 use super::record::{BareEvent, Counters, FRAME_BYTES, Header, Headers, Record};
 use super::wire::{WireEvent, to_cbor};
-use super::{ENTERPRISE, MOST_BLOCK};
+use super::ENTERPRISE;
 use crate::event::Event;
 use crate::hook::Role;
 use crate::kernel::reasons::DropReasons;
@@ -181,7 +181,9 @@ impl Encoder {
 
     /// A record that is no event.
     pub(super) fn record(&mut self, record: Record, out: &mut Vec<u8>) -> anyhow::Result<()> {
-        custom(out, &record)?;
+        if !custom(out, &record)? {
+            return Ok(());
+        }
         match record {
             Record::Facts(reading) => self.last_facts = Some(reading),
             Record::Cluster(facts) => self.last_cluster = facts,
@@ -396,17 +398,11 @@ impl Encoder {
     }
 }
 
-/// A record in a custom block. One that is too long is left out, and the file says so.
-fn custom(out: &mut Vec<u8>, record: &Record) -> anyhow::Result<()> {
-    let bytes = record.to_bytes()?;
-    if bytes.len() + 32 > MOST_BLOCK {
-        anyhow::bail!(
-            "a record of {} bytes is longer than a block can be",
-            bytes.len()
-        );
-    }
-    custom_bytes(out, &bytes);
-    Ok(())
+/// A record in a custom block. One that is too long is left out, and the file says so; then it gives false.
+fn custom(out: &mut Vec<u8>, record: &Record) -> anyhow::Result<bool> {
+    let framed = record.to_bytes()?;
+    custom_bytes(out, &framed.bytes);
+    Ok(framed.whole)
 }
 
 fn custom_bytes(out: &mut Vec<u8>, bytes: &[u8]) {

@@ -535,7 +535,7 @@ mod tests {
                 cause: None,
                 before: Duration::ZERO,
                 after: Duration::ZERO,
-                most: MOST_BYTES,
+                most: Trigger::MOST,
             };
             let files = Files::create(options(Some(trigger))).expect("a file");
             assert!(files.close(0).expect("room").files.is_empty());

@@ -132,7 +132,7 @@ impl Interface {
     }
 }
 
-/// What was passed over: things of later versions, and how often.
+/// What was passed over, why, and how often: things of later versions, or too long to be kept.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Skipped(BTreeMap<String, u64>);
 

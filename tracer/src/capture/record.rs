@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use tracer_ebpf::event::PACKET_BYTES;
 
-use super::MOST_UNPACKED;
 use super::block::ETHERNET_HEADER;
 use super::wire::{Unread, WireEvent, from_cbor, to_cbor};
+use super::{MOST_BLOCK, MOST_UNPACKED};
 use crate::event::Event;
 use crate::kube::{ClusterFacts, StoredCluster};
 use crate::node::Reading;
@@ -178,10 +178,12 @@ enum Kind {
     Diagnosis = 8,
     /// The facts of the cluster hold no longer. Its body is empty.
     ClusterEnd = 9,
+    /// Stands for a record that no reader would take. Its body is what that was, in words.
+    LeftOut = 10,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Header,
         Self::Event,
         Self::Control,
@@ -191,6 +193,7 @@ impl Kind {
         Self::Counters,
         Self::Diagnosis,
         Self::ClusterEnd,
+        Self::LeftOut,
     ];
 }
 
@@ -203,20 +206,36 @@ const WORTH_COMPRESSING: usize = 256;
 const LEVEL: i32 = 3;
 /// Kind, version, flags and length of the body, little-endian in every section.
 const HEAD: usize = 8;
+/// Longest head and body: a block has room for its own fields as well.
+const MOST_FRAME: usize = MOST_BLOCK - 32;
+
+/// A record as it is in a custom block.
+pub(super) struct Framed {
+    pub(super) bytes: Vec<u8>,
+    /// False where the record is longer than a reader takes: the bytes say that it was left out.
+    pub(super) whole: bool,
+}
 
 /// Why a record is not given.
 pub(super) enum Unknown {
-    /// A kind or version of a later tracer.
+    /// It cannot be had, and why.
     Skipped(String),
     /// Its bytes are damaged.
     Damaged(String),
 }
 
+impl Unknown {
+    /// A kind or version of a later tracer.
+    fn later(what: &str) -> Self {
+        Self::Skipped(format!("{what}, which a later tracer wrote"))
+    }
+}
+
 impl From<Unread> for Unknown {
     fn from(unread: Unread) -> Self {
         match unread {
-            Unread::Version(version) => Self::Skipped(format!("events of version {version}")),
-            Unread::Hook(hook) => Self::Skipped(format!("events of hook {hook}")),
+            Unread::Version(version) => Self::later(&format!("events of version {version}")),
+            Unread::Hook(hook) => Self::later(&format!("events of hook {hook}")),
             Unread::Damaged => Self::Damaged("a typed event is broken".into()),
         }
     }
@@ -242,7 +261,7 @@ impl Record {
     ///
     /// # Errors
     /// When the record cannot be encoded.
-    pub(super) fn to_bytes(&self) -> anyhow::Result<Vec<u8>> {
+    pub(super) fn to_bytes(&self) -> anyhow::Result<Framed> {
         let (kind, body) = match self {
             Self::Header(header) => (Kind::Header, to_cbor(header)?),
             Self::Control(control) => (Kind::Control, to_cbor(control)?),
@@ -254,7 +273,7 @@ impl Record {
             Self::Diagnosis(text) => (Kind::Diagnosis, to_cbor(text)?),
             Self::Event(_) | Self::Packet(_) => anyhow::bail!("an event is no record of its own"),
         };
-        frame(kind, body)
+        frame(kind, &body, MOST_UNPACKED, MOST_FRAME)
     }
 
     /// Reads a record's bytes.
@@ -269,10 +288,10 @@ impl Record {
             .get(..length as usize)
             .ok_or_else(|| damaged("a record longer than its block"))?;
         let Some(kind) = Kind::ALL.into_iter().find(|kind| *kind as u16 == number) else {
-            return Err(Unknown::Skipped(format!("records of kind {number}")));
+            return Err(Unknown::later(&format!("records of kind {number}")));
         };
         if head[2] > VERSION {
-            return Err(Unknown::Skipped(format!(
+            return Err(Unknown::later(&format!(
                 "records of kind {number} in version {}",
                 head[2]
             )));
@@ -298,6 +317,10 @@ impl Record {
                 Self::Cluster(Some(Arc::new(stored.into())))
             }
             Kind::ClusterEnd => Self::Cluster(None),
+            Kind::LeftOut => {
+                let what: String = from_cbor(body).map_err(broken)?;
+                return Err(Unknown::Skipped(format!("{what}, too long for a capture")));
+            }
             Kind::Event => Self::Event(from_cbor::<BareEvent>(body).map_err(broken)?.sighting()?),
         })
     }
@@ -309,7 +332,7 @@ impl BareEvent {
     /// # Errors
     /// When it cannot be encoded.
     pub(super) fn to_bytes(&self) -> anyhow::Result<Vec<u8>> {
-        frame(Kind::Event, to_cbor(self)?)
+        framed(Kind::Event, &to_cbor(self)?)
     }
 
     fn sighting(self) -> Result<Sighting, Unknown> {
@@ -324,9 +347,26 @@ impl BareEvent {
     }
 }
 
-fn frame(kind: Kind, body: Vec<u8>) -> anyhow::Result<Vec<u8>> {
+/// Frames what a reader takes, of at most so many bytes before and after compression; else what stands for it.
+fn frame(kind: Kind, body: &[u8], unpacked: usize, packed: usize) -> anyhow::Result<Framed> {
+    if body.len() <= unpacked {
+        let bytes = framed(kind, body)?;
+        if bytes.len() <= packed {
+            return Ok(Framed { bytes, whole: true });
+        }
+    }
+    let what = format!("{kind:?} records").to_lowercase();
+    Ok(Framed {
+        bytes: framed(Kind::LeftOut, &to_cbor(&what)?)?,
+        whole: false,
+    })
+}
+
+fn framed(kind: Kind, body: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let packed;
     let (flags, body) = if body.len() > WORTH_COMPRESSING {
-        (COMPRESSED, pack(&body)?)
+        packed = pack(body)?;
+        (COMPRESSED, packed.as_slice())
     } else {
         (0, body)
     };
@@ -335,7 +375,7 @@ fn frame(kind: Kind, body: Vec<u8>) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(HEAD + body.len());
     bytes.extend_from_slice(&[number[0], number[1], VERSION, flags]);
     bytes.extend_from_slice(&length);
-    bytes.extend_from_slice(&body);
+    bytes.extend_from_slice(body);
     Ok(bytes)
 }
 
@@ -353,4 +393,31 @@ fn unpack(body: &[u8]) -> std::io::Result<Vec<u8>> {
         .take(MOST_UNPACKED as u64)
         .read_to_end(&mut unpacked)?;
     Ok(unpacked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_reader_takes_is_left_out_and_the_file_says_so() {
+        let small = vec![7; WORTH_COMPRESSING];
+        let long = vec![7; 1000];
+        for (body, unpacked, packed, whole) in [
+            (&long, 1000, 1000, true),
+            (&long, 999, 1000, false),
+            (&small, 1000, WORTH_COMPRESSING + HEAD, true),
+            (&small, 1000, WORTH_COMPRESSING, false),
+        ] {
+            let framed = frame(Kind::Facts, body, unpacked, packed).expect("bytes");
+            assert_eq!(framed.whole, whole, "{unpacked} {packed}");
+            let read = Record::from_bytes(&framed.bytes);
+            let skipped = match read {
+                Err(Unknown::Skipped(what)) => Some(what),
+                Err(Unknown::Damaged(_)) | Ok(_) => None,
+            };
+            let said = "facts records, too long for a capture";
+            assert_eq!(skipped.as_deref(), (!whole).then_some(said));
+        }
+    }
 }

@@ -330,8 +330,11 @@ fn a_later_tracers_records_are_passed_over() {
     assert_eq!(
         skipped,
         [
-            ("records of kind 3 in version 200", 1),
-            ("records of kind 99", 1)
+            (
+                "records of kind 3 in version 200, which a later tracer wrote",
+                1
+            ),
+            ("records of kind 99, which a later tracer wrote", 1)
         ]
     );
 }

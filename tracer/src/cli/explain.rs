@@ -80,9 +80,9 @@ pub(super) fn damaged(file: &Path, error: crate::capture::ReadError) -> Failure 
         .into()
 }
 
-/// Says what a later tracer wrote that this one does not know.
+/// Says what of the capture cannot be had.
 pub(super) fn say_skipped(reader: &Reader) {
     for (what, count) in reader.skipped().iter() {
-        eprintln!("tracer: passed over {count} {what}, which a later tracer wrote");
+        eprintln!("tracer: passed over {count} {what}");
     }
 }

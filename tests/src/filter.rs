@@ -207,7 +207,24 @@ pub fn tests() -> Vec<Test> {
         "filter: generated packets, as tcpdump picks them",
         generated::agrees,
     ));
+    tests.push(Test::new("filter: arp is shown where it is asked for", arp));
     tests
+}
+
+/// The first packet each way asks for its neighbour, and is answered; nothing of that is a failure.
+fn arp(tracer: &Tracer) -> anyhow::Result<()> {
+    let _world = World::build(Proxy::Iptables)?;
+    let answer = traced(tracer, &["arp"])?;
+    answer.expect_code(0)?;
+    let journeys = answer.objects("journey");
+    let said = |word: &str| journeys.iter().any(|journey| journey["protocol"] == word);
+    let only = journeys.iter().all(|journey| {
+        let protocol = journey["protocol"].as_str();
+        protocol.is_some_and(|name| name.starts_with("arp ")) && journey["arrived"] != false
+    });
+    check(said("arp who-has") && said("arp reply") && only, || {
+        format!("{journeys:?}")
+    })
 }
 
 /// Each address that the flow has anywhere finds all its legs.

@@ -78,6 +78,7 @@ impl Analysis {
 
     /// Tells and judges only journeys that match.
     pub fn only(&mut self, filter: Filter) {
+        self.collector.follow_arp(filter.asks_for_arp());
         self.only = filter;
     }
 

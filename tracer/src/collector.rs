@@ -136,6 +136,8 @@ pub struct Collector {
     filtering: BTreeSet<NetnsId>,
     /// When rules were last read.
     rules_ns: Option<u64>,
+    /// ARP packets have journeys as well.
+    follows_arp: bool,
     /// What kube-proxy's rules do, and when to read it.
     service_rules: ServiceRulesReader,
     /// What kube-proxy says of itself.
@@ -174,6 +176,7 @@ impl Collector {
             met: Met::default(),
             filtering: BTreeSet::new(),
             rules_ns: None,
+            follows_arp: false,
             service_rules: ServiceRulesReader::default(),
             proxy_reports: ProxyReports::default(),
             due_ns: None,
@@ -222,6 +225,11 @@ impl Collector {
     /// The kernel's number of NOT_SPECIFIED, once a capture says it.
     pub const fn set_unspecified(&mut self, reason: Option<u32>) {
         self.tracker.set_unspecified(reason);
+    }
+
+    /// ARP packets have journeys as well from now on, or no more; they are never judged.
+    pub const fn follow_arp(&mut self, follow: bool) {
+        self.follows_arp = follow;
     }
 
     /// Every flow.
@@ -294,7 +302,7 @@ impl Collector {
     }
 
     /// Takes an event; journeys that it ends go to `ended`. Gives the number of the event's journey.
-    pub fn push(&mut self, event: Event, ended: &mut Vec<Journey>) -> Option<u64> {
+    pub fn push(&mut self, mut event: Event, ended: &mut Vec<Journey>) -> Option<u64> {
         self.counts.events += 1;
         self.counts.count(event.hook);
         // Events come in runs of one namespace.
@@ -324,6 +332,9 @@ impl Collector {
         }
         if let Detail::Drop { location, reason } = event.detail {
             *self.counts.drops.entry((reason, location)).or_default() += 1;
+        }
+        if self.follows_arp {
+            event.follow_arp();
         }
         self.tracker.push(event, ended)
     }
@@ -385,6 +396,9 @@ impl Collector {
         for journey in journeys {
             self.counts.packets += 1;
             self.counts.failed += u64::from(journey.failed());
+            if journey.is_arp() {
+                continue;
+            }
             let cluster = self.cluster.as_deref();
             let at_nodeport = self.met.note(&journey, cluster);
             self.service_rules.remember(&journey, cluster);

@@ -11,8 +11,10 @@ use tracer_ebpf::hook::HookId;
 
 use crate::hook::{self, Role};
 
+mod arp;
 mod packet;
 
+pub use arp::Arp;
 pub use packet::{Packet, Transport, Tuple, protocol, tcp_flag};
 
 /// Something that happened to a packet at a hook.
@@ -36,8 +38,10 @@ pub struct Event {
     pub detail: Detail,
     /// Headers; `None` as well for what is not IP.
     pub packet: Option<Packet>,
-    /// The headers were read, and are not IP's (ARP, for one).
+    /// The headers were read, and are not IP's.
     pub not_ip: bool,
+    /// What they are where they are ARP's, until it is followed as a packet ([`Event::follow_arp`]).
+    pub arp: Option<Arp>,
 }
 
 /// What a hook adds to an event.
@@ -198,6 +202,14 @@ impl Event {
         self.hook == HookId::Drop && self.not_ip && self.ifindex.is_none()
     }
 
+    /// Makes ARP a packet that has a journey of its own, as IP's are; that is done where it is asked for.
+    pub fn follow_arp(&mut self) {
+        if let Some(arp) = self.arp.take() {
+            self.packet = Some(arp.packet());
+            self.not_ip = false;
+        }
+    }
+
     /// What it means to be seen at this hook.
     pub const fn role(&self) -> Role {
         hook::of(self.hook).role
@@ -212,8 +224,14 @@ impl Event {
         // may look like a header.
         let of_no_network =
             hook == HookId::Drop && event.protocol == 0 && !has(raw::valid::IFINDEX);
-        let packet = (has(raw::valid::PACKET) && !of_no_network)
-            .then(|| Packet::parse(&event.packet[..length], usize::from(event.network_offset)))
+        let network = usize::from(event.network_offset);
+        let arp = if event.protocol == Arp::ETHERTYPE.to_be() && has(raw::valid::PACKET) {
+            event.packet[..length].get(network..).and_then(Arp::parse)
+        } else {
+            None
+        };
+        let packet = (has(raw::valid::PACKET) && !of_no_network && arp.is_none())
+            .then(|| Packet::parse(&event.packet[..length], network))
             .flatten();
         let detail = if has(raw::valid::DETAIL) {
             Detail::decode(hook, event)
@@ -231,6 +249,7 @@ impl Event {
             detail,
             not_ip: has(raw::valid::PACKET) && packet.is_none(),
             packet,
+            arp,
         })
     }
 }

@@ -38,6 +38,7 @@ fn journey() -> Journey {
             transport: Transport::Other,
         }),
         not_ip: false,
+        arp: None,
     };
     let chosen = Detail::Connection {
         real: "10.244.1.5:8080".parse().expect("an address"),

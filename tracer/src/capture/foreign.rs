@@ -1,11 +1,13 @@
 //! What other programs write: plain pcapng packets, the older packet blocks, and classic pcap.
 
+use tracer_ebpf::header::ethertype;
+
 use super::MOST_BLOCK;
 use super::block::{Order, link};
 use super::bytes::Bytes;
 use super::reader::{Interface, Stop};
 use super::record::Packet;
-use crate::event;
+use crate::event::{self, Arp};
 
 /// Length of a classic file's header.
 pub(super) const HEADER: usize = 24;
@@ -14,7 +16,7 @@ const PACKET_HEADER: usize = 16;
 const MICROSECONDS: u32 = 0xa1b2_c3d4;
 const NANOSECONDS: u32 = 0xa1b2_3c4d;
 const ETHERTYPE_VLAN: [u16; 2] = [0x8100, 0x88a8];
-const ETHERTYPE_IP: [u16; 2] = [0x0800, 0x86dd];
+const ETHERTYPES: [u16; 3] = [ethertype::IPV4, ethertype::IPV6, ethertype::ARP];
 
 /// A classic pcap file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,6 +79,7 @@ impl Classic {
             length,
             outbound: None,
             headers: headers(self.link_type, packet),
+            arp: arp(self.link_type, packet),
         };
         Ok(Some((packet, whole)))
     }
@@ -101,6 +104,7 @@ pub(super) fn simple_packet(
         length,
         outbound: None,
         headers: headers(interface.link_type, bytes),
+        arp: arp(interface.link_type, bytes),
     }))
 }
 
@@ -127,6 +131,7 @@ pub(super) fn old_packet(
         length: field(16)?,
         outbound: None,
         headers: headers(interface.link_type, bytes),
+        arp: arp(interface.link_type, bytes),
     }))
 }
 
@@ -141,26 +146,42 @@ pub(super) const fn outbound(flags: u32) -> Option<bool> {
 
 /// Headers of an IP packet behind a link header.
 pub(super) fn headers(link_type: u16, bytes: &[u8]) -> Option<event::Packet> {
-    let network = match link_type {
-        link::ETHERNET => behind_ethernet(bytes)?,
-        link::RAW | link::IP4 | link::IP6 => 0,
-        other if link::RAW_OLD.contains(&other) => 0,
-        link::NULL | link::LOOP => 4,
-        link::COOKED => 16,
-        link::COOKED2 => 20,
-        _ => return None,
-    };
-    event::Packet::parse(bytes, network)
+    let (kind, network) = behind_link(link_type, bytes)?;
+    let is_arp = kind == Some(Arp::ETHERTYPE);
+    (!is_arp).then(|| event::Packet::parse(bytes, network))?
 }
 
-/// Where the IP header begins in an Ethernet frame, behind its VLAN tags.
-fn behind_ethernet(bytes: &[u8]) -> Option<usize> {
+/// What ARP says behind a link header.
+pub(super) fn arp(link_type: u16, bytes: &[u8]) -> Option<Arp> {
+    let (kind, network) = behind_link(link_type, bytes)?;
+    let is_arp = kind == Some(Arp::ETHERTYPE);
+    is_arp.then(|| Arp::parse(bytes.get(network..)?))?
+}
+
+/// EtherType, where the link says it, and where the network header begins.
+fn behind_link(link_type: u16, bytes: &[u8]) -> Option<(Option<u16>, usize)> {
+    Some(match link_type {
+        link::ETHERNET => {
+            let (kind, network) = behind_ethernet(bytes)?;
+            (Some(kind), network)
+        }
+        link::RAW | link::IP4 | link::IP6 => (None, 0),
+        other if link::RAW_OLD.contains(&other) => (None, 0),
+        link::NULL | link::LOOP => (None, 4),
+        link::COOKED => (Order::Big.u16(bytes, 14), 16),
+        link::COOKED2 => (Order::Big.u16(bytes, 0), 20),
+        _ => return None,
+    })
+}
+
+/// EtherType of an Ethernet frame behind its VLAN tags, and where what it names begins.
+fn behind_ethernet(bytes: &[u8]) -> Option<(u16, usize)> {
     let mut at = 12;
     // A frame has at most a few tags; the bound ends a nonsense one.
     for _ in 0..8 {
         let kind = Order::Big.u16(bytes, at)?;
-        if ETHERTYPE_IP.contains(&kind) {
-            return Some(at + 2);
+        if ETHERTYPES.contains(&kind) {
+            return Some((kind, at + 2));
         }
         if !ETHERTYPE_VLAN.contains(&kind) {
             return None;
@@ -168,4 +189,31 @@ fn behind_ethernet(bytes: &[u8]) -> Option<usize> {
         at += 4;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arp_is_found_behind_each_link_header_that_names_it() {
+        let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
+        arp.extend([0; 20]);
+        let behind = |head: &[u8]| [head, &arp].concat();
+        let ethernet = [&[0; 12][..], &[0x08, 0x06]].concat();
+        let tagged = [&[0; 12][..], &[0x81, 0, 0, 7, 0x08, 0x06]].concat();
+        let cooked = [&[0; 14][..], &[0x08, 0x06]].concat();
+        let cooked2 = [&[0x08, 0x06][..], &[0; 18]].concat();
+        for (kind, head) in [
+            (link::ETHERNET, ethernet),
+            (link::ETHERNET, tagged),
+            (link::COOKED, cooked),
+            (link::COOKED2, cooked2),
+        ] {
+            let bytes = behind(&head);
+            assert!(super::arp(kind, &bytes).is_some_and(|arp| !arp.reply));
+            assert_eq!(headers(kind, &bytes), None);
+        }
+        assert_eq!(super::arp(link::RAW, &arp), None);
+    }
 }

@@ -480,6 +480,7 @@ fn packet(
             length,
             outbound: foreign::outbound(flags),
             headers: foreign::headers(interface.link_type, bytes),
+            arp: foreign::arp(interface.link_type, bytes),
         })));
     };
     let mut headers = None;
@@ -495,6 +496,11 @@ fn packet(
             interface.ifindex,
             packet,
         )
+    });
+    let arp = headers.and_then(|_| foreign::arp(block::link::ETHERNET, bytes));
+    let event = event.map(|event| event::Event {
+        arp: arp.filter(|_| event.not_ip),
+        ..event
     });
     match event.map_err(Unknown::from) {
         Ok(event) => Ok(Some(Record::Event(Sighting {

@@ -120,6 +120,8 @@ pub struct Packet {
     pub outbound: Option<bool>,
     /// Headers of an IP packet.
     pub headers: Option<crate::event::Packet>,
+    /// What ARP says, where it is that.
+    pub arp: Option<crate::event::Arp>,
 }
 
 /// A moment at which the trace drew conclusions; a replay draws them at the same.

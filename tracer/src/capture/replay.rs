@@ -235,6 +235,7 @@ impl Replay {
                 Detail::None
             },
             not_ip: packet.headers.is_none(),
+            arp: packet.arp,
             packet: packet.headers.clone(),
         }
     }

@@ -52,6 +52,7 @@ fn event(number: u64, hook: HookId, detail: Detail) -> Event {
         detail,
         packet: Packet::parse(&headers.bytes, 14),
         not_ip: false,
+        arp: None,
     }
 }
 

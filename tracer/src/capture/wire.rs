@@ -257,6 +257,7 @@ impl WireEvent {
             detail: self.detail.into(),
             packet: packet.filter(|_| !has(seen::BORROWED)),
             not_ip: has(seen::NOT_IP),
+            arp: None,
         })
     }
 }

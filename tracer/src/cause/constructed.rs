@@ -381,6 +381,7 @@ impl Way<'_> {
             detail,
             packet: Some(self.packet.clone()),
             not_ip: false,
+            arp: None,
         });
         self
     }

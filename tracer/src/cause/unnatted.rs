@@ -33,7 +33,9 @@ pub(super) fn stray<'a>(evidence: &Evidence<'_>, failure: &'a Failure<'a>) -> Op
                 && failure.journey.passed(Role::Reset)
         }
         Transport::Udp => failure.journey.passed(Role::IcmpError),
-        Transport::Icmp { .. } | Transport::Fragment | Transport::Other => false,
+        Transport::Icmp { .. } | Transport::Arp { .. } | Transport::Fragment | Transport::Other => {
+            false
+        }
     };
     let back = packet.tuple;
     // An answer may end before its request does, and then begins a flow of its own.

@@ -134,6 +134,7 @@ fn events(
 ) -> anyhow::Result<Option<ReadError>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::Nothing));
     let mut count = 0u64;
+    let arp = filter.asks_for_arp();
     loop {
         let record = match reader.next() {
             Ok(Some(record)) => record,
@@ -146,7 +147,10 @@ fn events(
         }
         // Only names are wanted of everything else.
         match record {
-            Record::Event(sighting) => {
+            Record::Event(mut sighting) => {
+                if arp {
+                    sighting.event.follow_arp();
+                }
                 let interface = sighting
                     .interface
                     .and_then(|number| reader.interfaces().get(number as usize))
@@ -163,7 +167,10 @@ fn events(
                 }
             }
             Record::Packet(packet) => {
-                let event = replay.event(&packet, reader);
+                let mut event = replay.event(&packet, reader);
+                if arp {
+                    event.follow_arp();
+                }
                 let interface = reader
                     .interfaces()
                     .get(packet.interface as usize)

@@ -6,7 +6,7 @@ use serde_json::json;
 use tracer_ebpf::hook::HookId;
 
 use super::*;
-use crate::event::{Packet, Transport};
+use crate::event::{Arp, Packet, Transport};
 use crate::kube::constructed::cluster;
 
 /// A packet from a client to a node's port, seen at these moments and hooks.
@@ -35,6 +35,7 @@ fn journey(id: u64, to: &str, hooks: &[HookId], start_ns: u64, ending: Ending) -
             },
         }),
         not_ip: false,
+        arp: None,
     };
     Journey {
         id,
@@ -176,4 +177,82 @@ fn a_buffer_of_no_network_is_no_drop() {
     }
     assert_eq!(collector.counts().drops.values().sum::<u64>(), 2);
     assert_eq!(collector.active(), 0);
+}
+
+#[test]
+fn arp_has_journeys_where_it_is_asked_for_and_is_never_judged() {
+    let question = Event {
+        packet: None,
+        not_ip: true,
+        arp: Some(Arp {
+            reply: false,
+            sender: [192, 0, 2, 1].into(),
+            target: [192, 0, 2, 2].into(),
+        }),
+        ..journey(
+            1,
+            "192.0.2.1:80",
+            &[HookId::DeviceReceive],
+            1,
+            Ending::OutOfSight,
+        )
+        .events[0]
+            .clone()
+    };
+    let dropped = Event {
+        hook: HookId::Drop,
+        detail: Detail::Drop {
+            location: 1,
+            reason: Some(2),
+        },
+        ..question.clone()
+    };
+    let packets = |follow| {
+        let mut collector = collector();
+        collector.follow_arp(follow);
+        let mut ended = Vec::new();
+        for event in [&question, &dropped] {
+            collector.push(event.clone(), &mut ended);
+        }
+        collector.finish(&mut ended);
+        for journey in &ended {
+            assert!(journey.is_arp() && !journey.failed());
+            assert_eq!(journey.events.len(), 2);
+        }
+        collector.keep(ended, 3);
+        assert_eq!((collector.flows(), collector.counts().failed), (0, 0));
+        assert!(!collector.is_due(3, true));
+        collector.counts().packets
+    };
+    assert_eq!((packets(true), packets(false)), (1, 0));
+}
+
+#[test]
+fn arp_does_not_change_the_numbers_of_other_packets() {
+    let mut collector = collector();
+    collector.follow_arp(true);
+    let ip = journey(
+        7,
+        "192.0.2.1:80",
+        &[HookId::DeviceReceive],
+        1,
+        Ending::OutOfSight,
+    )
+    .events[0]
+        .clone();
+    let arp = Event {
+        skb: 8,
+        packet: None,
+        not_ip: true,
+        arp: Some(Arp {
+            reply: true,
+            sender: [192, 0, 2, 1].into(),
+            target: [192, 0, 2, 2].into(),
+        }),
+        ..ip.clone()
+    };
+    let mut ended = Vec::new();
+    let number = collector.push(arp, &mut ended).expect("it is followed");
+    assert_eq!(collector.push(ip, &mut ended), Some(1));
+    assert!(number > 1);
 }

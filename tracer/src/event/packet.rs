@@ -40,6 +40,8 @@ pub mod protocol {
     pub const ICMP6: u8 = 58;
     /// SCTP.
     pub const SCTP: u8 = 132;
+    /// ARP, which has no number of IP's; this one is reserved.
+    pub const ARP: u8 = 255;
 
     /// Usual name of a protocol.
     pub fn name(number: u8) -> String {
@@ -49,6 +51,7 @@ pub mod protocol {
             UDP => "udp".into(),
             SCTP => "sctp".into(),
             ICMP6 => "icmp6".into(),
+            ARP => "arp".into(),
             other => format!("protocol {other}"),
         }
     }
@@ -84,6 +87,11 @@ pub enum Transport {
         /// Code.
         code: u8,
     },
+    /// ARP, which is no IP: from its sender to its target.
+    Arp {
+        /// It answers; else it asks.
+        reply: bool,
+    },
     /// A fragment that is not the first: its transport header is in another packet.
     Fragment,
     /// Another protocol, or a header that was not captured.
@@ -115,7 +123,10 @@ impl Packet {
                 flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
             }
             Transport::Udp => true,
-            Transport::Icmp { .. } | Transport::Fragment | Transport::Other => false,
+            Transport::Icmp { .. }
+            | Transport::Arp { .. }
+            | Transport::Fragment
+            | Transport::Other => false,
         }
     }
 
@@ -214,6 +225,8 @@ impl Packet {
                 let discovery = self.tuple.protocol == protocol::ICMP6 && DISCOVERY.contains(&kind);
                 self.transport == other.transport && (!discovery || self.tuple == other.tuple)
             }
+            // No NAT.
+            (Transport::Arp { .. }, _) => self == other,
             // Put together again, the packet goes on as the fragment that came last.
             (Transport::Fragment, _) | (_, Transport::Fragment) => true,
             (one, two) => std::mem::discriminant(&one) == std::mem::discriminant(&two),

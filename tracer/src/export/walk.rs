@@ -1,5 +1,6 @@
 //! Reads a capture once and hands out journeys, events, flows and diagnoses.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::table::{Kept, Reached, Row, Seen, Told};
@@ -130,6 +131,11 @@ impl<S: Sink> Walk<'_, S> {
         names: &Names<'_>,
         filter: &Filter,
     ) -> anyhow::Result<()> {
+        let mut event = Cow::Borrowed(event);
+        if event.arp.is_some() && filter.asks_for_arp() {
+            event.to_mut().follow_arp();
+        }
+        let event = &*event;
         let name_of = |netns, ifindex| Some(names.device(Some(netns), ifindex));
         if !filter.matches_event(event, &name_of) {
             return Ok(());

@@ -50,6 +50,7 @@ pub(super) fn of_place(event: &Event, name_of: &dyn Fn(u32, u32) -> Option<Strin
 
 /// A tuple at a place.
 pub(super) fn of_tuple(tuple: &Tuple, place: Key) -> Key {
+    let is_arp = tuple.protocol == protocol::ARP;
     let address = |end: SocketAddr| words(&octets(end.ip()));
     let has_ports = matches!(
         tuple.protocol,
@@ -60,8 +61,9 @@ pub(super) fn of_tuple(tuple: &Tuple, place: Key) -> Key {
         destination: address(tuple.destination),
         source_port: tuple.source.port(),
         destination_port: tuple.destination.port(),
-        protocol: tuple.protocol,
+        protocol: if is_arp { 0 } else { tuple.protocol },
         network: match tuple.source {
+            SocketAddr::V4(_) if is_arp => network::ARP,
             SocketAddr::V4(_) => network::IPV4,
             SocketAddr::V6(_) => network::IPV6,
         },

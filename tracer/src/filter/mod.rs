@@ -8,13 +8,15 @@
 //! Following is the history's, not the program's: a journey matches when any address that it had on
 //! its way does, in either direction, and a flow when one of its journeys does.
 //!
+//! ARP is followed where the expression says `arp`; addresses alone do not ask for it.
+//!
 //! Known limits: a later fragment has no ports, so alone it does not match a port; live it is followed
 //! by its identification once an earlier fragment was. What a connection's first packet met before NAT
 //! chose its destination does not match that destination.
 
 use std::fmt;
 
-use tracer_ebpf::program::{Program, kind, side};
+use tracer_ebpf::program::{Program, kind, network, side};
 
 use crate::event::{Detail, Event};
 use crate::flow::Flow;
@@ -175,6 +177,21 @@ impl Filter {
         self.meaning
             .as_ref()
             .is_some_and(|meaning| meaning.any(&|test| matches!(test, Test::Namespace(_))))
+    }
+
+    /// It asks for ARP by that word. Packets of ARP have journeys only then, though addresses match theirs.
+    pub fn asks_for_arp(&self) -> bool {
+        let asks = |test: &Test| {
+            matches!(
+                *test,
+                Test::Network(network::ARP)
+                    | Test::Address {
+                        networks: network::ARP,
+                        ..
+                    }
+            )
+        };
+        (self.meaning.as_ref()).is_some_and(|meaning| meaning.any(&asks))
     }
 
     /// Both directions of a packet are not the same to it.

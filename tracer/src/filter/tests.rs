@@ -4,6 +4,8 @@
 use std::net::IpAddr;
 
 use super::*;
+use crate::event::Arp;
+use crate::journey::constructed::event;
 use crate::kube::ObjectName;
 
 /// A cluster and a node that know a few names.
@@ -183,4 +185,48 @@ fn only_names_of_the_cluster_need_it() {
     let error = Expression::parse("pod default/web-0")
         .and_then(|expression| expression.resolve(&Here::default()));
     assert!(error.is_err_and(|error| error.message().contains("no facts of the cluster")));
+}
+
+#[test]
+fn arp_is_asked_for_by_that_word_only() {
+    for (text, asked) in [
+        ("arp", true),
+        ("arp or port 53", true),
+        ("arp host 192.0.2.1", true),
+        ("host 192.0.2.1", false),
+        ("ip", false),
+        ("", false),
+    ] {
+        let filter = Expression::parse(text).expect(text);
+        let filter = filter.resolve(&Known).expect(text);
+        assert_eq!(filter.asks_for_arp(), asked, "{text}");
+    }
+}
+
+#[test]
+fn arp_that_is_followed_matches_as_it_does_in_the_kernel() {
+    let arp = Arp {
+        reply: false,
+        sender: [192, 0, 2, 1].into(),
+        target: [192, 0, 2, 2].into(),
+    };
+    let mut event = Event {
+        packet: None,
+        not_ip: true,
+        arp: Some(arp),
+        ..event(tracer_ebpf::hook::HookId::DeviceReceive, 1, 1, 0)
+    };
+    let matches = |event: &Event, text: &str| {
+        let filter = Expression::parse(text).expect(text);
+        let filter = filter.resolve(&Known).expect(text);
+        filter.matches_event(event, &|_, _| None)
+    };
+    assert!(!matches(&event, "arp"));
+    event.follow_arp();
+    for text in ["arp", "host 192.0.2.2", "src 192.0.2.1 and not ip"] {
+        assert!(matches(&event, text), "{text}");
+    }
+    for text in ["ip", "udp", "host 192.0.2.3", "port 53", "proto 255"] {
+        assert!(!matches(&event, text), "{text}");
+    }
 }

@@ -28,6 +28,7 @@ fn journey(id: u64, tuples: &[(&str, &str)]) -> Journey {
                 transport: Transport::Udp,
             }),
             not_ip: false,
+            arp: None,
         })
         .collect();
     Journey {

@@ -35,6 +35,7 @@ pub(crate) fn event(hook: HookId, skb: u64, time_ns: u64, sequence: u32) -> Even
             ..packet(6, ("192.0.2.1:1000", "192.0.2.2:80"))
         }),
         not_ip: false,
+        arp: None,
     }
 }
 

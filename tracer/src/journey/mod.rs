@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
-use crate::event::{Detail, Event, Packet, Transport, Tuple};
+use crate::event::{Detail, Event, Packet, Transport, Tuple, protocol};
 use crate::hook::{Area, Role};
 
 mod layer;
@@ -186,9 +186,15 @@ impl Journey {
             })
     }
 
+    /// The packet is ARP's: it belongs to no connection, and hosts may ignore it.
+    pub fn is_arp(&self) -> bool {
+        let mut packets = self.events.iter().filter_map(|event| event.packet.as_ref());
+        packets.any(|packet| packet.tuple.protocol == protocol::ARP)
+    }
+
     /// The packet was meant for one receiver and did not arrive.
     pub fn failed(&self) -> bool {
-        if self.is_for_many() {
+        if self.is_for_many() || self.is_arp() {
             return false;
         }
         // A lone drop without a reason is how sockets free what they have used up.

@@ -23,6 +23,10 @@ const MOST_BRANCHES: usize = 64;
 /// A fragment or copy appears right after something happened to its packet: so many journeys are looked at.
 const LOOKED_BACK: usize = 32;
 
+/// ARP packets are numbered from here, so that the others have the same numbers whether ARP is followed or
+/// not.
+const FIRST_ARP: u64 = 1_000_000_000_000;
+
 struct Active {
     journey: Journey,
     layers: Layers,
@@ -47,6 +51,7 @@ pub struct Tracker {
     active: LinkedHashMap<u64, Active>,
     by_skb: HashMap<u64, Place>,
     next_id: u64,
+    next_arp: u64,
     /// Journeys that ended early because too many were under way.
     pub evicted: u64,
     /// When events were last found to be lost.
@@ -62,6 +67,7 @@ impl Tracker {
             active: LinkedHashMap::new(),
             by_skb: HashMap::new(),
             next_id: 1,
+            next_arp: FIRST_ARP,
             evicted: 0,
             lost_ns: None,
             unspecified_reason,
@@ -171,9 +177,16 @@ impl Tracker {
             self.evicted += 1;
             self.end(oldest, ended);
         }
-        let (id, skb, last_ns) = (self.next_id, event.skb, event.time_ns);
+        let arp =
+            (event.packet.as_ref()).is_some_and(|packet| packet.tuple.protocol == protocol::ARP);
+        let next = if arp {
+            &mut self.next_arp
+        } else {
+            &mut self.next_id
+        };
+        let (id, skb, last_ns) = (*next, event.skb, event.time_ns);
         // A capture numbers the next one as it likes.
-        self.next_id = self.next_id.wrapping_add(1);
+        *next = id.wrapping_add(1);
         let active = Active {
             journey: Journey {
                 id,

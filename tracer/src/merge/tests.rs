@@ -88,6 +88,7 @@ impl Node {
                     detail: Detail::None,
                     packet: Packet::parse(frame, 14),
                     not_ip: false,
+                    arp: None,
                 },
                 journey: Some(self.journeys),
                 interface: None,

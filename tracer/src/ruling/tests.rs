@@ -71,6 +71,7 @@ fn event(hook: HookId, detail: Detail) -> Event {
             },
         }),
         not_ip: false,
+        arp: None,
     }
 }
 

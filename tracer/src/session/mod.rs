@@ -102,6 +102,7 @@ impl Session {
             clock: Clock::now(),
         };
         let mut analysis = Analysis::new(Source::live(held), kernel, printer);
+        (analysis.collector()).follow_arp(options.filter.asks_for_arp());
         if options.low_cost {
             analysis.sees_losses_only();
         }

@@ -194,6 +194,9 @@ fn protocol_words(packet: &Packet) -> String {
             format!("{name} {}", flags.join("+"))
         }
         Transport::Icmp { kind, code } => format!("{name} {kind}/{code}"),
+        Transport::Arp { reply } => {
+            format!("{name} {}", if reply { "reply" } else { "who-has" })
+        }
         Transport::Fragment => format!("{name} fragment"),
         Transport::Udp | Transport::Other => name,
     }

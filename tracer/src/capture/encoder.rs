@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::ENTERPRISE;
 use super::block::{self, Builder, ETHERNET_HEADER, link, option};
 use super::record::{BareEvent, Counters, FRAME_BYTES, Header, Headers, Record};
 use super::wire::{WireEvent, to_cbor};
-use super::ENTERPRISE;
 use crate::event::Event;
 use crate::hook::Role;
 use crate::kernel::reasons::DropReasons;

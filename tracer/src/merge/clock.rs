@@ -75,8 +75,8 @@ pub(super) fn offsets(sights: &[Sight]) -> Vec<Offset> {
             let Some(base) = offset.clock_ns else {
                 continue;
             };
-            for other in 0..sights.len() {
-                if offsets[other].clock_ns.is_some() {
+            for (other, unknown) in offsets.iter().enumerate() {
+                if unknown.clock_ns.is_some() {
                     continue;
                 }
                 let found = between.get(known, other);

@@ -10,7 +10,7 @@ use crate::cause::{Certainty, Diagnosis, DropNames, REFUSE_DATAGRAMS};
 use crate::collector::{Collector, Extent};
 use crate::event::Event;
 use crate::filter::Filter;
-use crate::flow::Flows;
+use crate::flow::{Flow, Flows};
 use crate::journey::{Ending, Journey};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
@@ -105,6 +105,13 @@ impl Analysis {
     /// The flows.
     pub const fn flows(&self) -> &Flows {
         self.collector.all_flows()
+    }
+
+    /// The flows by their numbers.
+    pub fn flows_in_order(&self) -> Vec<&Flow> {
+        let mut flows: Vec<_> = self.flows().iter().collect();
+        flows.sort_unstable_by_key(|flow| flow.id);
+        flows
     }
 
     /// Every cause at work, as the last look for causes found it.

@@ -10,7 +10,6 @@ use super::record::{Control, Counters, Header, Packet, Record};
 use crate::analysis::{Analysis, Kernel};
 use crate::cause::Diagnosis;
 use crate::event::{Detail, Event};
-use crate::flow::Flow;
 use crate::journey::Journey;
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::{Symbols, Table};
@@ -325,16 +324,9 @@ impl Replay {
         self.phase
     }
 
-    /// The flows of this phase so far, by their numbers.
-    pub fn flows(&self) -> Vec<&Flow> {
-        let mut flows: Vec<_> = self.analysis.flows().iter().collect();
-        flows.sort_unstable_by_key(|flow| flow.id);
-        flows
-    }
-
-    /// What is called what, as far as was read.
-    pub fn names(&self) -> Names<'_> {
-        self.analysis.names()
+    /// What the analysis of this phase holds so far.
+    pub const fn held(&self) -> &Analysis {
+        &self.analysis
     }
 
     /// The analysis with all that it knows.

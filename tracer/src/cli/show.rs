@@ -113,8 +113,8 @@ fn flows(
 
 /// The flows of a phase that is over.
 fn phase(replay: &Replay, out: &mut impl Write, json: bool) -> anyhow::Result<()> {
-    let names = replay.names();
-    for flow in replay.flows() {
+    let names = replay.held().names();
+    for flow in replay.held().flows_in_order() {
         let row = FlowRow::new(replay.phase(), flow, &names);
         if json {
             json::line(out, "flow", &row)?;

@@ -166,7 +166,7 @@ impl<S: Sink> Walk<'_, S> {
 
     /// Hands out the diagnoses and flows of a phase: they are complete, and will be forgotten.
     fn phase_ends(&mut self, replay: &Replay) -> anyhow::Result<()> {
-        let names = replay.names();
+        let names = replay.held().names();
         for diagnosis in &replay.conclusions() {
             let key = (diagnosis.code, diagnosis.subject.clone());
             let time_ns = self.moments.get(&key).copied().unwrap_or_default();
@@ -177,7 +177,7 @@ impl<S: Sink> Walk<'_, S> {
             })?;
         }
         self.moments.clear();
-        for flow in replay.flows() {
+        for flow in replay.held().flows_in_order() {
             let row = FlowRow::new(replay.phase(), flow, &names);
             self.sink.flow(Row {
                 of: &Kept { flow, row: &row },
@@ -191,7 +191,7 @@ impl<S: Sink> Walk<'_, S> {
     /// Notes when diagnoses were reached.
     fn settle(&mut self, replay: &Replay) -> anyhow::Result<()> {
         std::mem::replace(&mut self.failed, Ok(()))?;
-        let time_ns = replay.names().clock.wall_ns(self.now_ns);
+        let time_ns = replay.held().names().clock.wall_ns(self.now_ns);
         for diagnosis in &replay.diagnoses()[self.reached..] {
             let key = (diagnosis.code, diagnosis.subject.clone());
             self.moments.entry(key).or_insert(time_ns);

@@ -122,6 +122,7 @@ fn journeys_carry_the_names_of_every_leg() {
         flags: 0,
         label: None,
         scope: Scope::Global,
+        created_ns: None,
     }];
     node.namespaces = vec![namespace];
     let text = shown(None, &node);

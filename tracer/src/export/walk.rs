@@ -219,7 +219,7 @@ mod tests {
         let mut lines = Lines::new(&mut text);
         walk(&mut reader, Filter::default(), &mut lines, |_| {}).expect("room");
         let text = String::from_utf8(text).expect("text");
-        let objects = text.lines().map(|line| serde_json::from_str(line));
+        let objects = text.lines().map(serde_json::from_str);
         let objects = objects.map(|object: Result<Value, _>| object.expect("an object"));
         objects.filter(|object| object["type"] == kind).collect()
     }

@@ -276,7 +276,9 @@ mod tests {
         let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures");
         let own = std::fs::read(captures.join("service-no-endpoints.pcapng")).expect("a capture");
         put("own", &own);
-        put("cut", &own[..120]);
+        put("packed", &own[..120]);
+        let unpacked = zstd::stream::decode_all(own.as_slice()).expect("a zstd frame");
+        put("cut", &unpacked[..120]);
         put("junk", b"no capture");
         let pcap = [&0xa1b2_c3d4u32.to_le_bytes()[..], &[0; 16], &[1, 0, 0, 0]].concat();
         put("other", &pcap);
@@ -302,6 +304,11 @@ mod tests {
                 "merge {}/cut {}/own -o {}/x",
                 Exit::Damaged,
                 "{}/cut: damaged at byte",
+            ),
+            (
+                "merge {}/packed {}/own -o {}/x",
+                Exit::Damaged,
+                "{}/packed: cannot be read at byte 0",
             ),
             (
                 "merge {}/other {}/own -o {}/x",

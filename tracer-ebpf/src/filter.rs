@@ -9,7 +9,8 @@
 //! - Hooks where a packet begins (device receive, local output) always decide anew, so a decision never
 //!   outlives its packet past them. So does device transmit when the skb was transmitted before, or
 //!   holds no IP, since a new packet (ARP, a segment) may begin there.
-//! - A decision ends where its packet ends: at a socket and at a drop.
+//! - A decision ends where its packet ends: at a socket and at a drop. What is not IP may end at no hook, so
+//!   that it is not followed is never kept.
 //! - "Not followed" ends as well where NAT rewrites: the new addresses may match.
 //! - Each word of [`Remembered`] is one skb's address, so that an interrupt's writes in between leave
 //!   every word true by itself.
@@ -34,7 +35,7 @@ use tracer_ebpf::program::{Key, Program, network};
 
 use self::flows::{FlowKey, datagram_known, flow_known, remember_datagram, remember_flow};
 pub use self::headers::network_offset;
-use self::headers::{empty, read_headers, read_packet};
+use self::headers::{empty, may_be_ip, read_headers, read_packet};
 use crate::read::{self, Skb};
 
 // Functions that are not inlined share the 512 bytes of stack in turn. Each returns a number that its
@@ -189,14 +190,19 @@ pub fn known(hook: HookId, skb: u64, remembered: &Remembered) -> Known {
     Known::Unknown
 }
 
-/// True where a packet begins though its skb is remembered: what is not IP came through no hook before its
-/// device's, and its forerunner in the skb may have ended at none.
+/// True where a packet begins though its skb is remembered as followed: what is not IP came through no hook
+/// before its device's, and its forerunner in the skb may have ended at none. IP may have got a tag just
+/// before its device (`validate_xmit_vlan`).
 #[inline(always)]
 pub fn begins(hook: HookId, copy: &Skb) -> bool {
+    if !matches!(hook, HookId::DeviceTransmit) {
+        return false;
+    }
     let protocol: u16 = copy.field(Field::SkbProtocol);
-    matches!(hook, HookId::DeviceTransmit)
-        && protocol != EtherType::Ipv4 as u16
+    protocol != EtherType::Ipv4 as u16
         && protocol != EtherType::Ipv6 as u16
+        && protocol != EtherType::Ieee8021q as u16
+        && protocol != EtherType::Ieee8021ad as u16
 }
 
 /// Decides about an skb that nothing is known of, and remembers the decision.
@@ -218,7 +224,13 @@ pub fn decides(
     }
     let decision = decide(skb, copy, device, net, how);
     if decision & FOLLOWED == 0 {
-        remembered.not_followed = skb;
+        // What is not IP may end at no hook, and what begins in its skb then is asked about anew; so is what
+        // a tag hid.
+        remembered.not_followed = if may_be_ip(copy.field(Field::SkbProtocol)) {
+            skb
+        } else {
+            0
+        };
         // A hook that trusts the one does not ask for the other.
         clear(&mut remembered.followed, skb);
         clear(&mut remembered.transmitted, skb);

@@ -32,6 +32,10 @@ const EXPRESSIONS: &[&str] = &[
     "portrange 50-100 and not src host 192.0.2.1",
     "not (tcp or udp) and not ip6",
     "(udp port 53 or tcp port 30000) and (ip6 or dst host 192.0.2.1)",
+    "sctp port 53 or ip6 proto 17",
+    "net 10.0.0.0 mask 255.0.255.0 and proto 1",
+    // ARP ends at no hook, and the next one takes its skb.
+    "not arp",
 ];
 /// For what the kernel does with a packet after it was sent.
 const SETTLED: Duration = Duration::from_millis(500);

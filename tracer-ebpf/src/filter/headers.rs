@@ -53,8 +53,14 @@ pub fn read_packet(copy: &Skb, at_link: u32, found: &mut Network) {
     ));
 }
 
+/// True for the EtherTypes of IP, in network order, and for none: local output has no EtherType yet.
+#[inline(always)]
+pub const fn may_be_ip(protocol: u16) -> bool {
+    protocol == 0 || protocol == EtherType::Ipv4 as u16 || protocol == EtherType::Ipv6 as u16
+}
+
 /// Reads headers at an offset of the buffer; 0 when there are none that can be read. The protocol is an
-/// EtherType in network order; IP goes by its version, since local output has no EtherType yet.
+/// EtherType in network order; IP goes by its version.
 #[inline(never)]
 pub fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) -> u32 {
     let head: u64 = copy.field(Field::SkbHead);
@@ -73,10 +79,7 @@ pub fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network)
     let protocol = protocol as u16;
     let kind = if protocol == EtherType::Arp as u16 {
         ethertype::ARP
-    } else if protocol == 0
-        || protocol == EtherType::Ipv4 as u16
-        || protocol == EtherType::Ipv6 as u16
-    {
+    } else if may_be_ip(protocol) {
         match bytes[0] >> 4 {
             4 => ethertype::IPV4,
             6 => ethertype::IPV6,

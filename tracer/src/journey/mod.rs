@@ -188,8 +188,8 @@ impl Journey {
 
     /// The packet is ARP's: it belongs to no connection, and hosts may ignore it.
     pub fn is_arp(&self) -> bool {
-        let mut packets = self.events.iter().filter_map(|event| event.packet.as_ref());
-        packets.any(|packet| packet.tuple.protocol == protocol::ARP)
+        self.first_tuple()
+            .is_some_and(|tuple| tuple.protocol == protocol::ARP)
     }
 
     /// The packet was meant for one receiver and did not arrive.

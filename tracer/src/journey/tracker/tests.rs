@@ -256,9 +256,8 @@ fn an_ipv6_packet_is_followed_into_its_pieces_and_back() {
     assert_eq!(ended.len(), 2);
     assert_eq!(ended[0].ending, Ending::Delivered);
     let ids = |journey: &Journey| {
-        let branches = journey.branches.iter().flat_map(|branch| &branch.events);
-        let events = journey.events.iter().chain(branches);
-        let mut ids: Vec<_> = events
+        let mut ids: Vec<_> = journey
+            .every_event()
             .filter_map(|event| event.packet.as_ref()?.ip_id)
             .collect();
         ids.dedup();

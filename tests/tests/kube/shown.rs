@@ -132,9 +132,15 @@ fn journeys_carry_the_names_of_every_leg() {
     );
     let mut here = Here::default();
     here.add_pods(&node.namespaces);
-    let filter =
-        Expression::parse("pod default/web-0").and_then(|expression| expression.resolve(&here));
-    assert!(filter.is_ok(), "{filter:?}");
+    let resolved = |text: &str| {
+        Expression::parse(text)
+            .and_then(|expression| expression.resolve(&here))
+            .expect("a filter")
+    };
+    assert_eq!(
+        resolved("pod default/web-0").program(),
+        resolved("host 10.244.0.5").program()
+    );
 }
 
 #[test]

@@ -164,6 +164,26 @@ fn an_object_that_cannot_be_read_keeps_its_kind_from_being_fresh() {
 }
 
 #[test]
+fn a_config_map_that_is_not_kubeadms_is_no_trouble() {
+    let server = ordinary();
+    let cluster = watching(&server);
+    let facts = until(&cluster, "everything is fresh", all_fresh);
+    assert!(facts.proxy_configuration.is_some());
+    // Managed clusters keep kube-proxy's way to the server under this name.
+    server.put(
+        "configmaps",
+        json!({"metadata": {"namespace": "kube-system", "name": "kube-proxy"},
+            "data": {"kubeconfig": "kind: Config\n"}}),
+    );
+    let facts = until(&cluster, "the configuration is gone", |facts| {
+        facts.proxy_configuration.is_none()
+    });
+    assert!(all_fresh(&facts));
+    let facts = until(&watching(&server), "everything is fresh", all_fresh);
+    assert!(facts.proxy_configuration.is_none());
+}
+
+#[test]
 fn a_slice_that_cannot_be_read_is_not_hidden_by_others() {
     let server = server(ServerOptions {
         slices: Slices::V1Beta1,

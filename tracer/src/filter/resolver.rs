@@ -121,7 +121,8 @@ impl Resolver for Here {
         });
         let called = format!("p/{name}");
         let here = self.pods.iter().find(|(pod, _)| *pod == called);
-        let addresses = by_cluster.or_else(|why| Ok::<_, String>(here.ok_or(why)?.1.clone()))?;
+        let addresses =
+            by_cluster.or_else(|why| here.map(|(_, addresses)| addresses.clone()).ok_or(why))?;
         some(addresses, "this pod has no address yet")
     }
 

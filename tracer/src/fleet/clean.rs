@@ -9,7 +9,7 @@ use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
-use super::run::{connect, in_time};
+use super::run::{BEGINNING, connect, in_time, within};
 use super::{FleetError, manifest};
 use crate::kube::Place;
 use crate::kube::connect::words;
@@ -42,14 +42,12 @@ pub async fn clean(place: &Place, namespace: &str) -> Result<Vec<Removed>, Fleet
             why: words(&error),
         }
     };
-    let found = jobs
-        .list(&own(None))
+    let found = within(BEGINNING, jobs.list(&own(None)))
         .await
         .map_err(refused("the jobs cannot be listed"))?;
     let mut removed = remove(&jobs, "job", found.items).await;
     // Pods of the DaemonSet carry no run.
-    let found = pods
-        .list(&own(Some(manifest::RUN)))
+    let found = within(BEGINNING, pods.list(&own(Some(manifest::RUN))))
         .await
         .map_err(refused("the pods cannot be listed"))?;
     removed.extend(remove(&pods, "pod", found.items).await);

@@ -106,7 +106,7 @@ pub(super) async fn connect(place: &Place) -> Result<Client, FleetError> {
 /// any case.
 ///
 /// # Errors
-/// When no node can be traced at all: then nothing was left behind.
+/// When no node can be traced at all: then nothing was left behind but what the error names.
 pub async fn run(
     plan: Plan,
     place: &Place,
@@ -176,7 +176,8 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// Makes what owns everything. Where no answer came it is removed again: the server may have made it.
+    /// Makes what owns everything. Where no answer came, or the server failed in the middle of it, it is
+    /// removed again: it may have been made.
     async fn begin(
         &self,
         plan: &Plan,
@@ -191,7 +192,9 @@ impl Fleet {
             () = asked(stop) => None,
         };
         let mut left = Vec::new();
-        if !matches!(error, Some(kube::Error::Api(_))) {
+        let refused =
+            |error: &kube::Error| matches!(error, kube::Error::Api(status) if status.code < 500);
+        if !error.as_ref().is_some_and(refused) {
             left = self.remove().await;
         }
         let Some(error) = error else {

@@ -268,8 +268,12 @@ mod tests {
     const ADDRESS: &str = "10.244.1.6";
 
     fn pod(name: &str) -> Pod {
+        pod_on("node-b", name)
+    }
+
+    fn pod_on(node: &str, name: &str) -> Pod {
         let object = json!({"kind": "Pod", "metadata": {"namespace": "default", "name": name},
-            "spec": {"nodeName": "node-b"}, "status": {"podIP": ADDRESS}});
+            "spec": {"nodeName": node}, "status": {"podIP": ADDRESS}});
         match read(&object) {
             Ok(Object::Pod(pod)) => pod,
             other => panic!("{other:?}"),
@@ -306,6 +310,19 @@ mod tests {
             Vec::new(),
         );
         assert_eq!(facts.pods().count(), 0);
+    }
+
+    #[test]
+    fn pods_of_this_node_come_from_the_watch_alone() {
+        let (mut facts, address) = facts();
+        facts.put(Object::Pod(pod_on("node-a", "watched")));
+        // The server's cache is behind: it lacks one that is there, and has one that is gone.
+        let answer = vec![pod_on("node-a", "gone")];
+        facts.put_seen(&Question::Address(address), answer);
+        let names: Vec<_> = facts.pods().map(|pod| &*pod.name.name).collect();
+        assert_eq!(names, ["watched"]);
+        assert!(!facts.to_be_read(address));
+        assert!(!facts.forget_unmet(0));
     }
 
     #[test]

@@ -255,6 +255,8 @@ impl Watcher {
         let client = self.client.clone();
         let away = signs_of_life(&client, self.options.sign_of_life);
         let late = tokio::time::sleep(self.options.listed_within);
+        // Not `is_elapsed`: that holds before this branch has had its turn.
+        let mut lists_due = true;
         tokio::pin!(away, late);
         let mut round = tokio::time::interval(ROUND);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -286,7 +288,10 @@ impl Watcher {
                     self.publish();
                     return Ended::Away;
                 }
-                () = &mut late, if !late.is_elapsed() => self.miss_lists(),
+                () = &mut late, if lists_due => {
+                    lists_due = false;
+                    self.miss_lists();
+                }
                 answer = self.asks.answer() => self.hear(answer),
                 _ = round.tick() => {
                     if self.facts.forget_unmet(MOST_SEEN) {

@@ -177,7 +177,8 @@ fn configuration(object: ConfigMap) -> Result<Option<Object>, String> {
     };
     let text = object.data.and_then(|mut data| data.remove(PROXY_KEY));
     let Some(text) = text else {
-        return Err(format!("the ConfigMap {name} has no key {PROXY_KEY}"));
+        // Not kubeadm's: others keep something else under this name.
+        return Ok(None);
     };
     let found = ProxyConfiguration::parse(&text)
         .map_err(|error| format!("the ConfigMap {name} cannot be read: {error}"))?;
@@ -200,7 +201,8 @@ where
         match read(object) {
             Ok(Some(object)) if named => Some(Change::Named(Box::new(object))),
             Ok(Some(object)) => Some(Change::Put(Box::new(object))),
-            Ok(None) => None,
+            // Nothing of it is wanted, whatever it was before; a list does without naming it.
+            Ok(None) => (!named).then_some(Change::Gone(name)),
             Err(why) => Some(Change::Damaged { name, named, why }),
         }
     };

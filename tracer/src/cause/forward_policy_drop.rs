@@ -159,7 +159,7 @@ pub(super) mod tests {
     use crate::cause::constructed::{Bench, CNI0, ip, link};
     use crate::cause::filtered::tests::{chain, forwarded, rule};
     use crate::node::netfilter::Rule;
-    use crate::node::{Link, NetnsId};
+    use crate::node::{Link, NetnsFacts, NetnsId};
 
     const FORWARD: Option<(NetfilterHook, bool)> = Some((NetfilterHook::Forward, true));
 
@@ -211,6 +211,7 @@ pub(super) mod tests {
         let bench = forwarded(Tool::IptablesNft, vec![chain("FORWARD", FORWARD, rules)]);
         assert!(bench.codes().is_empty());
     }
+
     fn of(tests: &[(bool, Subject)], action: Action) -> Rule {
         Rule {
             tests: tests
@@ -313,6 +314,41 @@ pub(super) mod tests {
                 "{tests:?}"
             );
         }
+    }
+
+    #[test]
+    fn other_containers_beside_known_pods_do_not_count() {
+        let mut bench = with_docker(Some(of(&[(false, comes("lxcbr0"))], Action::Accept)));
+        let bridge = Link {
+            kind: Some("bridge".into()),
+            ..link(31, "lxcbr0")
+        };
+        let port = Link {
+            kind: Some("veth".into()),
+            master: Some(31),
+            peer_netns: Some(NetnsId(742)),
+            ..link(42, "vethlxc")
+        };
+        bench.site().links.extend([bridge, port]);
+        // Where no namespace is known as a pod's, this may be one.
+        assert_eq!(bench.with_evidence(audit), []);
+        let mut pod = NetnsFacts::unread(NetnsId(740), Some("behind vethpod"));
+        pod.is_pod = true;
+        bench.facts.namespaces.push(pod);
+        assert_eq!(bench.with_evidence(audit).len(), 1);
+    }
+
+    #[test]
+    fn a_bridge_that_leads_out_is_no_container_s() {
+        let rule = of(
+            &[(false, comes("eth0")), (false, goes("cni0"))],
+            Action::Accept,
+        );
+        let mut bench = with_docker(Some(rule));
+        let mut links = bench.site().links.iter_mut();
+        let eth0 = links.find(|link| link.name == "eth0").expect("eth0");
+        eth0.kind = Some("bridge".into());
+        assert_eq!(bench.with_evidence(audit), []);
     }
 
     #[test]

@@ -306,6 +306,14 @@ pub(super) mod tests {
             ..cni
         });
         assert_eq!(said(&bench), 0);
+        // Another pod's port has it, so the configuration is not silent.
+        let mut bench = with_service(&["10.244.0.9"]);
+        bench.site().links.push(Link {
+            index: PORT + 1,
+            peer_netns: Some(NetnsId(701)),
+            ..port(BridgePortState::Forwarding, true)
+        });
+        assert_eq!(said(&bench), 0);
         let mut bench = with_service(&["10.244.0.9"]);
         bench.cluster = None;
         assert_eq!(said(&bench), 0);

@@ -500,6 +500,27 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn the_device_below_a_tunnel_is_that_of_its_own_namespace() {
+        let found = |change: fn(&mut Link)| {
+            let mut bench = node();
+            bench.site().links[1].mtu = Some(1400);
+            let mut tunnel = tunnel(1450, "192.0.2.1");
+            change(&mut tunnel);
+            bench.site().links.push(tunnel);
+            bench.with_evidence(audit).len()
+        };
+        let by_address = |tunnel: &mut Link| {
+            tunnel.vxlan = tunnel.vxlan.map(|vxlan| Vxlan {
+                link: None,
+                ..vxlan
+            });
+        };
+        assert_eq!(found(by_address), 1);
+        assert_eq!(found(|tunnel| tunnel.up = false), 0);
+        assert_eq!(found(|tunnel| tunnel.peer_netns = Some(NetnsId(300))), 0);
+    }
+
+    #[test]
     fn the_tunnel_is_on_the_way_of_pods_only() {
         for (bridge, cni, is_pod, named) in [
             ("cni0", Some("cni0"), false, true),

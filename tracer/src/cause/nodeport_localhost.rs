@@ -57,12 +57,13 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         .into_iter()
         .filter_map(|((netns, number, asked), failures)| {
             let served = served(evidence, netns, number, asked)?;
-            let what = if failures.first()?.journey.rejected() {
+            let first = failures.first()?;
+            let what = if first.journey.rejected() {
                 "was refused on this host".to_owned()
             } else {
-                failures.first()?.drop_words()
+                first.drop_words()
             };
-            let packet = format!("{} {what}", failures.first()?.words());
+            let packet = format!("{} {what}", first.words());
             let diagnosis = say(&served, number, asked)
                 .stopped(evidence, &failures)
                 .prove("packet", packet);

@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 
 use super::audit::Finding;
 use super::evidence::Evidence;
+use super::service::is_this_nodes;
 use super::vip_nodeport_audit::served_node_ports;
-use super::vip_nodeport_unbound::is_node_address;
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, protocol};
 use crate::flow::{Direction, Flow};
@@ -92,9 +92,9 @@ fn taken(evidence: &Evidence<'_>, direction: Direction, journey: &Journey) -> Op
             let own = site.is_local(tuple.destination.ip())
                 && !service.cluster_ips.contains(&tuple.destination.ip())
                 && tuple.destination == first.destination;
-            let of_node = node_addresses(evidence).any(|address| site.is_local(address));
-            (own && of_node && host_socket(site, tuple.protocol, tuple.destination).is_some())
-                .then_some((netns, tuple.protocol, tuple.destination, Owner::Socket))
+            (own && is_this_nodes(evidence, site)
+                && host_socket(site, tuple.protocol, tuple.destination).is_some())
+            .then_some((netns, tuple.protocol, tuple.destination, Owner::Socket))
         }
         Direction::Reply => {
             // Which of two datagrams is the answer cannot be told for sure; of TCP's the flags tell.
@@ -123,17 +123,6 @@ fn taken(evidence: &Evidence<'_>, direction: Direction, journey: &Journey) -> Op
             asked.then_some((netns, tuple.protocol, tuple.destination, Owner::Connection))
         }
     }
-}
-
-/// Addresses of this node, by the cluster.
-pub(super) fn node_addresses<'a>(
-    evidence: &Evidence<'a>,
-) -> impl Iterator<Item = std::net::IpAddr> + use<'a> {
-    let node = evidence
-        .cluster
-        .and_then(|cluster| cluster.node(cluster.this_node.as_deref()?));
-    node.into_iter()
-        .flat_map(|node| node.internal_ips.iter().copied())
 }
 
 /// A socket there that is not kube-proxy's own.
@@ -285,7 +274,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
 fn node_ports(evidence: &Evidence<'_>, site: &Site<'_>) -> BTreeMap<(u8, u16), String> {
     let mut ports = BTreeMap::new();
     if let Some(cluster) = evidence.cluster
-        && node_addresses(evidence).any(|address| site.is_local(address))
+        && is_this_nodes(evidence, site)
     {
         for service in cluster.services() {
             for port in &service.ports {
@@ -295,10 +284,8 @@ fn node_ports(evidence: &Evidence<'_>, site: &Site<'_>) -> BTreeMap<(u8, u16), S
             }
         }
     }
-    for (key, served) in served_node_ports(evidence, site) {
-        if served.iter().any(|&address| is_node_address(site, address)) {
-            ports.entry(key).or_insert_with(|| "NAME".into());
-        }
+    for key in served_node_ports(evidence, site).into_keys() {
+        ports.entry(key).or_insert_with(|| "NAME".into());
     }
     ports
 }

@@ -388,6 +388,7 @@ mod tests {
         // The configuration gives no IPv6 addresses, so it says nothing of them.
         assert_eq!(bench("fd00::7", true).with_evidence(audit), []);
     }
+
     fn range(text: &str) -> Vec<Prefix> {
         vec![Prefix::parse(text).expect("a range")]
     }

@@ -1,12 +1,12 @@
 //! What the causes about services share: the service that a packet was for, and its endpoints.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ptr;
 
-use super::Diagnosis;
 use super::evidence::{Evidence, Failure};
 use super::filtered::Kind;
+use super::{Diagnosis, Site};
 use crate::event::protocol;
 use crate::hook::Role;
 use crate::kube::{ClusterFacts, Endpoint, Freshness, Resource, Service};
@@ -24,14 +24,25 @@ pub(super) struct Target<'a> {
 
 /// Whether kube-proxy works in a namespace: it runs there, or the namespace has the node's addresses.
 pub(super) fn has_kube_proxy(evidence: &Evidence<'_>, netns: NetnsId) -> bool {
-    let of_node = || {
-        let cluster = evidence.cluster?;
-        let node = cluster.node(cluster.this_node.as_deref()?)?;
-        let site = evidence.site(netns)?;
-        let mut own = node.internal_ips.iter();
-        Some(own.any(|address| site.is_local(*address)))
-    };
-    evidence.facts.kube_proxies_in(netns).next().is_some() || of_node() == Some(true)
+    let site = evidence.site(netns);
+    evidence.facts.kube_proxies_in(netns).next().is_some()
+        || site.is_some_and(|site| is_this_nodes(evidence, site))
+}
+
+/// Whether a namespace has an address of this node.
+pub(super) fn is_this_nodes(evidence: &Evidence<'_>, site: &Site<'_>) -> bool {
+    node_addresses(evidence).any(|address| site.is_local(address))
+}
+
+/// Addresses of this node, by the cluster.
+pub(super) fn node_addresses<'a>(
+    evidence: &Evidence<'a>,
+) -> impl Iterator<Item = IpAddr> + use<'a> {
+    let node = evidence
+        .cluster
+        .and_then(|cluster| cluster.node(cluster.this_node.as_deref()?));
+    node.into_iter()
+        .flat_map(|node| node.internal_ips.iter().copied())
 }
 
 /// The service that packets to an address and port are for when they are in a namespace; its NodePort counts

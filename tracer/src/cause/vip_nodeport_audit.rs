@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::audit::Finding;
 use super::evidence::Evidence;
-use super::nodeport_taken::{is_kube_proxy, node_addresses};
+use super::nodeport_taken::is_kube_proxy;
+use super::service::is_this_nodes;
 use super::vip_nodeport_reason::{Reason, left_out, on_service_device};
 use super::vip_nodeport_unbound::{Subject, judge};
 use super::{Certainty, Site};
@@ -36,14 +37,10 @@ pub(super) fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
 pub(super) type NodePorts = BTreeMap<(u8, u16), BTreeSet<IpAddr>>;
 
 /// The cluster, where it knows the services and this is its node's namespace.
-pub(super) fn node_cluster<'a>(
-    evidence: &Evidence<'a>,
-    site: &Site<'_>,
-) -> Option<&'a ClusterFacts> {
-    let of_node = node_addresses(evidence).any(|address| site.is_local(address));
+fn node_cluster<'a>(evidence: &Evidence<'a>, site: &Site<'_>) -> Option<&'a ClusterFacts> {
     evidence
         .cluster
-        .filter(|cluster| of_node && cluster.fresh(&[Resource::Services]))
+        .filter(|cluster| cluster.fresh(&[Resource::Services]) && is_this_nodes(evidence, site))
 }
 
 /// NodePorts with a virtual server on an address of the node itself, and on which: NodePorts by the cluster,

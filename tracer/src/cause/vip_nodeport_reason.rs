@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Evidence, Fix, Proof, Site};
+use super::service::node_addresses;
+use super::{Evidence, Fix, Proof, Site, pod_network};
 use crate::expectation::{Habit, Mode, NodePortAddresses, Proxy, SERVICE_DEVICE, SYNC_PERIOD};
 use crate::node::Prefix;
 
@@ -129,11 +130,8 @@ fn of_all(
 
 /// The node's first address of its family, by the cluster.
 fn is_first(evidence: &Evidence<'_>, address: IpAddr) -> bool {
-    let node = evidence
-        .cluster
-        .and_then(|cluster| cluster.node(cluster.this_node.as_deref()?));
-    let mut own = node.into_iter().flat_map(|node| &node.internal_ips);
-    own.find(|own| own.is_ipv4() == address.is_ipv4()) == Some(&address)
+    let mut own = node_addresses(evidence);
+    own.find(|own| own.is_ipv4() == address.is_ipv4()) == Some(address)
 }
 
 /// The age of an address that kube-proxy may not have seen yet: younger than a sync period, and not there
@@ -164,11 +162,6 @@ fn is_service_device(site: &Site<'_>, link: u32) -> bool {
 pub(super) fn on_service_device(site: &Site<'_>, address: IpAddr) -> bool {
     site.addresses(address)
         .any(|found| is_service_device(site, found.link))
-}
-
-fn list_words(list: &[Prefix]) -> String {
-    let words: Vec<String> = list.iter().map(Prefix::to_string).collect();
-    words.join(", ")
 }
 
 impl LeftOut {
@@ -210,7 +203,7 @@ impl LeftOut {
     pub(super) fn proof(&self) -> Option<Proof> {
         let text = match (&self.reason, self.minor) {
             (Reason::Configured { list }, _) => {
-                format!("its nodePortAddresses are {}", list_words(list))
+                format!("its nodePortAddresses are {}", pod_network::words(list))
             }
             (Reason::Primary, _) => "its nodePortAddresses are primary".to_owned(),
             (Reason::Secondary { .. } | Reason::ServiceAddress, Some(minor)) => {

@@ -5,7 +5,7 @@
 //! `src` of the local routes; kubernetes/kubernetes #75443, #101429, #114815.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::vip_nodeport_audit::audit;
 use super::vip_nodeport_reason::{LeftOut, Reason, left_out, on_service_device};
@@ -171,11 +171,6 @@ pub(super) fn judge(
         flows,
         consequences: Vec::new(),
     })
-}
-
-/// An address on which NodePorts answer: the node's own and no service's.
-pub(super) fn is_node_address(site: &Site<'_>, address: IpAddr) -> bool {
-    site.is_local(address) && !address.is_loopback() && !on_service_device(site, address)
 }
 
 /// The virtual server that shows that this port is a NodePort: same port, on another address that the

@@ -19,7 +19,7 @@ pub struct Cni {
     pub others: Vec<PathBuf>,
     /// Types of its plugins, in order.
     pub plugins: Vec<String>,
-    /// Bridge that the bridge plugin uses; flannel's default is cni0.
+    /// Bridge that the bridge plugin uses; its default, and flannel's, is cni0.
     pub bridge: Option<String>,
     /// Where pods' addresses come from, as far as files say.
     pub subnets: Vec<Prefix>,
@@ -29,7 +29,7 @@ pub struct Cni {
     pub hairpin: Option<bool>,
     /// promiscMode, where it is set: another way to what hairpinMode is for.
     pub promiscuous: Option<bool>,
-    /// The bridge has an address of the pods' range, as their gateway.
+    /// The bridge has to have an address of the pods' range, as their gateway: with forceAddress it is given one.
     #[serde(default)]
     pub gateway: bool,
     /// What flanneld gave this node, whether or not the file uses it.
@@ -87,7 +87,7 @@ impl Cni {
     fn fill(&mut self, value: &Value) {
         let single = std::slice::from_ref(value);
         let plugins = value["plugins"].as_array().map_or(single, Vec::as_slice);
-        let mut gateway = None;
+        let (mut gateway, mut forced) = (None, false);
         for plugin in plugins {
             self.plugins
                 .extend(plugin["type"].as_str().map(str::to_owned));
@@ -101,6 +101,7 @@ impl Cni {
                 for said in [&settings["isGateway"], &settings["isDefaultGateway"]] {
                     gateway = said.as_bool().max(gateway);
                 }
+                forced |= settings["forceAddress"] == true;
                 let mtu = settings["mtu"]
                     .as_u64()
                     .and_then(|mtu| u32::try_from(mtu).ok());
@@ -113,20 +114,20 @@ impl Cni {
             self.subnets
                 .extend(subnets.filter_map(|range| Prefix::parse(range["subnet"].as_str()?)));
         }
-        if self.bridge.is_none() && self.uses_flannel() {
+        if self.bridge.is_none() && (self.uses("flannel") || self.uses("bridge")) {
             self.bridge = Some("cni0".into());
         }
-        self.gateway = gateway.unwrap_or(self.uses_flannel());
+        self.gateway = gateway.unwrap_or(self.uses("flannel")) && !forced;
     }
 
-    fn uses_flannel(&self) -> bool {
-        self.plugins.iter().any(|kind| kind == "flannel")
+    fn uses(&self, plugin: &str) -> bool {
+        self.plugins.iter().any(|kind| kind == plugin)
     }
 
     fn fill_from_flannel(&mut self, path: &Path) {
         // Before flannel's first start the file is not there.
         let text = fs::read_to_string(path).unwrap_or_default();
-        let used = self.uses_flannel();
+        let used = self.uses("flannel");
         for line in text.lines() {
             match line.split_once('=') {
                 // The bridge's address, which stands for its range.
@@ -202,6 +203,19 @@ mod tests {
     }
 
     #[test]
+    fn a_bridge_s_address_may_be_any_where_it_is_forced() {
+        for (settings, gateway) in [
+            (r#"{"isGateway":true}"#, true),
+            (r#"{"isGateway":true,"forceAddress":true}"#, false),
+            (r#"{"isDefaultGateway":true,"forceAddress":false}"#, true),
+        ] {
+            let root = root(&[("etc/cni/net.d/a.conf", settings)]);
+            let cni = read(root.path(), &mut Vec::new()).unwrap();
+            assert_eq!(cni.gateway, gateway, "{settings}");
+        }
+    }
+
+    #[test]
     fn what_flannel_gave_is_known_when_another_file_wins() {
         let root = root(&[
             (
@@ -217,5 +231,7 @@ mod tests {
         let cni = read(root.path(), &mut Vec::new()).unwrap();
         assert_eq!(cni.flannel[0].to_string(), "10.244.1.0/24");
         assert_eq!((cni.subnets.len(), cni.mtu), (1, None));
+        // The bridge plugin's own default.
+        assert_eq!(cni.bridge.as_deref(), Some("cni0"));
     }
 }

@@ -218,10 +218,22 @@ mod tests {
 
     #[test]
     fn a_process_knows_when_it_was_started() {
-        let own = started_ns(std::process::id()).expect("its time");
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the time");
-        let age = u64::try_from(now.tv_sec()).expect("a time") - own / 1_000_000_000;
-        assert!(age < 24 * 3600, "{age} s");
+        let now = || {
+            let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the time");
+            u64::try_from(time.tv_sec() * 1_000_000_000 + time.tv_nsec()).expect("a time")
+        };
+        let before = now();
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg("60")
+            .spawn()
+            .expect("a process");
+        let (started, after) = (started_ns(child.id()), now());
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+        // The kernel cuts its time to hundredths of a second.
+        let around = before - 20_000_000..=after + 20_000_000;
+        let started = started.expect("its time");
+        assert!(around.contains(&started), "{started} {around:?}");
         assert_eq!(started_ns(u32::MAX), None);
     }
 

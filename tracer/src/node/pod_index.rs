@@ -49,3 +49,57 @@ fn index(namespaces: &[NetnsFacts]) -> HashMap<IpAddr, Option<usize>> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Address, NetnsId, Scope};
+    use super::*;
+
+    fn namespace(id: u32, is_pod: bool, addresses: &[&str]) -> NetnsFacts {
+        let mut facts = NetnsFacts::unread(NetnsId(id), Some("a name"));
+        facts.is_pod = is_pod;
+        facts.addresses = addresses
+            .iter()
+            .map(|address| Address {
+                link: 2,
+                address: address.parse().expect("an address"),
+                prefix_length: 24,
+                secondary: false,
+                flags: 0,
+                label: None,
+                scope: Scope::Global,
+                created_ns: None,
+            })
+            .collect();
+        facts
+    }
+
+    #[test]
+    fn an_address_of_one_pod_leads_to_it() {
+        let namespaces = [
+            namespace(1, false, &["192.0.2.1"]),
+            namespace(
+                2,
+                true,
+                &["127.0.0.1", "10.244.0.7", "10.244.0.7", "fe80::7"],
+            ),
+            namespace(3, true, &["10.244.0.8", "10.244.0.9"]),
+            namespace(4, true, &["10.244.0.9"]),
+            namespace(5, true, &["10.244.0.9"]),
+        ];
+        let index = PodIndex::default();
+        for (address, place) in [
+            ("10.244.0.7", Some(1)),
+            ("10.244.0.8", Some(2)),
+            // Several have it.
+            ("10.244.0.9", None),
+            // No pod's, or one that every pod has.
+            ("192.0.2.1", None),
+            ("127.0.0.1", None),
+            ("fe80::7", None),
+        ] {
+            let address = address.parse().expect("an address");
+            assert_eq!(index.place(&namespaces, address), place, "{address}");
+        }
+    }
+}

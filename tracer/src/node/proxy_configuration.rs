@@ -19,7 +19,7 @@ pub struct ProxyConfiguration {
     pub excluded_prefixes: Vec<String>,
     /// `ipvs.strictARP`.
     pub strict_arp: Option<bool>,
-    /// `ipvs.syncPeriod` or `iptables.syncPeriod`, as written.
+    /// `syncPeriod` of its mode's section, as written.
     pub sync_period: Option<String>,
     /// `iptables.masqueradeAll`.
     pub masquerade_all: Option<bool>,
@@ -40,6 +40,7 @@ struct File {
     cluster_cidr: Option<String>,
     ipvs: Option<Mode>,
     iptables: Option<Mode>,
+    nftables: Option<Mode>,
     healthz_bind_address: Option<String>,
     metrics_bind_address: Option<String>,
     feature_gates: Option<BTreeMap<String, bool>>,
@@ -66,11 +67,10 @@ impl ProxyConfiguration {
         let file: File = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
         let ipvs = file.ipvs.unwrap_or_default();
         let iptables = file.iptables.unwrap_or_default();
-        let ipvs_mode = file.mode.as_deref() == Some("ipvs");
-        let period = if ipvs_mode {
-            ipvs.sync_period
-        } else {
-            iptables.sync_period
+        let period = match file.mode.as_deref() {
+            Some("ipvs") => ipvs.sync_period,
+            Some("nftables") => file.nftables.unwrap_or_default().sync_period,
+            _ => iptables.sync_period,
         };
         Ok(Self {
             mode: said(file.mode),
@@ -146,6 +146,22 @@ portRange: ""
         assert_eq!(found.strict_arp, Some(true));
         assert_eq!((found.scheduler, found.sync_period), (None, None));
         assert_eq!(found.feature_gates.get("SupportIPVSProxyMode"), Some(&true));
+    }
+
+    #[test]
+    fn each_mode_has_its_own_sync_period() {
+        let sections =
+            "ipvs: {syncPeriod: 1m}\niptables: {syncPeriod: 2m}\nnftables: {syncPeriod: 3m}\n";
+        for (mode, wanted) in [
+            ("ipvs", "1m"),
+            ("iptables", "2m"),
+            ("\"\"", "2m"),
+            ("nftables", "3m"),
+        ] {
+            let found = ProxyConfiguration::parse(&format!("mode: {mode}\n{sections}"));
+            let period = found.expect("a configuration").sync_period;
+            assert_eq!(period.as_deref(), Some(wanted), "{mode}");
+        }
     }
 
     #[test]

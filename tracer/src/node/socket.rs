@@ -133,17 +133,26 @@ const KINDS: [Kind; 2] = [
     },
 ];
 
-/// Whether a TCP socket waits at an address and port of this namespace.
+/// Whether a TCP socket waits at an address and port of this namespace; one may where that cannot be read.
 pub(super) fn listens(place: SocketAddr) -> bool {
-    let tcp = libc::IPPROTO_TCP as u8;
-    read(&mut Vec::new())
+    let listeners = KINDS.iter().filter(|kind| kind.state == STATE_LISTEN);
+    let mut missing = Vec::new();
+    let found = of_kinds(listeners, &mut missing)
         .iter()
-        .any(|socket| socket.takes(tcp, place.ip(), place.port()))
+        .any(|socket| socket.takes(socket.protocol, place.ip(), place.port()));
+    found || !missing.is_empty()
 }
 
 pub(super) fn read(missing: &mut Vec<Missing>) -> Vec<ListeningSocket> {
+    of_kinds(KINDS.iter(), missing)
+}
+
+fn of_kinds<'a>(
+    kinds: impl Iterator<Item = &'a Kind>,
+    missing: &mut Vec<Missing>,
+) -> Vec<ListeningSocket> {
     let mut sockets = Vec::new();
-    for kind in &KINDS {
+    for kind in kinds {
         let by_netlink = Path::new("/sys/module").join(kind.module).exists();
         for family in &kind.families {
             let result = if by_netlink {

@@ -88,6 +88,39 @@ fn an_older_entry_without_nat_is_the_root() {
 }
 
 #[test]
+fn an_entry_that_the_packet_made_itself_is_not_stale_once_it_has_nat() {
+    let (client, service) = ("10.244.0.9:4000", "10.96.0.10:53");
+    let met = |answers: &str| Detail::Conntrack {
+        original: tuple(client, service),
+        reply: tuple(answers, client),
+        destination_nat: false,
+        relation: None,
+        status: 0,
+        zone: 0,
+    };
+    // The first event tells whether the entry had its NAT before the packet came.
+    for (first, named) in [(service, false), ("10.244.0.7:53", true)] {
+        let mut bench = with_dns(&["10.244.0.8"]);
+        bench.site().routes.retain(|route| route.gateway.is_none());
+        let unreachable = Detail::Route {
+            kind: 7,
+            error: 101,
+            ifindex: None,
+        };
+        bench
+            .udp(client, service)
+            .netns(NODE)
+            .receive(CNI0)
+            .with(HookId::ConntrackUdp, met(first))
+            .with(HookId::ConntrackUdp, met("10.244.0.7:53"))
+            .with(HookId::RouteError, unreachable)
+            .dropped("IP_OUTNOROUTES", "ip_error");
+        let codes = bench.codes();
+        assert_eq!(codes.contains(&CAUSE.code), named, "{first}: {codes:?}");
+    }
+}
+
+#[test]
 fn the_audit_takes_an_entry_without_nat_for_no_more_than_a_sign() {
     let entry = |service: &str, target: &str| ConntrackEntry {
         original: tuple("10.244.0.9:4000", service),

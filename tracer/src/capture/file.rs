@@ -327,7 +327,7 @@ impl Files {
             && self.length == 0
             && let Some(path) = self.paths.pop_back()
         {
-            remove(&path)?;
+            self.not_removed = remove(&path).err().map(|error| error.to_string());
         }
         Ok(Written {
             fired: self.ring.map(|ring| ring.fired),

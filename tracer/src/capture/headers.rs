@@ -4,15 +4,13 @@ use std::net::SocketAddr;
 
 use tracer_ebpf::event as raw;
 use tracer_ebpf::event::PACKET_BYTES;
+use tracer_ebpf::header::ethertype;
 
 use super::block::ETHERNET_HEADER;
 use super::record::{FRAME_BYTES, Headers};
 use crate::event::{Event, protocol};
 use crate::hook::Role;
 
-/// EtherTypes of IP.
-const IP4: u16 = 0x0800;
-const IP6: u16 = 0x86dd;
 const IP6_HEADER: usize = 40;
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
@@ -109,7 +107,7 @@ impl Headers {
     /// Length of the IP packet as its header says it; segments that are joined may say nothing.
     fn ip_length(&self) -> Option<usize> {
         // The skb of a packet that is just being made may not say its protocol yet.
-        if ![IP4, IP6, 0].contains(&u16::from_be(self.protocol)) {
+        if ![ethertype::IPV4, ethertype::IPV6, 0].contains(&u16::from_be(self.protocol)) {
             return None;
         }
         let ip = self.frame().get(self.network..)?;
@@ -139,8 +137,8 @@ impl Headers {
         let whole = ETHERNET_HEADER + kept.len();
         // The skb of a packet that is just being made may not say its protocol yet.
         let protocol = match event.packet.as_ref().map(|packet| packet.tuple.source) {
-            Some(SocketAddr::V4(_)) => [0x08, 0x00],
-            Some(SocketAddr::V6(_)) => [0x86, 0xdd],
+            Some(SocketAddr::V4(_)) => ethertype::IPV4.to_be_bytes(),
+            Some(SocketAddr::V6(_)) => ethertype::IPV6.to_be_bytes(),
             None => self.protocol.to_ne_bytes(),
         };
         room[ETHERNET_HEADER - 2..ETHERNET_HEADER].copy_from_slice(&protocol);

@@ -12,7 +12,7 @@ use super::block::{self, Builder, option};
 use super::encoder::{Encoder, Told};
 use super::record::{Control, FRAME_BYTES, Header, Headers, Record};
 use super::{ReadError, Reader, Replay};
-use crate::event::{Detail, Event, Packet, Transport, Tuple};
+use crate::event::{Arp, Detail, Event, Packet, Transport, Tuple};
 use crate::kernel::reasons::DropReasons;
 use crate::node::{Link, NetnsFacts, NetnsId, Occasion, Reading, Snapshot};
 use crate::printer::{Format, Printer, Show};
@@ -224,6 +224,48 @@ fn what_is_written_is_read() {
         names.collect::<Vec<_>>(),
         [Some("-/-"), Some("node/enp1s0")]
     );
+}
+
+#[test]
+fn what_arp_says_is_read_again() {
+    let mut framed = syn();
+    framed.bytes[12..14].copy_from_slice(&[8, 6]);
+    framed.bytes[14..42].copy_from_slice(&[
+        0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 192, 0, 2, 2,
+    ]);
+    (framed.length, framed.protocol) = (42, 0x0806u16.to_be());
+    let asked = Event {
+        packet: None,
+        not_ip: true,
+        arp: Arp::parse(&framed.bytes[14..]),
+        ..event(0, HookId::DeviceReceive, Detail::None)
+    };
+    assert!(asked.arp.is_some());
+    let mut bare = framed;
+    bare.bytes.copy_within(14.., 0);
+    (bare.length, bare.network) = (28, 0);
+    for headers in [framed, bare] {
+        let mut encoder = Encoder::new(header(), Arc::default(), None);
+        let mut bytes = Vec::new();
+        encoder.begin(&mut bytes).expect("a beginning");
+        let told = Told {
+            event: &asked,
+            journey: None,
+            headers: Some(headers),
+            borrowed: false,
+            site: (asked.netns, asked.ifindex),
+            words: "",
+        };
+        encoder.event(&told, &mut bytes).expect("an event");
+        let mut reader = Reader::from_stream(Cursor::new(bytes)).expect("a capture");
+        let mut found = Vec::new();
+        while let Some(record) = reader.next().expect("no damage") {
+            if let Record::Event(sighting) = record {
+                found.push(sighting.event);
+            }
+        }
+        assert_eq!(found, std::slice::from_ref(&asked));
+    }
 }
 
 #[test]

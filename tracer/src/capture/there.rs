@@ -81,7 +81,9 @@ impl Resolver for There {
     }
 
     fn pod(&self, name: &ObjectName) -> Result<Vec<IpAddr>, String> {
-        self.cluster()?.pod(name)
+        // The node tells its own pods' addresses without a cluster.
+        let found = self.cluster.pod(name);
+        found.map_err(|why| self.cluster().err().unwrap_or(why))
     }
 
     fn service(&self, name: &ObjectName) -> Result<Vec<Front>, String> {
@@ -97,6 +99,7 @@ impl Resolver for There {
 mod tests {
     use super::*;
     use crate::filter::Expression;
+    use crate::node::{Address, NetnsFacts, Scope};
 
     #[test]
     fn a_capture_without_a_cluster_says_that_it_has_none() {
@@ -106,5 +109,32 @@ mod tests {
             let said = refused.map(|error| error.to_string()).unwrap_or_default();
             assert!(said.contains("the capture holds no facts"), "{said}");
         }
+    }
+
+    #[test]
+    fn a_pod_of_the_node_is_found_without_a_cluster_once_it_has_an_address() {
+        let mut pod = NetnsFacts::unread(NetnsId(1), Some("p/a/b"));
+        pod.is_pod = true;
+        let address: IpAddr = [192, 0, 2, 7].into();
+        pod.addresses = vec![Address {
+            link: 2,
+            address,
+            prefix_length: 24,
+            secondary: false,
+            flags: 0,
+            label: None,
+            scope: Scope::Global,
+            created_ns: None,
+        }];
+        let mut early = pod.clone();
+        early.addresses.clear();
+        let mut there = There::default();
+        for reading in [early, pod] {
+            let mut facts = Snapshot::empty();
+            facts.namespaces.push(reading);
+            there.add(&facts);
+        }
+        let found = there.pod(&ObjectName::new("a", "b"));
+        assert_eq!(found, Ok(vec![address]));
     }
 }

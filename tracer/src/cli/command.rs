@@ -22,6 +22,8 @@ const MOST_ROUNDS: usize = 64;
 pub(super) struct Command {
     line: String,
     child: Arc<SharedChild>,
+    /// Processes that were ours before, as of a shell that became us: they are not the command's.
+    before: Vec<Pid>,
 }
 
 /// What became of a command.
@@ -53,11 +55,13 @@ impl Command {
         }
         // What the command starts comes to us, not to init, when the process between has ended.
         prctl::set_child_subreaper(true)?;
+        let before = children();
         let child = SharedChild::spawn(&mut command)
             .with_context(|| format!("{line:?} cannot be started by sh"))?;
         Ok(Self {
             line: line.to_owned(),
             child: Arc::new(child),
+            before,
         })
     }
 
@@ -83,7 +87,8 @@ impl Drop for Command {
         let _ = self.child.kill();
         let _ = self.child.wait();
         for _ in 0..MOST_ROUNDS {
-            let left = children();
+            let mut left = children();
+            left.retain(|child| !self.before.contains(child));
             if left.is_empty() {
                 break;
             }

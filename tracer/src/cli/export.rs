@@ -236,6 +236,7 @@ mod tests {
             assert_eq!(key(wrong), None);
         }
     }
+
     /// The exit code of a command with its arguments, `{}` for a folder.
     fn exit(folder: &Path, words: &[&str]) -> (Exit, String) {
         let folder = folder.display().to_string();

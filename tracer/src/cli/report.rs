@@ -98,6 +98,7 @@ mod tests {
         assert_eq!(view["causes"][0]["cause"], "vip-nodeport-unbound");
         assert_eq!(view["causes"][0]["failed_connections"], 3);
     }
+
     #[test]
     fn a_verdict_counts_the_connections_that_came_after_it_was_reached() {
         let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures");

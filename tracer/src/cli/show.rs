@@ -8,7 +8,7 @@ use clap::Args;
 use super::explain::{damaged, filter, open, say_skipped};
 use super::progress::Progress;
 use super::{Exit, Failure, Output, OutputFormat};
-use crate::capture::{BETWEEN_PROGRESS, ReadError, Reader, Record, Replay};
+use crate::capture::{ReadError, Reader, Record, Replay};
 use crate::event::Event;
 use crate::filter::Filter;
 use crate::printer::{Format, Printer, Show};
@@ -130,73 +130,47 @@ fn events(
     out: &mut impl Write,
     json: bool,
     filter: &Filter,
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64),
 ) -> anyhow::Result<Option<ReadError>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::Nothing));
-    let mut count = 0u64;
     let arp = filter.asks_for_arp();
-    loop {
-        let record = match reader.next() {
-            Ok(Some(record)) => record,
-            Ok(None) => return Ok(None),
-            Err(error) => return Ok(Some(error)),
-        };
-        count += 1;
-        if count.is_multiple_of(BETWEEN_PROGRESS) {
-            progress(reader.position());
-        }
+    reader.each(progress, |record, reader| {
         // Only names are wanted of everything else.
-        match record {
-            Record::Event(mut sighting) => {
-                if arp {
-                    sighting.event.follow_arp();
-                }
-                let interface = sighting
-                    .interface
-                    .and_then(|number| reader.interfaces().get(number as usize))
-                    .and_then(|interface| interface.name.as_deref());
-                let names = replay.analysis().names();
-                if !matches(filter, &sighting.event, &names) {
-                    continue;
-                }
-                let row = EventRow::new(&sighting.event, sighting.journey, interface, &names);
-                if json {
-                    json::line(out, "event", &row)?;
-                } else {
-                    table::event(out, &row)?;
-                }
-            }
+        let (mut event, journey, interface) = match record {
+            Record::Event(sighting) => (sighting.event, sighting.journey, sighting.interface),
             Record::Packet(packet) => {
-                let mut event = replay.event(&packet, reader);
-                if arp {
-                    event.follow_arp();
-                }
-                let interface = reader
-                    .interfaces()
-                    .get(packet.interface as usize)
-                    .and_then(|interface| interface.name.as_deref());
-                let names = replay.analysis().names();
-                if !matches(filter, &event, &names) {
-                    continue;
-                }
-                let row = EventRow::new(&event, None, interface, &names);
-                if json {
-                    json::line(out, "event", &row)?;
-                } else {
-                    table::event(out, &row)?;
-                }
+                let event = replay.event(&packet, reader);
+                (event, None, Some(packet.interface))
             }
             Record::Header(_) | Record::Symbols(_) | Record::Cluster(_) => {
-                replay.take(record, reader, &mut |_, _| {})?;
+                return replay.take(record, reader, &mut |_, _| {});
             }
             Record::Facts(reading) => {
                 let collector = replay.analysis().collector();
                 collector.add_reading(reading);
                 collector.catch_up();
+                return Ok(());
             }
-            Record::Control(_) | Record::Counters(_) | Record::Diagnosis(_) => {}
+            Record::Control(_) | Record::Counters(_) | Record::Diagnosis(_) => return Ok(()),
+        };
+        if arp {
+            event.follow_arp();
         }
-    }
+        let names = replay.analysis().names();
+        if !matches(filter, &event, &names) {
+            return Ok(());
+        }
+        let interface = interface
+            .and_then(|number| reader.interfaces().get(number as usize))
+            .and_then(|interface| interface.name.as_deref());
+        let row = EventRow::new(&event, journey, interface, &names);
+        if json {
+            json::line(out, "event", &row)?;
+        } else {
+            table::event(out, &row.with_names(&event, &names))?;
+        }
+        Ok(())
+    })
 }
 
 /// An event by itself, without what happened to its packet before and after.

@@ -112,3 +112,43 @@ fn netns_of(journey: &Journey, role: Role) -> Option<NetnsId> {
     let event = events.find(|event| event.role() == role)?;
     event.netns.map(NetnsId)
 }
+
+#[cfg(test)]
+mod tests {
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::journey::Ending;
+    use crate::journey::constructed::journey;
+
+    /// A client's packet is lost behind a connection of IPVS.
+    fn lost(met: &mut Met, port: usize) {
+        let client = format!("192.0.2.1:{port}");
+        let mut lost = journey(1, 6, &[(client.as_str(), "192.0.2.2:80")]);
+        lost.events[0].hook = HookId::IpvsLookup;
+        lost.ending = Ending::Dropped {
+            location: 1,
+            reason: Some(2),
+        };
+        met.note_ipvs_client(&lost);
+    }
+
+    fn taken(met: &mut Met) -> usize {
+        met.take_ipvs_clients().values().map(BTreeSet::len).sum()
+    }
+
+    #[test]
+    fn clients_beyond_the_bound_have_their_turn_when_the_others_were_looked_up() {
+        let mut met = Met::default();
+        let beyond = MOST_IPVS_CLIENTS + 1;
+        for port in 1..=beyond {
+            lost(&mut met, port);
+        }
+        assert!(met.is_unread());
+        assert_eq!(taken(&mut met), MOST_IPVS_CLIENTS);
+        assert!(!met.is_unread());
+        lost(&mut met, beyond);
+        assert!(met.is_unread());
+        assert_eq!(taken(&mut met), 1);
+    }
+}

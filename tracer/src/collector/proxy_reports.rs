@@ -81,6 +81,8 @@ impl ProxyReports {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn asked(reports: &mut ProxyReports, now_ns: u64, version: &str) {
@@ -125,6 +127,10 @@ mod tests {
             let _ = held.recv();
             Vec::new()
         });
+        let begun = Instant::now();
         assert!(!reports.hear(false));
+        assert!(begun.elapsed() < PATIENCE);
+        // Not even where it is hoped for.
+        assert!(!reports.hear(true));
     }
 }

@@ -191,8 +191,8 @@ impl<S: Sink> Walk<'_, S> {
     /// Notes when diagnoses were reached.
     fn settle(&mut self, replay: &Replay) -> anyhow::Result<()> {
         std::mem::replace(&mut self.failed, Ok(()))?;
-        let time_ns = replay.held().names().clock.wall_ns(self.now_ns);
         for diagnosis in &replay.diagnoses()[self.reached..] {
+            let time_ns = replay.held().names().clock.wall_ns(self.now_ns);
             let key = (diagnosis.code, diagnosis.subject.clone());
             self.moments.entry(key).or_insert(time_ns);
         }
@@ -240,6 +240,7 @@ mod tests {
             .filter(|flow| flow["failed"] != 0 && flow["destination"] == "192.168.3.187:30000");
         assert_eq!(refused.count(), 3);
     }
+
     #[test]
     fn a_diagnosis_counts_the_connections_that_came_after_it_was_reached() {
         let found = exported("vxlan-no-fdb.pcapng", "diagnosis");

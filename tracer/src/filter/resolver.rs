@@ -62,14 +62,22 @@ pub struct Here {
 }
 
 impl Here {
-    /// Adds the pods whose namespaces are known.
+    /// Adds the pods whose namespaces are known; of a pod that was added before, its new addresses.
     pub fn add_pods(&mut self, namespaces: &[NetnsFacts]) {
         for facts in namespaces {
-            if let Some(name) = facts.pod_name()
-                && self.pods.iter().all(|(known, _)| known != name)
-            {
-                let addresses = facts.pod_addresses().collect();
-                self.pods.push((name.to_owned(), addresses));
+            let Some(name) = facts.pod_name() else {
+                continue;
+            };
+            let known = self.pods.iter().position(|(known, _)| known == name);
+            let at = known.unwrap_or_else(|| {
+                self.pods.push((name.to_owned(), Vec::new()));
+                self.pods.len() - 1
+            });
+            let addresses = &mut self.pods[at].1;
+            for address in facts.pod_addresses() {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
             }
         }
     }

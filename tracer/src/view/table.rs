@@ -86,7 +86,7 @@ pub struct EventRow<'a> {
     pub place: &'static str,
     /// Addresses.
     pub packet: Option<(String, String)>,
-    /// Their names in the cluster, for a person.
+    /// Their names in the cluster, for a person: [`EventRow::with_names`].
     #[serde(skip)]
     pub names: (Option<String>, Option<String>),
     /// What the hook adds.
@@ -107,18 +107,28 @@ impl<'a> EventRow<'a> {
             detail(&event.detail, event.netns, names)
         };
         let tuple = event.packet.as_ref().map(|packet| packet.tuple);
-        let name = |address| names.endpoint(tuple?.protocol, address);
         Self {
-            names: (
-                tuple.and_then(|tuple| name(tuple.source)),
-                tuple.and_then(|tuple| name(tuple.destination)),
-            ),
+            names: (None, None),
             journey,
             time_ns: names.clock.wall_ns(event.time_ns),
             interface: interface.unwrap_or("-"),
             place: crate::hook::of(event.hook).place.symbol(),
             packet: tuple.map(|tuple| (tuple.source.to_string(), tuple.destination.to_string())),
             detail: words,
+        }
+    }
+
+    /// Adds the names of its addresses, which objects and tables do without.
+    #[must_use]
+    pub fn with_names(self, event: &Event, names: &Names<'_>) -> Self {
+        let tuple = event.packet.as_ref().map(|packet| packet.tuple);
+        let name = |address| names.endpoint(tuple?.protocol, address);
+        Self {
+            names: (
+                tuple.and_then(|tuple| name(tuple.source)),
+                tuple.and_then(|tuple| name(tuple.destination)),
+            ),
+            ..self
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{Ipv6ExtensionSlice, LaxIpSlice};
+use etherparse::{Ipv6Extensions, LaxIpSlice};
 use serde::{Deserialize, Serialize};
 
 /// Transport protocol and both ends of a packet or connection.
@@ -150,16 +150,18 @@ impl Packet {
                 )
             }
             LaxIpSlice::Ipv6(ip) => {
-                let mut extensions = ip.extensions().clone().into_iter();
-                let fragment = extensions.find_map(|extension| match extension {
-                    Ipv6ExtensionSlice::Fragment(fragment) => Some(fragment),
-                    _ => None,
+                // Not its iterator, which reads on where the lax parser stopped at a header that is cut.
+                let extensions = ip.extensions();
+                let fragment = extensions.first_header().and_then(|first| {
+                    Ipv6Extensions::from_slice_lax(first, extensions.slice())
+                        .0
+                        .fragment
                 });
                 (
                     IpAddr::from(ip.header().source_addr()),
                     IpAddr::from(ip.header().destination_addr()),
-                    fragment.as_ref().map(|fragment| fragment.identification()),
-                    fragment.is_some_and(|fragment| fragment.fragment_offset().value() != 0),
+                    fragment.as_ref().map(|fragment| fragment.identification),
+                    fragment.is_some_and(|fragment| fragment.fragment_offset.value() != 0),
                 )
             }
         };
@@ -308,16 +310,35 @@ mod tests {
         assert!(!packet.shares_fragments_with(&first));
     }
 
-    /// A UDP fragment over IPv6: bytes before it, whether more follow, identification.
-    fn fragment6(offset: u16, more: bool, id: u32) -> Packet {
-        let mut bytes = vec![0x60, 0, 0, 0, 0, 24, 44, 64];
+    /// An IPv6 packet between two documentation addresses.
+    fn ipv6(next_header: u8, payload: &[u8]) -> Packet {
+        let length = u8::try_from(payload.len()).expect("a short payload");
+        let mut bytes = vec![0x60, 0, 0, 0, 0, length, next_header, 64];
         bytes.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
         bytes.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
-        bytes.extend([protocol::UDP, 0]);
+        bytes.extend(payload);
+        Packet::parse(&bytes, 0).expect("a packet")
+    }
+
+    /// A UDP fragment over IPv6: bytes before it, whether more follow, identification.
+    fn fragment6(offset: u16, more: bool, id: u32) -> Packet {
+        let mut bytes = vec![protocol::UDP, 0];
         bytes.extend((offset | u16::from(more)).to_be_bytes());
         bytes.extend(id.to_be_bytes());
         bytes.extend([3, 0xe8, 0, 53, 0, 16, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
-        Packet::parse(&bytes, 0).expect("a packet")
+        ipv6(44, &bytes)
+    }
+
+    #[test]
+    fn ipv6_extension_headers_may_be_cut() {
+        // Destination options, then what should be more of them, or a fragment header.
+        for next_header in [60, 44] {
+            for rest in [&[][..], &[17, 0, 0]] {
+                let packet = ipv6(60, &[&[next_header, 0, 1, 4, 0, 0, 0, 0], rest].concat());
+                assert_eq!(packet.tuple.protocol, next_header);
+                assert_eq!((packet.ip_id, packet.transport), (None, Transport::Other));
+            }
+        }
     }
 
     #[test]

@@ -137,7 +137,7 @@ fn anonymous(file: &Path, mapping: &Anonymizer) -> PathBuf {
     let out = file.with_extension("anonymous.pcapng");
     let mut reader = Reader::open(file).expect("a capture");
     let wanted = Wanted {
-        journeys: None,
+        events: None,
         mapping: Some(mapping),
     };
     let done = again(&mut reader, &wanted, &out, |_| {}).expect("room");

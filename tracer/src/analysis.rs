@@ -34,6 +34,17 @@ pub struct Kernel {
     pub clock: Clock,
 }
 
+/// How far events are followed; what lies beyond is neither kept nor looked for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Depth {
+    /// Journeys, which are told and forgotten.
+    Journeys,
+    /// Flows as well.
+    Flows,
+    /// The causes of failures as well.
+    Causes,
+}
+
 /// The middle of the program at work.
 pub struct Analysis {
     collector: Collector,
@@ -43,6 +54,7 @@ pub struct Analysis {
     ended: Vec<Journey>,
     /// Only journeys that match are told and judged.
     only: Filter,
+    depth: Depth,
     /// Namespaces are named even when nothing is shown: a capture holds their names.
     name_all: bool,
     /// The way of packets is not seen, only their loss.
@@ -70,6 +82,7 @@ impl Analysis {
             printer,
             ended: Vec::new(),
             only: Filter::default(),
+            depth: Depth::Causes,
             name_all: false,
             losses_only: false,
             meter: None,
@@ -80,6 +93,11 @@ impl Analysis {
     pub fn only(&mut self, filter: Filter) {
         self.collector.follow_arp(filter.asks_for_arp());
         self.only = filter;
+    }
+
+    /// Follows events no further than this; else to their causes.
+    pub const fn follow_to(&mut self, depth: Depth) {
+        self.depth = depth;
     }
 
     /// Names every namespace that is seen.
@@ -177,7 +195,7 @@ impl Analysis {
 
     /// Diagnoses what is due, and prints it.
     fn diagnose(&mut self, now_ns: u64, hurry: bool) -> anyhow::Result<Vec<Diagnosis>> {
-        if !self.collector.is_due(now_ns, hurry) {
+        if self.depth < Depth::Causes || !self.collector.is_due(now_ns, hurry) {
             return Ok(Vec::new());
         }
         // A kernel without drop reasons is judged by where it drops.
@@ -354,7 +372,9 @@ impl Analysis {
                 }
             }
         }
-        self.collector.keep(ended, now_ns);
+        if self.depth >= Depth::Flows {
+            self.collector.keep(ended, now_ns);
+        }
         Ok(true)
     }
 

@@ -193,7 +193,7 @@ pub(super) fn rewrite(
     mapping: Option<&Anonymizer>,
     out: &Path,
 ) -> Result<(Written, Option<ReadError>), Failure> {
-    let journeys = if filter.is_everything() {
+    let events = if filter.is_everything() {
         None
     } else {
         let mut reader = open(file)?;
@@ -204,7 +204,7 @@ pub(super) fn rewrite(
     let mut reader = open(file)?;
     let mut progress = Progress::of(file, reader.is_packed());
     let moved = |position| progress.moved(position);
-    let done = again(&mut reader, &Wanted { journeys, mapping }, out, moved)?;
+    let done = again(&mut reader, &Wanted { events, mapping }, out, moved)?;
     drop(progress);
     say_skipped(&reader);
     match (done.written, done.error) {

@@ -8,6 +8,7 @@ use clap::Args;
 use super::explain::{damaged, filter, open, say_skipped};
 use super::progress::Progress;
 use super::{Exit, Failure, Output, OutputFormat};
+use crate::analysis::Depth;
 use crate::capture::{ReadError, Reader, Record, Replay};
 use crate::event::Event;
 use crate::filter::Filter;
@@ -75,6 +76,7 @@ fn journeys(
 ) -> anyhow::Result<Option<ReadError>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
     replay.analysis().only(filter);
+    replay.analysis().follow_to(Depth::Journeys);
     let mut written = Ok(());
     let ended = replay.run(reader, progress, |journey, names| {
         if written.is_ok()
@@ -100,6 +102,7 @@ fn flows(
 ) -> anyhow::Result<Option<ReadError>> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::Nothing));
     replay.analysis().only(filter);
+    replay.analysis().follow_to(Depth::Flows);
     let error = reader.each(progress, |record, reader| {
         if record.ends_phase() {
             phase(&replay, out, json)?;
@@ -177,4 +180,42 @@ fn events(
 fn matches(filter: &Filter, event: &Event, names: &Names<'_>) -> bool {
     let name_of = |netns, ifindex| Some(names.device(Some(netns), ifindex));
     filter.matches_event(event, &name_of)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_is_only_shown_has_the_names_of_what_is_explained() {
+        let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures");
+        for name in [
+            "service-no-endpoints",
+            "vip-nodeport-unbound",
+            "vxlan-no-fdb",
+        ] {
+            let file = captures.join(name).with_extension("pcapng");
+            let mut reader = Reader::open(&file).expect("a capture");
+            let mut explained = Vec::new();
+            let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
+            let ended = replay.run(
+                &mut reader,
+                |_| {},
+                |journey, names| {
+                    if let Some(view) = JourneyView::new(journey, names) {
+                        json::line(&mut explained, "journey", &view).expect("room");
+                    }
+                },
+            );
+            assert!(ended.expect("journeys").error.is_none());
+            assert!(!replay.diagnoses().is_empty());
+            let mut shown = Vec::new();
+            let mut reader = Reader::open(&file).expect("a capture");
+            let everything = Filter::default();
+            journeys(&mut reader, &mut shown, true, everything, |_| {}).expect("journeys");
+            assert!(!shown.is_empty() && shown == explained, "{name}");
+        }
+    }
 }

@@ -3,28 +3,39 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use crate::analysis::Depth;
 use crate::anonymize::Anonymizer;
-use crate::capture::{ReadError, Reader, Record, Replay, Rewriter, Written};
+use crate::capture::{ReadError, Reader, Record, Replay, Rewriter, Sighting, Written};
+use crate::event::Event;
 use crate::filter::Filter;
+use crate::journey::Journey;
 use crate::printer::{Format, Printer, Show};
+use crate::view::names::Names;
 
 /// What to write again.
 #[derive(Default)]
 pub struct Wanted<'a> {
-    /// Numbers of journeys; `None` for everything, events without a journey included.
-    pub journeys: Option<HashSet<u64>>,
+    /// Which events; `None` for all.
+    pub events: Option<Matching>,
     /// Names are replaced by it.
     pub mapping: Option<&'a Anonymizer>,
 }
 
-impl Wanted<'_> {
-    fn wants(&self, record: &Record) -> bool {
-        let (Record::Event(sighting), Some(journeys)) = (record, &self.journeys) else {
-            return true;
-        };
-        sighting
-            .journey
-            .is_some_and(|number| journeys.contains(&number))
+/// Events that a filter matches.
+#[derive(Default)]
+pub struct Matching {
+    /// Numbers of their journeys.
+    journeys: HashSet<u64>,
+    /// ARP, whose journeys a capture does not number: which event of the capture, from 0.
+    arp: HashSet<usize>,
+}
+
+impl Matching {
+    fn wants(&self, number: usize, event: &Sighting) -> bool {
+        match event.journey {
+            Some(journey) => self.journeys.contains(&journey),
+            None => self.arp.contains(&number),
+        }
     }
 }
 
@@ -36,7 +47,7 @@ pub struct Again {
     pub error: Option<ReadError>,
 }
 
-/// Numbers of the journeys that a filter matches. `progress` is told the position now and then.
+/// Looks for what a filter matches. `progress` is told the position now and then.
 ///
 /// # Errors
 /// Never of the file: what is before damage counts.
@@ -44,14 +55,43 @@ pub fn matching(
     reader: &mut Reader,
     filter: Filter,
     progress: impl FnMut(u64),
-) -> anyhow::Result<HashSet<u64>> {
+) -> anyhow::Result<Matching> {
     let mut replay = Replay::new(Printer::new(Format::Silent, Show::All));
-    replay.analysis().only(filter);
-    let mut wanted = HashSet::new();
-    replay.run(reader, progress, |journey, _| {
-        wanted.insert(journey.id);
+    replay.analysis().only(filter.clone());
+    replay.analysis().follow_to(Depth::Journeys);
+    let mut journeys = HashSet::new();
+    let mut arp = HashSet::new();
+    let mut met = |journey: &Journey, _: &Names<'_>| {
+        // The replay's own numbers are not the capture's.
+        if !journey.is_arp() {
+            journeys.insert(journey.id);
+        }
+    };
+    let mut number = 0;
+    reader.each(progress, |record, reader| {
+        if let Record::Event(sighting) = &record {
+            if sighting.journey.is_none() && arp_matches(&filter, &sighting.event, &replay) {
+                arp.insert(number);
+            }
+            number += 1;
+        }
+        replay.take(record, reader, &mut met)
     })?;
-    Ok(wanted)
+    replay.finish(&mut met)?;
+    Ok(Matching { journeys, arp })
+}
+
+/// True for ARP that is asked for.
+fn arp_matches(filter: &Filter, event: &Event, replay: &Replay) -> bool {
+    if event.arp.is_none() || !filter.asks_for_arp() {
+        return false;
+    }
+    let mut event = event.clone();
+    event.follow_arp();
+    let names = replay.held().names();
+    filter.matches_event(&event, &|netns, ifindex| {
+        Some(names.device(Some(netns), ifindex))
+    })
 }
 
 /// Reads to the end or to the first damage, and writes what is wanted. `progress` is told the position now
@@ -67,10 +107,19 @@ pub fn again(
 ) -> anyhow::Result<Again> {
     let mut rewriter: Option<Rewriter> = None;
     let mut foreign = false;
+    let mut number = 0;
     let error = reader.each(progress, |record, _| {
         foreign |= rewriter.is_none() && !matches!(record, Record::Header(_));
-        if foreign || !wanted.wants(&record) {
+        if foreign {
             return Ok(());
+        }
+        if let Record::Event(sighting) = &record {
+            let events = wanted.events.as_ref();
+            let left_out = events.is_some_and(|events| !events.wants(number, sighting));
+            number += 1;
+            if left_out {
+                return Ok(());
+            }
         }
         let record = match wanted.mapping {
             Some(mapping) => mapping.record(record)?,
@@ -94,6 +143,50 @@ pub fn again(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::There;
+    use crate::filter::Expression;
+
+    fn events(file: &Path) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut reader = Reader::open(file).expect("a capture");
+        let error = reader.each(
+            |_| {},
+            |record, _| {
+                if let Record::Event(sighting) = record {
+                    events.push(sighting.event);
+                }
+                Ok(())
+            },
+        );
+        assert!(error.expect("records").is_none());
+        events
+    }
+
+    #[test]
+    fn arp_is_written_again_where_it_is_asked_for() {
+        let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures");
+        let file = captures.join("vxlan-no-fdb.pcapng");
+        let folder = tempfile::tempdir().expect("a folder");
+        for (words, arp) in [("arp", true), ("udp or tcp", false)] {
+            let mut reader = Reader::open(&file).expect("a capture");
+            let expression = Expression::parse(words).expect("an expression");
+            let filter = (expression.resolve(&There::default())).expect("a filter");
+            let wanted = Wanted {
+                events: Some(matching(&mut reader, filter, |_| {}).expect("journeys")),
+                mapping: None,
+            };
+            let out = folder.path().join("again.pcapng");
+            let mut reader = Reader::open(&file).expect("a capture");
+            again(&mut reader, &wanted, &out, |_| {}).expect("room");
+            let asked = |event: &Event| event.arp.is_some() == arp;
+            let (all, some) = (events(&file), events(&out));
+            assert!(!some.is_empty() && some.iter().all(asked), "{words}");
+            if arp {
+                assert_eq!(some.len(), all.iter().filter(|event| asked(event)).count());
+            }
+            std::fs::remove_file(out).expect("it was written");
+        }
+    }
 
     #[test]
     fn looking_for_what_matches_says_how_far_it_is() {

@@ -83,6 +83,28 @@ fn pods_of_other_nodes_are_read_when_seen() {
 }
 
 #[test]
+fn the_server_looks_at_every_pod_only_where_no_name_leads_to_the_address() {
+    for (name, lists) in [("web-1", 1), ("another", 2)] {
+        let server = ordinary();
+        server.delete("pods", "default", "web-1");
+        server.put("pods", pod(name, "node-b", "10.244.1.5"));
+        let cluster = watching(&server);
+        until(&cluster, "everything is fresh", all_fresh);
+        // The endpoint there names web-1.
+        cluster.want("10.244.1.5".parse().expect("an address"));
+        let known = ObjectName::new("default", name);
+        until(&cluster, "the pod is known", |facts| {
+            facts.pod(&known).is_some()
+        });
+        let of_all = server.actions().into_iter().filter(|action| {
+            action.resource == "pods" && action.verb == "list" && action.namespace.is_none()
+        });
+        // One is that of this node's pods.
+        assert_eq!(of_all.count(), lists, "{name}");
+    }
+}
+
+#[test]
 fn pods_that_may_be_stuck_are_read_though_nobody_met_them() {
     let stuck = || {
         let mut pod = pod("web-1", "node-b", "10.244.1.5");

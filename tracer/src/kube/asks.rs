@@ -24,8 +24,9 @@ const AT_ONCE: usize = 4;
 /// Which pods are asked for, on whatever node.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Question {
-    /// Those that have an address.
-    Address(IpAddr),
+    /// Those that have an address. The one that seems to have it is tried first: the server finds a name
+    /// without looking at each pod.
+    Address(IpAddr, Option<ObjectName>),
     /// That of a name.
     Name(ObjectName),
 }

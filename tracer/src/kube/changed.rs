@@ -74,7 +74,7 @@ impl ClusterFacts {
     /// The pods that a question is about, as they are now.
     pub(super) fn put_seen(&mut self, question: &Question, pods: Vec<Pod>) {
         let before: Vec<ObjectName> = match question {
-            Question::Address(address) => self.pods_at(*address).cloned().collect(),
+            Question::Address(address, _) => self.pods_at(*address).cloned().collect(),
             Question::Name(name) => vec![name.clone()],
         };
         for name in before {
@@ -283,7 +283,7 @@ mod tests {
     fn facts() -> (ClusterFacts, IpAddr) {
         let address: IpAddr = ADDRESS.parse().expect("an address");
         let mut facts = cluster("node-a", &[]);
-        facts.put_seen(&Question::Address(address), vec![pod("old")]);
+        facts.put_seen(&Question::Address(address, None), vec![pod("old")]);
         (facts, address)
     }
 
@@ -301,7 +301,7 @@ mod tests {
         age(&mut facts, "old", 31);
         assert!(facts.to_be_read(address));
         // Another pod has the address by now.
-        facts.put_seen(&Question::Address(address), vec![pod("new")]);
+        facts.put_seen(&Question::Address(address, None), vec![pod("new")]);
         assert!(!facts.to_be_read(address));
         let names: Vec<_> = facts.pods().map(|pod| &*pod.name.name).collect();
         assert_eq!(names, ["new"]);
@@ -318,7 +318,7 @@ mod tests {
         facts.put(Object::Pod(pod_on("node-a", "watched")));
         // The server's cache is behind: it lacks one that is there, and has one that is gone.
         let answer = vec![pod_on("node-a", "gone")];
-        facts.put_seen(&Question::Address(address), answer);
+        facts.put_seen(&Question::Address(address, None), answer);
         let names: Vec<_> = facts.pods().map(|pod| &*pod.name.name).collect();
         assert_eq!(names, ["watched"]);
         assert!(!facts.to_be_read(address));

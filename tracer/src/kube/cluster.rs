@@ -301,7 +301,9 @@ impl Watcher {
                 }
                 address = self.wanted.recv() => match address {
                     Some(address) if self.facts.to_be_read(address) => {
-                        self.asks.ask(Question::Address(address));
+                        let mut known = self.facts.pods_at(address).cloned();
+                        let only = known.next().filter(|_| known.next().is_none());
+                        self.asks.ask(Question::Address(address, only));
                     }
                     Some(_) => {}
                     None => return Ended::Closed,

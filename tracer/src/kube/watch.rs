@@ -153,17 +153,27 @@ pub(super) async fn pods_asked_for(
     client: &Client,
     question: &Question,
 ) -> Result<Vec<Pod>, String> {
-    let client = client.clone();
-    let (pods, field) = match question {
-        Question::Address(address) => (
-            Api::<ApiPod>::all(client),
-            format!("status.podIP={address}"),
-        ),
-        Question::Name(pod) => (
-            Api::namespaced(client, &pod.namespace),
-            format!("metadata.name={}", pod.name),
-        ),
+    let named = |name: &ObjectName| {
+        let pods = Api::namespaced(client.clone(), &name.namespace);
+        list(pods, format!("metadata.name={}", name.name))
     };
+    match question {
+        Question::Name(name) => named(name).await,
+        Question::Address(address, name) => {
+            if let Some(name) = name {
+                let found = named(name).await?;
+                let has = |pod: &Pod| pod.claims().any(|(own, _)| own == *address);
+                if found.iter().any(has) {
+                    return Ok(found);
+                }
+            }
+            let pods = Api::all(client.clone());
+            list(pods, format!("status.podIP={address}")).await
+        }
+    }
+}
+
+async fn list(pods: Api<ApiPod>, field: String) -> Result<Vec<Pod>, String> {
     let found = pods
         .list(&ListParams::default().fields(&field).match_any())
         .await

@@ -10,7 +10,7 @@ use super::evidence::{Evidence, Failure};
 use super::pod_network::{self, DOCKER_BRIDGE, PodRanges, gives, pod_ranges};
 use super::pod_runtime::{Runtime, runtime};
 use super::{Cause, Diagnosis, Site};
-use crate::node::{Address, Link, NetnsId};
+use crate::node::{Address, Component, Link, NetnsId};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "pod-on-docker0",
@@ -23,6 +23,8 @@ reach their own node and, masqueraded, the outside, and nobody reaches them.
 Why: the runtime was not told to use CNI: kubelet up to 1.23 runs without --network-plugin=cni, cri-dockerd
 before 0.2.5 likewise. Later ones use CNI by themselves; then these are pods of before, or Docker's own
 containers, which belong there.
+
+Where CNI is configured and the runtime leaves it unused, `tracer check` warns before the first pod.
 
 Proof: a veth device of a pod's network namespace is a port of docker0, its address is outside the node's pod
 network (podCIDRs, flannel's subnet.env, CNI configuration), and kubelet's or cri-dockerd's command line and
@@ -58,18 +60,18 @@ struct Port<'a> {
     is_pod: Option<bool>,
 }
 
+/// docker0 and its address.
+fn docker0<'a>(site: &Site<'a>) -> Option<(&'a Link, &'a Address)> {
+    let mut links = site.facts.links.iter();
+    let bridge = links.find(|link| link.name == DOCKER_BRIDGE)?;
+    let mut addresses = site.facts.addresses.iter();
+    let own = addresses.find(|entry| entry.link == bridge.index && entry.address.is_ipv4())?;
+    Some((bridge, own))
+}
+
 /// What is on docker0 of a node that has a pod network elsewhere.
 fn stranded<'a>(evidence: &Evidence<'a>, site: &Site<'a>) -> Option<Stranded<'a>> {
-    let bridge = site
-        .facts
-        .links
-        .iter()
-        .find(|link| link.name == DOCKER_BRIDGE)?;
-    let address = site
-        .facts
-        .addresses
-        .iter()
-        .find(|entry| entry.link == bridge.index && entry.address.is_ipv4())?;
+    let (bridge, address) = docker0(site)?;
     let wanted = pod_ranges(evidence);
     let kubernetes = evidence
         .facts
@@ -172,12 +174,14 @@ fn on_docker0(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<NetnsId>
         })
 }
 
-/// Pods on docker0.
+/// Pods on docker0, and a runtime that will put them there.
 fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     evidence
         .sites()
         .filter_map(|site| {
-            let stranded = stranded(evidence, site)?;
+            let Some(stranded) = stranded(evidence, site) else {
+                return cni_unused(evidence, site);
+            };
             let pods = stranded.ports.iter().any(|port| port.is_pod == Some(true));
             let diagnosis = say(evidence, site, &stranded);
             Some(if pods {
@@ -187,6 +191,44 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
             })
         })
         .collect()
+}
+
+/// CNI is configured, and the runtime does not use it: nothing is wrong before the next pod.
+fn cni_unused(evidence: &Evidence<'_>, site: &Site<'_>) -> Option<Finding> {
+    let Runtime::Docker(found) = runtime(evidence) else {
+        return None;
+    };
+    let cni = evidence.facts.cni.as_ref()?;
+    let (_, address) = docker0(site)?;
+    let wanted = pod_ranges(evidence);
+    if gives(&wanted, address.address) {
+        return None;
+    }
+    let place = site.name();
+    let network = format!("{}/{}", address.address, address.prefix_length);
+    let summary = format!(
+        "{} runs without --network-plugin=cni: the next pod of {place} gets its address from docker0 ({network}), not from CNI.",
+        found.name
+    );
+    let begun = Diagnosis::new(&CAUSE, format!("docker0 of {place}"), summary)
+        .prove("process", without_cni(found))
+        .prove("cni", format!("{} configures CNI", cni.file.display()))
+        .prove("address", format!("docker0 has {network}"))
+        .lacking("a pod on docker0: there is none yet");
+    Some(Finding::warning(with_fixes(
+        begun,
+        evidence,
+        site,
+        Some(found),
+        &wanted,
+    )))
+}
+
+fn without_cni(found: &Component) -> String {
+    format!(
+        "{} (process {}) has no --network-plugin=cni",
+        found.name, found.pid
+    )
 }
 
 fn say(evidence: &Evidence<'_>, site: &Site<'_>, stranded: &Stranded<'_>) -> Diagnosis {
@@ -248,15 +290,7 @@ fn say(evidence: &Evidence<'_>, site: &Site<'_>, stranded: &Stranded<'_>) -> Dia
             "address",
             (!pods.is_empty()).then(|| format!("pods there have {}", pods.join(", "))),
         )
-        .prove_if(
-            "process",
-            culprit.map(|found| {
-                format!(
-                    "{} (process {}) has no --network-plugin=cni",
-                    found.name, found.pid
-                )
-            }),
-        );
+        .prove_if("process", culprit.map(without_cni));
     let proven = wanted.iter().fold(begun, |diagnosis, wanted| {
         diagnosis.prove(wanted.teller.source(), wanted.words.clone())
     });
@@ -264,19 +298,36 @@ fn say(evidence: &Evidence<'_>, site: &Site<'_>, stranded: &Stranded<'_>) -> Dia
         Some(doubt) => proven.lacking(doubt),
         None => proven,
     };
+    let proven = proven
+        .lacking_if(
+            wanted.is_empty(),
+            "the node's pod network: its podCIDRs or a CNI configuration",
+        )
+        .lacking_if(pods.is_empty(), "the addresses of the pods there")
+        .lacking_if(
+            ports.iter().all(|port| port.is_pod != Some(true)),
+            "that these are pods: they may be Docker's own containers",
+        );
+    with_fixes(proven, evidence, site, culprit, wanted).check(format!(
+        "kubectl get pods -A -o wide   # none in the network of {network}"
+    ))
+}
+
+/// The ways to have pods in the pod network; `culprit` does not use CNI.
+fn with_fixes(
+    diagnosis: Diagnosis,
+    evidence: &Evidence<'_>,
+    site: &Site<'_>,
+    culprit: Option<&Component>,
+    wanted: &[PodRanges<'_>],
+) -> Diagnosis {
     let (who, flags) = match culprit {
         Some(found) if found.name != "kubelet" => {
             ("cri-docker", "of cri-dockerd (cri-docker.service)")
         }
         _ => ("kubelet", "of kubelet (/var/lib/kubelet/kubeadm-flags.env)"),
     };
-    proven
-        .lacking_if(wanted.is_empty(), "the node's pod network: its podCIDRs or a CNI configuration")
-        .lacking_if(pods.is_empty(), "the addresses of the pods there")
-        .lacking_if(
-            ports.iter().all(|port| port.is_pod != Some(true)),
-            "that these are pods: they may be Docker's own containers",
-        )
+    diagnosis
         .fix(
             [
                 format!("--network-plugin=cni   # in the flags {flags}"),
@@ -299,7 +350,6 @@ fn say(evidence: &Evidence<'_>, site: &Site<'_>, stranded: &Stranded<'_>) -> Dia
             ],
             "docker0 becomes the pod network, so cni0 may not have the same address; Docker's containers restart",
         )
-        .check(format!("kubectl get pods -A -o wide   # none in the network of {network}"))
 }
 
 /// flannel's over VXLAN, on network cards of 1500 bytes.
@@ -351,7 +401,7 @@ pub(super) mod tests {
     use crate::cause::constructed::{Bench, ip, link, node};
     use crate::event::Detail;
     use crate::kube::constructed::cluster;
-    use crate::node::{BridgePort, BridgePortState, Component, NetnsFacts, Scope};
+    use crate::node::{BridgePort, BridgePortState, Cni, NetnsFacts, Scope};
 
     const DOCKER0: u32 = 20;
     const POD: NetnsId = NetnsId(700);
@@ -457,6 +507,29 @@ pub(super) mod tests {
         let audited = bench.with_evidence(audit);
         assert_eq!(audited.len(), 1);
         assert_eq!(audited[0].severity, Severity::Error);
+    }
+
+    #[test]
+    fn a_runtime_that_leaves_cni_unused_is_told_before_the_first_pod() {
+        let mut bench = situation();
+        bench.site().links.retain(|link| link.kind.is_none());
+        assert_eq!(
+            bench.with_evidence(audit),
+            [],
+            "Docker's network may be wanted"
+        );
+        bench.facts.cni = Some(Cni {
+            file: "/etc/cni/net.d/10-flannel.conflist".into(),
+            ..Cni::default()
+        });
+        let found = bench.with_evidence(audit);
+        assert_eq!(
+            (found[0].severity, found[0].diagnosis.certainty),
+            (Severity::Warning, Certainty::Likely)
+        );
+        assert!(found[0].diagnosis.summary.contains("the next pod"));
+        bench.facts.components = vec![component("kubelet --network-plugin=cni")];
+        assert_eq!(bench.with_evidence(audit), []);
     }
 
     #[test]

@@ -19,7 +19,8 @@ pub(super) const CAUSE: Cause = Cause {
 Conntrack follows each TCP connection's sequence numbers. A packet outside of the window, or of a connection
 that it does not know (asymmetric routes, an entry that expired or was deleted), is INVALID and has no entry.
 Rules such as kube-proxy's in KUBE-FORWARD drop it. Where no rule does, NAT passes it by: the answer of a
-service's pod reaches the client with the pod's own address, and the client resets the connection.
+service's pod reaches the client with the pod's own address, and the client resets the connection. What is
+still on its way when a connection is reset is INVALID as well; that nobody misses, and it is not told.
 
 Proof: a rule whose condition is the state INVALID dropped the packet; or conntrack saw the packet, its entry
 says that it is to be translated, and it went on untranslated and was answered with RST.

@@ -386,6 +386,12 @@ impl Way<'_> {
         self
     }
 
+    /// Was first seen at this time.
+    pub(super) fn began(mut self, time_ns: u64) -> Self {
+        self.journey.events[0].time_ns = time_ns;
+        self
+    }
+
     /// Ends as dropped: by a reason ("" for none that says anything), in a function.
     pub(super) fn dropped(mut self, reason: &str, function: &str) {
         let location = self.bench.location(function);

@@ -79,7 +79,9 @@ impl<'a> Evidence<'a> {
                 .entry((client.protocol, client.destination))
                 .or_default()
                 .push(flow);
-            let failed = flow.kept().filter(|(_, journey)| journey.is_suspicious());
+            let failed = flow
+                .kept()
+                .filter(|(_, journey)| journey.is_suspicious() && !flow.was_reset_before(journey));
             failures.extend(failed.map(|(direction, journey)| Failure {
                 flow,
                 direction,
@@ -306,6 +308,28 @@ impl Journey {
 }
 
 impl Flow {
+    /// The TCP connection was reset before this packet of it was lost: nobody wants it any more, and conntrack
+    /// calls it invalid. What is answered with RST itself is no such packet.
+    fn was_reset_before(&self, lost: &Journey) -> bool {
+        let flags = |journey: &Journey| match journey.first_packet()?.transport {
+            Transport::Tcp { flags, .. } => Some(flags),
+            _ => None,
+        };
+        let opens = flags(lost).is_none_or(|flags| flags & tcp_flag::SYN != 0);
+        // A rule that rejects sends its RST behind the last hook before the drop.
+        let seen = lost.events.iter().rfind(|event| event.role() != Role::Drop);
+        let Some(seen) = seen.filter(|_| !opens && !lost.passed(Role::Reset)) else {
+            return false;
+        };
+        // The ports may have a new connection since.
+        self.kept()
+            .filter(|(_, journey)| journey.id != lost.id && journey.start_ns() < seen.time_ns)
+            .filter_map(|(_, journey)| Some((journey.start_ns(), flags(journey)?)))
+            .filter(|(_, flags)| flags & (tcp_flag::SYN | tcp_flag::RST) != 0)
+            .max_by_key(|&(start_ns, _)| start_ns)
+            .is_some_and(|(_, flags)| flags & tcp_flag::RST != 0)
+    }
+
     /// Somebody tries to open it again and again, and nothing comes back.
     pub fn is_stalled(&self) -> bool {
         let mut openings = 0;
@@ -324,5 +348,74 @@ impl Flow {
             openings += usize::from(syn);
         }
         openings > 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracer_ebpf::hook::HookId;
+
+    use crate::cause::constructed::{Bench, node};
+    use crate::event::{NetfilterHook, Transport, protocol, tcp_flag};
+
+    const CLIENT: &str = "192.0.2.1:4000";
+    const POD: &str = "10.244.0.9:80";
+
+    fn client_says(bench: &mut Bench, flags: u8, began: Option<u64>) {
+        let transport = Transport::Tcp { sequence: 1, flags };
+        let way = bench.packet(protocol::TCP, CLIENT, POD, transport);
+        let way = way.at(HookId::LocalOut);
+        match began {
+            Some(time_ns) => way.began(time_ns),
+            None => way,
+        }
+        .at(HookId::TcpDeliver)
+        .ends();
+    }
+
+    /// The pod's last packet, 2,000 ns from its first sight to the hook that it ends at.
+    fn pod_s_end_is_lost(bench: &mut Bench, hook: HookId) {
+        let transport = Transport::Tcp {
+            sequence: 2,
+            flags: tcp_flag::FIN | tcp_flag::ACK,
+        };
+        bench
+            .packet(protocol::TCP, POD, CLIENT, transport)
+            .at(HookId::LocalOut)
+            .at(HookId::Forward)
+            .netfilter(NetfilterHook::Forward)
+            .at(hook)
+            .dropped("NETFILTER_DROP", "nf_hook_slow");
+    }
+
+    fn failures(bench: &Bench) -> usize {
+        bench.with_evidence(|evidence| evidence.failures().len())
+    }
+
+    #[test]
+    fn what_is_lost_of_a_connection_that_was_reset_is_no_failure() {
+        let (before, behind) = (Some(2500), Some(4500));
+        for (flags, began, hook, expected) in [
+            (tcp_flag::RST, None, HookId::Output, 1),
+            (tcp_flag::RST, before, HookId::Output, 0),
+            (tcp_flag::ACK, before, HookId::Output, 1),
+            // A rule that rejects sends it.
+            (tcp_flag::RST, behind, HookId::Output, 1),
+            // The packet itself is answered with it.
+            (tcp_flag::RST, before, HookId::TcpReset, 1),
+        ] {
+            let mut bench = node();
+            pod_s_end_is_lost(&mut bench, hook);
+            client_says(&mut bench, flags, began);
+            assert_eq!(failures(&bench), expected, "{flags} {began:?} {hook:?}");
+        }
+        let mut bench = node();
+        client_says(&mut bench, tcp_flag::RST, None);
+        pod_s_end_is_lost(&mut bench, HookId::Output);
+        assert_eq!(failures(&bench), 0);
+        // The same ports, another connection.
+        client_says(&mut bench, tcp_flag::SYN, None);
+        pod_s_end_is_lost(&mut bench, HookId::Output);
+        assert_eq!(failures(&bench), 1);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -14,8 +14,8 @@ use super::namespace::Namespace;
 
 const QUESTION: &[u8] = b"who answers?\n";
 const ANSWER: &[u8] = b"the pod answers\n";
-/// How long a server waits for a question: others wait behind it.
-const QUESTION_WAIT: Duration = Duration::from_millis(300);
+/// How long a server usually waits for a question: others wait behind it.
+pub const QUESTION_WAIT: Duration = Duration::from_millis(300);
 /// How often a server looks whether it is to stop.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -299,12 +299,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Answers TCP connections on a port of the namespace.
+    /// Answers TCP connections at an address of the namespace; waits so long for each question.
     ///
     /// # Errors
     /// When the port cannot be listened on.
-    pub fn tcp(namespace: &Namespace, address: IpAddr, port: u16) -> anyhow::Result<Self> {
-        Self::answering(namespace, SocketAddr::new(address, port), ANSWER.to_vec())
+    pub fn tcp(namespace: &Namespace, place: SocketAddr, wait: Duration) -> anyhow::Result<Self> {
+        Self::answering(namespace, place, wait, ANSWER.to_vec())
     }
 
     /// Answers HTTP requests on a port of the namespace with this status and nothing more.
@@ -314,12 +314,13 @@ impl Server {
     pub fn http(namespace: &Namespace, port: u16, status: u16) -> anyhow::Result<Self> {
         let place = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let answer = format!("HTTP/1.0 {status} -\r\n\r\n");
-        Self::answering(namespace, place, answer.into_bytes())
+        Self::answering(namespace, place, QUESTION_WAIT, answer.into_bytes())
     }
 
     fn answering(
         namespace: &Namespace,
         place: SocketAddr,
+        wait: Duration,
         answer: Vec<u8>,
     ) -> anyhow::Result<Self> {
         let listener = namespace.enter(|| TcpListener::bind(place))?;
@@ -331,7 +332,7 @@ impl Server {
             // A client that went away is the client's to report.
             let _ = stream
                 .set_nonblocking(false)
-                .and_then(|()| stream.set_read_timeout(Some(QUESTION_WAIT)))
+                .and_then(|()| stream.set_read_timeout(Some(wait)))
                 .and_then(|()| stream.read(&mut [0; 64]))
                 .and_then(|_| stream.write_all(&answer));
             true

@@ -5,11 +5,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::kube_proxy::StandIn;
 use super::namespace::{Announce, Namespace};
 use super::options::{HOSTS, Options};
-use super::traffic::Server;
+use super::traffic::{QUESTION_WAIT, Server};
 use crate::kube::ClusterFacts;
 use crate::node::NetnsHandle;
 
@@ -63,7 +64,17 @@ impl World {
         address: IpAddr,
         port: u16,
     ) -> anyhow::Result<()> {
-        self.servers.push(Server::tcp(host, address, port)?);
+        self.serve_tcp_patiently(host, SocketAddr::new(address, port), QUESTION_WAIT)
+    }
+
+    /// The same, and waits so long for each question.
+    pub(super) fn serve_tcp_patiently(
+        &mut self,
+        host: &Namespace,
+        place: SocketAddr,
+        wait: Duration,
+    ) -> anyhow::Result<()> {
+        self.servers.push(Server::tcp(host, place, wait)?);
         Ok(())
     }
 

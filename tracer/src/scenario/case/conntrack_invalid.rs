@@ -25,10 +25,15 @@ pub(super) const SCENARIO: Scenario = Scenario {
     build,
 };
 
+/// The pod waits so long for the question, less than [`PATIENCE`]: a pod that gives up ends a connection that
+/// conntrack does not pick up by that.
+const FLUSHED: Duration = Duration::from_millis(1200);
+
 fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
     let options = world.options.clone();
-    world.serve_tcp(&site.pod, options.pod_port)?;
+    let pod = at(options.pod, options.pod_port);
+    world.serve_tcp_patiently(&site.pod, pod, FLUSHED)?;
     // What the pod still repeats of a lost connection after the fix is lost as well: no flow begins with FIN.
     site.pod.run("sysctl -qw net.ipv4.tcp_orphan_retries=1")?;
     let pick_up = |value| format!("sysctl -qw net.netfilter.nf_conntrack_tcp_loose={value}");
@@ -36,7 +41,6 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         "iptables-nft -A FORWARD -m conntrack --ctstate INVALID -j DROP".into(),
         pick_up(u8::from(!variant.fault)),
     ])?;
-    let pod = at(options.pod, options.pod_port);
     let node = site.node.clone();
     let target = Target::custom(
         "a connection in its middle",

@@ -27,6 +27,13 @@ pub(super) fn create(
     if let Some(Fault::Refuse(_, why)) = refusal {
         return status(403, "Forbidden", why);
     }
+    if shared.fault_once(|fault| matches!(fault, Fault::Contended(one) if *one == plural)) {
+        return status(
+            409,
+            "Conflict",
+            "Operation cannot be fulfilled on resourcequotas \"quota\": the object has been modified",
+        );
+    }
     if let Some(prefix) = object["metadata"]["generateName"].as_str() {
         let number = shared.store().version;
         object["metadata"]["name"] = json!(format!("{prefix}{number:05}"));

@@ -50,6 +50,8 @@ pub enum Fault {
     Status(&'static str, u16),
     /// Refuses to create objects of this plural name, with these words.
     Refuse(&'static str, &'static str),
+    /// Refuses to create the first object of this plural name: others count against the quota as well.
+    Contended(&'static str),
     /// Creates objects of this plural name, and never says so.
     NoAnswer(&'static str),
     /// Answers lists of this plural name with what is no JSON.
@@ -160,11 +162,20 @@ impl Shared {
     }
 
     pub(crate) fn fault(&self, wanted: impl Fn(&Fault) -> bool) -> Option<Fault> {
-        let faults = self
-            .faults
+        self.faults().iter().find(|fault| wanted(fault)).cloned()
+    }
+
+    /// True once for a fault that is over with that.
+    pub(crate) fn fault_once(&self, wanted: impl Fn(&Fault) -> bool) -> bool {
+        let mut faults = self.faults();
+        let place = faults.iter().position(wanted);
+        place.map(|place| faults.remove(place)).is_some()
+    }
+
+    fn faults(&self) -> MutexGuard<'_, Vec<Fault>> {
+        self.faults
             .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        faults.iter().find(|fault| wanted(fault)).cloned()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

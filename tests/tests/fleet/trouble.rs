@@ -199,3 +199,14 @@ fn a_pod_whose_answer_was_lost_is_traced_all_the_same() {
     assert_eq!(ran.lines("node-a").len(), 3);
     clean(&server);
 }
+
+#[test]
+fn a_pod_that_others_were_counted_before_is_made_then() {
+    let server = server(Options::default());
+    server.kubelet("node-a", says(2, Duration::ZERO));
+    server.misbehave(&[Fault::Contended("pods")]);
+    let ran = run(&server, plan(Choice::parse("node-a")), |_, _| {});
+    assert_eq!(ran.end("node-a"), NodeEnd::Finished);
+    assert_eq!(ran.lines("node-a").len(), 3);
+    clean(&server);
+}

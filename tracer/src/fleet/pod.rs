@@ -255,7 +255,13 @@ impl Task {
             match made {
                 Ok(_) => return Ok(()),
                 // The answer to an earlier try was lost: the name is this run's own.
-                Err(kube::Error::Api(status)) if status.code == 409 => return Ok(()),
+                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => return Ok(()),
+                // Others count against the namespace's quota at this moment.
+                Err(kube::Error::Api(status))
+                    if status.code == 409 && begun.elapsed() <= CREATION =>
+                {
+                    tokio::time::sleep(AGAIN).await;
+                }
                 Err(kube::Error::Api(status)) if status.message.contains("serviceaccount") => {
                     return Err(format!(
                         "{}; create it with `tracer cluster rbac | kubectl apply -f -`, or go without names: --service-account ''",

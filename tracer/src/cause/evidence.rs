@@ -321,13 +321,14 @@ impl Flow {
         let Some(seen) = seen.filter(|_| !opens && !lost.passed(Role::Reset)) else {
             return false;
         };
-        // The ports may have a new connection since.
-        self.kept()
-            .filter(|(_, journey)| journey.id != lost.id && journey.start_ns() < seen.time_ns)
-            .filter_map(|(_, journey)| Some((journey.start_ns(), flags(journey)?)))
-            .filter(|(_, flags)| flags & (tcp_flag::SYN | tcp_flag::RST) != 0)
-            .max_by_key(|&(start_ns, _)| start_ns)
-            .is_some_and(|(_, flags)| flags & tcp_flag::RST != 0)
+        // Who resets says no more than that; else the ports have a new connection since.
+        [Direction::Request, Direction::Reply].iter().any(|&way| {
+            self.of(way)
+                .filter(|journey| journey.id != lost.id && journey.start_ns() < seen.time_ns)
+                .max_by_key(|journey| journey.start_ns())
+                .and_then(flags)
+                .is_some_and(|flags| flags & tcp_flag::RST != 0)
+        })
     }
 
     /// Somebody tries to open it again and again, and nothing comes back.
@@ -413,9 +414,13 @@ mod tests {
         client_says(&mut bench, tcp_flag::RST, None);
         pod_s_end_is_lost(&mut bench, HookId::Output);
         assert_eq!(failures(&bench), 0);
-        // The same ports, another connection.
-        client_says(&mut bench, tcp_flag::SYN, None);
-        pod_s_end_is_lost(&mut bench, HookId::Output);
-        assert_eq!(failures(&bench), 1);
+        // The same ports, another connection, whether or not its opening is still kept.
+        for flags in [tcp_flag::SYN, tcp_flag::ACK] {
+            let mut bench = node();
+            client_says(&mut bench, tcp_flag::RST, None);
+            client_says(&mut bench, flags, None);
+            pod_s_end_is_lost(&mut bench, HookId::Output);
+            assert_eq!(failures(&bench), 1);
+        }
     }
 }

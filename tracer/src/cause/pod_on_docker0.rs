@@ -52,6 +52,13 @@ struct Stranded<'a> {
     runtime: Runtime<'a>,
 }
 
+impl Stranded<'_> {
+    /// docker0's network.
+    fn network(&self) -> String {
+        format!("{}/{}", self.address.address, self.address.prefix_length)
+    }
+}
+
 /// A port of docker0 and what is at its other end.
 struct Port<'a> {
     link: &'a Link,
@@ -193,19 +200,28 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
         .collect()
 }
 
+/// Bridge of the configuration that Podman's packages bring along, for containers of its own.
+const PODMAN_BRIDGE: &str = "cni-podman0";
+
 /// CNI is configured, and the runtime does not use it: nothing is wrong before the next pod.
 fn cni_unused(evidence: &Evidence<'_>, site: &Site<'_>) -> Option<Finding> {
-    let Runtime::Docker(found) = runtime(evidence) else {
+    let runtime = runtime(evidence);
+    let Runtime::Docker(found) = runtime else {
         return None;
     };
-    let cni = evidence.facts.cni.as_ref()?;
+    let cni =
+        (evidence.facts.cni.as_ref()).filter(|cni| cni.bridge.as_deref() != Some(PODMAN_BRIDGE))?;
     let (_, address) = docker0(site)?;
-    let wanted = pod_ranges(evidence);
-    if gives(&wanted, address.address) {
+    let awaited = Stranded {
+        address,
+        ports: Vec::new(),
+        wanted: pod_ranges(evidence),
+        runtime,
+    };
+    if gives(&awaited.wanted, address.address) {
         return None;
     }
-    let place = site.name();
-    let network = format!("{}/{}", address.address, address.prefix_length);
+    let (place, network) = (site.name(), awaited.network());
     let summary = format!(
         "{} runs without --network-plugin=cni: the next pod of {place} gets its address from docker0 ({network}), not from CNI.",
         found.name
@@ -216,11 +232,7 @@ fn cni_unused(evidence: &Evidence<'_>, site: &Site<'_>) -> Option<Finding> {
         .prove("address", format!("docker0 has {network}"))
         .lacking("a pod on docker0: there is none yet");
     Some(Finding::warning(with_fixes(
-        begun,
-        evidence,
-        site,
-        Some(found),
-        &wanted,
+        begun, evidence, site, &awaited,
     )))
 }
 
@@ -234,12 +246,12 @@ fn without_cni(found: &Component) -> String {
 fn say(evidence: &Evidence<'_>, site: &Site<'_>, stranded: &Stranded<'_>) -> Diagnosis {
     let place = site.name();
     let Stranded {
-        address,
         ports,
         wanted,
         runtime,
+        ..
     } = stranded;
-    let network = format!("{}/{}", address.address, address.prefix_length);
+    let network = stranded.network();
     let names: Vec<&str> = ports
         .iter()
         .take(4)
@@ -308,21 +320,18 @@ fn say(evidence: &Evidence<'_>, site: &Site<'_>, stranded: &Stranded<'_>) -> Dia
             ports.iter().all(|port| port.is_pod != Some(true)),
             "that these are pods: they may be Docker's own containers",
         );
-    with_fixes(proven, evidence, site, culprit, wanted).check(format!(
-        "kubectl get pods -A -o wide   # none in the network of {network}"
-    ))
+    with_fixes(proven, evidence, site, stranded)
 }
 
-/// The ways to have pods in the pod network; `culprit` does not use CNI.
+/// The ways to have pods in the pod network, and what proves that they are.
 fn with_fixes(
     diagnosis: Diagnosis,
     evidence: &Evidence<'_>,
     site: &Site<'_>,
-    culprit: Option<&Component>,
-    wanted: &[PodRanges<'_>],
+    stranded: &Stranded<'_>,
 ) -> Diagnosis {
-    let (who, flags) = match culprit {
-        Some(found) if found.name != "kubelet" => {
+    let (who, flags) = match stranded.runtime {
+        Runtime::Docker(found) | Runtime::Either(found, _) if found.name != "kubelet" => {
             ("cri-docker", "of cri-dockerd (cri-docker.service)")
         }
         _ => ("kubelet", "of kubelet (/var/lib/kubelet/kubeadm-flags.env)"),
@@ -345,11 +354,15 @@ fn with_fixes(
         )
         .fix(
             [
-                docker_options(evidence, site, wanted),
+                docker_options(evidence, site, &stranded.wanted),
                 "systemctl restart docker   # then recreate the pods".into(),
             ],
             "docker0 becomes the pod network, so cni0 may not have the same address; Docker's containers restart",
         )
+        .check(format!(
+            "kubectl get pods -A -o wide   # none in the network of {}",
+            stranded.network()
+        ))
 }
 
 /// flannel's over VXLAN, on network cards of 1500 bytes.
@@ -528,6 +541,14 @@ pub(super) mod tests {
             (Severity::Warning, Certainty::Likely)
         );
         assert!(found[0].diagnosis.summary.contains("the next pod"));
+        assert!(!found[0].diagnosis.check.is_empty());
+        let cni = bench.facts.cni.clone();
+        bench.facts.cni = cni.clone().map(|cni| Cni {
+            bridge: Some(PODMAN_BRIDGE.into()),
+            ..cni
+        });
+        assert_eq!(bench.with_evidence(audit), []);
+        bench.facts.cni = cni;
         bench.facts.components = vec![component("kubelet --network-plugin=cni")];
         assert_eq!(bench.with_evidence(audit), []);
     }

@@ -9,7 +9,7 @@ use tracer::hook::Role;
 use tracer::journey::{Ending, Journey};
 use tracer::kernel::reasons::DropReasons;
 use tracer::kernel::symbols::Symbols;
-use tracer::node::{Address, NetnsFacts, NetnsId, Scope, Snapshot};
+use tracer::node::{Address, NetnsFacts, NetnsId, Snapshot};
 use tracer::view::cluster::ClusterView;
 use tracer::view::model::JourneyView;
 use tracer::view::names::{Clock, Names};
@@ -114,16 +114,11 @@ fn journeys_carry_the_names_of_every_leg() {
     let mut node = Snapshot::empty();
     let mut namespace = NetnsFacts::unread(NetnsId(1), Some("p/default/web-0"));
     namespace.is_pod = true;
-    namespace.addresses = vec![Address {
-        link: 2,
-        address: "10.244.0.5".parse().expect("an address"),
-        prefix_length: 24,
-        secondary: false,
-        flags: 0,
-        label: None,
-        scope: Scope::Global,
-        created_ns: None,
-    }];
+    namespace.addresses = vec![Address::global(
+        2,
+        "10.244.0.5".parse().expect("an address"),
+        24,
+    )];
     node.namespaces = vec![namespace];
     let text = shown(None, &node);
     assert!(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use tracer::capture::{Control, Header, Options, Recorder};
 use tracer::kernel::reasons::DropReasons;
-use tracer::node::{Address, Link, Mac, NetnsFacts, NetnsId, Occasion, Reading, Scope, Snapshot};
+use tracer::node::{Address, Link, Mac, NetnsFacts, NetnsId, Occasion, Reading, Snapshot};
 use tracer_ebpf::event as raw;
 use tracer_ebpf::hook::HookId;
 
@@ -105,16 +105,7 @@ fn facts() -> Reading {
             ..Link::named(2, Some("enp1s0".into()))
         },
     ];
-    namespace.addresses = vec![Address {
-        link: 2,
-        address: NODE.into(),
-        prefix_length: 24,
-        secondary: false,
-        flags: 0,
-        label: None,
-        scope: Scope::Global,
-        created_ns: None,
-    }];
+    namespace.addresses = vec![Address::global(2, NODE.into(), 24)];
     let mut facts = Snapshot::empty();
     facts.namespaces.push(namespace);
     Reading {

@@ -99,7 +99,7 @@ impl Resolver for There {
 mod tests {
     use super::*;
     use crate::filter::Expression;
-    use crate::node::{Address, NetnsFacts, Scope};
+    use crate::node::{Address, NetnsFacts};
 
     #[test]
     fn a_capture_without_a_cluster_says_that_it_has_none() {
@@ -116,16 +116,7 @@ mod tests {
         let mut pod = NetnsFacts::unread(NetnsId(1), Some("p/a/b"));
         pod.is_pod = true;
         let address: IpAddr = [192, 0, 2, 7].into();
-        pod.addresses = vec![Address {
-            link: 2,
-            address,
-            prefix_length: 24,
-            secondary: false,
-            flags: 0,
-            label: None,
-            scope: Scope::Global,
-            created_ns: None,
-        }];
+        pod.addresses = vec![Address::global(2, address, 24)];
         let mut early = pod.clone();
         early.addresses.clear();
         let mut there = There::default();

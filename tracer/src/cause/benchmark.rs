@@ -7,7 +7,7 @@ use tracer_ebpf::hook::HookId;
 
 use super::constructed::{Bench, CNI0, ETH0, ip, neighbour, node, route, service, socket};
 use crate::event::Detail;
-use crate::node::{Address, NeighbourState, Route, RouteKind, Scope};
+use crate::node::{Address, NeighbourState, Route, RouteKind};
 
 const SERVICES: usize = 5_000;
 
@@ -33,16 +33,7 @@ fn cluster_node() -> Bench {
         let real: Vec<(&str, u32)> = pods.iter().map(|pod| (pod.as_str(), 1)).collect();
         servers.push(service(6, &format!("{address}:80"), &real));
         servers.push(service(6, &format!("192.0.2.1:{}", 20_000 + number), &real));
-        site.addresses.push(Address {
-            link: 50,
-            address: ip(&address),
-            prefix_length: 32,
-            secondary: false,
-            flags: 0,
-            label: None,
-            scope: Scope::Global,
-            created_ns: None,
-        });
+        site.addresses.push(Address::global(50, ip(&address), 32));
         site.routes.push(Route {
             table: Route::LOCAL_TABLE,
             kind: RouteKind::Local,

@@ -54,16 +54,7 @@ pub(super) fn node() -> Bench {
         (ETH0, "192.0.2.1", "192.0.2.0"),
         (CNI0, "10.244.0.1", "10.244.0.0"),
     ] {
-        facts.addresses.push(Address {
-            link: index,
-            address: ip(own),
-            prefix_length: 24,
-            secondary: false,
-            flags: 0,
-            label: None,
-            scope: Scope::Global,
-            created_ns: None,
-        });
+        facts.addresses.push(Address::global(index, ip(own), 24));
         facts.routes.push(Route {
             table: Route::LOCAL_TABLE,
             kind: RouteKind::Local,

@@ -261,16 +261,7 @@ pub(super) mod tests {
                 mac: Some(Mac([2, 0, 0, 0, 0, number as u8])),
                 ..link(ETH0, "eth0")
             });
-            pod.addresses.push(Address {
-                link: ETH0,
-                address: ip(address),
-                prefix_length: 24,
-                secondary: false,
-                flags: 0,
-                label: None,
-                scope: Scope::Global,
-                created_ns: None,
-            });
+            pod.addresses.push(Address::global(ETH0, ip(address), 24));
             bench.facts.namespaces.push(pod);
         }
         bench

@@ -414,22 +414,13 @@ pub(super) mod tests {
     use crate::cause::constructed::{Bench, ip, link, node};
     use crate::event::Detail;
     use crate::kube::constructed::cluster;
-    use crate::node::{BridgePort, BridgePortState, Cni, NetnsFacts, Scope};
+    use crate::node::{BridgePort, BridgePortState, Cni, NetnsFacts};
 
     const DOCKER0: u32 = 20;
     const POD: NetnsId = NetnsId(700);
 
     fn address(link: u32, own: &str, prefix_length: u8) -> Address {
-        Address {
-            link,
-            address: ip(own),
-            prefix_length,
-            secondary: false,
-            flags: 0,
-            label: None,
-            scope: Scope::Global,
-            created_ns: None,
-        }
+        Address::global(link, ip(own), prefix_length)
     }
 
     fn component(line: &str) -> Component {

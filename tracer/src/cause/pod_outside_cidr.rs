@@ -342,16 +342,7 @@ mod tests {
         });
         let mut pod = NetnsFacts::unread(POD, Some("p/default/web-0"));
         pod.is_pod = is_pod;
-        pod.addresses.push(Address {
-            link: 2,
-            address: ip(address),
-            prefix_length: 24,
-            secondary: false,
-            flags: 0,
-            label: None,
-            scope: Scope::Global,
-            created_ns: None,
-        });
+        pod.addresses.push(Address::global(2, ip(address), 24));
         bench.facts.namespaces.push(pod);
         bench
     }

@@ -347,7 +347,7 @@ pub(super) mod tests {
     use crate::cause::audit::audit as audit_all;
     use crate::cause::constructed::{Bench, ETH0, ip, link, node, route};
     use crate::kube::constructed::cluster;
-    use crate::node::{Address, Link, Scope};
+    use crate::node::{Address, Link};
 
     const ETH1: u32 = 4;
     /// The other node.
@@ -359,16 +359,8 @@ pub(super) mod tests {
         let mut bench = node();
         let site = bench.site();
         site.links.push(link(ETH1, "eth1"));
-        site.addresses.push(Address {
-            link: ETH1,
-            address: ip("198.51.100.1"),
-            prefix_length: 24,
-            secondary: false,
-            flags: 0,
-            label: None,
-            scope: Scope::Global,
-            created_ns: None,
-        });
+        site.addresses
+            .push(Address::global(ETH1, ip("198.51.100.1"), 24));
         site.routes.push(route("198.51.100.0", 24, ETH1));
         bench.cluster = Some(cluster(
             "node-a",

@@ -10,12 +10,11 @@ use super::progress::Progress;
 use super::{Exit, Failure, Output, OutputFormat};
 use crate::analysis::Depth;
 use crate::capture::{ReadError, Reader, Record, Replay};
-use crate::event::Event;
+use crate::export::matches;
 use crate::filter::Filter;
 use crate::printer::{Format, Printer, Show};
 use crate::view::json;
 use crate::view::model::JourneyView;
-use crate::view::names::Names;
 use crate::view::table::{self, EventRow, FlowRow};
 
 /// What was typed.
@@ -174,12 +173,6 @@ fn events(
         }
         Ok(())
     })
-}
-
-/// An event by itself, without what happened to its packet before and after.
-fn matches(filter: &Filter, event: &Event, names: &Names<'_>) -> bool {
-    let name_of = |netns, ifindex| Some(names.device(Some(netns), ifindex));
-    filter.matches_event(event, &name_of)
 }
 
 #[cfg(test)]

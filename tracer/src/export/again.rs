@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use super::walk::matches;
 use crate::analysis::Depth;
 use crate::anonymize::Anonymizer;
 use crate::capture::{ReadError, Reader, Record, Replay, Rewriter, Sighting, Written};
@@ -88,10 +89,7 @@ fn arp_matches(filter: &Filter, event: &Event, replay: &Replay) -> bool {
     }
     let mut event = event.clone();
     event.follow_arp();
-    let names = replay.held().names();
-    filter.matches_event(&event, &|netns, ifindex| {
-        Some(names.device(Some(netns), ifindex))
-    })
+    matches(filter, &event, &replay.held().names())
 }
 
 /// Reads to the end or to the first damage, and writes what is wanted. `progress` is told the position now

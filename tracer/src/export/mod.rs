@@ -20,4 +20,4 @@ pub use column::{Column, Kind, Value};
 pub use lines::Lines;
 pub use parquet::Tables;
 pub use table::{DIAGNOSES, EVENTS, FLOWS, JOURNEYS, Kept, Reached, Row, Seen, Told, describe};
-pub use walk::{Sink, walk};
+pub use walk::{Sink, matches, walk};

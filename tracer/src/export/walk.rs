@@ -81,6 +81,12 @@ pub fn walk(
     Ok(error)
 }
 
+/// True for an event that a filter matches by itself, without what happened to its packet before and after.
+pub fn matches(filter: &Filter, event: &Event, names: &Names<'_>) -> bool {
+    let name_of = |netns, ifindex| Some(names.device(Some(netns), ifindex));
+    filter.matches_event(event, &name_of)
+}
+
 struct Walk<'s, S> {
     sink: &'s mut S,
     node: String,
@@ -136,8 +142,7 @@ impl<S: Sink> Walk<'_, S> {
             event.to_mut().follow_arp();
         }
         let event = &*event;
-        let name_of = |netns, ifindex| Some(names.device(Some(netns), ifindex));
-        if !filter.matches_event(event, &name_of) {
+        if !matches(filter, event, names) {
             return Ok(());
         }
         let row = EventRow::new(event, journey, None, names);

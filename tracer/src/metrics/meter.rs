@@ -281,7 +281,7 @@ impl Meter {
 mod tests {
     use super::*;
     use crate::event::protocol;
-    use crate::node::{Address, NetnsFacts, NetnsId, Scope};
+    use crate::node::{Address, NetnsFacts, NetnsId};
 
     #[test]
     fn pods_of_this_node_are_known_without_the_cluster() {
@@ -290,16 +290,7 @@ mod tests {
             facts.is_pod = is_pod;
             facts.addresses = addresses
                 .iter()
-                .map(|text| Address {
-                    link: 1,
-                    address: text.parse().expect("an address"),
-                    prefix_length: 24,
-                    secondary: false,
-                    flags: 0,
-                    label: None,
-                    scope: Scope::Global,
-                    created_ns: None,
-                })
+                .map(|text| Address::global(1, text.parse().expect("an address"), 24))
                 .collect();
             facts
         };

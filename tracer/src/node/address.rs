@@ -34,6 +34,22 @@ pub struct Address {
     pub created_ns: Option<u64>,
 }
 
+impl Address {
+    /// An address that is valid everywhere, and of which no more is known.
+    pub const fn global(link: u32, address: IpAddr, prefix_length: u8) -> Self {
+        Self {
+            link,
+            address,
+            prefix_length,
+            secondary: false,
+            flags: 0,
+            label: None,
+            scope: Scope::Global,
+            created_ns: None,
+        }
+    }
+}
+
 numbered! {
     /// How far an address or route reaches (`RT_SCOPE_*`).
     Scope: u8 {

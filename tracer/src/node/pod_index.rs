@@ -52,7 +52,7 @@ fn index(namespaces: &[NetnsFacts]) -> HashMap<IpAddr, Option<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Address, NetnsId, Scope};
+    use super::super::{Address, NetnsId};
     use super::*;
 
     fn namespace(id: u32, is_pod: bool, addresses: &[&str]) -> NetnsFacts {
@@ -60,16 +60,7 @@ mod tests {
         facts.is_pod = is_pod;
         facts.addresses = addresses
             .iter()
-            .map(|address| Address {
-                link: 2,
-                address: address.parse().expect("an address"),
-                prefix_length: 24,
-                secondary: false,
-                flags: 0,
-                label: None,
-                scope: Scope::Global,
-                created_ns: None,
-            })
+            .map(|address| Address::global(2, address.parse().expect("an address"), 24))
             .collect();
         facts
     }

@@ -9,7 +9,7 @@ use super::super::encoder::{Encoder, Told};
 use super::super::record::Headers;
 use super::{NETNS, event, facts, header, syn};
 use crate::event::{Detail, Event};
-use crate::node::{Address, Scope};
+use crate::node::Address;
 
 /// The length that Wireshark is told of a packet, and how many of its bytes are there.
 fn lengths(event: &Event, headers: Headers) -> (u32, u32) {
@@ -82,16 +82,7 @@ fn an_address_is_named_again_when_its_owner_changes() {
         let mut facts = facts();
         let namespace = &mut facts.namespaces[0];
         namespace.name = Some(name.into());
-        namespace.addresses = vec![Address {
-            link: 2,
-            address: [192, 168, 3, 187].into(),
-            prefix_length: 24,
-            secondary: false,
-            flags: 0,
-            label: None,
-            scope: Scope::Global,
-            created_ns: None,
-        }];
+        namespace.addresses = vec![Address::global(2, [192, 168, 3, 187].into(), 24)];
         Arc::new(facts)
     };
     let mut encoder = Encoder::new(header(), Arc::default(), None);

@@ -109,6 +109,17 @@ impl World {
         Self::travel_from(CLIENT_PORT..=CLIENT_PORT, ROUND_TRIPS)
     }
 
+    /// One datagram from the client to the pod itself.
+    fn one_way() -> anyhow::Result<()> {
+        let pod = inside(POD, || UdpSocket::bind(("0.0.0.0", POD_PORT)))?;
+        pod.set_read_timeout(Some(PATIENCE))?;
+        inside(CLIENT, || {
+            UdpSocket::bind("0.0.0.0:0")?.send_to(b"news", ("10.244.0.9", POD_PORT))
+        })?;
+        pod.recv(&mut [0; 16]).context("nothing reached the pod")?;
+        Ok(())
+    }
+
     /// So many round trips from each of the client's ports, one after the other.
     pub(crate) fn travel_from(
         ports: impl Iterator<Item = u16>,
@@ -192,6 +203,28 @@ fn traced(tracer: &Tracer, words: &[&str]) -> anyhow::Result<Answer> {
     Ok(answer)
 }
 
+/// What came in elsewhere and goes out through a device, without NAT between: one datagram, since what
+/// follows a first one would be known by its flow.
+fn leaving(tracer: &Tracer) -> anyhow::Result<()> {
+    let _world = World::build(Proxy::Ipvs { conntrack: false })?;
+    command("ip -n filter-c route add 10.244.0.0/24 via 192.0.2.1")?;
+    // Neighbours are known before.
+    World::one_way()?;
+    for words in [
+        &["iface", "vethpod"][..],
+        &["--no-follow", "iface", "vethpod"],
+    ] {
+        let tracing = tracer.start(&[&["--for", SECONDS, "--no-kube"], words].concat())?;
+        World::one_way()?;
+        let found = paths(&tracing.finish()?);
+        let out = |(_, _, stages): &Path| stages.iter().any(|stage| stage.ends_with(" vethpod"));
+        check(found.iter().any(out), || {
+            format!("{words:?} shows {found:?}")
+        })?;
+    }
+    Ok(())
+}
+
 /// The tests.
 pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
@@ -203,6 +236,10 @@ pub fn tests() -> Vec<Test> {
     }
     tests.push(Test::new("filter: nothing else is seen", nothing_else));
     tests.push(Test::new("filter: alone without following", alone));
+    tests.push(Test::new(
+        "filter: a device is seen by what leaves through it",
+        leaving,
+    ));
     tests.push(Test::new(
         "filter: generated packets, as tcpdump picks them",
         generated::agrees,
@@ -240,6 +277,10 @@ fn followed(tracer: &Tracer, proxy: Proxy) -> anyhow::Result<()> {
         "host 10.244.0.9",
         "src host 10.244.0.9 and udp src port 3000",
         "port 3000",
+        // What one place sees of a flow is followed everywhere.
+        "iface enp1s0",
+        "iface vethpod",
+        "netns filter-c",
     ] {
         let words: Vec<_> = filter.split(' ').collect();
         let found = paths(&traced(tracer, &words)?);

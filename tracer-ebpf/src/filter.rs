@@ -11,7 +11,8 @@
 //!   holds no IP, since a new packet (ARP, a segment) may begin there.
 //! - A decision ends where its packet ends: at a socket and at a drop. What is not IP may end at no hook, so
 //!   that it is not followed is never kept.
-//! - "Not followed" ends as well where NAT rewrites: the new addresses may match.
+//! - "Not followed" ends as well where NAT rewrites: the new addresses may match. So it does at another
+//!   device where the program asks for devices.
 //! - Each word of [`Remembered`] is one skb's address, so that an interrupt's writes in between leave
 //!   every word true by itself.
 //! - What [`SKBS`] holds counts only with the same identity (what NAT leaves alone), so a reused skb
@@ -71,6 +72,9 @@ pub struct Remembered {
     tunnel: u64,
     /// It was handed to a device.
     transmitted: u64,
+    /// Where the program asks for device names: the device at which it was not followed. The one word that
+    /// is no skb's; a wrong one leads to a new decision.
+    device: u64,
 }
 
 /// The skb's next headers are new ones (tunnels).
@@ -175,7 +179,13 @@ pub fn known(hook: HookId, skb: u64, remembered: &Remembered) -> Known {
     }
     if remembered.not_followed == skb {
         if trust != Trust::Followed {
-            return Known::NotFollowed;
+            return if read::filter(filter::INTERFACE)
+                && read::field::<u64>(skb, Field::SkbDev) != remembered.device
+            {
+                Known::Unknown
+            } else {
+                Known::NotFollowed
+            };
         }
         // What the program asks of the place has to be read again.
         return if reads_place() || !read::filter(filter::FOLLOW) {
@@ -231,6 +241,9 @@ pub fn decides(
         } else {
             0
         };
+        if read::filter(filter::INTERFACE) {
+            remembered.device = device;
+        }
         // A hook that trusts the one does not ask for the other.
         clear(&mut remembered.followed, skb);
         clear(&mut remembered.transmitted, skb);
@@ -388,8 +401,17 @@ fn learn(copy: &Skb) -> u32 {
     let mut room = MaybeUninit::uninit();
     let found = empty(&mut room);
     read_packet(copy, 0, found);
-    if found.key.source_port != 0 && evaluate(&found.key) == 0 && flow_known(&found.key) == 0 {
-        remember_flow(&FlowKey::of(&found.key));
+    if reads_place() || evaluate(&found.key) == 0 {
+        black_box(learn_flow(&found.key));
+    }
+    0
+}
+
+/// Keeps a flow that is not kept yet.
+#[inline(never)]
+fn learn_flow(key: &Key) -> u32 {
+    if key.source_port != 0 && flow_known(key) == 0 {
+        remember_flow(&FlowKey::of(key));
     }
     0
 }
@@ -438,6 +460,10 @@ fn decide(skb: u64, copy: &Skb, device: u64, net: u64, how: u32) -> u32 {
     if own {
         if found.fragment {
             black_box(remember_datagram(found));
+        }
+        // Elsewhere the place says nothing any more.
+        if reads_place() {
+            black_box(learn_flow(&found.key));
         }
         return FOLLOWED;
     }

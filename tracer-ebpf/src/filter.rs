@@ -7,8 +7,9 @@
 //!
 //! A decision is kept per CPU for the hooks that the skb passes next ([`Remembered`]). Invariants:
 //! - Hooks where a packet begins (device receive, local output) always decide anew, so a decision never
-//!   outlives its packet past them. So does device transmit when the skb was transmitted before, or
-//!   holds no IP, since a new packet (ARP, a segment) may begin there.
+//!   outlives its packet past them. So do device transmit, netfilter hooks and IPv6's output when the
+//!   skb was transmitted before, since a new packet may begin there (a segment, neighbour discovery), and
+//!   device transmit when it holds no IP (ARP).
 //! - A decision ends where its packet ends: at a socket and at a drop. What is not IP may end at no hook, so
 //!   that it is not followed is never kept.
 //! - "Not followed" ends as well where NAT rewrites: the new addresses may match. So it does at another
@@ -131,7 +132,8 @@ const fn trust(hook: HookId) -> Trust {
         | HookId::ConntrackIcmp
         | HookId::ConntrackIcmp6
         | HookId::Nat => Trust::Followed,
-        HookId::DeviceTransmit => Trust::Untransmitted,
+        // IPv6's neighbour discovery and multicast reports begin at the latter two.
+        HookId::DeviceTransmit | HookId::NetfilterHook | HookId::Output6 => Trust::Untransmitted,
         _ => Trust::Both,
     }
 }

@@ -12,7 +12,8 @@
 //!
 //! Known limits: a later fragment has no ports, so alone it does not match a port; live it is followed
 //! by its identification once an earlier fragment was. What a connection's first packet met before NAT
-//! chose its destination does not match that destination.
+//! chose its destination does not match that destination. Nor is it shown what a first packet met before it
+//! came to the device or the namespace that matched; the rest of its flow is shown everywhere.
 
 use std::fmt;
 

@@ -14,7 +14,7 @@
 //!   that it is not followed is never kept.
 //! - "Not followed" ends as well where NAT rewrites: the new addresses may match. So it does at another
 //!   device where the program asks for devices.
-//! - Each word of [`Remembered`] is one skb's address, so that an interrupt's writes in between leave
+//! - Each word of [`Remembered`] but `device` is one skb's address, so that an interrupt's writes in between leave
 //!   every word true by itself.
 //! - What [`SKBS`] holds counts only with the same identity (what NAT leaves alone), so a reused skb
 //!   joins nothing.
@@ -74,7 +74,8 @@ pub struct Remembered {
     /// It was handed to a device.
     transmitted: u64,
     /// Where the program asks for device names: the device at which it was not followed. The one word that
-    /// is no skb's; a wrong one leads to a new decision.
+    /// is no skb's: an interrupt between the two writes may leave another packet's, which nearly always
+    /// leads to a new decision.
     device: u64,
 }
 

@@ -61,7 +61,7 @@ const FLOWS_USED: u32 = 1;
 const SKBS_USED: u32 = 2;
 static mut USED: u32 = 0;
 
-/// Each word is the address of the skb that it holds for; 0 for none.
+/// Each word but the last is the address of the skb that it holds for; 0 for none.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Remembered {

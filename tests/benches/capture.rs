@@ -12,7 +12,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::json;
 use tracer::capture::{Control, Header, Options, Recorder};
 use tracer::event::Event;
-use tracer::journey::Tracker;
+use tracer::journey::{SocketReasons, Tracker};
 use tracer::kernel::reasons::DropReasons;
 use tracer_ebpf::event as raw;
 use tracer_ebpf::hook::HookId;
@@ -130,7 +130,7 @@ fn run(words: &[&str]) -> anyhow::Result<Duration> {
 /// How long the events take to their journeys without a capture.
 fn joined(events: &[raw::Event]) -> Duration {
     let begun = Instant::now();
-    let mut tracker = Tracker::new(Some(NOT_SPECIFIED));
+    let mut tracker = Tracker::new(SocketReasons::from_iter([(NOT_SPECIFIED, "NOT_SPECIFIED")]));
     let mut ended = Vec::new();
     for event in events {
         if let Some(event) = Event::decode(event) {

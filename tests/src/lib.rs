@@ -19,6 +19,7 @@ pub mod proxy_rules;
 pub mod rules;
 pub mod schema;
 pub mod serve;
+pub mod tcp;
 pub mod top;
 pub mod tour;
 

@@ -7,7 +7,7 @@
 //! ```
 
 use std::fs::File;
-use std::net::{TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -150,6 +150,7 @@ impl Tour {
         receiver
             .recv(&mut [0; 8])
             .context("nothing came over IPv6")?;
+        late_close()?;
         inside(CLIENT, clash)?;
         command("ip netns exec tour-c conntrack -F")
     }
@@ -176,6 +177,17 @@ impl Tour {
 const HEALTHY: [&str; 4] = ["icmp6 128/0", "icmp6 129/0", "icmp6 135/0", "icmp6 136/0"];
 /// The hosts as the tracer writes them for packets without ports.
 const ADDRESSES6: [&str; 2] = ["[2001:db8::1]:0", "[2001:db8::2]:0"];
+
+/// A TCP connection whose server closes after its client is gone.
+fn late_close() -> anyhow::Result<()> {
+    let listener = inside(HOST, || TcpListener::bind("192.0.2.1:5011"))?;
+    let client = inside(CLIENT, || TcpStream::connect("192.0.2.1:5011"))?;
+    let (server, _) = listener.accept()?;
+    drop(client);
+    std::thread::sleep(SHORT);
+    drop(server);
+    Ok(())
+}
 
 /// Two packets of one new connection at the same moment from two processors: the one confirmed second
 /// finds the first's conntrack entry in its place. A race, so it is run often.

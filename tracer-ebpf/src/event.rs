@@ -68,6 +68,8 @@ pub union Detail {
     pub service: Service,
     /// IPVS connection made.
     pub connection: Connection,
+    /// Packet sent by an IPVS connection.
+    pub sent: Sent,
     /// Both tuples of a conntrack entry.
     pub conntrack: Conntrack,
     /// Route attached to the skb.
@@ -124,6 +126,20 @@ pub struct Connection {
     pub real_port: u16,
     /// Address family of the real server.
     pub family: u16,
+    /// `IP_VS_CONN_F_*`; the low three bits are the forwarding method.
+    pub flags: u32,
+}
+
+/// The connection (`ip_vs_conn`) that IPVS sends a packet by.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Sent {
+    /// Real server's address, of the hook's family.
+    pub real: [u8; 16],
+    /// Network order.
+    pub real_port: u16,
+    /// Numbered as the packet's protocol does (`IP_VS_TCP_S_*`).
+    pub state: u16,
     /// `IP_VS_CONN_F_*`; the low three bits are the forwarding method.
     pub flags: u32,
 }

@@ -319,6 +319,7 @@ pub fn passed(hook: HookId, skb: u64, followed: bool, remembered: &mut Remembere
         }
         HookId::Drop
         | HookId::TcpDeliver
+        | HookId::TcpChild
         | HookId::UdpDeliver
         | HookId::Tcp6Deliver
         | HookId::Udp6Deliver

@@ -138,8 +138,15 @@ hooks! {
     UdpReceive = 28, "udp_receive";
     /// A TCP socket that listens takes a request for a connection.
     TcpRequest = 64, "tcp_request";
+    /// The packet meets a request for a connection that has been answered: a request that is repeated, or
+    /// the end of the handshake. IPv4 and IPv6.
+    TcpHalfOpen = 71, "tcp_half_open";
     /// A TCP socket takes the packet.
     TcpDeliver = 29, "tcp_deliver";
+    /// The socket of a new connection takes the packet that ends the handshake. IPv4 and IPv6.
+    TcpChild = 72, "tcp_child";
+    /// What is left of a closed connection takes the packet. IPv4 and IPv6.
+    TcpTimeWait = 73, "tcp_time_wait";
     /// A UDP socket takes the packet.
     UdpDeliver = 30, "udp_deliver";
     /// TCP answers the packet with RST.

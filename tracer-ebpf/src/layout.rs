@@ -5,16 +5,21 @@
 pub const ABSENT: u16 = u16::MAX;
 
 macro_rules! fields {
-    ($($(#[$doc:meta])* $name:ident = $structure:literal, $path:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $structure:literal, $path:literal $(of $module:literal)?;)*) => {
         /// A kernel field; the number is its index in [`Layout`].
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(usize)]
         pub enum Field { $($(#[$doc])* $name),* }
 
         /// Where userspace finds each field: structure and dotted member path, in the order of
-        /// [`Field`]. All are in the kernel's own BTF; 5.10 has none for modules.
+        /// [`Field`].
         pub const FIELDS: &[FieldName] = &[
-            $(FieldName { field: Field::$name, structure: $structure, path: $path }),*
+            $(FieldName {
+                field: Field::$name,
+                structure: $structure,
+                path: $path,
+                module: concat!($($module)?),
+            }),*
         ];
     };
 }
@@ -28,6 +33,8 @@ pub struct FieldName {
     pub structure: &'static str,
     /// Member path, dotted.
     pub path: &'static str,
+    /// Module whose BTF describes it, which 5.10 has none of; empty for the kernel's own.
+    pub module: &'static str,
 }
 
 fields! {
@@ -103,6 +110,14 @@ fields! {
     NeighbourDev = "neighbour", "dev";
     /// Device of a bridge port.
     BridgePortDev = "net_bridge_port", "dev";
+    /// Address of the real server of an IPVS connection.
+    IpvsReal = "ip_vs_conn", "daddr" of "ip_vs";
+    /// Port of the real server, network order.
+    IpvsRealPort = "ip_vs_conn", "dport" of "ip_vs";
+    /// `IP_VS_CONN_F_*`.
+    IpvsFlags = "ip_vs_conn", "flags" of "ip_vs";
+    /// State of the connection, numbered as its protocol does.
+    IpvsState = "ip_vs_conn", "state" of "ip_vs";
 }
 
 /// Number of fields.

@@ -77,6 +77,9 @@ functions! {
     kprobe_tcp_request, fentry_tcp_request => probe::socket::tcp_request;
     kprobe_tcp_deliver, fentry_tcp_deliver => probe::socket::tcp_deliver;
     kprobe_udp_deliver, fentry_udp_deliver => probe::socket::udp_deliver;
+    kprobe_tcp_half_open, fentry_tcp_half_open => probe::socket::tcp_half_open;
+    kprobe_tcp_child, fentry_tcp_child => probe::socket::tcp_child;
+    kprobe_tcp_time_wait, fentry_tcp_time_wait => probe::socket::tcp_time_wait;
     kprobe_tcp_reset, fentry_tcp_reset => probe::socket::tcp_reset;
     kprobe_vxlan_transmit, fentry_vxlan_transmit => probe::device::vxlan_transmit;
     kprobe_vxlan_receive, fentry_vxlan_receive => probe::device::vxlan_receive;

@@ -75,9 +75,9 @@ pub struct Step {
 impl Analysis {
     /// Nothing seen yet.
     pub fn new(source: Source, kernel: Kernel, printer: Printer) -> Self {
-        let unspecified = kernel.reasons.number("NOT_SPECIFIED");
+        let socket_reasons = kernel.reasons.iter().collect();
         Self {
-            collector: Collector::new(source, unspecified),
+            collector: Collector::new(source, socket_reasons),
             kernel,
             printer,
             ended: Vec::new(),

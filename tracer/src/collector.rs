@@ -20,7 +20,7 @@ use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
 use crate::event::{Detail, Event, Tuple};
 use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
-use crate::journey::{Ending, Journey, Tracker};
+use crate::journey::{Ending, Journey, SocketReasons, Tracker};
 use crate::kube::ClusterFacts;
 use crate::node::{NetnsHandle, NetnsId, Occasion, ProxyLog, Reading, Snapshot, Source};
 use crate::ruling;
@@ -160,11 +160,10 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// A collector that gets its facts from a source; `unspecified_reason` is the kernel's number of
-    /// NOT_SPECIFIED.
-    pub fn new(source: Source, unspecified_reason: Option<u32>) -> Self {
+    /// A collector that gets its facts from a source, for the packets of a kernel with these reasons.
+    pub fn new(source: Source, socket_reasons: SocketReasons) -> Self {
         Self {
-            tracker: Tracker::new(unspecified_reason),
+            tracker: Tracker::new(socket_reasons),
             flows: Flows::default(),
             source,
             facts: Arc::new(Snapshot::empty()),
@@ -222,9 +221,9 @@ impl Collector {
         self.tracker.number_next(id);
     }
 
-    /// The kernel's number of NOT_SPECIFIED, once a capture says it.
-    pub const fn set_unspecified(&mut self, reason: Option<u32>) {
-        self.tracker.set_unspecified(reason);
+    /// What the kernel's reasons say of packets at sockets, once a capture tells them.
+    pub fn set_socket_reasons(&mut self, reasons: SocketReasons) {
+        self.tracker.set_socket_reasons(reasons);
     }
 
     /// ARP packets have journeys as well from now on, or no more; they are never judged.

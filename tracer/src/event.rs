@@ -65,6 +65,17 @@ pub enum Detail {
         /// Low three bits of the connection flags.
         forwarding: u8,
     },
+    /// IPVS sends the packet by a connection.
+    Sent {
+        /// Real server.
+        real: SocketAddr,
+        /// Low three bits of the connection flags.
+        forwarding: u8,
+        /// IP protocol.
+        protocol: u8,
+        /// State as the protocol numbers it (`IP_VS_TCP_S_*`).
+        state: u16,
+    },
     /// A conntrack entry.
     Conntrack {
         /// As the first packet came.
@@ -234,7 +245,7 @@ impl Event {
             .then(|| Packet::parse(&event.packet[..length], network))
             .flatten();
         let detail = if has(raw::valid::DETAIL) {
-            Detail::decode(hook, event)
+            Detail::decode(hook, event, packet.as_ref())
         } else {
             Detail::None
         };
@@ -256,6 +267,7 @@ impl Event {
 
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const AF_INET: u16 = libc::AF_INET as u16;
+const AF_INET6: u16 = libc::AF_INET6 as u16;
 
 fn address(bytes: &[u8; 16], family: u16) -> IpAddr {
     if family == AF_INET {
@@ -269,8 +281,22 @@ fn endpoint(bytes: &[u8; 16], port: u16, family: u16) -> SocketAddr {
     SocketAddr::new(address(bytes, family), u16::from_be(port))
 }
 
+fn sent(sent: raw::Sent, family: u16, packet: Option<&Packet>) -> Detail {
+    packet.map_or(Detail::None, |packet| Detail::Sent {
+        real: endpoint(&sent.real, sent.real_port, family),
+        forwarding: forwarding(sent.flags),
+        protocol: packet.tuple.protocol,
+        state: sent.state,
+    })
+}
+
+/// The forwarding method of `IP_VS_CONN_F_*`.
+const fn forwarding(flags: u32) -> u8 {
+    (flags & 7) as u8
+}
+
 impl Detail {
-    fn decode(hook: HookId, event: &raw::Event) -> Self {
+    fn decode(hook: HookId, event: &raw::Event, packet: Option<&Packet>) -> Self {
         let detail = &event.detail;
         // SAFETY: the programs write the member that belongs to the hook, every member is plain data
         // of integers, and the whole region is zeroed before.
@@ -290,9 +316,15 @@ impl Detail {
                     let connection = detail.connection;
                     Self::Connection {
                         real: endpoint(&connection.real, connection.real_port, connection.family),
-                        forwarding: (connection.flags & 7) as u8,
+                        forwarding: forwarding(connection.flags),
                     }
                 }
+                HookId::IpvsNatTransmit
+                | HookId::IpvsDirectTransmit
+                | HookId::IpvsTunnelTransmit => sent(detail.sent, AF_INET, packet),
+                HookId::IpvsNat6Transmit
+                | HookId::IpvsDirect6Transmit
+                | HookId::IpvsTunnel6Transmit => sent(detail.sent, AF_INET6, packet),
                 HookId::ConntrackConfirm
                 | HookId::ConntrackClash
                 | HookId::ConntrackTcp
@@ -346,7 +378,10 @@ impl Detail {
                         ifindex: (route.ifindex != 0).then_some(route.ifindex),
                     }
                 }
-                HookId::TcpDeliver
+                HookId::TcpHalfOpen
+                | HookId::TcpDeliver
+                | HookId::TcpChild
+                | HookId::TcpTimeWait
                 | HookId::UdpDeliver
                 | HookId::Tcp6Deliver
                 | HookId::Udp6Deliver => Self::Socket {
@@ -360,7 +395,7 @@ impl Detail {
                 },
                 HookId::NeighbourQueue | HookId::NeighbourFailed | HookId::Neighbour6Failed => {
                     let ipv6 = event.protocol == ETHERTYPE_IPV6.to_be();
-                    let family = if ipv6 { libc::AF_INET6 as u16 } else { AF_INET };
+                    let family = if ipv6 { AF_INET6 } else { AF_INET };
                     Self::Neighbour {
                         address: address(&detail.neighbour.address, family),
                         ifindex: detail.neighbour.ifindex,

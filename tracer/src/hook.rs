@@ -76,6 +76,8 @@ pub enum Role {
     Transport,
     /// A listening socket takes a request.
     Request,
+    /// The packet meets a request for a connection that has been answered.
+    HalfOpen,
     /// A socket takes the packet.
     Deliver,
     /// The packet is answered with RST.
@@ -161,9 +163,12 @@ impl Role {
             | Self::IpvsTransmit
             | Self::IpvsReply
             | Self::IpvsNoDestination => Area::Ipvs,
-            Self::Transport | Self::Request | Self::Deliver | Self::Reset | Self::IcmpError => {
-                Area::Socket
-            }
+            Self::Transport
+            | Self::Request
+            | Self::HalfOpen
+            | Self::Deliver
+            | Self::Reset
+            | Self::IcmpError => Area::Socket,
             Self::Drop => Area::Drop,
         }
     }
@@ -493,7 +498,14 @@ pub const CATALOGUE: &[Hook] = &[
     function(HookId::TcpReceive, Role::Transport, "tcp_v4_rcv"),
     function(HookId::UdpReceive, Role::Transport, "udp_rcv"),
     function(HookId::TcpRequest, Role::Request, "tcp_conn_request"),
+    function(HookId::TcpHalfOpen, Role::HalfOpen, "tcp_check_req"),
     function(HookId::TcpDeliver, Role::Deliver, "tcp_v4_do_rcv"),
+    function(HookId::TcpChild, Role::Deliver, "tcp_child_process"),
+    function(
+        HookId::TcpTimeWait,
+        Role::Deliver,
+        "tcp_timewait_state_process",
+    ),
     function(HookId::UdpDeliver, Role::Deliver, "udp_queue_rcv_one_skb"),
     function(HookId::TcpReset, Role::Reset, "tcp_v4_send_reset"),
     function(HookId::IcmpSend, Role::IcmpError, "__icmp_send"),

@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 use tracer::collector::Collector;
+use tracer::journey::SocketReasons;
 use tracer::node::Source;
 
 use replay::Replay;
@@ -48,7 +49,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn collector() -> Collector {
-    Collector::new(Source::live(Vec::new()), None)
+    Collector::new(Source::live(Vec::new()), SocketReasons::default())
 }
 
 /// What runs under callgrind: the collector for the first half, or for the whole of the passes.

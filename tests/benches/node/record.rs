@@ -22,7 +22,7 @@ pub(crate) fn record(path: &Path) -> anyhow::Result<()> {
     for kind in Kind::ALL {
         round_trips(&world, kind, 2)?;
     }
-    let btf = Btf::vmlinux().context("this kernel has no BTF")?;
+    let btf = Btf::running().context("this kernel has no BTF")?;
     let mut tracing = Tracing::start(&btf, &Options::default())?;
     let mut ring = tracing.take_ring()?;
     round_trips(&world, Kind::Udp, UDP)?;

@@ -3,8 +3,9 @@
 //! `ip_vs_service_find` and `ip_vs_conn_new` are not given the skb. They run below the connection
 //! lookup on the same CPU, which remembers it; userspace checks that the addresses agree.
 
-use tracer_ebpf::event::{Connection, Service};
+use tracer_ebpf::event::{Connection, Detail, Sent, Service};
 use tracer_ebpf::hook::HookId;
+use tracer_ebpf::layout::Field;
 
 use super::{Arguments, Sight, emit_current, set_current};
 use crate::read;
@@ -60,37 +61,58 @@ pub fn connection_new(ctx: &impl Arguments) -> Option<()> {
 /// `ip_vs_nat_xmit(skb, cp, pp, iph)`.
 #[inline(always)]
 pub fn nat_transmit(ctx: &impl Arguments) -> Option<()> {
-    Sight::new(HookId::IpvsNatTransmit, ctx.argument(0)?).emit()
+    transmit(HookId::IpvsNatTransmit, ctx)
 }
 
 /// `ip_vs_nat_xmit_v6(skb, cp, pp, iph)`.
 #[inline(always)]
 pub fn nat6_transmit(ctx: &impl Arguments) -> Option<()> {
-    Sight::new(HookId::IpvsNat6Transmit, ctx.argument(0)?).emit()
+    transmit(HookId::IpvsNat6Transmit, ctx)
 }
 
 /// `ip_vs_dr_xmit(skb, cp, pp, iph)`.
 #[inline(always)]
 pub fn direct_transmit(ctx: &impl Arguments) -> Option<()> {
-    Sight::new(HookId::IpvsDirectTransmit, ctx.argument(0)?).emit()
+    transmit(HookId::IpvsDirectTransmit, ctx)
 }
 
 /// `ip_vs_tunnel_xmit(skb, cp, pp, iph)`.
 #[inline(always)]
 pub fn tunnel_transmit(ctx: &impl Arguments) -> Option<()> {
-    Sight::new(HookId::IpvsTunnelTransmit, ctx.argument(0)?).emit()
+    transmit(HookId::IpvsTunnelTransmit, ctx)
 }
 
 /// `ip_vs_dr_xmit_v6(skb, cp, pp, iph)`.
 #[inline(always)]
 pub fn direct6_transmit(ctx: &impl Arguments) -> Option<()> {
-    Sight::new(HookId::IpvsDirect6Transmit, ctx.argument(0)?).emit()
+    transmit(HookId::IpvsDirect6Transmit, ctx)
 }
 
 /// `ip_vs_tunnel_xmit_v6(skb, cp, pp, iph)`.
 #[inline(always)]
 pub fn tunnel6_transmit(ctx: &impl Arguments) -> Option<()> {
-    Sight::new(HookId::IpvsTunnel6Transmit, ctx.argument(0)?).emit()
+    transmit(HookId::IpvsTunnel6Transmit, ctx)
+}
+
+#[inline(always)]
+fn transmit(hook: HookId, ctx: &impl Arguments) -> Option<()> {
+    let connection = ctx.argument(1)?;
+    Sight::new(hook, ctx.argument(0)?).emit_with(|detail, _| sent(detail, connection))
+}
+
+/// Says what the connection is that a packet is sent by; false where this kernel does not describe it.
+#[inline(always)]
+fn sent(detail: &mut Detail, connection: u64) -> bool {
+    if read::offset(Field::IpvsState).is_none() {
+        return false;
+    }
+    detail.sent = Sent {
+        real: read::field(connection, Field::IpvsReal),
+        real_port: read::field(connection, Field::IpvsRealPort),
+        state: read::field(connection, Field::IpvsState),
+        flags: read::field(connection, Field::IpvsFlags),
+    };
+    true
 }
 
 /// `handle_response(af, skb, pd, cp, iph, hook)`.

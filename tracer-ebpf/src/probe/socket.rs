@@ -25,6 +25,24 @@ pub fn tcp_deliver(ctx: &impl Arguments) -> Option<()> {
     deliver(HookId::TcpDeliver, ctx)
 }
 
+/// `tcp_check_req(sk, skb, req, fastopen, req_stolen)`.
+#[inline(always)]
+pub fn tcp_half_open(ctx: &impl Arguments) -> Option<()> {
+    at_socket(HookId::TcpHalfOpen, ctx.argument(2)?, ctx.argument(1)?)
+}
+
+/// `tcp_child_process(parent, child, skb)`.
+#[inline(always)]
+pub fn tcp_child(ctx: &impl Arguments) -> Option<()> {
+    at_socket(HookId::TcpChild, ctx.argument(1)?, ctx.argument(2)?)
+}
+
+/// `tcp_timewait_state_process(tw, skb, th, …)`.
+#[inline(always)]
+pub fn tcp_time_wait(ctx: &impl Arguments) -> Option<()> {
+    deliver(HookId::TcpTimeWait, ctx)
+}
+
 /// `udp_queue_rcv_one_skb(sk, skb)`.
 #[inline(always)]
 pub fn udp_deliver(ctx: &impl Arguments) -> Option<()> {
@@ -69,8 +87,12 @@ pub fn icmp6_receive(ctx: &impl Arguments) -> Option<()> {
 
 #[inline(always)]
 fn deliver(hook: HookId, ctx: &impl Arguments) -> Option<()> {
-    let sock = ctx.argument(0)?;
-    let skb = ctx.argument(1)?;
+    at_socket(hook, ctx.argument(0)?, ctx.argument(1)?)
+}
+
+/// `sock` is anything that begins with a `sock_common`: a request and a connection in TIME_WAIT too.
+#[inline(always)]
+fn at_socket(hook: HookId, sock: u64, skb: u64) -> Option<()> {
     Sight::in_namespace_of(hook, skb, sock, Field::SockNet).emit_with(|detail, _| {
         let state = read::field(sock, Field::SockState);
         let port = read::field(sock, Field::SockNum);

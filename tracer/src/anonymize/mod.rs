@@ -136,6 +136,17 @@ impl Anonymizer {
                 real: self.socket(real),
                 forwarding,
             },
+            Detail::Sent {
+                real,
+                forwarding,
+                protocol,
+                state,
+            } => Detail::Sent {
+                real: self.socket(real),
+                forwarding,
+                protocol,
+                state,
+            },
             Detail::Conntrack {
                 original,
                 reply,

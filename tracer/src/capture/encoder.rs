@@ -11,6 +11,7 @@ use super::record::{BareEvent, Counters, FRAME_BYTES, Header, Headers, Record};
 use super::wire::{WireEvent, to_cbor};
 use crate::event::Event;
 use crate::hook::Role;
+use crate::journey::SocketReasons;
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::ClusterFacts;
@@ -120,9 +121,9 @@ impl Encoder {
         }
     }
 
-    /// Number of the drop reason that says nothing.
-    pub(super) fn unspecified(&self) -> Option<u32> {
-        self.reasons.number("NOT_SPECIFIED")
+    /// What this kernel's reasons say of packets at sockets.
+    pub(super) fn socket_reasons(&self) -> SocketReasons {
+        self.reasons.iter().collect()
     }
 
     /// Begins a file: who traced what, and what was known before.

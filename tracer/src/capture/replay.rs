@@ -135,8 +135,8 @@ impl Replay {
     /// A header begins a capture; that of the next rotated file goes on with it.
     fn begin(&mut self, header: Header) {
         let reasons: DropReasons = header.reasons.iter().cloned().collect();
-        let unspecified = reasons.number("NOT_SPECIFIED");
-        self.analysis.collector().set_unspecified(unspecified);
+        let of_sockets = reasons.iter().collect();
+        self.analysis.collector().set_socket_reasons(of_sockets);
         *self.analysis.kernel() = Kernel {
             reasons: Arc::new(reasons),
             symbols: Table::Read(Arc::new(Symbols::default())),

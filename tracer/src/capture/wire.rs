@@ -71,6 +71,12 @@ enum WireDetail {
         most: u32,
         port: u16,
     },
+    Sent {
+        real: SocketAddr,
+        forwarding: u8,
+        protocol: u8,
+        state: u16,
+    },
 }
 
 #[derive(Serialize, Deserialize, Debug, PartialEq)]
@@ -137,6 +143,17 @@ impl From<&Detail> for WireDetail {
                 most,
                 port,
             },
+            Detail::Sent {
+                real,
+                forwarding,
+                protocol,
+                state,
+            } => Self::Sent {
+                real,
+                forwarding,
+                protocol,
+                state,
+            },
         }
     }
 }
@@ -185,6 +202,17 @@ impl From<WireDetail> for Detail {
                 waiting,
                 most,
                 port,
+            },
+            WireDetail::Sent {
+                real,
+                forwarding,
+                protocol,
+                state,
+            } => Self::Sent {
+                real,
+                forwarding,
+                protocol,
+                state,
             },
         }
     }

@@ -80,7 +80,7 @@ impl Writer {
     ) -> anyhow::Result<Self> {
         let encoder = Encoder::new(header, reasons, snaplen);
         let mut writer = Self {
-            tracker: Tracker::new(encoder.unspecified()),
+            tracker: Tracker::new(encoder.socket_reasons()),
             files,
             encoder,
             queue: VecDeque::new(),

@@ -9,7 +9,6 @@ use super::evidence::{Evidence, Failure};
 use super::filtered::{Kind, diagnoses};
 use super::{Cause, Diagnosis};
 use crate::event::{Detail, Transport, Tuple, tcp_flag};
-use crate::hook::Role;
 use crate::node::NetnsId;
 
 pub(super) const CAUSE: Cause = Cause {
@@ -56,7 +55,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 /// An answer that its entry wants translated, and that reached the client as it was: where conntrack saw
 /// it, its addresses, and those that its client knows.
 fn untranslated(failure: &Failure<'_>) -> Option<(NetnsId, Tuple, Tuple)> {
-    failure.journey.passed(Role::Reset).then_some(())?;
+    failure.journey.was_reset().then_some(())?;
     let packet = failure.packet_at(usize::MAX)?;
     let Transport::Tcp { flags, .. } = packet.transport else {
         return None;

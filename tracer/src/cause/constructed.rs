@@ -8,7 +8,7 @@ use super::evidence::{DropNames, Evidence};
 use super::{Diagnosis, diagnose};
 use crate::event::{Detail, Event, NetfilterHook, Packet, Transport, Tuple, protocol, tcp_flag};
 use crate::flow::Flows;
-use crate::journey::{Ending, Journey, Tracker};
+use crate::journey::{Ending, Journey, SocketReasons, Tracker};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::ClusterFacts;
@@ -394,7 +394,7 @@ impl Way<'_> {
 
     /// Ends as the tracker would end it.
     pub(super) fn ends(self) {
-        let (mut tracker, mut ended) = (Tracker::new(None), Vec::new());
+        let (mut tracker, mut ended) = (Tracker::new(SocketReasons::default()), Vec::new());
         for event in &self.journey.events {
             tracker.push(event.clone(), &mut ended);
         }

@@ -318,7 +318,7 @@ impl Flow {
         let opens = flags(lost).is_none_or(|flags| flags & tcp_flag::SYN != 0);
         // A rule that rejects sends its RST behind the last hook before the drop.
         let seen = lost.events.iter().rfind(|event| event.role() != Role::Drop);
-        let Some(seen) = seen.filter(|_| !opens && !lost.passed(Role::Reset)) else {
+        let Some(seen) = seen.filter(|_| !opens && !lost.was_reset()) else {
             return false;
         };
         // Who resets says no more than that; else the ports have a new connection since.

@@ -186,7 +186,7 @@ fn one(
             SocketAddr::new(socket.address, socket.port)
         );
     }
-    let refusal = if first.journey.passed(Role::Reset) {
+    let refusal = if first.journey.was_reset() {
         "RST sent"
     } else if first.journey.passed(Role::IcmpError) {
         "ICMP port unreachable sent"

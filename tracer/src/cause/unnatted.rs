@@ -30,7 +30,7 @@ pub(super) fn stray<'a>(evidence: &Evidence<'_>, failure: &'a Failure<'a>) -> Op
     let refused = match packet.transport {
         Transport::Tcp { flags, .. } => {
             flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN | tcp_flag::ACK
-                && failure.journey.passed(Role::Reset)
+                && failure.journey.was_reset()
         }
         Transport::Udp => failure.journey.passed(Role::IcmpError),
         Transport::Icmp { .. } | Transport::Arp { .. } | Transport::Fragment | Transport::Other => {

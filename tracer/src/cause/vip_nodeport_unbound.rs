@@ -288,7 +288,7 @@ fn proofs(
                 "#{} delivered locally, no IPVS match, {}",
                 first.journey.id,
                 match first.fate {
-                    Fate::Refused if first.journey.passed(Role::Reset) => "no socket, RST sent",
+                    Fate::Refused if first.journey.was_reset() => "no socket, RST sent",
                     Fate::Refused => "no socket, ICMP port unreachable sent",
                     Fate::Held => "taken by the node's own socket",
                 }

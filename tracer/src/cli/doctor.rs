@@ -31,7 +31,7 @@ struct KernelView {
 pub(super) fn run(output: &Output) -> Result<Exit, Failure> {
     need_root("looking at what this kernel allows")?;
     let printer = Printer::new(output.printer_format(), Show::Nothing);
-    let btf = Btf::vmlinux()?;
+    let btf = Btf::running()?;
     let tracing = Tracing::start(&btf, &Options::default())?;
     for state in &tracing.hooks {
         let view = HookView {

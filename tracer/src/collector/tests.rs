@@ -46,7 +46,7 @@ fn journey(id: u64, to: &str, hooks: &[HookId], start_ns: u64, ending: Ending) -
 }
 
 fn collector() -> Collector {
-    Collector::new(Source::recorded(), None)
+    Collector::new(Source::recorded(), SocketReasons::default())
 }
 
 /// What becomes of a diagnosis that rests on one packet, with a loss at 20 ns or without one.

@@ -130,6 +130,11 @@ impl Packet {
         }
     }
 
+    /// It ends a TCP connection at once, or refuses it.
+    pub const fn resets(&self) -> bool {
+        matches!(self.transport, Transport::Tcp { flags, .. } if flags & tcp_flag::RST != 0)
+    }
+
     /// It accepts a TCP connection, so that it is certainly an answer.
     pub const fn answers(&self) -> bool {
         const ACCEPTS: u8 = tcp_flag::SYN | tcp_flag::ACK;

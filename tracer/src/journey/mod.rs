@@ -11,12 +11,14 @@ use std::ops::Range;
 use crate::event::{Detail, Event, Packet, Transport, Tuple, protocol};
 use crate::hook::{Area, Role};
 
+mod ending;
 mod layer;
 mod tracker;
 
 #[cfg(test)]
 pub(crate) mod constructed;
 
+pub use ending::SocketReasons;
 pub use tracker::Tracker;
 
 /// "There is a better router": the packet goes on all the same.
@@ -157,7 +159,7 @@ impl Journey {
     pub fn was_taken(&self) -> bool {
         // The tunnel's own socket is not where the packet in it goes.
         (0..self.events.len())
-            .any(|index| self.events[index].role() == Role::Deliver && !self.is_carried(index))
+            .any(|index| ending::takes(&self.events[index]) && !self.is_carried(index))
     }
 
     /// Where a datagram was freed after it came to a socket, on a kernel that does not say why. A socket
@@ -170,6 +172,11 @@ impl Journey {
         let datagram =
             (last.packet.as_ref()).is_some_and(|packet| matches!(packet.transport, Transport::Udp));
         (datagram && self.ending == Ending::Delivered).then_some(location)
+    }
+
+    /// The packet was answered with RST.
+    pub fn was_reset(&self) -> bool {
+        (self.events.iter()).any(|event| event.role() == Role::Reset && refuses(event))
     }
 
     /// The packet was refused: answered with RST or an ICMP error.
@@ -201,7 +208,10 @@ impl Journey {
         let lone = self.events.len() == 1;
         let dropped =
             matches!(self.ending, Ending::Dropped { reason, .. } if reason.is_some() || !lone);
-        dropped
+        // A reset finds nothing to reset where the connection is gone already.
+        let late_reset =
+            self.passed(Role::Transport) && self.last_packet().is_some_and(Packet::resets);
+        dropped && !late_reset
             || (self.events.iter()).any(|event| event.role() == Role::RouteError || refuses(event))
     }
 
@@ -224,7 +234,8 @@ impl Journey {
 /// The event answers the packet with RST or an ICMP error.
 fn refuses(event: &Event) -> bool {
     match event.role() {
-        Role::Reset => true,
+        // `tcp_v4_send_reset` returns at once for a reset.
+        Role::Reset => !event.packet.as_ref().is_some_and(Packet::resets),
         Role::IcmpError => {
             let Detail::Icmp { kind, .. } = event.detail else {
                 return true;

@@ -3,9 +3,10 @@
 use hashbrown::HashMap;
 use hashlink::LinkedHashMap;
 
+use super::ending::{SocketReasons, ending, takes, unseen};
 use super::layer::{Layers, Relation, belongs};
-use super::{Branch, BranchKind, Detail, Ending, Event, Journey, Role};
-use crate::event::{Packet, Transport, protocol};
+use super::{Branch, BranchKind, Ending, Event, Journey, Role};
+use crate::event::{Packet, protocol};
 
 /// A packet that nothing happened to for this long has ended, or is out of sight. Longer than a
 /// queue on the way holds a packet; a neighbour that has to be resolved first takes longer.
@@ -56,13 +57,12 @@ pub struct Tracker {
     pub evicted: u64,
     /// When events were last found to be lost.
     lost_ns: Option<u64>,
-    /// True where drops without a named reason after delivery are the socket's ordinary freeing.
-    unspecified_reason: Option<u32>,
+    socket_reasons: SocketReasons,
 }
 
 impl Tracker {
-    /// An empty tracker; `unspecified_reason` is this kernel's number of NOT_SPECIFIED.
-    pub fn new(unspecified_reason: Option<u32>) -> Self {
+    /// An empty tracker for the packets of a kernel with these reasons.
+    pub fn new(socket_reasons: SocketReasons) -> Self {
         Self {
             active: LinkedHashMap::new(),
             by_skb: HashMap::new(),
@@ -70,7 +70,7 @@ impl Tracker {
             next_arp: FIRST_ARP,
             evicted: 0,
             lost_ns: None,
-            unspecified_reason,
+            socket_reasons,
         }
     }
 
@@ -89,9 +89,9 @@ impl Tracker {
         self.lost_ns
     }
 
-    /// This kernel's number of NOT_SPECIFIED.
-    pub const fn set_unspecified(&mut self, reason: Option<u32>) {
-        self.unspecified_reason = reason;
+    /// What this kernel's reasons say of packets at sockets.
+    pub fn set_socket_reasons(&mut self, reasons: SocketReasons) {
+        self.socket_reasons = reasons;
     }
 
     /// The journey that begins next gets this number, as it had when it was recorded.
@@ -155,15 +155,15 @@ impl Tracker {
     }
 
     fn add(&mut self, place: Place, relation: Relation, event: Event, ended: &mut Vec<Journey>) {
-        let unspecified = self.unspecified_reason;
+        let reasons = &self.socket_reasons;
         let Some(active) = self.active.to_back(&place.id) else {
             return;
         };
         let skb = event.skb;
         active.last_ns = event.time_ns;
         let over = match place.branch {
-            Some(index) => active.add_to_branch(index, event, unspecified),
-            None => active.add(relation, event, unspecified),
+            Some(index) => active.add_to_branch(index, event, reasons),
+            None => active.add(relation, event, reasons),
         };
         if over {
             self.leave(skb, place, ended);
@@ -311,7 +311,7 @@ impl Tracker {
 
 impl Active {
     /// Adds an event of the packet itself; true when it is its last.
-    fn add(&mut self, relation: Relation, event: Event, unspecified: Option<u32>) -> bool {
+    fn add(&mut self, relation: Relation, event: Event, reasons: &SocketReasons) -> bool {
         match relation {
             Relation::Wrapped => self.layers.wrap(&self.journey),
             Relation::Unwrapped => self.layers.unwrap(&mut self.journey),
@@ -320,7 +320,7 @@ impl Active {
         if !belongs(&self.journey, &event) {
             return false;
         }
-        let over = ending(self.journey.was_taken(), &event, unspecified);
+        let over = ending(self.journey.was_taken(), &event, reasons);
         if self.journey.events.len() < MOST_EVENTS {
             self.journey.events.push(event);
         }
@@ -330,11 +330,11 @@ impl Active {
         over.is_some()
     }
 
-    fn add_to_branch(&mut self, index: usize, event: Event, unspecified: Option<u32>) -> bool {
+    fn add_to_branch(&mut self, index: usize, event: Event, reasons: &SocketReasons) -> bool {
         let Some(branch) = self.journey.branches.get_mut(index) else {
             return true;
         };
-        let over = ending(branch.was_taken(), &event, unspecified);
+        let over = ending(branch.was_taken(), &event, reasons);
         if branch.events.len() < MOST_EVENTS {
             branch.events.push(event);
         }
@@ -434,9 +434,7 @@ impl Active {
 
 impl Branch {
     fn was_taken(&self) -> bool {
-        self.events
-            .iter()
-            .any(|event| event.role() == Role::Deliver)
+        self.events.iter().any(takes)
     }
 }
 
@@ -477,41 +475,6 @@ impl Journey {
         branch.events = tail;
         std::mem::swap(&mut self.ending, &mut branch.ending);
         self.branches.retain(|branch| !branch.events.is_empty());
-    }
-}
-
-/// The ending, when this event is the last of a packet or piece that a socket took or not.
-fn ending(taken: bool, event: &Event, unspecified: Option<u32>) -> Option<Ending> {
-    let Detail::Drop { location, reason } = event.detail else {
-        return None;
-    };
-    let reason = reason.filter(|_| reason != unspecified);
-    // Sockets free what they have used up; only a named reason makes that a loss. An echo reply went to
-    // raw sockets before ICMP found no socket of its own kind for it.
-    if taken && (reason.is_none() || is_echo_reply(event)) {
-        return Some(Ending::Delivered);
-    }
-    Some(Ending::Dropped { location, reason })
-}
-
-fn is_echo_reply(event: &Event) -> bool {
-    let packet = event.packet.as_ref();
-    packet.is_some_and(|packet| {
-        let kind = match packet.transport {
-            Transport::Icmp { kind, .. } => kind,
-            _ => return false,
-        };
-        (packet.tuple.protocol, kind) == (protocol::ICMP, 0)
-            || (packet.tuple.protocol, kind) == (protocol::ICMP6, 129)
-    })
-}
-
-/// The ending of what was not seen again.
-fn unseen(events: &[Event], taken: bool) -> Ending {
-    match events.last().map(Event::role) {
-        _ if taken => Ending::Delivered,
-        Some(Role::Transmit) => Ending::Transmitted,
-        _ => Ending::OutOfSight,
     }
 }
 

@@ -1,10 +1,11 @@
 //! Reads the kernel's BTF type information: member offsets, enum names, function arguments.
 //!
-//! Format: Documentation/bpf/btf.rst. Only the kernel's own is read, since every field of
-//! [`tracer_ebpf::layout`] is in it on all kernels measured.
+//! Format: Documentation/bpf/btf.rst. Read are the kernel's own and that of one module on top of it:
+//! ip_vs, whose connections no other BTF describes.
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::Range;
 
 use thiserror::Error;
 
@@ -12,6 +13,8 @@ const MAGIC: u16 = 0xeb9f;
 const HEADER_BYTES: usize = 24;
 /// Nested anonymous members and typedef chains deeper than this are taken for damage.
 const MAX_DEPTH: usize = 32;
+/// Bytes kept free for a module's type information, so that adding it moves nothing.
+const ROOM_FOR_MODULE: usize = 1 << 20;
 
 /// Why type information cannot be used.
 #[derive(Debug, Error)]
@@ -68,26 +71,32 @@ pub struct Member {
 /// Type information of the running kernel.
 pub struct Btf {
     data: Vec<u8>,
-    strings: usize,
-    strings_len: usize,
-    /// Position of each type in `data`; the first has id 1.
+    /// Where names are in `data`; a module's are counted on from the kernel's.
+    strings: Vec<Range<usize>>,
+    /// Position of each type in `data`; the first has id 1, a module's follow the kernel's.
     types: Vec<u32>,
     /// Structures, unions, enums and functions by name.
     names: HashMap<Box<str>, Vec<u32>>,
 }
 
 impl Btf {
-    /// The kernel's own.
+    /// What the running kernel describes.
     ///
     /// # Errors
     /// When the kernel has none (CONFIG_DEBUG_INFO_BTF) or it is damaged.
-    pub fn vmlinux() -> Result<Self, BtfError> {
+    pub fn running() -> Result<Self, BtfError> {
         let path = "/sys/kernel/btf/vmlinux";
         let data = fs::read(path).map_err(|source| BtfError::Read {
             path: path.into(),
             source,
         })?;
-        Self::parse(data)
+        let mut btf = Self::parse(&data)?;
+        // Not there: not loaded, or a kernel without type information of modules (5.10). Its fields stay
+        // unknown then, as they do where it is damaged.
+        if let Ok(module) = fs::read("/sys/kernel/btf/ip_vs") {
+            let _ = btf.add(&module);
+        }
+        Ok(btf)
     }
 
     /// Offset and size of a member by its dotted path, through anonymous members and arrays of one
@@ -127,7 +136,8 @@ impl Btf {
             .collect()
     }
 
-    /// Number of arguments of a function; `None` when it is not described or takes a variable number.
+    /// Number of arguments of a function of the kernel itself; `None` when it is not described or takes a
+    /// variable number.
     pub fn arguments(&self, function: &str) -> Option<usize> {
         let id = self.named(function, |found| found == kind::FUNCTION)?;
         let position = self.locate(id)?;
@@ -226,56 +236,70 @@ impl Btf {
     ///
     /// # Errors
     /// When the bytes are not BTF.
-    pub fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
-        let damaged = |position, what| BtfError::Damaged { position, what };
+    pub fn parse(data: &[u8]) -> Result<Self, BtfError> {
         let mut btf = Self {
-            data,
-            strings: 0,
-            strings_len: 0,
+            data: Vec::with_capacity(data.len() + ROOM_FOR_MODULE),
+            strings: Vec::new(),
             types: Vec::new(),
             names: HashMap::new(),
         };
-        if btf.data.get(..2) != Some(&MAGIC.to_le_bytes()[..]) {
-            return Err(damaged(0, "not BTF of this byte order"));
+        btf.add(data)?;
+        Ok(btf)
+    }
+
+    /// Adds a blob: the kernel's first, then that of one module.
+    fn add(&mut self, blob: &[u8]) -> Result<(), BtfError> {
+        let base = self.data.len();
+        let of_kernel = self.types.is_empty();
+        self.data.extend_from_slice(blob);
+        let damaged = |position: usize, what| BtfError::Damaged {
+            position: position - base,
+            what,
+        };
+        if blob.get(..2) != Some(&MAGIC.to_le_bytes()[..]) {
+            return Err(damaged(base, "not BTF of this byte order"));
         }
         let header = |position| {
-            btf.word(position)
+            self.word(base + position)
                 .map(|word| word as usize)
-                .ok_or(damaged(position, "the header is cut"))
+                .ok_or(damaged(base + position, "the header is cut"))
         };
-        let start = header(4)?;
-        if start < HEADER_BYTES {
-            return Err(damaged(4, "the header is too short"));
+        let length = header(4)?;
+        if length < HEADER_BYTES {
+            return Err(damaged(base + 4, "the header is too short"));
         }
-        // 32-bit values cannot overflow the sum of three.
+        // 32-bit values cannot overflow the sum of a few.
+        let start = base + length;
         let types = start + header(8)?;
         let types_end = types + header(12)?;
-        let (strings, strings_len) = (start + header(16)?, header(20)?);
-        if types_end > btf.data.len() || strings + strings_len > btf.data.len() {
-            return Err(damaged(8, "a section lies past the end"));
+        let strings = start + header(16)?;
+        let strings_end = strings + header(20)?;
+        if types_end.max(strings_end) > self.data.len() {
+            return Err(damaged(base + 8, "a section lies past the end"));
         }
-        (btf.strings, btf.strings_len) = (strings, strings_len);
+        self.strings.push(strings..strings_end);
         let mut position = types;
         while position < types_end {
-            let info = btf
+            let info = self
                 .word(position + 4)
                 .ok_or(damaged(position, "a type is cut"))?;
             let step = type_bytes(info).ok_or(damaged(position, "unknown kind of type"))?;
-            btf.types.push(position as u32);
-            let id = btf.types.len() as u32;
-            if matches!(
-                kind_of(info),
-                kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::FUNCTION
-            ) && let Some(name) = btf
-                .word(position)
-                .and_then(|name| btf.string(name))
-                .map(Box::from)
+            self.types.push(position as u32);
+            let id = self.types.len() as u32;
+            let found_by_name = match kind_of(info) {
+                kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 => true,
+                kind::FUNCTION => of_kernel,
+                _ => false,
+            };
+            if found_by_name
+                && let Some(name) = self.word(position).and_then(|name| self.string(name))
             {
-                btf.names.entry(name).or_default().push(id);
+                let name = Box::from(name);
+                self.names.entry(name).or_default().push(id);
             }
             position += step;
         }
-        Ok(btf)
+        Ok(())
     }
 
     fn word(&self, position: usize) -> Option<u32> {
@@ -284,10 +308,15 @@ impl Btf {
     }
 
     fn string(&self, offset: u32) -> Option<&str> {
-        let section = self
-            .data
-            .get(self.strings..self.strings + self.strings_len)?;
-        let bytes = section.get(offset as usize..)?;
+        let mut offset = offset as usize;
+        let section = self.strings.iter().find(|section| {
+            let inside = offset < section.len();
+            if !inside {
+                offset -= section.len();
+            }
+            inside
+        })?;
+        let bytes = self.data.get(section.clone())?.get(offset..)?;
         let end = bytes.iter().position(|&byte| byte == 0)?;
         std::str::from_utf8(&bytes[..end]).ok()
     }
@@ -329,7 +358,7 @@ mod tests {
 
     #[test]
     fn this_kernel_describes_an_skb() {
-        let Ok(btf) = Btf::vmlinux() else { return };
+        let Ok(btf) = Btf::running() else { return };
         let head = btf.member("sk_buff", "head").expect("sk_buff has a head");
         assert_eq!(head.size, 8);
         assert_eq!(
@@ -345,16 +374,45 @@ mod tests {
         assert_eq!(hash, Some(112));
     }
 
+    /// A blob of types, each in words, and names.
+    fn blob(types: &[u32], names: &str) -> Vec<u8> {
+        let length = types.len() as u32 * 4;
+        let header = [24, 0, length, length, names.len() as u32];
+        let mut blob = vec![0x9f, 0xeb, 1, 0];
+        for word in header.iter().chain(types) {
+            blob.extend(word.to_le_bytes());
+        }
+        blob.extend(names.as_bytes());
+        blob
+    }
+
+    #[test]
+    fn a_modules_types_and_names_follow_the_kernels() {
+        let mut btf = Btf::parse(&blob(&[1, kind::INT << 24, 2, 16], "\0u16\0")).unwrap();
+        let structure = [5, kind::STRUCT << 24 | 1, 8, 10, 3, 32];
+        let volatile = [0, kind::VOLATILE << 24, 1];
+        let module = blob(&[&structure[..], &volatile].concat(), "conn\0state\0");
+        assert_eq!(btf.member("conn", "state"), None);
+        btf.add(&module).unwrap();
+        let state = Member { offset: 4, size: 2 };
+        assert_eq!(btf.member("conn", "state"), Some(state));
+        for length in 0..module.len() {
+            let mut btf = Btf::parse(&blob(&[1, kind::INT << 24, 2, 16], "\0u16\0")).unwrap();
+            assert!(btf.add(&module[..length]).is_err());
+            let _ = btf.member("conn", "state");
+        }
+    }
+
     #[test]
     fn damage_is_an_error() {
-        assert!(Btf::parse(Vec::new()).is_err());
-        assert!(Btf::parse(vec![0x9f, 0xeb, 1, 0]).is_err());
+        assert!(Btf::parse(&[]).is_err());
+        assert!(Btf::parse(&[0x9f, 0xeb, 1, 0]).is_err());
         let mut long = vec![0x9f, 0xeb, 1, 0];
         long.extend(
             [24u32, u32::MAX, u32::MAX, u32::MAX, u32::MAX]
                 .iter()
                 .flat_map(|word| word.to_le_bytes()),
         );
-        assert!(Btf::parse(long).is_err());
+        assert!(Btf::parse(&long).is_err());
     }
 }

@@ -99,7 +99,8 @@ pub struct Tracing {
     ebpf: Ebpf,
     /// Every hook of the catalogue, in order.
     pub hooks: Vec<HookState>,
-    /// Kernel fields that this kernel's BTF does not describe, as `structure.member`.
+    /// Kernel fields that this kernel's BTF does not describe, as `structure.member`; without those of
+    /// modules that are not loaded.
     pub missing_fields: Vec<String>,
     program_log: Option<EbpfLogger<StandardError>>,
     /// Keeps the kernel's run-time statistics on while we trace.
@@ -129,7 +130,7 @@ impl Tracing {
     /// # Errors
     /// When the programs cannot be loaded at all, or not a single hook attaches.
     pub fn start(btf: &Btf, options: &Options) -> anyhow::Result<Self> {
-        let (layout, missing_fields) = resolve(btf);
+        let (layout, missing_fields) = resolve(btf, &Modules::read());
         let (window_start, window_length) = window(&layout)?;
         let settings = [
             // The enum and the tracepoint's argument came together in 5.17.
@@ -425,13 +426,13 @@ fn window(layout: &[u16]) -> anyhow::Result<(u32, u32)> {
 }
 
 /// The `LAYOUT` global: offsets, then sizes; and what is missing.
-fn resolve(btf: &Btf) -> (Vec<u16>, Vec<String>) {
+fn resolve(btf: &Btf, modules: &Modules) -> (Vec<u16>, Vec<String>) {
     let mut missing = Vec::new();
     let members: Vec<_> = FIELDS
         .iter()
         .map(|field| {
             let member = btf.member(field.structure, field.path);
-            if member.is_none() {
+            if member.is_none() && (field.module.is_empty() || modules.has(field.module)) {
                 missing.push(format!("{}.{}", field.structure, field.path));
             }
             member

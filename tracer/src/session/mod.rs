@@ -89,7 +89,7 @@ impl Session {
         printer: Printer,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let btf = Btf::vmlinux()
+        let btf = Btf::running()
             .context("this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)")?;
         let mut tracing = Tracing::start(&btf, options)?;
         let inbox = Inbox::start(tracing.take_ring()?)

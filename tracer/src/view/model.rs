@@ -238,6 +238,16 @@ pub(super) fn detail(detail: &Detail, netns: Option<u32>, names: &Names<'_>) -> 
             protocol: number,
         } => format!("looks for {} {address}", protocol::name(*number)),
         Detail::Connection { real, .. } => format!("chose {real}"),
+        Detail::Sent {
+            real,
+            protocol,
+            state,
+            ..
+        } => {
+            let state = stage::ipvs_state(*protocol, *state)
+                .map_or_else(String::new, |state| format!(", {state}"));
+            format!("sent to {real}{state}")
+        }
         Detail::Conntrack {
             original,
             reply,

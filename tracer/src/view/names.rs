@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::event::NetfilterHook;
-use crate::hook::Role;
 use crate::journey::{Ending, Journey};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
@@ -154,7 +153,7 @@ impl Names<'_> {
     /// How a packet's way ended, in words.
     pub fn ending(&self, journey: &Journey) -> String {
         match journey.ending {
-            _ if journey.passed(Role::Reset) => "refused with RST".into(),
+            _ if journey.was_reset() => "refused with RST".into(),
             _ if journey.rejected() => "refused with an ICMP error".into(),
             Ending::Delivered => "delivered".into(),
             Ending::Dropped { location, reason } => {

@@ -25,8 +25,9 @@ pub struct Stage {
 
 /// The type of a route that does not say it.
 pub(super) const UNSAID: u16 = 0;
-/// TCP state number of a listening socket.
+/// TCP state numbers: of a listening socket, and of what is left of a closed connection.
 const LISTEN: u8 = 10;
+const TIME_WAIT: u8 = 6;
 
 /// The stages of a journey.
 pub fn path(journey: &Journey, names: &Names<'_>) -> Vec<Stage> {
@@ -93,8 +94,9 @@ impl Builder<'_> {
                 let method = forwarding_method(*forwarding);
                 self.step(event, format!("ipvs: {scheduler}→ {real} ({method})"));
             }
-            (_, Role::IpvsTransmit) if !journey.passed(Role::IpvsConnection) => {
-                self.step(event, "ipvs: known connection".into());
+            (detail, Role::IpvsTransmit) if !journey.passed(Role::IpvsConnection) => {
+                let to = known_connection(detail, self.names);
+                self.step(event, format!("ipvs: known connection{to}"));
             }
             (_, Role::IpvsReply) => self.step(event, "ipvs: reply".into()),
             (_, Role::IpvsNoDestination) => self.lose(event, "ipvs: no real server".into()),
@@ -131,14 +133,9 @@ impl Builder<'_> {
                 );
             }
             (Detail::Socket { state, port }, _) if !journey.is_carried(index) => {
-                let kind = if *state == LISTEN {
-                    "listening socket"
-                } else {
-                    "socket"
-                };
-                self.step(event, format!("{kind} :{port}"));
+                self.socket(event, rest, *state, *port);
             }
-            (_, Role::Reset) => {
+            (_, Role::Reset) if journey.was_reset() => {
                 if !journey.was_taken() {
                     self.lose(event, "tcp: no socket".into());
                 }
@@ -165,6 +162,23 @@ impl Builder<'_> {
             }
             _ => {}
         }
+    }
+
+    fn socket(&mut self, event: &Event, rest: &[Event], state: u8, port: u16) {
+        // One that is closed has forgotten its port.
+        let port = match &event.packet {
+            Some(packet) if port == 0 => packet.tuple.destination.port(),
+            _ => port,
+        };
+        let text = match (event.role(), state) {
+            // What the packet completes takes it next.
+            (Role::HalfOpen, _) if rest.iter().any(|event| event.role() == Role::Deliver) => return,
+            (Role::HalfOpen, _) => format!("half-open connection :{port}"),
+            (_, LISTEN) => format!("listening socket :{port}"),
+            (_, TIME_WAIT) => format!("socket :{port} in TIME_WAIT"),
+            _ => format!("socket :{port}"),
+        };
+        self.step(event, text);
     }
 
     /// Says where a tunnel's packet is put around this one, and where it is taken out again.
@@ -358,6 +372,61 @@ const fn forwarding_method(method: u8) -> &'static str {
         4 => "bypass",
         _ => "unknown method",
     }
+}
+
+/// Where a known IPVS connection leads and how it stands, where the kernel says it.
+fn known_connection(detail: &Detail, names: &Names<'_>) -> String {
+    let Detail::Sent {
+        real,
+        forwarding,
+        protocol,
+        state,
+    } = *detail
+    else {
+        return String::new();
+    };
+    let (real, method) = (names.named(protocol, real), forwarding_method(forwarding));
+    let state = ipvs_state(protocol, state).map_or_else(String::new, |state| format!(", {state}"));
+    format!(" → {real} ({method}{state})")
+}
+
+/// The state of an IPVS connection in `ipvsadm`'s words, for protocols that have more than one.
+pub(super) fn ipvs_state(protocol: u8, state: u16) -> Option<&'static str> {
+    const TCP: [&str; 11] = [
+        "NONE",
+        "ESTABLISHED",
+        "SYN_SENT",
+        "SYN_RECV",
+        "FIN_WAIT",
+        "TIME_WAIT",
+        "CLOSE",
+        "CLOSE_WAIT",
+        "LAST_ACK",
+        "LISTEN",
+        "SYNACK",
+    ];
+    const SCTP: [&str; 14] = [
+        "NONE",
+        "INIT1",
+        "INIT",
+        "COOKIE_SENT",
+        "COOKIE_REPLIED",
+        "COOKIE_WAIT",
+        "COOKIE",
+        "COOKIE_ECHOED",
+        "ESTABLISHED",
+        "SHUTDOWN_SENT",
+        "SHUTDOWN_RECEIVED",
+        "SHUTDOWN_ACK_SENT",
+        "REJECTED",
+        "CLOSED",
+    ];
+    let names: &[&str] = match protocol {
+        protocol::TCP => &TCP,
+        protocol::SCTP => &SCTP,
+        _ => &[],
+    };
+    names.get(usize::from(state)).copied()
 }
 
 fn icmp_words(kind: u8, code: u8) -> String {

@@ -3,11 +3,12 @@
 use tracer_ebpf::hook::HookId;
 
 use super::*;
+use crate::event::{Detail, Transport};
 use crate::journey::constructed::event;
 
 #[test]
 fn a_reused_skb_is_another_packet() {
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     tracker.push(event(HookId::LocalOut, 1, 10, 100), &mut ended);
     tracker.push(event(HookId::DeviceReceive, 1, 20, 100), &mut ended);
@@ -22,7 +23,7 @@ fn a_reused_skb_is_another_packet() {
 #[test]
 fn a_drop_after_delivery_needs_a_reason_to_be_a_loss() {
     for (reason, expected_loss) in [(Some(2), false), (Some(9), true), (None, false)] {
-        let mut tracker = Tracker::new(Some(2));
+        let mut tracker = Tracker::new(SocketReasons::from_iter([(2, "NOT_SPECIFIED")]));
         let mut ended = Vec::new();
         tracker.push(event(HookId::TcpDeliver, 1, 10, 100), &mut ended);
         let mut drop = event(HookId::Drop, 1, 20, 100);
@@ -42,7 +43,7 @@ fn a_drop_after_delivery_needs_a_reason_to_be_a_loss() {
 #[test]
 fn a_redirect_is_no_refusal() {
     for (kind, failed) in [(3, true), (5, false)] {
-        let mut tracker = Tracker::new(None);
+        let mut tracker = Tracker::new(SocketReasons::default());
         let mut ended = Vec::new();
         tracker.push(event(HookId::Forward, 1, 10, 100), &mut ended);
         let mut error = event(HookId::IcmpSend, 1, 20, 100);
@@ -55,7 +56,7 @@ fn a_redirect_is_no_refusal() {
 
 #[test]
 fn a_service_lookup_of_other_addresses_is_not_joined() {
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     tracker.push(event(HookId::IpvsLookup, 1, 10, 100), &mut ended);
     let mut lookup = event(HookId::IpvsServiceFind, 1, 20, 100);
@@ -76,7 +77,7 @@ fn a_service_lookup_of_other_addresses_is_not_joined() {
 
 #[test]
 fn silence_ends_a_journey() {
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     tracker.push(event(HookId::DeviceTransmit, 1, 10, 100), &mut ended);
     tracker.expire(IDLE_NS, &mut ended);
@@ -101,7 +102,7 @@ const OUTER: (&str, &str) = ("192.0.2.1:40000", "192.0.2.2:8472");
 
 /// A packet over VXLAN from one namespace to another of this machine, all at one skb.
 fn over_vxlan(grown: u32) -> Vec<Journey> {
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     let inner = |hook, time, length| other(event(hook, 1, time, 0), 17, INNER, 7, length);
     let outer = |hook, time, length| other(event(hook, 1, time, 0), 17, OUTER, 8, length);
@@ -148,7 +149,7 @@ fn a_packet_that_ipvs_sends_through_a_tunnel_stays_itself() {
         (HookId::IpvsTunnelTransmit, HookId::LocalOut, four, 4, 20),
         (HookId::IpvsTunnel6Transmit, HookId::Local6Out, six, 41, 40),
     ] {
-        let mut tracker = Tracker::new(None);
+        let mut tracker = Tracker::new(SocketReasons::default());
         let mut ended = Vec::new();
         for event in [
             other(event(hook, 1, 10, 0), 17, inner.into(), 7, 100),
@@ -182,7 +183,7 @@ fn an_skb_that_did_not_grow_by_the_tunnels_headers_is_another_packet() {
 #[test]
 fn fragments_belong_to_the_whole_and_a_lost_one_is_its_end() {
     for lost in [false, true] {
-        let mut tracker = Tracker::new(None);
+        let mut tracker = Tracker::new(SocketReasons::default());
         let mut ended = Vec::new();
         let piece = |hook, skb, time, later: bool| {
             let mut event = other(event(hook, skb, time, 0), 17, INNER, 7, 1000);
@@ -218,7 +219,7 @@ fn fragments_belong_to_the_whole_and_a_lost_one_is_its_end() {
 #[test]
 fn an_ipv6_packet_is_followed_into_its_pieces_and_back() {
     const ENDS: (&str, &str) = ("[fd00::1]:1000", "[fd00::2]:53");
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     let whole = |hook, skb, time| {
         let mut event = other(event(hook, skb, time, 0), 17, ENDS, 0, 2000);
@@ -269,7 +270,7 @@ fn an_ipv6_packet_is_followed_into_its_pieces_and_back() {
 /// A later piece whose first piece was not seen is not another packet's of the flow.
 #[test]
 fn an_ipv6_fragment_does_not_join_a_whole_packet() {
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     let mut whole = event(HookId::DeviceReceive, 1, 10, 0);
     whole.packet = Some(crate::journey::constructed::packet(
@@ -289,7 +290,7 @@ fn an_ipv6_fragment_does_not_join_a_whole_packet() {
 
 #[test]
 fn a_flooded_copy_that_arrives_is_the_way_of_the_packet() {
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     tracker.push(event(HookId::BridgeReceive, 1, 10, 100), &mut ended);
     tracker.push(event(HookId::BridgeForward, 2, 20, 100), &mut ended);
@@ -311,7 +312,7 @@ fn a_flooded_copy_that_arrives_is_the_way_of_the_packet() {
 
 #[test]
 fn journeys_under_way_when_events_were_lost_say_so() {
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     tracker.push(event(HookId::LocalOut, 1, 10, 100), &mut ended);
     tracker.mark_loss(20);
@@ -324,7 +325,7 @@ fn journeys_under_way_when_events_were_lost_say_so() {
 /// A damaged capture may give any number.
 #[test]
 fn the_last_number_is_no_end() {
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     tracker.number_next(u64::MAX);
     for skb in 1..=3 {
@@ -336,7 +337,7 @@ fn the_last_number_is_no_end() {
 
 #[test]
 fn the_quietest_journey_goes_first_when_there_are_too_many() {
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     let most = MOST_ACTIVE as u64;
     for skb in 1..=most {
@@ -351,7 +352,7 @@ fn the_quietest_journey_goes_first_when_there_are_too_many() {
 
 #[test]
 fn a_packet_that_is_copied_for_more_room_goes_on() {
-    let mut tracker = Tracker::new(None);
+    let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
     tracker.push(event(HookId::OutputFinish, 1, 10, 100), &mut ended);
     tracker.push(event(HookId::DeviceTransmit, 2, 20, 100), &mut ended);
@@ -365,7 +366,7 @@ fn a_packet_that_is_copied_for_more_room_goes_on() {
 
 /// What became of an ICMP packet that ICMP took and then freed with a reason or none.
 fn freed_by_icmp(hook: HookId, kind: u8, reason: Option<u32>) -> Journey {
-    let mut tracker = Tracker::new(Some(2));
+    let mut tracker = Tracker::new(SocketReasons::from_iter([(2, "NOT_SPECIFIED")]));
     let mut ended = Vec::new();
     let (protocol, ends) = match hook {
         HookId::IcmpReceive => (1, ("192.0.2.1:0", "192.0.2.2:0")),

@@ -57,6 +57,74 @@ fn icmp_errors_are_named_by_the_table_of_their_family() {
 }
 
 #[test]
+fn a_socket_says_what_it_is_and_the_port_that_was_asked_for() {
+    let socket = |state, port| Detail::Socket { state, port };
+    let asked = event(HookId::TcpDeliver, 1, 10, 100)
+        .packet
+        .expect("headers")
+        .tuple
+        .destination
+        .port();
+    let closed = format!("socket :{asked}");
+    for (hook, detail, words) in [
+        (
+            HookId::TcpDeliver,
+            socket(LISTEN, 80),
+            "listening socket :80",
+        ),
+        (HookId::TcpChild, socket(3, 80), "socket :80"),
+        (
+            HookId::TcpTimeWait,
+            socket(TIME_WAIT, 80),
+            "socket :80 in TIME_WAIT",
+        ),
+        (
+            HookId::TcpHalfOpen,
+            socket(12, 80),
+            "half-open connection :80",
+        ),
+        // A closed socket has no port any more.
+        (HookId::TcpDeliver, socket(7, 0), &*closed),
+    ] {
+        assert_eq!(texts(vec![at(hook, detail)]), [words]);
+    }
+    let ends_handshake = vec![
+        at(HookId::TcpHalfOpen, socket(12, 80)),
+        at(HookId::TcpChild, socket(3, 80)),
+    ];
+    assert_eq!(texts(ends_handshake), ["socket :80"]);
+}
+
+#[test]
+fn a_known_ipvs_connection_says_where_it_leads_and_how_it_stands() {
+    let sent = |protocol, state| Detail::Sent {
+        real: "10.244.1.15:3000".parse().expect("an address"),
+        forwarding: 3,
+        protocol,
+        state,
+    };
+    for (detail, words) in [
+        (
+            sent(protocol::TCP, 5),
+            " → 10.244.1.15:3000 (direct route, TIME_WAIT)",
+        ),
+        (
+            sent(protocol::SCTP, 8),
+            " → 10.244.1.15:3000 (direct route, ESTABLISHED)",
+        ),
+        (
+            sent(protocol::TCP, u16::MAX),
+            " → 10.244.1.15:3000 (direct route)",
+        ),
+        (sent(protocol::UDP, 0), " → 10.244.1.15:3000 (direct route)"),
+        (Detail::None, ""),
+    ] {
+        let texts = texts(vec![at(HookId::IpvsDirectTransmit, detail)]);
+        assert_eq!(texts, [format!("ipvs: known connection{words}")]);
+    }
+}
+
+#[test]
 fn a_route_without_a_type_is_an_error_all_the_same() {
     let route = |kind| Detail::Route {
         kind,

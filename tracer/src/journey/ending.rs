@@ -1,0 +1,210 @@
+//! How a packet's way ends: which drops are losses, and which only free what has arrived.
+
+use tracer_ebpf::hook::HookId;
+
+use crate::event::{Detail, Event, Packet, Transport, protocol};
+use crate::hook::Role;
+
+use super::Ending;
+
+/// Drop reasons with which a socket frees what has reached it, by this kernel's numbers.
+///
+/// Source: `tcp_validate_incoming`, `tcp_ack`, `tcp_data_queue` and `tcp_rcv_state_process` (net/ipv4/tcp_input.c), which
+/// name what they free since 5.17.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct SocketReasons {
+    /// NOT_SPECIFIED, which says nothing.
+    unspecified: Option<u32>,
+    /// TCP had the data already, or was only asked whether it is alive.
+    known_to_tcp: Vec<u32>,
+}
+
+/// What TCP says of a packet that came twice or late, and of a probe of a connection that is idle, whose sequence
+/// number is an old one.
+const KNOWN_TO_TCP: [&str; 10] = [
+    "TCP_OLD_DATA",
+    "TCP_OFOMERGE",
+    OLD_SEQUENCE,
+    "TCP_OLD_ACK",
+    "TCP_TOO_OLD_ACK",
+    "TCP_RFC7323_PAWS",
+    "TCP_RFC7323_PAWS_ACK",
+    "TCP_RFC7323_TW_PAWS",
+    // The second answer to an opening.
+    "TCP_INVALID_SYN",
+    "TCP_CLOSE",
+];
+const OLD_SEQUENCE: &str = "TCP_OLD_SEQUENCE";
+/// Means an old one too on kernels that have no name for that (before 6.3).
+const INVALID_SEQUENCE: &str = "TCP_INVALID_SEQUENCE";
+
+impl<'a> FromIterator<(u32, &'a str)> for SocketReasons {
+    /// From the kernel's reasons: each number with its name.
+    fn from_iter<I: IntoIterator<Item = (u32, &'a str)>>(names: I) -> Self {
+        let names: Vec<_> = names.into_iter().collect();
+        let number = |wanted: &str| {
+            let found = names.iter().find(|(_, name)| *name == wanted);
+            found.map(|&(number, _)| number)
+        };
+        let old = number(OLD_SEQUENCE).or_else(|| number(INVALID_SEQUENCE));
+        Self {
+            unspecified: number("NOT_SPECIFIED"),
+            known_to_tcp: (KNOWN_TO_TCP.iter().filter_map(|name| number(name)))
+                .chain(old)
+                .collect(),
+        }
+    }
+}
+
+/// True where a socket takes the packet. What is left of a closed connection takes no opening, and a connection that is
+/// not made yet takes an opening that is repeated, or is given up.
+pub(super) fn takes(event: &Event) -> bool {
+    let is = |what: fn(&Packet) -> bool| event.packet.as_ref().is_some_and(what);
+    match event.role() {
+        Role::Deliver => event.hook != HookId::TcpTimeWait || !is(Packet::opens),
+        Role::HalfOpen => is(Packet::opens) || is(Packet::resets),
+        _ => false,
+    }
+}
+
+/// The ending, when this event is the last of a packet or piece that a socket took or not.
+pub(super) fn ending(taken: bool, event: &Event, reasons: &SocketReasons) -> Option<Ending> {
+    let Detail::Drop { location, reason } = event.detail else {
+        return None;
+    };
+    let reason = reason.filter(|_| reason != reasons.unspecified);
+    // Sockets free what they have used up; only a named reason makes that a loss. An echo reply went to
+    // raw sockets before ICMP found no socket of its own kind for it.
+    let used_up = || match reason {
+        None => true,
+        Some(reason) if reasons.known_to_tcp.contains(&reason) => goes_on(event),
+        Some(_) => is_echo_reply(event),
+    };
+    if taken && used_up() {
+        return Some(Ending::Delivered);
+    }
+    Some(Ending::Dropped { location, reason })
+}
+
+/// TCP, and not the opening of a connection.
+fn goes_on(event: &Event) -> bool {
+    let packet = event.packet.as_ref();
+    packet
+        .is_some_and(|packet| matches!(packet.transport, Transport::Tcp { .. }) && !packet.opens())
+}
+
+fn is_echo_reply(event: &Event) -> bool {
+    let packet = event.packet.as_ref();
+    packet.is_some_and(|packet| {
+        let kind = match packet.transport {
+            Transport::Icmp { kind, .. } => kind,
+            _ => return false,
+        };
+        (packet.tuple.protocol, kind) == (protocol::ICMP, 0)
+            || (packet.tuple.protocol, kind) == (protocol::ICMP6, 129)
+    })
+}
+
+/// The ending of what was not seen again.
+pub(super) fn unseen(events: &[Event], taken: bool) -> Ending {
+    match events.last().map(Event::role) {
+        _ if taken => Ending::Delivered,
+        Some(Role::Transmit) => Ending::Transmitted,
+        _ => Ending::OutOfSight,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::tcp_flag::{ACK, RST, SYN};
+    use crate::journey::constructed::event;
+    use crate::journey::{Journey, Tracker};
+
+    const NOT_SPECIFIED: u32 = 2;
+    const INVALID: u32 = 4;
+    const OLD: u32 = 5;
+    const PRUNED: u32 = 6;
+
+    fn older() -> SocketReasons {
+        SocketReasons::from_iter([
+            (NOT_SPECIFIED, "NOT_SPECIFIED"),
+            (INVALID, INVALID_SEQUENCE),
+            (PRUNED, "TCP_OFO_QUEUE_PRUNE"),
+        ])
+    }
+
+    fn newer() -> SocketReasons {
+        SocketReasons::from_iter([(INVALID, INVALID_SEQUENCE), (OLD, OLD_SEQUENCE)])
+    }
+
+    fn tcp(hook: HookId, at: u64, flags: u8) -> Event {
+        let mut event = event(hook, 1, at, 100);
+        let packet = event.packet.as_mut().expect("headers");
+        packet.tuple.protocol = protocol::TCP;
+        packet.transport = Transport::Tcp { sequence: 0, flags };
+        event
+    }
+
+    /// The journey of a TCP packet past these hooks, freed for a reason.
+    fn freed(reasons: SocketReasons, flags: u8, hooks: &[HookId], reason: u32) -> Journey {
+        let (mut tracker, mut ended) = (Tracker::new(reasons), Vec::new());
+        let all = [HookId::TcpReceive].iter().chain(hooks);
+        for (at, &hook) in all.enumerate() {
+            tracker.push(tcp(hook, at as u64, flags), &mut ended);
+        }
+        let mut drop = tcp(HookId::Drop, 100, flags);
+        drop.detail = Detail::Drop {
+            location: 1,
+            reason: Some(reason),
+        };
+        tracker.push(drop, &mut ended);
+        ended.pop().expect("it ended")
+    }
+
+    #[test]
+    fn what_tcp_has_already_arrived_and_what_it_cannot_take_did_not() {
+        let at_socket = [HookId::TcpDeliver];
+        for (reasons, flags, reason, arrives) in [
+            // A probe of an idle connection, before and since an old sequence number has a name.
+            (older(), ACK, INVALID, true),
+            (newer(), ACK, OLD, true),
+            (newer(), ACK, INVALID, false),
+            (older(), ACK, PRUNED, false),
+            (older(), SYN, INVALID, false),
+            (older(), ACK, NOT_SPECIFIED, true),
+        ] {
+            let journey = freed(reasons, flags, &at_socket, reason);
+            assert_eq!(journey.failed(), !arrives, "flags {flags}, reason {reason}");
+            assert_eq!(journey.ending == Ending::Delivered, arrives);
+        }
+        // The same reason where no socket was reached.
+        assert!(freed(older(), ACK, &[], INVALID).failed());
+    }
+
+    #[test]
+    fn connections_not_yet_made_and_closed_ones_take_what_is_theirs() {
+        for (hook, flags, arrives) in [
+            (HookId::TcpTimeWait, ACK, true),
+            (HookId::TcpTimeWait, SYN, false),
+            (HookId::TcpHalfOpen, SYN, true),
+            (HookId::TcpHalfOpen, RST, true),
+            // The accept queue is full.
+            (HookId::TcpHalfOpen, ACK, false),
+            (HookId::TcpChild, ACK, true),
+        ] {
+            let journey = freed(older(), flags, &[hook], NOT_SPECIFIED);
+            assert_eq!(journey.was_taken(), arrives, "{hook:?}, flags {flags}");
+            assert_eq!(journey.failed(), !arrives, "{hook:?}, flags {flags}");
+        }
+    }
+
+    #[test]
+    fn a_reset_is_not_answered_and_may_find_nothing() {
+        let answered = [HookId::TcpReset];
+        let journey = freed(older(), RST, &answered, INVALID);
+        assert!(!journey.was_reset() && !journey.rejected() && !journey.failed());
+        let journey = freed(older(), ACK, &answered, INVALID);
+        assert!(journey.was_reset() && journey.rejected() && journey.failed());
+    }
+}

@@ -23,13 +23,15 @@ const SERVER: &str = "tcp-s";
 const ADDRESS: &str = "192.0.2.1:8080";
 /// The server closes so long after its client.
 const LATE: Duration = Duration::from_millis(300);
+/// Asks the server to close first.
+const BYE: u8 = b'q';
 /// A client waits so long for the server's close.
 const AFTER: Duration = Duration::from_millis(700);
 /// How often an idle connection is probed, seconds.
 const PROBE_SECONDS: u32 = 1;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections of one run, so that the server ends.
-const CONNECTIONS: usize = 5;
+const CONNECTIONS: usize = 6;
 
 /// The test.
 pub fn tests() -> Vec<Test> {
@@ -99,15 +101,24 @@ fn talk() -> anyhow::Result<()> {
         thread::sleep(AFTER);
         anyhow::Ok(())
     })?;
-    // Everything twice.
-    command("ip netns exec tcp-c tc qdisc add dev eth0 root netem duplicate 100%")?;
     inside(CLIENT, || {
-        drop(greet()?);
+        let mut left = greet()?;
+        left.write_all(&[BYE])?;
+        check(left.read(&mut [0])? == 0, || {
+            "the server goes on".to_owned()
+        })?;
+        drop(left);
         thread::sleep(AFTER);
         anyhow::Ok(())
     })?;
+    // Everything twice, but for the last packet, whose second copy would find no connection.
+    command("ip netns exec tcp-c tc qdisc add dev eth0 root netem duplicate 100%")?;
+    let twice = inside(CLIENT, greet)?;
+    thread::sleep(AFTER);
     command("ip netns exec tcp-c tc qdisc del dev eth0 root")?;
     inside(CLIENT, || {
+        drop(twice);
+        thread::sleep(AFTER);
         let reset = greet()?;
         setsockopt(&reset.as_fd(), sockopt::Linger, &linger_none())?;
         drop(reset);
@@ -165,11 +176,18 @@ fn serve() -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
         for _ in 0..CONNECTIONS {
             let (mut stream, _) = listener.accept()?;
             stream.set_read_timeout(Some(PATIENCE))?;
-            // A reset ends it as well.
-            while let Ok(1) = stream.read(&mut [0]) {
-                stream.write_all(b"x")?;
+            let mut said = [0];
+            loop {
+                match stream.read(&mut said) {
+                    Ok(1) if said == [BYE] => break,
+                    Ok(1) => stream.write_all(b"x")?,
+                    // Closed, or reset.
+                    _ => {
+                        thread::sleep(LATE);
+                        break;
+                    }
+                }
             }
-            thread::sleep(LATE);
         }
         Ok(())
     }))

@@ -13,14 +13,17 @@ use super::Ending;
 /// name what they free since 5.17.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct SocketReasons {
-    /// NOT_SPECIFIED, which says nothing.
-    unspecified: Option<u32>,
+    /// They do not say why.
+    unsaid: Vec<u32>,
     /// TCP had the data already, or was only asked whether it is alive.
     known_to_tcp: Vec<u32>,
 }
 
-/// What TCP says of a packet that came twice or late, and of a probe of a connection that is idle, whose sequence
-/// number is an old one.
+/// The latter two are said of what is left in a queue, as a socket's when it closes.
+const UNSAID: [&str; 3] = ["NOT_SPECIFIED", "QUEUE_PURGE", "SOCKET_CLOSE"];
+
+/// What TCP says, at the socket, of a packet that came twice or late, and of a probe of a connection that is idle,
+/// whose sequence number is an old one.
 const KNOWN_TO_TCP: [&str; 10] = [
     "TCP_OLD_DATA",
     "TCP_OFOMERGE",
@@ -46,12 +49,14 @@ impl<'a> FromIterator<(u32, &'a str)> for SocketReasons {
             let found = names.iter().find(|(_, name)| *name == wanted);
             found.map(|&(number, _)| number)
         };
-        let old = number(OLD_SEQUENCE).or_else(|| number(INVALID_SEQUENCE));
+        let numbers = |names: &[&str]| names.iter().filter_map(|name| number(name)).collect();
+        let mut known_to_tcp: Vec<_> = numbers(&KNOWN_TO_TCP);
+        if number(OLD_SEQUENCE).is_none() {
+            known_to_tcp.extend(number(INVALID_SEQUENCE));
+        }
         Self {
-            unspecified: number("NOT_SPECIFIED"),
-            known_to_tcp: (KNOWN_TO_TCP.iter().filter_map(|name| number(name)))
-                .chain(old)
-                .collect(),
+            unsaid: numbers(&UNSAID),
+            known_to_tcp,
         }
     }
 }
@@ -72,15 +77,16 @@ pub(super) fn ending(taken: bool, event: &Event, reasons: &SocketReasons) -> Opt
     let Detail::Drop { location, reason } = event.detail else {
         return None;
     };
-    let reason = reason.filter(|_| reason != reasons.unspecified);
+    let reason = reason.filter(|reason| !reasons.unsaid.contains(reason));
     // Sockets free what they have used up; only a named reason makes that a loss. An echo reply went to
     // raw sockets before ICMP found no socket of its own kind for it.
-    let used_up = || match reason {
-        None => true,
+    let used_up = match reason {
+        None => taken,
+        // Only a socket says so, whether it was seen or not.
         Some(reason) if reasons.known_to_tcp.contains(&reason) => goes_on(event),
-        Some(_) => is_echo_reply(event),
+        Some(_) => taken && is_echo_reply(event),
     };
-    if taken && used_up() {
+    if used_up {
         return Some(Ending::Delivered);
     }
     Some(Ending::Dropped { location, reason })
@@ -125,6 +131,7 @@ mod tests {
     const INVALID: u32 = 4;
     const OLD: u32 = 5;
     const PRUNED: u32 = 6;
+    const PURGED: u32 = 7;
 
     fn older() -> SocketReasons {
         SocketReasons::from_iter([
@@ -135,7 +142,11 @@ mod tests {
     }
 
     fn newer() -> SocketReasons {
-        SocketReasons::from_iter([(INVALID, INVALID_SEQUENCE), (OLD, OLD_SEQUENCE)])
+        SocketReasons::from_iter([
+            (INVALID, INVALID_SEQUENCE),
+            (OLD, OLD_SEQUENCE),
+            (PURGED, "QUEUE_PURGE"),
+        ])
     }
 
     fn tcp(hook: HookId, at: u64, flags: u8) -> Event {
@@ -164,7 +175,6 @@ mod tests {
 
     #[test]
     fn what_tcp_has_already_arrived_and_what_it_cannot_take_did_not() {
-        let at_socket = [HookId::TcpDeliver];
         for (reasons, flags, reason, arrives) in [
             // A probe of an idle connection, before and since an old sequence number has a name.
             (older(), ACK, INVALID, true),
@@ -173,13 +183,15 @@ mod tests {
             (older(), ACK, PRUNED, false),
             (older(), SYN, INVALID, false),
             (older(), ACK, NOT_SPECIFIED, true),
+            (newer(), ACK, PURGED, true),
         ] {
-            let journey = freed(reasons, flags, &at_socket, reason);
+            let journey = freed(reasons, flags, &[HookId::TcpDeliver], reason);
             assert_eq!(journey.failed(), !arrives, "flags {flags}, reason {reason}");
             assert_eq!(journey.ending == Ending::Delivered, arrives);
         }
-        // The same reason where no socket was reached.
-        assert!(freed(older(), ACK, &[], INVALID).failed());
+        // Where only drops are seen, TCP's word has to do.
+        assert!(!freed(newer(), ACK, &[], OLD).failed());
+        assert!(freed(newer(), ACK, &[], PURGED).failed());
     }
 
     #[test]

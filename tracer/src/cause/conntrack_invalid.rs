@@ -6,10 +6,11 @@
 
 use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
-use super::filtered::{Kind, diagnoses};
-use super::{Cause, Diagnosis};
+use super::filtered::{Kind, Stop, diagnoses};
+use super::masquerade_missing::{TRACK, TRACK_RISK, hides_from_netfilter};
+use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, Transport, Tuple, tcp_flag};
-use crate::node::NetnsId;
+use crate::node::{NetnsId, VirtualServer, VirtualServerKey};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "conntrack-invalid",
@@ -18,13 +19,15 @@ pub(super) const CAUSE: Cause = Cause {
 Conntrack follows each TCP connection's sequence numbers. A packet outside of the window, or of a connection
 that it does not know (asymmetric routes, an entry that expired or was deleted), is INVALID and has no entry.
 Rules such as kube-proxy's in KUBE-FORWARD drop it. Where no rule does, NAT passes it by: the answer of a
-service's pod reaches the client with the pod's own address, and the client resets the connection. What is
+service's pod reaches the client with the pod's own address, and the client resets the connection. With
+net.ipv4.vs.conntrack=0 conntrack knows no connection of IPVS, and every answer of a real server is INVALID. What is
 still on its way when a connection is reset is INVALID as well; that nobody misses, and it is not told.
 
 Proof: a rule whose condition is the state INVALID dropped the packet; or conntrack saw the packet, its entry
 says that it is to be translated, and it went on untranslated and was answered with RST.
 
-Fix: nf_conntrack_tcp_be_liberal=1 takes what is outside of the window; asymmetric routes want repair.",
+Fix: nf_conntrack_tcp_be_liberal=1 takes what is outside of the window; asymmetric routes want repair; where IPVS
+hides its connections, net.ipv4.vs.conntrack=1.",
     explains: &[],
     examine,
     audit: nothing,
@@ -34,12 +37,10 @@ const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let mut found = diagnoses(evidence, Kind::Invalid, |stop| {
-        let summary = format!(
-            "Conntrack could make nothing of packets (outside of the TCP window, or of a connection that it does not \
-             know), and {} drops what is INVALID.",
-            stop.place()
-        );
-        heal(Diagnosis::new(&CAUSE, stop.place(), summary))
+        match hidden_by_ipvs(evidence, stop) {
+            Some(site) => hidden(site, stop),
+            None => strange(stop),
+        }
     });
     found.extend(
         evidence
@@ -50,6 +51,52 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             .filter_map(|((netns, _), failures)| refused(evidence, netns, &failures)),
     );
     found
+}
+
+/// The namespace whose IPVS hides from conntrack the connection that a real server's packet belongs to.
+fn hidden_by_ipvs<'e, 'a>(evidence: &'e Evidence<'a>, stop: &Stop<'a>) -> Option<&'e Site<'a>> {
+    let site = evidence
+        .site(stop.netns)
+        .filter(|site| hides_from_netfilter(site))?;
+    let Tuple {
+        protocol: wanted,
+        source,
+        ..
+    } = stop.tuple(evidence)?;
+    let serves = |server: &VirtualServer| {
+        matches!(server.key, VirtualServerKey::Endpoint { protocol, .. } if protocol == wanted)
+            && (server.destinations.iter())
+                .any(|real| (real.address, real.port) == (source.ip(), source.port()))
+    };
+    site.facts.ipvs.iter().flatten().any(serves).then_some(site)
+}
+
+fn hidden(site: &Site<'_>, stop: &Stop<'_>) -> Diagnosis {
+    let place = site.name();
+    let summary = format!(
+        "Conntrack knows no connection that IPVS of {place} made, because net.ipv4.vs.conntrack is 0: answers of real \
+         servers are INVALID to it, and {} drops them.",
+        stop.place()
+    );
+    Diagnosis::new(&CAUSE, format!("IPVS of {place}"), summary)
+        .prove("sysctl", format!("net.ipv4.vs.conntrack of {place} is 0"))
+        .fix(
+            [
+                TRACK,
+                "systemctl restart kube-proxy   # sets it when it starts",
+            ],
+            TRACK_RISK,
+        )
+        .check("sysctl net.ipv4.vs.conntrack   # 1")
+}
+
+fn strange(stop: &Stop<'_>) -> Diagnosis {
+    let summary = format!(
+        "Conntrack could make nothing of packets (outside of the TCP window, or of a connection that it does not \
+         know), and {} drops what is INVALID.",
+        stop.place()
+    );
+    heal(Diagnosis::new(&CAUSE, stop.place(), summary))
 }
 
 /// An answer that its entry wants translated, and that reached the client as it was: where conntrack saw
@@ -142,7 +189,10 @@ pub(super) mod tests {
 
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::{Bench, CNI0, ETH0, at, node};
+    use crate::cause::constructed::{Bench, CNI0, ETH0, at, node, service};
+    use crate::cause::filtered::tests::{chain, forwarded, rule};
+    use crate::event::NetfilterHook;
+    use crate::node::netfilter::{Action, Subject, Test, Tool, state};
 
     const POD: u32 = 7;
 
@@ -198,6 +248,33 @@ pub(super) mod tests {
             (CAUSE.code, Certainty::Certain)
         );
         assert!(found.summary.contains("10.96.0.5:80"), "{found:#?}");
+    }
+
+    #[test]
+    fn ipvs_that_hides_its_connections_is_told_from_strange_packets() {
+        let mut drop_invalid = rule(None, Action::Drop, "");
+        drop_invalid.tests.push(Test {
+            negated: false,
+            on: Subject::State(state::INVALID),
+        });
+        let forward = chain(
+            "FORWARD",
+            Some((NetfilterHook::Forward, false)),
+            vec![drop_invalid],
+        );
+        // Whose packet it is that was dropped, and what the sysctl says.
+        for (real, value, hides) in [
+            ("192.0.2.10:40000", "0", true),
+            ("192.0.2.10:40000", "1", false),
+            ("192.0.2.11:40000", "0", false),
+        ] {
+            let mut bench = forwarded(Tool::IptablesNft, vec![forward.clone()]);
+            bench.site().ipvs = Some(vec![service(6, "198.51.100.1:80", &[(real, 1)])]);
+            bench.sysctl("net/ipv4/vs/conntrack", value);
+            let found = bench.only();
+            assert_eq!(found.code, CAUSE.code);
+            assert_eq!(found.fixes[0].lines[0] == TRACK, hides, "{real} {value}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) struct Stop<'a> {
     /// Its place among the failures.
     failure: usize,
     /// Namespace.
-    netns: NetnsId,
+    pub(super) netns: NetnsId,
     /// Hook.
     hook: NetfilterHook,
     /// Which rule; `None` where the rules could not be read.

@@ -91,11 +91,11 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 }
 
 /// Makes IPVS connections seen by netfilter.
-const TRACK: &str = "sysctl -w net.ipv4.vs.conntrack=1";
-const TRACK_RISK: &str = "IPVS connections take entries in conntrack's table";
+pub(super) const TRACK: &str = "sysctl -w net.ipv4.vs.conntrack=1";
+pub(super) const TRACK_RISK: &str = "IPVS connections take entries in conntrack's table";
 
 /// It has virtual servers, and netfilter does not see their connections.
-fn hides_from_netfilter(site: &Site<'_>) -> bool {
+pub(super) fn hides_from_netfilter(site: &Site<'_>) -> bool {
     let serves = site
         .facts
         .ipvs

@@ -13,9 +13,13 @@ pub(super) const SCENARIO: Scenario = Scenario {
     expects: &["conntrack-invalid"],
     variants: &[
         Variant::fault("forgotten", "connections are not picked up in their middle"),
+        Variant::fault(HIDDEN, "IPVS hides its connections from conntrack"),
         Variant::HEALTHY,
     ],
     needs: &[
+        Need::Module("ip_vs"),
+        Need::Module("ip_vs_rr"),
+        Need::Command("ipvsadm"),
         Need::Module("nf_conntrack_netlink"),
         Need::Command("iptables-nft"),
         Need::Command("conntrack"),
@@ -29,7 +33,26 @@ pub(super) const SCENARIO: Scenario = Scenario {
 /// conntrack does not pick up by that.
 const FLUSHED: Duration = Duration::from_millis(1200);
 
+const HIDDEN: &str = "hidden";
+const DROP_INVALID: &str = "iptables-nft -A FORWARD -m conntrack --ctstate INVALID -j DROP";
+
+/// A virtual server on the node's address, whose connections conntrack does not see.
+fn build_hidden(world: &mut World) -> anyhow::Result<Plan> {
+    let site = topology::site(world)?;
+    let (node, port) = (world.options.node, world.options.node_port);
+    let server = at(node, port);
+    let add = topology::virtual_server(world, &site, server)?;
+    world.serve_tcp(&site.pod, world.options.pod_port)?;
+    let track = |value| format!("sysctl -qw net.ipv4.vs.conntrack={value}");
+    site.node.run_all(&[add, DROP_INVALID.into(), track(0)])?;
+    let target = Target::tcp("the virtual server", &site.client, server);
+    Ok(Plan::fixed_by(vec![target], &site.node, [track(1)]))
+}
+
 fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
+    if variant.name == HIDDEN {
+        return build_hidden(world);
+    }
     let site = topology::site(world)?;
     let options = world.options.clone();
     let pod = at(options.pod, options.pod_port);
@@ -37,10 +60,8 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     // What the pod still repeats of a lost connection after the fix is lost as well: no flow begins with FIN.
     site.pod.run("sysctl -qw net.ipv4.tcp_orphan_retries=1")?;
     let pick_up = |value| format!("sysctl -qw net.netfilter.nf_conntrack_tcp_loose={value}");
-    site.node.run_all(&[
-        "iptables-nft -A FORWARD -m conntrack --ctstate INVALID -j DROP".into(),
-        pick_up(u8::from(!variant.fault)),
-    ])?;
+    site.node
+        .run_all(&[DROP_INVALID.into(), pick_up(u8::from(!variant.fault))])?;
     let node = site.node.clone();
     let target = Target::custom(
         "a connection in its middle",

@@ -1,6 +1,8 @@
 //! A resolver keeps its source port, the DNS pod that it was sent to is gone, and its conntrack entry
 //! is not: kube-proxy found no `conntrack` to delete it with. Or it asked before the service had its rules.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::scenario::namespace::Namespace;
@@ -27,6 +29,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
     build,
 };
 
+/// Longer than the three tries for a neighbour, one each [`RETRANSMISSION_MS`].
+const GIVEN_UP: Duration = Duration::from_millis(1500);
+const RETRANSMISSION_MS: u32 = 300;
+
 fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
     let second = topology::second_pod(world, &site)?;
@@ -36,7 +42,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         world.serve_udp(pod, options.pod_port)?;
     }
     node.run(&format!(
-        "sysctl -qw net.ipv4.neigh.{}.retrans_time_ms=300",
+        "sysctl -qw net.ipv4.neigh.{}.retrans_time_ms={RETRANSMISSION_MS}",
         options.bridge
     ))?;
     let service = match variant.name {
@@ -54,7 +60,10 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         ..Datagrams::ONE
     };
     datagrams(&site.client, service, plan)?;
-    if !early {
+    if early {
+        // What waits for the gateway in vain is no part of what is traced.
+        std::thread::sleep(GIVEN_UP);
+    } else {
         // The pod goes, its endpoint with it, and another takes its place.
         second.run(&format!("ip addr del {}/24 dev eth0", options.second_pod))?;
         node.run_all(&[
@@ -98,7 +107,7 @@ fn without_rules(world: &World, node: &Namespace) -> anyhow::Result<()> {
             options.interface
         ),
         format!(
-            "sysctl -qw net.ipv4.neigh.{}.retrans_time_ms=300",
+            "sysctl -qw net.ipv4.neigh.{}.retrans_time_ms={RETRANSMISSION_MS}",
             options.interface
         ),
         // An entry without a reply goes after 30 s; one who asks again and again keeps it.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tracer::capture::{Control, Header, Options, Recorder};
 use tracer::event::Event;
@@ -127,9 +128,14 @@ fn run(words: &[&str]) -> anyhow::Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// How long the events take to their journeys without a capture.
+/// Processor time of this thread so far: others that take its processor away do not count.
+fn spent() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+/// What the events cost to their journeys without a capture.
 fn joined(events: &[raw::Event]) -> Duration {
-    let begun = Instant::now();
+    let begun = spent();
     let mut tracker = Tracker::new(SocketReasons::from_iter([(NOT_SPECIFIED, "NOT_SPECIFIED")]));
     let mut ended = Vec::new();
     for event in events {
@@ -138,10 +144,10 @@ fn joined(events: &[raw::Event]) -> Duration {
         }
         ended.clear();
     }
-    begun.elapsed()
+    spent() - begun
 }
 
-/// Writes the capture; gives how long that kept the trace itself.
+/// Writes the capture; gives what that cost the trace itself.
 fn write(file: &Path, events: &[raw::Event]) -> anyhow::Result<Duration> {
     let options = Options {
         path: file.to_owned(),
@@ -168,7 +174,7 @@ fn write(file: &Path, events: &[raw::Event]) -> anyhow::Result<Duration> {
     let mut handing = Duration::ZERO;
     let mut recorder = Recorder::start(options, header, Arc::new(reasons))?;
     for batch in events.chunks(STEP) {
-        let step = Instant::now();
+        let step = spent();
         for event in batch {
             recorder.event(event);
         }
@@ -178,7 +184,7 @@ fn write(file: &Path, events: &[raw::Event]) -> anyhow::Result<Duration> {
             hurry: false,
         });
         recorder.hand_over()?;
-        handing += step.elapsed();
+        handing += spent() - step;
         // The thread is not outrun: what it can do is measured, not what it loses.
         while recorder.is_behind() {
             std::thread::yield_now();

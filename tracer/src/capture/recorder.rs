@@ -160,7 +160,9 @@ impl Recorder {
         let Some(channel) = &self.channel else {
             return Ok(());
         };
-        match channel.try_send(std::mem::take(&mut self.pending)) {
+        // As many come until the next time, most often.
+        let room = Vec::with_capacity(self.pending.len());
+        match channel.try_send(std::mem::replace(&mut self.pending, room)) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(pending)) => {
                 self.pending = pending;

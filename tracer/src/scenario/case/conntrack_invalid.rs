@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::scenario::traffic::{Attempt, Outcome, PATIENCE};
@@ -33,6 +34,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
 /// conntrack does not pick up by that.
 const FLUSHED: Duration = Duration::from_millis(1200);
 
+/// The pod repeats its last words so long after a lost connection.
+const REPEATED: Duration = Duration::from_millis(1200);
 const HIDDEN: &str = "hidden";
 const DROP_INVALID: &str = "iptables-nft -A FORWARD -m conntrack --ctstate INVALID -j DROP";
 
@@ -57,7 +60,8 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let options = world.options.clone();
     let pod = at(options.pod, options.pod_port);
     world.serve_tcp_patiently(&site.pod, pod, FLUSHED)?;
-    // What the pod still repeats of a lost connection after the fix is lost as well: no flow begins with FIN.
+    // It gives up soon: what it repeats of a lost connection after the fix is lost as well, since no flow begins
+    // with FIN.
     site.pod.run("sysctl -qw net.ipv4.tcp_orphan_retries=1")?;
     let pick_up = |value| format!("sysctl -qw net.netfilter.nf_conntrack_tcp_loose={value}");
     site.node
@@ -74,16 +78,21 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(b"who answers?\n")?;
             let answered = matches!(stream.read(&mut [0; 64]), Ok(1..));
-            // It ends with this attempt: what it would repeat is dropped long after the fix.
+            // The client ends it with this attempt.
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-            Ok(Attempt {
+            let attempt = Attempt {
                 outcome: if answered {
                     Outcome::Answered
                 } else {
                     Outcome::NoAnswer
                 },
                 elapsed: begun.elapsed(),
-            })
+            };
+            drop(stream);
+            if !answered {
+                thread::sleep(REPEATED);
+            }
+            Ok(attempt)
         },
     );
     Ok(Plan::fixed_by(vec![target], &site.node, [pick_up(1)]))

@@ -85,10 +85,7 @@ fn judge(answer: &Answer) -> anyhow::Result<()> {
         .iter()
         .map(|diagnosis| diagnosis["cause"].clone())
         .collect();
-    check(
-        causes.iter().all(|cause| cause == "filter-rule-drop"),
-        || format!("{causes:?}"),
-    )
+    check(causes == ["filter-rule-drop"], || format!("{causes:?}"))
 }
 
 /// The client's connections, one after the other, and the server.

@@ -178,3 +178,35 @@ impl Anonymizer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::journey::constructed::event;
+
+    #[test]
+    fn the_real_server_of_a_connection_is_hidden() {
+        let real: SocketAddr = "10.244.1.15:3000".parse().expect("an address");
+        for detail in [
+            Detail::Connection {
+                real,
+                forwarding: 0,
+            },
+            Detail::Sent {
+                real,
+                forwarding: 0,
+                protocol: 6,
+                state: 1,
+            },
+        ] {
+            let known = Event {
+                detail,
+                ..event(HookId::IpvsNatTransmit, 1, 10, 100)
+            };
+            let shown = format!("{:?}", Anonymizer::new(&[7; KEY_BYTES]).event(known));
+            assert!(!shown.contains("10.244.1.15"), "{shown}");
+        }
+    }
+}

@@ -95,6 +95,15 @@ fn events() -> Vec<Event> {
         (HookId::IcmpSend, Detail::Icmp { kind: 3, code: 3 }),
         (HookId::TcpReset, Detail::None),
         (
+            HookId::IpvsNatTransmit,
+            Detail::Sent {
+                real: at("10.244.1.15:3000"),
+                forwarding: 0,
+                protocol: 6,
+                state: 5,
+            },
+        ),
+        (
             HookId::Drop,
             Detail::Drop {
                 location: 0xffff_ffff_8123_4567,

@@ -311,11 +311,12 @@ impl Flow {
     /// The TCP connection was reset before this packet of it was lost: nobody wants it any more, and conntrack
     /// calls it invalid. What is answered with RST itself is no such packet.
     fn was_reset_before(&self, lost: &Journey) -> bool {
-        let flags = |journey: &Journey| match journey.first_packet()?.transport {
-            Transport::Tcp { flags, .. } => Some(flags),
-            _ => None,
-        };
-        let opens = flags(lost).is_none_or(|flags| flags & tcp_flag::SYN != 0);
+        let opens = lost
+            .first_packet()
+            .is_none_or(|packet| match packet.transport {
+                Transport::Tcp { flags, .. } => flags & tcp_flag::SYN != 0,
+                _ => true,
+            });
         // A rule that rejects sends its RST behind the last hook before the drop.
         let seen = lost.events.iter().rfind(|event| event.role() != Role::Drop);
         let Some(seen) = seen.filter(|_| !opens && !lost.was_reset()) else {
@@ -326,8 +327,8 @@ impl Flow {
             self.of(way)
                 .filter(|journey| journey.id != lost.id && journey.start_ns() < seen.time_ns)
                 .max_by_key(|journey| journey.start_ns())
-                .and_then(flags)
-                .is_some_and(|flags| flags & tcp_flag::RST != 0)
+                .and_then(Journey::first_packet)
+                .is_some_and(Packet::resets)
         })
     }
 

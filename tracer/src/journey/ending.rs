@@ -73,7 +73,11 @@ pub(super) fn takes(event: &Event) -> bool {
 }
 
 /// The ending, when this event is the last of a packet or piece that a socket took or not.
-pub(super) fn ending(taken: bool, event: &Event, reasons: &SocketReasons) -> Option<Ending> {
+pub(super) fn ending(
+    taken: impl FnOnce() -> bool,
+    event: &Event,
+    reasons: &SocketReasons,
+) -> Option<Ending> {
     let Detail::Drop { location, reason } = event.detail else {
         return None;
     };
@@ -81,10 +85,10 @@ pub(super) fn ending(taken: bool, event: &Event, reasons: &SocketReasons) -> Opt
     // Sockets free what they have used up; only a named reason makes that a loss. An echo reply went to
     // raw sockets before ICMP found no socket of its own kind for it.
     let used_up = match reason {
-        None => taken,
+        None => taken(),
         // Only a socket says so, whether it was seen or not.
         Some(reason) if reasons.known_to_tcp.contains(&reason) => goes_on(event),
-        Some(_) => taken && is_echo_reply(event),
+        Some(_) => is_echo_reply(event) && taken(),
     };
     if used_up {
         return Some(Ending::Delivered);
@@ -128,10 +132,12 @@ mod tests {
     use crate::journey::{Journey, Tracker};
 
     const NOT_SPECIFIED: u32 = 2;
+    const NO_SOCKET: u32 = 3;
     const INVALID: u32 = 4;
     const OLD: u32 = 5;
     const PRUNED: u32 = 6;
     const PURGED: u32 = 7;
+    const BAD_CHECKSUM: u32 = 8;
 
     fn older() -> SocketReasons {
         SocketReasons::from_iter([
@@ -213,10 +219,13 @@ mod tests {
 
     #[test]
     fn a_reset_is_not_answered_and_may_find_nothing() {
-        let answered = [HookId::TcpReset];
-        let journey = freed(older(), RST, &answered, INVALID);
-        assert!(!journey.was_reset() && !journey.rejected() && !journey.failed());
-        let journey = freed(older(), ACK, &answered, INVALID);
-        assert!(journey.was_reset() && journey.rejected() && journey.failed());
+        for reason in [NO_SOCKET, NOT_SPECIFIED] {
+            let journey = freed(older(), RST, &[HookId::TcpReset], reason);
+            assert!(!journey.was_reset() && !journey.rejected() && !journey.failed());
+            let journey = freed(older(), ACK, &[HookId::TcpReset], reason);
+            assert!(journey.was_reset() && journey.rejected() && journey.failed());
+        }
+        // One that is damaged finds nothing either, and is lost.
+        assert!(freed(older(), RST, &[], BAD_CHECKSUM).failed());
     }
 }

@@ -208,9 +208,9 @@ impl Journey {
         let lone = self.events.len() == 1;
         let dropped =
             matches!(self.ending, Ending::Dropped { reason, .. } if reason.is_some() || !lone);
-        // A reset finds nothing to reset where the connection is gone already.
+        // A reset found nothing to reset: the connection is gone already.
         let late_reset =
-            self.passed(Role::Transport) && self.last_packet().is_some_and(Packet::resets);
+            (self.events.iter()).any(|event| event.role() == Role::Reset && !refuses(event));
         dropped && !late_reset
             || (self.events.iter()).any(|event| event.role() == Role::RouteError || refuses(event))
     }
@@ -234,7 +234,7 @@ impl Journey {
 /// The event answers the packet with RST or an ICMP error.
 fn refuses(event: &Event) -> bool {
     match event.role() {
-        // `tcp_v4_send_reset` returns at once for a reset.
+        // `tcp_v4_send_reset` is called for a reset that finds no socket too, and returns at once.
         Role::Reset => !event.packet.as_ref().is_some_and(Packet::resets),
         Role::IcmpError => {
             let Detail::Icmp { kind, .. } = event.detail else {

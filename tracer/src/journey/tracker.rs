@@ -320,7 +320,7 @@ impl Active {
         if !belongs(&self.journey, &event) {
             return false;
         }
-        let over = ending(self.journey.was_taken(), &event, reasons);
+        let over = ending(|| self.journey.was_taken(), &event, reasons);
         if self.journey.events.len() < MOST_EVENTS {
             self.journey.events.push(event);
         }
@@ -334,7 +334,7 @@ impl Active {
         let Some(branch) = self.journey.branches.get_mut(index) else {
             return true;
         };
-        let over = ending(branch.was_taken(), &event, reasons);
+        let over = ending(|| branch.was_taken(), &event, reasons);
         if branch.events.len() < MOST_EVENTS {
             branch.events.push(event);
         }

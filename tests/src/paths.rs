@@ -24,6 +24,7 @@ use serde_json::Value;
 use crate::tour::{command, inside};
 use crate::{Answer, Shared, Test, Tracer, check, finish};
 
+mod pieces;
 mod row;
 mod table;
 mod world;
@@ -50,6 +51,7 @@ pub fn tests() -> Vec<Test> {
         })
     };
     let mut tests: Vec<_> = ROWS.iter().map(of_row).collect();
+    tests.push(pieces::test());
     tests.push(Test::new("probe: where two ways part", probe));
     tests.push(Test::new(
         "run: a command, its exit code, and the file that says ready",

@@ -141,6 +141,8 @@ hooks! {
     /// The packet meets a request for a connection that has been answered: a request that is repeated, or
     /// the end of the handshake. IPv4 and IPv6.
     TcpHalfOpen = 71, "tcp_half_open";
+    /// A TCP socket that a process works with keeps the packet until it can take it. IPv4 and IPv6.
+    TcpBacklog = 74, "tcp_backlog";
     /// A TCP socket takes the packet.
     TcpDeliver = 29, "tcp_deliver";
     /// The socket of a new connection takes the packet that ends the handshake. IPv4 and IPv6.

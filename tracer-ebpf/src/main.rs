@@ -78,6 +78,7 @@ functions! {
     kprobe_tcp_deliver, fentry_tcp_deliver => probe::socket::tcp_deliver;
     kprobe_udp_deliver, fentry_udp_deliver => probe::socket::udp_deliver;
     kprobe_tcp_half_open, fentry_tcp_half_open => probe::socket::tcp_half_open;
+    kprobe_tcp_backlog, fentry_tcp_backlog => probe::socket::tcp_backlog;
     kprobe_tcp_child, fentry_tcp_child => probe::socket::tcp_child;
     kprobe_tcp_time_wait, fentry_tcp_time_wait => probe::socket::tcp_time_wait;
     kprobe_tcp_reset, fentry_tcp_reset => probe::socket::tcp_reset;

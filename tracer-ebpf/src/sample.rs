@@ -8,6 +8,10 @@
 //! Packets without ports go by their addresses, echoes by their identifier, fragments by their
 //! datagram, ICMP errors and tunnels by what they carry.
 
+/// In place of the number below which flows are left out: tracing has not begun, and nothing is reported. Meanwhile
+/// only some of the hooks are attached, and half a way looks like a loss.
+pub const NOT_BEGUN: u32 = u32::MAX;
+
 /// How many packets may lie in one another (VXLAN, IPIP, an ICMP error's quote).
 pub const MOST_LAYERS: usize = 3;
 

@@ -5,12 +5,12 @@ use core::hint::black_box;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
 use tracer_ebpf::layout::Field;
-use tracer_ebpf::sample::{self, Layer, MOST_LAYERS, NETWORK_BYTES};
+use tracer_ebpf::sample::{self, Layer, MOST_LAYERS, NETWORK_BYTES, NOT_BEGUN};
 
 use crate::filter::network_offset;
 use crate::read::{self, Skb};
 
-/// Flows with a number below this are left out; userspace sets it.
+/// Flows with a number below this are left out, or [`NOT_BEGUN`]; userspace sets it.
 #[map]
 static LEAVE: Array<u32> = Array::with_max_entries(1, 0);
 
@@ -18,10 +18,17 @@ static LEAVE: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static LEFT_OUT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// True, and counted, when the packet's flow is left out.
+/// True when events are wanted.
+#[inline(always)]
+pub fn begun() -> bool {
+    !matches!(LEAVE.get(0), Some(&NOT_BEGUN))
+}
+
+/// True when nothing is wanted yet; true, and counted, when the packet's flow is left out.
 #[inline(always)]
 pub fn leaves_out(skb: &Skb, at_link: u32) -> bool {
     let limit = match LEAVE.get(0) {
+        Some(&NOT_BEGUN) => return true,
         Some(&limit) if limit != 0 => limit,
         _ => return false,
     };

@@ -379,6 +379,7 @@ impl Detail {
                     }
                 }
                 HookId::TcpHalfOpen
+                | HookId::TcpBacklog
                 | HookId::TcpDeliver
                 | HookId::TcpChild
                 | HookId::TcpTimeWait

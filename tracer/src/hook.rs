@@ -78,6 +78,8 @@ pub enum Role {
     Request,
     /// The packet meets a request for a connection that has been answered.
     HalfOpen,
+    /// A socket that is busy keeps the packet, or the data of it.
+    Backlog,
     /// A socket takes the packet.
     Deliver,
     /// The packet is answered with RST.
@@ -166,6 +168,7 @@ impl Role {
             Self::Transport
             | Self::Request
             | Self::HalfOpen
+            | Self::Backlog
             | Self::Deliver
             | Self::Reset
             | Self::IcmpError => Area::Socket,
@@ -499,6 +502,7 @@ pub const CATALOGUE: &[Hook] = &[
     function(HookId::UdpReceive, Role::Transport, "udp_rcv"),
     function(HookId::TcpRequest, Role::Request, "tcp_conn_request"),
     function(HookId::TcpHalfOpen, Role::HalfOpen, "tcp_check_req"),
+    function(HookId::TcpBacklog, Role::Backlog, "tcp_add_backlog"),
     function(HookId::TcpDeliver, Role::Deliver, "tcp_v4_do_rcv"),
     function(HookId::TcpChild, Role::Deliver, "tcp_child_process"),
     function(

@@ -31,42 +31,19 @@ pub(super) struct Row {
 }
 
 /// What the client does.
+#[derive(Debug)]
 pub(super) enum Traffic {
     /// Sends so many bytes from a port and waits for the answer.
     Udp(&'static str, &'static str, usize),
     /// Opens a connection from a port.
     Tcp(&'static str, &'static str),
-    /// Sends one echo request.
-    Ping(&'static str),
+    /// Sends one echo request of so many bytes.
+    Ping(&'static str, usize),
 }
 
 impl Row {
     pub(super) fn send(&self) -> anyhow::Result<()> {
-        match self.traffic {
-            Traffic::Udp(source, destination, length) => inside(self.from, || {
-                let socket = UdpSocket::bind(source)?;
-                socket.set_read_timeout(Some(PATIENCE))?;
-                socket.connect(destination)?;
-                socket.send(&vec![b'x'; length])?;
-                socket.recv(&mut [0; 4096]).map(|_| ())
-            }),
-            Traffic::Tcp(source, destination) => inside(self.from, || connect(source, destination)),
-            Traffic::Ping(destination) => {
-                let answer = finish(Command::new("ip").args([
-                    "netns",
-                    "exec",
-                    self.from,
-                    "busybox",
-                    "ping",
-                    "-c",
-                    "1",
-                    "-W",
-                    "2",
-                    destination,
-                ]))?;
-                check(answer.code == 0, || answer.stdout.clone())
-            }
-        }
+        self.traffic.send(self.from)
     }
 
     pub(super) fn judge(&self, answer: &Answer) -> anyhow::Result<()> {
@@ -90,6 +67,39 @@ impl Row {
             }
         }
         check(wrong.is_empty(), || wrong.join("\n"))
+    }
+}
+
+impl Traffic {
+    /// Sends it from a namespace and waits for the answer.
+    pub(super) fn send(&self, from: &str) -> anyhow::Result<()> {
+        match *self {
+            Self::Udp(source, destination, length) => inside(from, || {
+                let socket = UdpSocket::bind(source)?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                socket.connect(destination)?;
+                socket.send(&vec![b'x'; length])?;
+                socket.recv(&mut [0; 4096]).map(|_| ())
+            }),
+            Self::Tcp(source, destination) => inside(from, || connect(source, destination)),
+            Self::Ping(destination, length) => {
+                let answer = finish(Command::new("ip").args([
+                    "netns",
+                    "exec",
+                    from,
+                    "busybox",
+                    "ping",
+                    "-c",
+                    "1",
+                    "-W",
+                    "2",
+                    "-s",
+                    &length.to_string(),
+                    destination,
+                ]))?;
+                check(answer.code == 0, || answer.stdout.clone())
+            }
+        }
     }
 }
 
@@ -122,7 +132,8 @@ fn connect(source: &str, destination: &str) -> std::io::Result<()> {
 pub(crate) struct Seen {
     /// As [`Way::ends`].
     pub(crate) ends: String,
-    real: Option<String>,
+    /// As [`Way::real`].
+    pub(super) real: Option<String>,
     /// As [`Way::stages`].
     pub(crate) stages: Vec<String>,
     /// In words.

@@ -361,7 +361,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "ICMP echo",
         from: "pt-c",
-        traffic: Traffic::Ping("192.0.2.1"),
+        traffic: Traffic::Ping("192.0.2.1", 56),
         request: Way {
             ends: "icmp 8/0 192.0.2.10:0 → 192.0.2.1:0",
             real: None,
@@ -391,7 +391,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         name: "IPv6 echo",
         from: "pt-c",
-        traffic: Traffic::Ping("2001:db8::1"),
+        traffic: Traffic::Ping("2001:db8::1", 56),
         request: Way {
             ends: "icmp6 128/0 [2001:db8::10]:0 → [2001:db8::1]:0",
             real: None,

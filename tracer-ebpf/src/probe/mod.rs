@@ -298,6 +298,9 @@ fn emit_bare(
     netns: u32,
     fill: impl FnOnce(&mut Detail) -> bool,
 ) -> Option<()> {
+    if !sampling::begun() {
+        return None;
+    }
     let Some(mut slot) = EVENTS.reserve::<Event>(0) else {
         lost(Lost::RingFull);
         return None;

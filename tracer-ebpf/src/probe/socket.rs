@@ -19,6 +19,12 @@ pub fn udp_receive(ctx: &impl Arguments) -> Option<()> {
     Sight::new(HookId::UdpReceive, ctx.argument(0)?).emit()
 }
 
+/// `tcp_add_backlog(sk, skb, …)`.
+#[inline(always)]
+pub fn tcp_backlog(ctx: &impl Arguments) -> Option<()> {
+    deliver(HookId::TcpBacklog, ctx)
+}
+
 /// `tcp_v4_do_rcv(sk, skb)`.
 #[inline(always)]
 pub fn tcp_deliver(ctx: &impl Arguments) -> Option<()> {

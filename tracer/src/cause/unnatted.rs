@@ -33,9 +33,10 @@ pub(super) fn stray<'a>(evidence: &Evidence<'_>, failure: &'a Failure<'a>) -> Op
                 && failure.journey.was_reset()
         }
         Transport::Udp => failure.journey.passed(Role::IcmpError),
-        Transport::Icmp { .. } | Transport::Arp { .. } | Transport::Fragment | Transport::Other => {
-            false
-        }
+        Transport::Icmp { .. }
+        | Transport::Arp { .. }
+        | Transport::Fragment { .. }
+        | Transport::Other => false,
     };
     let back = packet.tuple;
     // An answer may end before its request does, and then begins a flow of its own.

@@ -93,7 +93,10 @@ pub enum Transport {
         reply: bool,
     },
     /// A fragment that is not the first: its transport header is in another packet.
-    Fragment,
+    Fragment {
+        /// Where it begins in the whole, in units of eight bytes.
+        offset: u16,
+    },
     /// Another protocol, or a header that was not captured.
     Other,
 }
@@ -125,7 +128,7 @@ impl Packet {
             Transport::Udp => true,
             Transport::Icmp { .. }
             | Transport::Arp { .. }
-            | Transport::Fragment
+            | Transport::Fragment { .. }
             | Transport::Other => false,
         }
     }
@@ -144,14 +147,14 @@ impl Packet {
     /// Parses headers; `network` is where the network header begins.
     pub fn parse(bytes: &[u8], network: usize) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes.get(network..)?).ok()?;
-        let (source, destination, ip_id, later_fragment) = match &ip {
+        let (source, destination, ip_id, offset) = match &ip {
             LaxIpSlice::Ipv4(ip) => {
                 let header = ip.header();
                 (
                     IpAddr::from(header.source_addr()),
                     IpAddr::from(header.destination_addr()),
                     Some(u32::from(header.identification())),
-                    header.fragments_offset().value() != 0,
+                    header.fragments_offset().value(),
                 )
             }
             LaxIpSlice::Ipv6(ip) => {
@@ -166,16 +169,16 @@ impl Packet {
                     IpAddr::from(ip.header().source_addr()),
                     IpAddr::from(ip.header().destination_addr()),
                     fragment.as_ref().map(|fragment| fragment.identification),
-                    fragment.is_some_and(|fragment| fragment.fragment_offset.value() != 0),
+                    fragment.map_or(0, |fragment| fragment.fragment_offset.value()),
                 )
             }
         };
         let payload = ip.payload();
         let ip_protocol = payload.ip_number.0;
-        let (source_port, destination_port, transport) = if later_fragment {
-            (0, 0, Transport::Fragment)
-        } else {
+        let (source_port, destination_port, transport) = if offset == 0 {
             transport(ip_protocol, payload.payload)
+        } else {
+            (0, 0, Transport::Fragment { offset })
         };
         Some(Self {
             tuple: Tuple {
@@ -188,9 +191,17 @@ impl Packet {
         })
     }
 
+    /// Where this fragment begins in the whole, in units of eight bytes; 0 for a whole packet.
+    pub const fn fragment_offset(&self) -> u16 {
+        match self.transport {
+            Transport::Fragment { offset } => offset,
+            _ => 0,
+        }
+    }
+
     /// True for a fragment that is not the first.
     pub const fn is_later_fragment(&self) -> bool {
-        matches!(self.transport, Transport::Fragment)
+        matches!(self.transport, Transport::Fragment { .. })
     }
 
     /// True when both are fragments of one packet, or one can be the packet itself: addresses, protocol
@@ -234,8 +245,13 @@ impl Packet {
             }
             // No NAT.
             (Transport::Arp { .. }, _) => self == other,
+            (Transport::Fragment { offset: one }, Transport::Fragment { offset: two }) => {
+                one == two
+            }
             // Put together again, the packet goes on as the fragment that came last.
-            (Transport::Fragment, _) | (_, Transport::Fragment) => true,
+            (Transport::Fragment { .. }, _) => true,
+            // Another fragment, in an skb that was freed meanwhile.
+            (_, Transport::Fragment { .. }) => false,
             (one, two) => std::mem::discriminant(&one) == std::mem::discriminant(&two),
         }
     }
@@ -353,16 +369,17 @@ mod tests {
         assert!(!first.is_later_fragment() && first.tuple.source.port() == 1000);
         assert!(later.is_later_fragment() && later.tuple.source.port() == 0);
         assert_eq!(later.tuple.protocol, protocol::UDP);
-        assert!(first.shares_fragments_with(&later) && first.may_be(&later));
+        assert!(first.shares_fragments_with(&later) && later.may_be(&first));
+        assert!(!first.may_be(&later), "another piece");
         let other = fragment6(1232, false, 70_001);
         assert!(!first.shares_fragments_with(&other) && !first.may_be(&other));
         // The whole packet has no identification.
         let mut whole = first.clone();
         whole.ip_id = None;
         for piece in [&first, &later] {
-            assert!(whole.shares_fragments_with(piece));
-            assert!(whole.may_be(piece) && piece.may_be(&whole));
+            assert!(whole.shares_fragments_with(piece) && piece.may_be(&whole));
         }
+        assert!(whole.may_be(&first) && !whole.may_be(&later));
         assert!(!whole.shares_fragments_with(&whole) && whole.may_be(&whole));
         whole.tuple.destination = "[2001:db8::3]:53".parse().expect("an address");
         assert!(!whole.may_be(&later) && !whole.shares_fragments_with(&later));

@@ -61,6 +61,13 @@ impl<'a> FromIterator<(u32, &'a str)> for SocketReasons {
     }
 }
 
+impl SocketReasons {
+    /// The kernel does not say why it freed the packet.
+    pub(super) fn is_unsaid(&self, reason: Option<u32>) -> bool {
+        reason.is_none_or(|reason| self.unsaid.contains(&reason))
+    }
+}
+
 /// True where a socket takes the packet. What is left of a closed connection takes no opening, and a connection that is
 /// not made yet takes an opening that is repeated, or is given up.
 pub(super) fn takes(event: &Event) -> bool {
@@ -81,7 +88,7 @@ pub(super) fn ending(
     let Detail::Drop { location, reason } = event.detail else {
         return None;
     };
-    let reason = reason.filter(|reason| !reasons.unsaid.contains(reason));
+    let reason = reason.filter(|_| !reasons.is_unsaid(reason));
     // Sockets free what they have used up; only a named reason makes that a loss. An echo reply went to
     // raw sockets before ICMP found no socket of its own kind for it.
     let used_up = match reason {
@@ -119,6 +126,9 @@ fn is_echo_reply(event: &Event) -> bool {
 pub(super) fn unseen(events: &[Event], taken: bool) -> Ending {
     match events.last().map(Event::role) {
         _ if taken => Ending::Delivered,
+        // What the backlog cannot hold is freed as dropped; the rest is put behind what is in it already
+        // (`tcp_add_backlog`), or comes to the socket.
+        Some(Role::Backlog) => Ending::Delivered,
         Some(Role::Transmit) => Ending::Transmitted,
         _ => Ending::OutOfSight,
     }
@@ -198,6 +208,16 @@ mod tests {
         // Where only drops are seen, TCP's word has to do.
         assert!(!freed(newer(), ACK, &[], OLD).failed());
         assert!(freed(newer(), ACK, &[], PURGED).failed());
+    }
+
+    #[test]
+    fn what_a_busy_socket_keeps_arrived_unless_it_is_freed_as_dropped() {
+        let freed = freed(older(), ACK, &[HookId::TcpBacklog], NOT_SPECIFIED);
+        assert!(freed.failed());
+        let (mut tracker, mut ended) = (Tracker::new(older()), Vec::new());
+        tracker.push(tcp(HookId::TcpBacklog, 1, ACK), &mut ended);
+        tracker.finish(&mut ended);
+        assert_eq!(ended[0].ending, Ending::Delivered);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One packet from where it is first seen to its end.
 //!
-//! Map: here the values, `tracker` joins events to journeys, `layer` says whether an event shows the same
+//! Map: here the values, `tracker` joins events to journeys, `branching` knows fragments and copies, `layer` says whether an event shows the same
 //! packet, or what carries it through a tunnel. Invariants: identity is the skb's address, checked
 //! against what NAT and tunnels leave alone, so that a reused skb never joins two packets; a journey never
 //! guesses: where its end was not seen, or events were lost meanwhile, it says so.
@@ -11,6 +11,7 @@ use std::ops::Range;
 use crate::event::{Detail, Event, Packet, Transport, Tuple, protocol};
 use crate::hook::{Area, Role};
 
+mod branching;
 mod ending;
 mod layer;
 mod tracker;
@@ -36,6 +37,8 @@ pub enum Ending {
         /// Number in this kernel's `enum skb_drop_reason`; `None` where it says nothing.
         reason: Option<u32>,
     },
+    /// A fragment that went into the whole packet, which was seen afterwards.
+    Reassembled,
     /// A device took it, and it was not seen again: it left this machine.
     Transmitted,
     /// It was not seen again after its last event.
@@ -57,8 +60,6 @@ pub enum BranchKind {
 pub struct Branch {
     /// Which.
     pub kind: BranchKind,
-    /// How many of the journey's events came before it.
-    pub from: usize,
     /// What happened to it alone, in order.
     pub events: Vec<Event>,
     /// How it ended.
@@ -199,15 +200,17 @@ impl Journey {
             .is_some_and(|tuple| tuple.protocol == protocol::ARP)
     }
 
+    /// Nothing but its end was seen, without a reason: so sockets free what they have used up.
+    pub fn was_only_freed(&self) -> bool {
+        self.events.len() == 1 && matches!(self.ending, Ending::Dropped { reason: None, .. })
+    }
+
     /// The packet was meant for one receiver and did not arrive.
     pub fn failed(&self) -> bool {
         if self.is_for_many() || self.is_arp() {
             return false;
         }
-        // A lone drop without a reason is how sockets free what they have used up.
-        let lone = self.events.len() == 1;
-        let dropped =
-            matches!(self.ending, Ending::Dropped { reason, .. } if reason.is_some() || !lone);
+        let dropped = matches!(self.ending, Ending::Dropped { .. }) && !self.was_only_freed();
         // A reset found nothing to reset: the connection is gone already.
         let late_reset =
             (self.events.iter()).any(|event| event.role() == Role::Reset && !refuses(event));

@@ -3,10 +3,11 @@
 use hashbrown::HashMap;
 use hashlink::LinkedHashMap;
 
+use super::branching::{Birth, Origins};
 use super::ending::{SocketReasons, ending, takes, unseen};
 use super::layer::{Layers, Relation, belongs};
-use super::{Branch, BranchKind, Ending, Event, Journey, Role};
-use crate::event::{Packet, protocol};
+use super::{Branch, Ending, Event, Journey, Role};
+use crate::event::{Detail, Packet, protocol};
 
 /// A packet that nothing happened to for this long has ended, or is out of sight. Longer than a
 /// queue on the way holds a packet; a neighbour that has to be resolved first takes longer.
@@ -19,8 +20,6 @@ const MOST_ACTIVE: usize = 65_536;
 const USUAL_EVENTS: usize = 32;
 /// Most events kept of one journey: a loop of a broken network ends here.
 const MOST_EVENTS: usize = 512;
-/// Most fragments or copies kept of one packet: 64 KiB in pieces of the least IPv6 MTU.
-const MOST_BRANCHES: usize = 64;
 /// A fragment or copy appears right after something happened to its packet: so many journeys are looked at.
 const LOOKED_BACK: usize = 32;
 
@@ -31,8 +30,8 @@ const FIRST_ARP: u64 = 1_000_000_000_000;
 struct Active {
     journey: Journey,
     layers: Layers,
-    /// Where each fragment or copy is told from a reused skb, in the order of the branches.
-    branch_layers: Vec<Layers>,
+    /// Where its fragments and copies come from.
+    origins: Origins,
     /// Every skb of it.
     skbs: Vec<u64>,
     last_ns: u64,
@@ -112,7 +111,13 @@ impl Tracker {
         }
         if let Some(place) = self.by_skb.get(&event.skb).copied() {
             match self.relation(place, &event) {
-                Relation::Other => self.leave(event.skb, place, ended),
+                Relation::Other => {
+                    if let Some(birth) = self.another_piece(place.id, &event) {
+                        self.branch(place.id, &birth, event, ended);
+                        return Some(place.id);
+                    }
+                    self.leave(event.skb, place, ended);
+                }
                 relation => {
                     self.add(place, relation, event, ended);
                     return Some(place.id);
@@ -121,11 +126,14 @@ impl Tracker {
         }
         // Without headers there is nothing to tell about.
         let packet = event.packet.as_ref()?;
+        if self.is_left_of_reassembly(&event, packet) {
+            return None;
+        }
         if let Some(id) = self.moved(&event, packet) {
             self.follow(id, event, ended);
             Some(id)
-        } else if let Some((id, kind)) = self.parent(&event, packet) {
-            self.branch(id, kind, event, ended);
+        } else if let Some((id, birth)) = self.parent(&event, packet) {
+            self.branch(id, &birth, event, ended);
             Some(id)
         } else {
             Some(self.start(event, ended))
@@ -138,7 +146,7 @@ impl Tracker {
         };
         match place.branch {
             None => active.layers.relation(&active.journey.events, event),
-            Some(index) => active.branch_relation(index, event),
+            Some(index) => active.origins.relation(&active.journey, index, event),
         }
     }
 
@@ -194,7 +202,7 @@ impl Tracker {
                 ..Journey::default()
             },
             layers: Layers::default(),
-            branch_layers: Vec::new(),
+            origins: Origins::default(),
             skbs: vec![skb],
             last_ns,
         };
@@ -229,34 +237,37 @@ impl Tracker {
 
     /// The packet that a new skb is a fragment or copy of. Both are made of an skb that something
     /// happened to just before.
-    fn parent(&self, event: &Event, packet: &Packet) -> Option<(u64, BranchKind)> {
+    fn parent(&self, event: &Event, packet: &Packet) -> Option<(u64, Birth)> {
         let flooded = event.role() == Role::Bridge;
         let cut = packet.is_later_fragment() || event.role() == Role::ToNeighbour;
         if !flooded && !cut {
             return None;
         }
         let mut recent = self.active.iter().rev().take(LOOKED_BACK);
-        recent.find_map(|(&id, active)| active.begets(event, packet).map(|kind| (id, kind)))
+        recent.find_map(|(&id, active)| active.begets(event, packet).map(|birth| (id, birth)))
     }
 
-    fn branch(&mut self, id: u64, kind: BranchKind, event: Event, ended: &mut Vec<Journey>) {
+    /// Another fragment of the packet whose skb it has: that was freed, and used again for the next.
+    fn another_piece(&self, id: u64, event: &Event) -> Option<Birth> {
+        let packet = event.packet.as_ref()?;
+        if !packet.is_later_fragment() || self.is_left_of_reassembly(event, packet) {
+            return None;
+        }
+        self.active.get(&id)?.begets(event, packet)
+    }
+
+    /// To put fragments together the kernel makes skbs of its own (`inet_frag_reasm_prepare`), first seen where they
+    /// are freed.
+    fn is_left_of_reassembly(&self, event: &Event, packet: &Packet) -> bool {
+        packet.is_later_fragment()
+            && matches!(event.detail, Detail::Drop { reason, .. } if self.socket_reasons.is_unsaid(reason))
+    }
+
+    fn branch(&mut self, id: u64, birth: &Birth, event: Event, ended: &mut Vec<Journey>) {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        let index = active.journey.branches.len();
-        // What was seen before it was made is its way as well; a received fragment has its own.
-        let cut_here = kind == BranchKind::Copy || active.journey.passed(Role::Fragment);
-        active.journey.branches.push(Branch {
-            kind,
-            from: if cut_here {
-                active.journey.events.len()
-            } else {
-                0
-            },
-            events: Vec::new(),
-            ending: Ending::OutOfSight,
-        });
-        active.branch_layers.push(Layers::default());
+        let index = active.origins.add(&mut active.journey, birth);
         active.skbs.push(event.skb);
         let place = Place {
             id,
@@ -344,20 +355,6 @@ impl Active {
         over.is_some()
     }
 
-    fn branch_relation(&self, index: usize, event: &Event) -> Relation {
-        let (Some(branch), Some(layers)) = (
-            self.journey.branches.get(index),
-            self.branch_layers.get(index),
-        ) else {
-            return Relation::Other;
-        };
-        // Tunnels are followed for the packet itself only.
-        match layers.relation(&branch.events, event) {
-            Relation::Same => Relation::Same,
-            _ => Relation::Other,
-        }
-    }
-
     /// True when this packet was last seen on its way to the device, and is now in another skb.
     fn moves_to(&self, event: &Event, packet: &Packet) -> bool {
         let last = self.journey.events.last();
@@ -369,32 +366,9 @@ impl Active {
             })
     }
 
-    /// What a packet that appears at an skb of its own is to this one.
-    fn begets(&self, event: &Event, packet: &Packet) -> Option<BranchKind> {
-        if self.journey.branches.len() >= MOST_BRANCHES {
-            return None;
-        }
-        let last = self.journey.events.last()?;
-        let seen = self
-            .journey
-            .events
-            .iter()
-            .rev()
-            .find_map(|event| event.packet.as_ref())?;
-        let cut_here = self.journey.passed(Role::Fragment);
-        let cut = cut_here || packet.is_later_fragment() && seen.ip_id.is_some();
-        // IPv6 gives its pieces an identification as it cuts; the first piece says which.
-        let mut pieces = self.journey.branches.iter().flat_map(|piece| &piece.events);
-        let whole = pieces.find_map(|event| event.packet.as_ref());
-        let whole = whole.filter(|_| cut_here).unwrap_or(seen);
-        if cut && event.role() != Role::LocalOut && whole.shares_fragments_with(packet) {
-            return Some(BranchKind::Fragment);
-        }
-        let copied = event.role() == Role::Bridge
-            && last.role() == Role::Bridge
-            && last.netns == event.netns
-            && seen == packet;
-        copied.then_some(BranchKind::Copy)
+    /// How a packet that appears at an skb of its own comes from this one.
+    fn begets(&self, event: &Event, packet: &Packet) -> Option<Birth> {
+        self.origins.birth(&self.journey, event, packet)
     }
 
     fn patience(&self) -> u64 {
@@ -416,6 +390,7 @@ impl Active {
         let Self {
             mut journey,
             layers,
+            origins,
             ..
         } = self;
         layers.close(&mut journey);
@@ -427,7 +402,7 @@ impl Active {
                 branch.ending = unseen(&branch.events, branch.was_taken());
             }
         }
-        journey.tell_by_the_piece_that_matters();
+        origins.settle(&mut journey);
         journey
     }
 }
@@ -435,46 +410,6 @@ impl Active {
 impl Branch {
     fn was_taken(&self) -> bool {
         self.events.iter().any(takes)
-    }
-}
-
-impl Journey {
-    /// Makes the way of the piece that decides what became of the packet the journey's own: a fragment
-    /// that was lost, the copy that came farthest.
-    fn tell_by_the_piece_that_matters(&mut self) {
-        let fragments = self
-            .branches
-            .iter()
-            .any(|branch| branch.kind == BranchKind::Fragment);
-        // What a socket took was whole; the kernel frees the pieces that were put together.
-        let rank = |ending: Ending| match ending {
-            Ending::Delivered => 4,
-            Ending::Dropped { .. } if fragments => 3,
-            Ending::Transmitted => 2,
-            Ending::OutOfSight => 1,
-            Ending::Dropped { .. } => 0,
-        };
-        // The skb that was cut is gone; only its pieces are of interest.
-        let cut = self.events.last().map(Event::role) == Some(Role::Fragment);
-        let own = if cut { -1 } else { rank(self.ending) };
-        let best = self
-            .branches
-            .iter()
-            .enumerate()
-            .rev()
-            .max_by_key(|(_, branch)| rank(branch.ending))
-            .filter(|(_, branch)| rank(branch.ending) > own)
-            .map(|(index, _)| index);
-        let Some(branch) = best.and_then(|index| self.branches.get_mut(index)) else {
-            return;
-        };
-        // What the packet itself did after the branch left becomes the branch.
-        let tail = self.events.split_off(branch.from);
-        self.carried.retain(|range| range.end <= branch.from);
-        self.events.append(&mut branch.events);
-        branch.events = tail;
-        std::mem::swap(&mut self.ending, &mut branch.ending);
-        self.branches.retain(|branch| !branch.events.is_empty());
     }
 }
 

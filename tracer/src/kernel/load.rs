@@ -11,6 +11,7 @@ use aya_log::EbpfLogger;
 use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::{ABSENT, FIELDS, WINDOW_BYTES, filter as bits, in_window};
 use tracer_ebpf::program::Program;
+use tracer_ebpf::sample::NOT_BEGUN;
 
 use super::attach::{Attached, Attacher, Gap, HookState, Programs, attach_late};
 use super::btf::Btf;
@@ -65,6 +66,13 @@ fn keep_namespaces(ebpf: &mut Ebpf, namespaces: &[u32]) -> anyhow::Result<()> {
     for inum in namespaces {
         map.insert(inum, 1, 0)?;
     }
+    Ok(())
+}
+
+/// Leaves out flows with a number below this.
+fn leave_flows(ebpf: &mut Ebpf, below: u32) -> anyhow::Result<()> {
+    let map = ebpf.map_mut("LEAVE").context("map LEAVE is missing")?;
+    Array::<_, u32>::try_from(map)?.set(0, below, 0)?;
     Ok(())
 }
 
@@ -163,6 +171,7 @@ impl Tracing {
         if let Some(namespaces) = &options.namespaces {
             keep_namespaces(&mut ebpf, namespaces)?;
         }
+        leave_flows(&mut ebpf, NOT_BEGUN)?;
         let attacher = Attacher::new(btf, &kernel_btf, options);
         let mut links = Links::default();
         let hooks: Vec<_> = attacher
@@ -181,6 +190,7 @@ impl Tracing {
             .program_log
             .then(|| EbpfLogger::init_with_logger(&mut ebpf, StandardError))
             .transpose()?;
+        leave_flows(&mut ebpf, 0)?;
         let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok();
         Ok(Self {
             links,
@@ -204,11 +214,9 @@ impl Tracing {
     /// # Errors
     /// When the kernel refuses.
     pub fn trace_share(&mut self, share: f64) -> anyhow::Result<()> {
-        let map = self.ebpf.map_mut("LEAVE").context("map LEAVE is missing")?;
         // A share of the range of flow numbers.
-        let leave = ((1.0 - share.clamp(0.0, 1.0)) * f64::from(u32::MAX)) as u32;
-        Array::<_, u32>::try_from(map)?.set(0, leave, 0)?;
-        Ok(())
+        let leave = (1.0 - share.clamp(0.0, 1.0)) * f64::from(NOT_BEGUN - 1);
+        leave_flows(&mut self.ebpf, leave as u32)
     }
 
     /// Events of flows that were left out so far.

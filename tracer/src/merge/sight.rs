@@ -24,9 +24,10 @@ impl From<&Packet> for Key {
             transport: match packet.transport {
                 Transport::Tcp { sequence, flags } => (sequence, flags),
                 Transport::Icmp { kind, code } => (u32::from(kind), code),
-                Transport::Udp | Transport::Arp { .. } | Transport::Fragment | Transport::Other => {
-                    (0, 0)
-                }
+                Transport::Udp
+                | Transport::Arp { .. }
+                | Transport::Fragment { .. }
+                | Transport::Other => (0, 0),
             },
         }
     }

@@ -197,7 +197,7 @@ fn protocol_words(packet: &Packet) -> String {
         Transport::Arp { reply } => {
             format!("{name} {}", if reply { "reply" } else { "who-has" })
         }
-        Transport::Fragment => format!("{name} fragment"),
+        Transport::Fragment { .. } => format!("{name} fragment"),
         Transport::Udp | Transport::Other => name,
     }
 }

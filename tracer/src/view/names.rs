@@ -157,8 +157,14 @@ impl Names<'_> {
             _ if journey.rejected() => "refused with an ICMP error".into(),
             Ending::Delivered => "delivered".into(),
             Ending::Dropped { location, reason } => {
-                format!("dropped: {}", self.drop(location, reason))
+                let what = if journey.was_only_freed() {
+                    "freed"
+                } else {
+                    "dropped"
+                };
+                format!("{what}: {}", self.drop(location, reason))
             }
+            Ending::Reassembled => "put together".into(),
             Ending::Transmitted => "sent".into(),
             Ending::OutOfSight => "out of sight".into(),
         }

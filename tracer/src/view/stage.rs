@@ -1,12 +1,14 @@
 //! The stages of a journey in a person's words: many events, few words.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use tracer_ebpf::hook::HookId;
 
 use super::names::Names;
-use crate::event::{Detail, Event, NetfilterHook, Tuple, protocol};
+use crate::event::{Detail, Event, NetfilterHook, Packet, Tuple, protocol};
 use crate::hook::Role;
-use crate::journey::{BranchKind, Journey};
+use crate::journey::Journey;
 use crate::node::NetnsId;
 
 /// One stage.
@@ -119,7 +121,7 @@ impl Builder<'_> {
                     format!("accept queue of :{port} full ({waiting} wait, {most} may)"),
                 );
             }
-            (_, Role::Fragment) => self.step(event, fragmented(journey)),
+            (_, Role::Fragment) => self.step(event, fragmented(journey, event)),
             (_, Role::Martian) => self.lose(event, "impossible source address".into()),
             (_, Role::ConntrackClash) => self.step(event, "conntrack clash".into()),
             (Detail::Neighbour { address, .. }, Role::NeighbourQueue) => {
@@ -333,12 +335,16 @@ const fn tunnel_name(number: u8) -> &'static str {
     }
 }
 
-fn fragmented(journey: &Journey) -> String {
-    let mut branches = journey.branches.iter();
-    if branches.any(|branch| branch.kind == BranchKind::Fragment) {
-        format!("fragmented into {}", journey.branches.len() + 1)
-    } else {
-        "fragmented".into()
+/// Into how many pieces a packet was cut: so many different ones are seen behind that place.
+fn fragmented(journey: &Journey, cut: &Event) -> String {
+    let pieces = journey
+        .every_event()
+        .filter(|event| event.role() == Role::ToNeighbour && event.netns == cut.netns)
+        .filter(|event| event.time_ns >= cut.time_ns)
+        .filter_map(|event| event.packet.as_ref().map(Packet::fragment_offset));
+    match pieces.collect::<BTreeSet<_>>().len() {
+        0 | 1 => "fragmented".into(),
+        pieces => format!("fragmented into {pieces}"),
     }
 }
 

@@ -188,7 +188,7 @@ fn fragments_belong_to_the_whole_and_a_lost_one_is_its_end() {
         let piece = |hook, skb, time, later: bool| {
             let mut event = other(event(hook, skb, time, 0), 17, INNER, 7, 1000);
             if later && let Some(packet) = &mut event.packet {
-                packet.transport = Transport::Fragment;
+                packet.transport = Transport::Fragment { offset: 185 };
                 packet.tuple.source.set_port(0);
                 packet.tuple.destination.set_port(0);
             }
@@ -231,7 +231,7 @@ fn an_ipv6_packet_is_followed_into_its_pieces_and_back() {
     let piece = |hook, skb, time, id, later: bool| {
         let mut event = other(event(hook, skb, time, 0), 17, ENDS, id, 1400);
         if later && let Some(packet) = &mut event.packet {
-            packet.transport = Transport::Fragment;
+            packet.transport = Transport::Fragment { offset: 185 };
             packet.tuple.source.set_port(0);
             packet.tuple.destination.set_port(0);
         }
@@ -280,7 +280,7 @@ fn an_ipv6_fragment_does_not_join_a_whole_packet() {
     let mut later = whole.clone();
     (later.skb, later.time_ns) = (2, 20);
     if let Some(packet) = &mut later.packet {
-        (packet.ip_id, packet.transport) = (Some(7), Transport::Fragment);
+        (packet.ip_id, packet.transport) = (Some(7), Transport::Fragment { offset: 185 });
     }
     tracker.push(whole, &mut ended);
     tracker.push(later, &mut ended);
@@ -306,7 +306,7 @@ fn a_flooded_copy_that_arrives_is_the_way_of_the_packet() {
     assert_eq!(ended.len(), 1);
     assert_eq!(ended[0].ending, Ending::Delivered);
     assert!(!ended[0].failed());
-    assert_eq!(ended[0].branches[0].kind, BranchKind::Copy);
+    assert_eq!(ended[0].branches[0].kind, crate::journey::BranchKind::Copy);
     assert_eq!(ended[0].branches[0].events.len(), 2);
 }
 

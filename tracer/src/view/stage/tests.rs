@@ -72,6 +72,7 @@ fn a_socket_says_what_it_is_and_the_port_that_was_asked_for() {
             socket(LISTEN, 80),
             "listening socket :80",
         ),
+        (HookId::TcpBacklog, socket(1, 80), "socket :80"),
         (HookId::TcpChild, socket(3, 80), "socket :80"),
         (
             HookId::TcpTimeWait,
@@ -169,4 +170,30 @@ fn an_entry_says_its_state_and_what_the_packet_is_to_it() {
         words(None, 0x208, 0),
         format!("conntrack {ends}, confirmed, dying")
     );
+}
+
+#[test]
+fn a_packet_that_is_cut_says_into_how_many_pieces() {
+    let piece = |netns, offset| {
+        let mut event = event(HookId::OutputFinish, 1, 20, 100);
+        event.netns = Some(netns);
+        if let Some(packet) = &mut event.packet
+            && offset != 0
+        {
+            packet.transport = crate::event::Transport::Fragment { offset };
+        }
+        event
+    };
+    let cut = event(HookId::Fragment, 1, 10, 100);
+    let here = cut.netns.expect("a namespace");
+    let said = |pieces: Vec<_>| texts([vec![cut.clone()], pieces].concat()).remove(0);
+    assert_eq!(said(Vec::new()), "fragmented");
+    // Elsewhere they pass again, and may be cut again.
+    let pieces = vec![
+        piece(here, 0),
+        piece(here, 185),
+        piece(here + 1, 185),
+        piece(here + 1, 90),
+    ];
+    assert_eq!(said(pieces), "fragmented into 2");
 }

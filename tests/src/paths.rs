@@ -51,7 +51,7 @@ pub fn tests() -> Vec<Test> {
         })
     };
     let mut tests: Vec<_> = ROWS.iter().map(of_row).collect();
-    tests.push(pieces::test());
+    tests.extend(pieces::tests());
     tests.push(Test::new("probe: where two ways part", probe));
     tests.push(Test::new(
         "run: a command, its exit code, and the file that says ready",

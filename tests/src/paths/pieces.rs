@@ -1,4 +1,4 @@
-//! Packets that are cut in pieces and put together again: none of their pieces is a loss, and each is told.
+//! Packets that are cut in pieces and put together again, or copied: no piece and no copy is a loss, and each is told.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use anyhow::Context as _;
 
 use super::World;
 use super::row::{Seen, Traffic};
+use crate::tour::command;
 use crate::{Answer, Test, Tracer, check};
 
 /// Bytes of a datagram, and what is said of it: devices here carry 1,500.
@@ -57,18 +58,22 @@ const CUT: &[(&str, &str, usize, Option<&str>)] = &[
     ),
 ];
 
-/// The test.
-pub(super) fn test() -> Test {
-    Test::new(
-        "path: pieces are put together again, and none is lost",
-        whole,
-    )
+/// The tests.
+pub(super) fn tests() -> [Test; 2] {
+    [
+        Test::new(
+            "path: pieces are put together again, and none is lost",
+            whole,
+        ),
+        Test::new(
+            "path: a copy that a bridge floods is no packet of its own",
+            flooded,
+        ),
+    ]
 }
 
 fn whole(tracer: &Tracer) -> anyhow::Result<()> {
-    let world = World::build()?;
-    let tracing = tracer.start(&["--all", "--buffer", "32M", "udp or icmp or icmp6"])?;
-    for (from, traffic) in [
+    let traffic = [
         (
             "pt-c",
             Traffic::Udp("192.0.2.10:41001", "192.0.2.1:30000", DATAGRAM),
@@ -87,14 +92,57 @@ fn whole(tracer: &Tracer) -> anyhow::Result<()> {
         ),
         ("pt-c", Traffic::Ping("10.244.1.2", ECHO)),
         ("pt-c", Traffic::Ping("2001:db8::1", ECHO)),
-    ] {
+    ];
+    judge(&traced(tracer, &[], &traffic)?)
+}
+
+/// A bridge that forgets at once sends what is for one pod to all of them.
+fn flooded(tracer: &Tracer) -> anyhow::Result<()> {
+    let forget = "ip -n pt-a link set cni0 type bridge ageing_time 0";
+    let request = Traffic::Udp("192.0.2.10:41005", "10.244.1.2:3000", 8);
+    let answer = traced(tracer, &[forget], &[("pt-c", request)])?;
+    let mut journeys = answer.objects("journey");
+    journeys.retain(|journey| journey["protocol"] == "udp");
+    let ways: Vec<_> = journeys.iter().map(Seen::new).collect();
+    check(
+        journeys.len() == 2 && journeys.iter().all(|journey| journey["arrived"] == true),
+        || format!("{ways:#?}"),
+    )?;
+    let floods = ways.iter().position(|way| {
+        let flooded = way
+            .stages
+            .iter()
+            .any(|stage| stage == "flooded to every port");
+        flooded && way.ends.starts_with("udp 192.0.2.10:")
+    });
+    let copies = floods.map(|index| &journeys[index]["branches"]);
+    let to_another = |copies: &serde_json::Value| {
+        copies[0]["kind"] == "copy" && copies[0].to_string().contains("pt-p2")
+    };
+    check(copies.is_some_and(to_another), || {
+        format!("{ways:#?}, copies {copies:?}")
+    })
+}
+
+/// What is seen of this traffic, after these commands.
+fn traced(
+    tracer: &Tracer,
+    commands: &[&str],
+    traffic: &[(&str, Traffic)],
+) -> anyhow::Result<Answer> {
+    let world = World::build()?;
+    for line in commands {
+        command(line)?;
+    }
+    let tracing = tracer.start(&["--all", "--buffer", "32M", "udp or icmp or icmp6"])?;
+    for (from, traffic) in traffic {
         traffic.send(from).with_context(|| format!("{traffic:?}"))?;
     }
     std::thread::sleep(Duration::from_millis(600));
     tracing.interrupt()?;
     let answer = tracing.finish()?;
     drop(world);
-    judge(&answer)
+    Ok(answer)
 }
 
 fn judge(answer: &Answer) -> anyhow::Result<()> {

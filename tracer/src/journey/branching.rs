@@ -54,7 +54,7 @@ impl Origins {
         }
         if event.role() == Role::Bridge {
             let last = journey.events.last()?;
-            let copied = last.role() == Role::Bridge
+            let copied = matches!(last.role(), Role::Bridge | Role::Flood)
                 && last.netns == event.netns
                 && last_headers(&journey.events) == Some(packet);
             if copied {

@@ -290,9 +290,17 @@ fn an_ipv6_fragment_does_not_join_a_whole_packet() {
 
 #[test]
 fn a_flooded_copy_that_arrives_is_the_way_of_the_packet() {
+    for floods in [HookId::BridgeFlood, HookId::BridgeReceive] {
+        flooded(floods);
+    }
+}
+
+/// `floods` is the last that is seen of the packet before its copies.
+fn flooded(floods: HookId) {
     let mut tracker = Tracker::new(SocketReasons::default());
     let mut ended = Vec::new();
-    tracker.push(event(HookId::BridgeReceive, 1, 10, 100), &mut ended);
+    tracker.push(event(HookId::BridgeReceive, 1, 9, 100), &mut ended);
+    tracker.push(event(floods, 1, 10, 100), &mut ended);
     tracker.push(event(HookId::BridgeForward, 2, 20, 100), &mut ended);
     tracker.push(event(HookId::BridgeForward, 1, 30, 100), &mut ended);
     let mut drop = event(HookId::Drop, 1, 40, 100);

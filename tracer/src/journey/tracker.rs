@@ -214,13 +214,16 @@ impl Tracker {
     }
 
     /// The packet that goes on in another skb: where a device needs more room for headers, its output
-    /// copies it (`ip_finish_output2`).
+    /// copies it (`ip_finish_output2`); where a device or socket takes no packet of many segments, the first of
+    /// them is told as its way (`validate_xmit_skb`, `udp_rcv_segment`).
     fn moved(&self, event: &Event, packet: &Packet) -> Option<u64> {
-        if !matches!(event.role(), Role::Transmit | Role::NeighbourQueue) {
-            return None;
-        }
+        let before = match event.role() {
+            Role::Transmit | Role::NeighbourQueue => Role::ToNeighbour,
+            Role::Deliver => Role::Transport,
+            _ => return None,
+        };
         let mut recent = self.active.iter().rev().take(LOOKED_BACK);
-        recent.find_map(|(&id, active)| active.moves_to(event, packet).then_some(id))
+        recent.find_map(|(&id, active)| active.moves_from(before, event, packet).then_some(id))
     }
 
     fn follow(&mut self, id: u64, event: Event, ended: &mut Vec<Journey>) {
@@ -355,12 +358,12 @@ impl Active {
         over.is_some()
     }
 
-    /// True when this packet was last seen on its way to the device, and is now in another skb.
-    fn moves_to(&self, event: &Event, packet: &Packet) -> bool {
+    /// True when this packet was last seen in this role, and is now in another skb.
+    fn moves_from(&self, before: Role, event: &Event, packet: &Packet) -> bool {
         let last = self.journey.events.last();
         self.journey.branches.is_empty()
             && last.is_some_and(|last| {
-                last.role() == Role::ToNeighbour
+                last.role() == before
                     && last.netns == event.netns
                     && last.packet.as_ref() == Some(packet)
             })

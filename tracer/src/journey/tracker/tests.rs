@@ -426,3 +426,26 @@ fn an_echo_or_neighbour_packet_that_icmpv6_took_did_not_fail() {
         }
     }
 }
+
+#[test]
+fn the_first_of_many_segments_is_the_way_of_their_packet() {
+    let mut tracker = Tracker::new(SocketReasons::default());
+    let mut ended = Vec::new();
+    let datagram = |hook, skb, at, ip_id| other(event(hook, skb, at, 0), 17, INNER, ip_id, 1000);
+    for event in [
+        datagram(HookId::DeviceReceive, 1, 10, 7),
+        datagram(HookId::UdpReceive, 1, 11, 7),
+        datagram(HookId::UdpDeliver, 2, 12, 7),
+        datagram(HookId::UdpDeliver, 3, 13, 8),
+    ] {
+        tracker.push(event, &mut ended);
+    }
+    tracker.finish(&mut ended);
+    let events: Vec<_> = ended.iter().map(|journey| journey.events.len()).collect();
+    assert_eq!(events, [3, 1]);
+    assert!(
+        ended
+            .iter()
+            .all(|journey| journey.ending == Ending::Delivered)
+    );
+}

@@ -150,19 +150,24 @@ fn branches(journey: &Journey, names: &Names<'_>) -> Vec<BranchView> {
         .branches
         .iter()
         .map(|branch| {
-            let alone = Journey {
+            let mut alone = Journey {
                 id: journey.id,
                 events: branch.events.clone(),
                 ending: branch.ending,
                 ..Journey::default()
             };
+            let ending = names.ending(&alone);
+            // One copy is enough; the others are for nobody, and that is no loss.
+            if branch.kind == BranchKind::Copy && !journey.failed() {
+                alone.ending = Ending::OutOfSight;
+            }
             BranchView {
                 kind: match branch.kind {
                     BranchKind::Fragment => "fragment",
                     BranchKind::Copy => "copy",
                 }
                 .into(),
-                ending: names.ending(&alone),
+                ending,
                 path: stage::path(&alone, names),
             }
         })

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
-
 use super::World;
 use super::row::{Seen, Traffic};
 use crate::tour::command;
@@ -93,16 +91,27 @@ fn whole(tracer: &Tracer) -> anyhow::Result<()> {
         ("pt-c", Traffic::Ping("10.244.1.2", ECHO)),
         ("pt-c", Traffic::Ping("2001:db8::1", ECHO)),
     ];
-    judge(&traced(tracer, &[], &traffic)?)
+    judge(&traced(tracer, &[], &traffic, true)?)
 }
 
-/// A bridge that forgets at once sends what is for one pod to all of them.
+/// A bridge that forgets at once sends what is for one pod to all of them. The pod takes it, or a rule of the pod's
+/// drops it; that the others do not want their copies is no end of it.
 fn flooded(tracer: &Tracer) -> anyhow::Result<()> {
     let forget = "ip -n pt-a link set cni0 type bridge ageing_time 0";
+    let refuse = "ip netns exec pt-p1 iptables -A INPUT -p udp --dport 3000 -j DROP";
     let request = Traffic::Udp("192.0.2.10:41005", "10.244.1.2:3000", 8);
-    let answer = traced(tracer, &[forget], &[("pt-c", request)])?;
-    let mut journeys = answer.objects("journey");
-    journeys.retain(|journey| journey["protocol"] == "udp");
+    let requests = [("pt-c", request)];
+    let udp = |answer: Answer| {
+        let mut journeys = answer.objects("journey");
+        journeys.retain(|journey| journey["protocol"] == "udp");
+        journeys
+    };
+    let journeys = udp(traced(tracer, &[forget, refuse], &requests, false)?);
+    let ways: Vec<_> = journeys.iter().map(Seen::new).collect();
+    let dropped = "✗ input: dropped by filter/INPUT rule 1";
+    let told = ways.len() == 1 && ways[0].stages.iter().any(|stage| stage == dropped);
+    check(told, || format!("{ways:#?}"))?;
+    let journeys = udp(traced(tracer, &[forget], &requests, true)?);
     let ways: Vec<_> = journeys.iter().map(Seen::new).collect();
     check(
         journeys.len() == 2 && journeys.iter().all(|journey| journey["arrived"] == true),
@@ -125,11 +134,12 @@ fn flooded(tracer: &Tracer) -> anyhow::Result<()> {
     })
 }
 
-/// What is seen of this traffic, after these commands.
+/// What is seen of this traffic, answered or not, after these commands.
 fn traced(
     tracer: &Tracer,
     commands: &[&str],
     traffic: &[(&str, Traffic)],
+    answered: bool,
 ) -> anyhow::Result<Answer> {
     let world = World::build()?;
     for line in commands {
@@ -137,7 +147,10 @@ fn traced(
     }
     let tracing = tracer.start(&["--all", "--buffer", "32M", "udp or icmp or icmp6"])?;
     for (from, traffic) in traffic {
-        traffic.send(from).with_context(|| format!("{traffic:?}"))?;
+        let sent = traffic.send(from);
+        check(sent.is_ok() == answered, || {
+            format!("{traffic:?}: {sent:?}")
+        })?;
     }
     std::thread::sleep(Duration::from_millis(600));
     tracing.interrupt()?;

@@ -6,14 +6,14 @@
 use std::cmp::Reverse;
 
 use super::layer::{Layers, Relation};
-use super::{Branch, BranchKind, Ending, Event, Journey, Role};
+use super::{Area, Branch, BranchKind, Ending, Event, Journey, Role};
 use crate::event::Packet;
 
 /// Most fragments or copies kept of one packet: 64 KiB in pieces of the least IPv6 MTU, cut four times.
 const MOST_BRANCHES: usize = 256;
 
 /// A packet, or one of its branches by index.
-pub(super) type Part = Option<usize>;
+type Part = Option<usize>;
 
 /// Where a branch left, and at which layer of tunnels it is.
 struct Origin {
@@ -27,7 +27,7 @@ struct Origin {
 #[derive(Default)]
 pub(super) struct Origins(Vec<Origin>);
 
-/// What an skb is to a journey that it belongs to.
+/// How a branch comes from a journey.
 pub(super) struct Birth {
     kind: BranchKind,
     part: Part,
@@ -68,10 +68,9 @@ impl Origins {
         if event.role() == Role::LocalOut {
             return None;
         }
-        let parts = (0..journey.branches.len()).rev().map(Some).chain([None]);
+        let mut parts = (0..journey.branches.len()).rev().map(Some).chain([None]);
         let (part, from) = parts
-            .filter_map(|part| Some((part, self.cut(journey, part, packet)?)))
-            .next()
+            .find_map(|part| Some((part, self.cut(journey, part, packet)?)))
             // One that was cut elsewhere has a way of its own, from where it was first seen.
             .or_else(|| {
                 let seen = last_headers(&journey.events)?;
@@ -135,6 +134,9 @@ impl Origins {
     /// Makes the way of the piece that decides what became of the packet the journey's own: a fragment
     /// that was lost, the copy that came farthest.
     pub(super) fn settle(mut self, journey: &mut Journey) {
+        if journey.branches.is_empty() {
+            return;
+        }
         if let Some(index) = decisive(journey) {
             self.promote(journey, index);
             journey.branches.retain(|branch| !branch.events.is_empty());
@@ -173,6 +175,7 @@ fn decisive(journey: &Journey) -> Option<usize> {
     let rank = |ending: Ending, events: &[Event]| match ending {
         Ending::Delivered => (4, Reverse(None)),
         Ending::Dropped { .. } if fragments => (3, first(events)),
+        Ending::Dropped { .. } if was_for_host(events) => (3, Reverse(None)),
         Ending::Transmitted => (2, Reverse(None)),
         Ending::OutOfSight | Ending::Reassembled => (1, Reverse(None)),
         Ending::Dropped { .. } => (0, Reverse(None)),
@@ -188,11 +191,27 @@ fn decisive(journey: &Journey) -> Option<usize> {
         .map(|(_, index)| index)
 }
 
+/// True when the host that a copy came to, or a bridge that filters, did not just find that it is another host's:
+/// IP does so first of all (`ip_rcv_core`).
+fn was_for_host(events: &[Event]) -> bool {
+    let came = |event: &Event| matches!(event.role(), Role::Receive | Role::Flood);
+    let since = events.rsplit(came).next().unwrap_or_default();
+    since.iter().any(|event| match event.role().area() {
+        Area::Ip => event.role() != Role::Ip,
+        Area::Netfilter | Area::Conntrack | Area::Ipvs | Area::Socket => true,
+        _ => false,
+    })
+}
+
 /// A transport gets whole packets only: one that came so far holds all of its fragments, whose skbs are freed
 /// with it.
 fn tell_what_was_reassembled(journey: &mut Journey) {
     let arrived = |event: &Event| matches!(event.role(), Role::Transport | Role::Deliver);
-    if !journey.every_event().any(arrived) {
+    // A tunnel's packet around a piece is whole by itself.
+    let mut own = (0..journey.events.len()).filter(|&index| !journey.is_carried(index));
+    let whole = own.any(|index| arrived(&journey.events[index]))
+        || (journey.branches.iter()).any(|branch| branch.events.iter().any(arrived));
+    if !whole {
         return;
     }
     for branch in &mut journey.branches {
@@ -310,6 +329,32 @@ mod tests {
         assert_eq!(ends(ended[0].first_tuple()), BEFORE.1.parse().ok());
         assert_eq!(ends(ended[0].last_tuple()), AFTER.1.parse().ok());
         assert!((ended[0].branches.iter()).all(|piece| piece.ending == Ending::Reassembled));
+    }
+
+    /// Which of the copies is the packet's own skb is the bridge's choice.
+    #[test]
+    fn of_copies_the_host_that_a_packet_is_for_tells_its_end() {
+        for (own, other) in [(1, 2), (2, 1)] {
+            let ended = followed(&[
+                (HookId::BridgeReceive, 1, 0, BEFORE),
+                (HookId::BridgeFlood, 1, 0, BEFORE),
+                (HookId::BridgeForward, 2, 0, BEFORE),
+                (HookId::BridgeForward, 1, 0, BEFORE),
+                (HookId::DeviceReceive, own, 0, BEFORE),
+                (HookId::Ip4Receive, own, 0, BEFORE),
+                (HookId::DeviceReceive, other, 0, BEFORE),
+                (HookId::Ip4Receive, other, 0, BEFORE),
+                (HookId::LocalDeliver, own, 0, BEFORE),
+                (HookId::Drop, other, 0, BEFORE),
+                (HookId::Drop, own, 0, BEFORE),
+            ]);
+            assert_eq!(ended.len(), 1);
+            assert!(ended[0].failed());
+            assert!(
+                hooks(&ended[0]).contains(&HookId::LocalDeliver),
+                "skb {own}"
+            );
+        }
     }
 
     #[test]

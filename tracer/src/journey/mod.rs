@@ -1,9 +1,9 @@
 //! One packet from where it is first seen to its end.
 //!
-//! Map: here the values, `tracker` joins events to journeys, `branching` knows fragments and copies, `layer` says whether an event shows the same
-//! packet, or what carries it through a tunnel. Invariants: identity is the skb's address, checked
-//! against what NAT and tunnels leave alone, so that a reused skb never joins two packets; a journey never
-//! guesses: where its end was not seen, or events were lost meanwhile, it says so.
+//! Map: here the values, `tracker` joins events to journeys, `branching` knows fragments and copies, `layer` says
+//! whether an event shows the same packet, or what carries it through a tunnel. Invariants: identity is the
+//! skb's address, checked against what NAT and tunnels leave alone, so that a reused skb never joins two
+//! packets; a journey never guesses: where its end was not seen, or events were lost meanwhile, it says so.
 
 use std::net::IpAddr;
 use std::ops::Range;

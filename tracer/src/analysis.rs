@@ -227,13 +227,16 @@ impl Analysis {
             self.kernel.symbols.wait();
         }
         let names = self.names();
-        for journey in ended.iter().filter(|journey| journey.failed()) {
+        for (journey, loss) in ended
+            .iter()
+            .filter_map(|journey| Some((journey, journey.loss()?)))
+        {
             met(journey, &names);
             let who = match (journey.first_tuple(), journey.last_tuple()) {
                 (Some(first), Some(last)) => Who::of(names.cluster, names.facts, first, last),
                 _ => Who::default(),
             };
-            meter.dropped(names.lost_because(journey), who);
+            meter.dropped(names.loss(loss), who);
         }
     }
 
@@ -396,8 +399,8 @@ impl Analysis {
         let names = self.names();
         let counts = self.collector.counts();
         let mut drops = BTreeMap::<String, u64>::new();
-        for (&(reason, location), &count) in &counts.drops {
-            *drops.entry(names.drop(location, reason)).or_default() += count;
+        for (&loss, &count) in &counts.losses {
+            *drops.entry(names.loss(loss)).or_default() += count;
         }
         let mut drops: Vec<_> = drops.into_iter().collect();
         drops.sort_by_key(|&(_, count)| std::cmp::Reverse(count));

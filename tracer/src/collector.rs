@@ -17,10 +17,10 @@ use std::sync::Arc;
 use tracer_ebpf::hook::HookId;
 
 use crate::cause::{self, Certainty, Diagnosis, DropNames, Evidence};
-use crate::event::{Detail, Event, Tuple};
+use crate::event::{Event, Tuple};
 use crate::flow::{Flow, Flows, Forgotten};
 use crate::hook::Role;
-use crate::journey::{Ending, Journey, SocketReasons, Tracker};
+use crate::journey::{Ending, Journey, Loss, SocketReasons, Tracker};
 use crate::kube::ClusterFacts;
 use crate::node::{NetnsHandle, NetnsId, Occasion, ProxyLog, Reading, Snapshot, Source};
 use crate::ruling;
@@ -64,8 +64,8 @@ pub struct Counts {
     hooks: Vec<u64>,
     /// Packets per namespace and interface index.
     pub devices: BTreeMap<(u32, u32), Traffic>,
-    /// Drops by reason number and code address.
-    pub drops: HashMap<(Option<u32>, u64), u64>,
+    /// Journeys that failed, by the way in which the packet did not arrive.
+    pub losses: HashMap<Loss, u64>,
 }
 
 impl Counts {
@@ -329,9 +329,6 @@ impl Collector {
         if event.is_of_no_network() {
             return None;
         }
-        if let Detail::Drop { location, reason } = event.detail {
-            *self.counts.drops.entry((reason, location)).or_default() += 1;
-        }
         if self.follows_arp {
             event.follow_arp();
         }
@@ -394,7 +391,10 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            self.counts.failed += u64::from(journey.failed());
+            if let Some(loss) = journey.loss() {
+                self.counts.failed += 1;
+                *self.counts.losses.entry(loss).or_default() += 1;
+            }
             if journey.is_arp() {
                 continue;
             }

@@ -6,7 +6,7 @@ use serde_json::json;
 use tracer_ebpf::hook::HookId;
 
 use super::*;
-use crate::event::{Arp, Packet, Transport};
+use crate::event::{Arp, Detail, Packet, Transport};
 use crate::kube::constructed::cluster;
 
 /// A packet from a client to a node's port, seen at these moments and hooks.
@@ -156,27 +156,73 @@ fn a_diagnosis_waits_longer_for_a_cluster_that_has_not_answered() {
 }
 
 #[test]
-fn a_buffer_of_no_network_is_no_drop() {
-    let mut collector = collector();
-    let dropped = |ifindex, not_ip| Event {
+fn a_buffer_of_no_network_is_no_end_of_a_packet() {
+    let seen = journey(
+        1,
+        "192.0.2.1:80",
+        &[HookId::DeviceReceive],
+        1,
+        Ending::OutOfSight,
+    );
+    let freed = |ifindex| Event {
+        hook: HookId::Drop,
         ifindex,
-        not_ip,
+        not_ip: true,
         packet: None,
         detail: Detail::Drop {
             location: 1,
             reason: None,
         },
-        ..journey(1, "192.0.2.1:80", &[HookId::Drop], 1, Ending::OutOfSight).events[0].clone()
+        ..seen.events[0].clone()
     };
-    for event in [
-        dropped(None, true),
-        dropped(Some(2), true),
-        dropped(None, false),
-    ] {
-        collector.push(event, &mut Vec::new());
+    for (ifindex, ended) in [(None, 0), (Some(2), 1)] {
+        let (mut collector, mut journeys) = (collector(), Vec::new());
+        collector.push(seen.events[0].clone(), &mut journeys);
+        collector.push(freed(ifindex), &mut journeys);
+        assert_eq!(journeys.len(), ended, "{ifindex:?}");
     }
-    assert_eq!(collector.counts().drops.values().sum::<u64>(), 2);
-    assert_eq!(collector.active(), 0);
+}
+
+#[test]
+fn losses_are_counted_by_what_did_not_arrive() {
+    let mut collector = collector();
+    let dropped = Ending::Dropped {
+        location: 1,
+        reason: Some(3),
+    };
+    let to = "192.0.2.1:80";
+    collector.keep(
+        vec![
+            journey(1, to, &[HookId::DeviceReceive, HookId::Drop], 1, dropped),
+            journey(
+                2,
+                to,
+                &[HookId::DeviceReceive, HookId::IcmpSend],
+                2,
+                Ending::OutOfSight,
+            ),
+            journey(3, to, &[HookId::DeviceReceive], 3, Ending::Delivered),
+            // To everyone, who may ignore it.
+            journey(
+                4,
+                "224.0.0.251:53",
+                &[HookId::DeviceReceive, HookId::Drop],
+                4,
+                dropped,
+            ),
+        ],
+        10,
+    );
+    let (location, reason) = (1, Some(3));
+    let losses = [
+        (Loss::Dropped { location, reason }, 1),
+        (Loss::IcmpError, 1),
+    ];
+    assert_eq!(collector.counts().losses, losses.into());
+    assert_eq!(
+        (collector.counts().packets, collector.counts().failed),
+        (4, 2)
+    );
 }
 
 #[test]

@@ -178,7 +178,7 @@ fn decisive(journey: &Journey) -> Option<usize> {
         Ending::Dropped { .. } if was_for_host(events) => (3, Reverse(None)),
         Ending::Transmitted => (2, Reverse(None)),
         Ending::OutOfSight | Ending::Reassembled => (1, Reverse(None)),
-        Ending::Dropped { .. } => (0, Reverse(None)),
+        Ending::Dropped { .. } | Ending::ForAnotherHost => (0, Reverse(None)),
     };
     // The skb that was cut is gone; only its pieces are of interest.
     let cut = journey.events.last().map(Event::role) == Some(Role::Fragment);

@@ -17,6 +17,8 @@ pub struct SocketReasons {
     unsaid: Vec<u32>,
     /// TCP had the data already, or was only asked whether it is alive.
     known_to_tcp: Vec<u32>,
+    /// The frame was for another host; `None` where the kernel does not say so (before 5.19).
+    other_host: Option<u32>,
 }
 
 /// The latter two are said of what is left in a queue, as a socket's when it closes.
@@ -57,6 +59,7 @@ impl<'a> FromIterator<(u32, &'a str)> for SocketReasons {
         Self {
             unsaid: numbers(&UNSAID),
             known_to_tcp,
+            other_host: number("OTHERHOST"),
         }
     }
 }
@@ -101,6 +104,17 @@ pub(super) fn ending(
         return Some(Ending::Delivered);
     }
     Some(Ending::Dropped { location, reason })
+}
+
+/// The ending of a packet that was for another host, when these events before it do not show that it was sent here.
+pub(super) fn for_another_host(
+    before: &[Event],
+    ending: Ending,
+    reasons: &SocketReasons,
+) -> Option<Ending> {
+    let said = matches!(ending, Ending::Dropped { reason: Some(reason), .. } if reasons.other_host == Some(reason));
+    let sent_here = |event: &Event| !matches!(event.role(), Role::Receive | Role::Ip);
+    (said && !before.iter().any(sent_here)).then_some(Ending::ForAnotherHost)
 }
 
 /// TCP, and not the opening of a connection.
@@ -180,13 +194,18 @@ mod tests {
         for (at, &hook) in all.enumerate() {
             tracker.push(tcp(hook, at as u64, flags), &mut ended);
         }
-        let mut drop = tcp(HookId::Drop, 100, flags);
-        drop.detail = Detail::Drop {
-            location: 1,
-            reason: Some(reason),
-        };
-        tracker.push(drop, &mut ended);
+        tracker.push(drop(flags, reason), &mut ended);
         ended.pop().expect("it ended")
+    }
+
+    fn drop(flags: u8, reason: u32) -> Event {
+        Event {
+            detail: Detail::Drop {
+                location: 1,
+                reason: Some(reason),
+            },
+            ..tcp(HookId::Drop, 100, flags)
+        }
     }
 
     #[test]
@@ -247,5 +266,30 @@ mod tests {
         }
         // One that is damaged finds nothing either, and is lost.
         assert!(freed(older(), RST, &[], BAD_CHECKSUM).failed());
+    }
+
+    #[test]
+    fn a_frame_for_another_host_is_lost_only_where_it_was_sent_here() {
+        const OTHERHOST: u32 = 8;
+        const DROPPED: Ending = Ending::Dropped {
+            location: 1,
+            reason: Some(OTHERHOST),
+        };
+        for (hooks, ending) in [
+            (
+                &[HookId::DeviceReceive, HookId::Ip4Receive][..],
+                Ending::ForAnotherHost,
+            ),
+            (&[HookId::Output, HookId::DeviceReceive], DROPPED),
+        ] {
+            let reasons = SocketReasons::from_iter([(OTHERHOST, "OTHERHOST")]);
+            let (mut tracker, mut ended) = (Tracker::new(reasons), Vec::new());
+            for (at, &hook) in hooks.iter().enumerate() {
+                tracker.push(tcp(hook, at as u64, ACK), &mut ended);
+            }
+            tracker.push(drop(ACK, OTHERHOST), &mut ended);
+            assert_eq!(ended[0].ending, ending, "{hooks:?}");
+            assert_eq!(ended[0].failed(), ending == DROPPED);
+        }
     }
 }

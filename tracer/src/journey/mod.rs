@@ -39,11 +39,31 @@ pub enum Ending {
     },
     /// A fragment that went into the whole packet, which was seen afterwards.
     Reassembled,
+    /// It came from outside for another host: the device takes every frame (promiscuous).
+    ForAnotherHost,
     /// A device took it, and it was not seen again: it left this machine.
     Transmitted,
     /// It was not seen again after its last event.
     #[default]
     OutOfSight,
+}
+
+/// In which way a packet did not arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Loss {
+    /// It was freed as dropped; as [`Ending::Dropped`].
+    Dropped {
+        /// Return address in the function that dropped it.
+        location: u64,
+        /// Number in this kernel's `enum skb_drop_reason`.
+        reason: Option<u32>,
+    },
+    /// It was answered with RST.
+    Reset,
+    /// It was answered with an ICMP error.
+    IcmpError,
+    /// No route led on.
+    NoRoute,
 }
 
 /// What the kernel made of a packet beside the packet itself.
@@ -207,15 +227,27 @@ impl Journey {
 
     /// The packet was meant for one receiver and did not arrive.
     pub fn failed(&self) -> bool {
+        self.loss().is_some()
+    }
+
+    /// In which way a packet that was meant for one receiver did not arrive; `None` where it did.
+    pub fn loss(&self) -> Option<Loss> {
         if self.is_for_many() || self.is_arp() {
-            return false;
+            return None;
         }
         let dropped = matches!(self.ending, Ending::Dropped { .. }) && !self.was_only_freed();
         // A reset found nothing to reset: the connection is gone already.
         let late_reset =
             (self.events.iter()).any(|event| event.role() == Role::Reset && !refuses(event));
-        dropped && !late_reset
-            || (self.events.iter()).any(|event| event.role() == Role::RouteError || refuses(event))
+        match self.ending {
+            Ending::Dropped { location, reason } if dropped && !late_reset => {
+                Some(Loss::Dropped { location, reason })
+            }
+            _ if self.was_reset() => Some(Loss::Reset),
+            _ if self.rejected() => Some(Loss::IcmpError),
+            _ if self.passed(Role::RouteError) => Some(Loss::NoRoute),
+            _ => None,
+        }
     }
 
     /// Namespaces that the packet was seen in, in order, each once in a row.

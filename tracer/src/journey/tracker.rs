@@ -4,7 +4,7 @@ use hashbrown::HashMap;
 use hashlink::LinkedHashMap;
 
 use super::branching::{Birth, Origins};
-use super::ending::{SocketReasons, ending, takes, unseen};
+use super::ending::{SocketReasons, ending, for_another_host, takes, unseen};
 use super::layer::{Layers, Relation, belongs};
 use super::{Branch, Ending, Event, Journey, Role};
 use crate::event::{Detail, Packet, protocol};
@@ -334,7 +334,9 @@ impl Active {
         if !belongs(&self.journey, &event) {
             return false;
         }
-        let over = ending(|| self.journey.was_taken(), &event, reasons);
+        let over = ending(|| self.journey.was_taken(), &event, reasons).map(|ending| {
+            for_another_host(&self.journey.events, ending, reasons).unwrap_or(ending)
+        });
         if self.journey.events.len() < MOST_EVENTS {
             self.journey.events.push(event);
         }

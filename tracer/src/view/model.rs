@@ -489,7 +489,7 @@ pub struct SummaryView {
     pub hooks: Vec<(&'static str, u64)>,
     /// Packets received and sent per device.
     pub devices: Vec<DeviceCount>,
-    /// Drops by reason.
+    /// Packets that did not arrive, by the kernel's reason or what refused them.
     pub drops: Vec<(String, u64)>,
     /// How far each cause that was named reaches, in the order in which they were named.
     pub causes: Vec<CauseCount>,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::event::NetfilterHook;
-use crate::journey::{Ending, Journey};
+use crate::journey::{Ending, Journey, Loss};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
 use crate::kube::{Claim, ClusterFacts};
@@ -83,6 +83,9 @@ pub struct Names<'a> {
 /// Addresses of a namespace that are looked up to name it: service addresses come last, in thousands.
 const LOOKED_UP: usize = 64;
 
+const REFUSED_WITH_RST: &str = "refused with RST";
+const REFUSED_WITH_ICMP: &str = "refused with an ICMP error";
+
 impl Names<'_> {
     /// A device's name, or its number where no fact names it.
     pub fn device(&self, netns: Option<u32>, ifindex: u32) -> String {
@@ -143,18 +146,20 @@ impl Names<'_> {
     }
 
     /// Why a packet did not arrive, in few words: bounded in number, for counts.
-    pub fn lost_because(&self, journey: &Journey) -> String {
-        match journey.ending {
-            Ending::Dropped { location, reason } => self.drop(location, reason),
-            _ => self.ending(journey),
+    pub fn loss(&self, loss: Loss) -> String {
+        match loss {
+            Loss::Dropped { location, reason } => self.drop(location, reason),
+            Loss::Reset => REFUSED_WITH_RST.into(),
+            Loss::IcmpError => REFUSED_WITH_ICMP.into(),
+            Loss::NoRoute => "no route".into(),
         }
     }
 
     /// How a packet's way ended, in words.
     pub fn ending(&self, journey: &Journey) -> String {
         match journey.ending {
-            _ if journey.was_reset() => "refused with RST".into(),
-            _ if journey.rejected() => "refused with an ICMP error".into(),
+            _ if journey.was_reset() => REFUSED_WITH_RST.into(),
+            _ if journey.rejected() => REFUSED_WITH_ICMP.into(),
             Ending::Delivered => "delivered".into(),
             Ending::Dropped { location, reason } => {
                 let what = if journey.was_only_freed() {
@@ -165,6 +170,7 @@ impl Names<'_> {
                 format!("{what}: {}", self.drop(location, reason))
             }
             Ending::Reassembled => "put together".into(),
+            Ending::ForAnotherHost => "for another host".into(),
             Ending::Transmitted => "sent".into(),
             Ending::OutOfSight => "out of sight".into(),
         }

@@ -181,7 +181,7 @@ pub fn summary(out: &mut impl Write, view: &SummaryView, style: Style) -> io::Re
         )?;
     }
     for (reason, count) in &view.drops {
-        writeln!(out, "  drop   {reason:<28} {count}")?;
+        writeln!(out, "  why    {reason:<28} {count}")?;
     }
     for cause in &view.causes {
         writeln!(

@@ -68,9 +68,9 @@ impl Like {
 impl Notes {
     /// A journey that ended.
     pub fn journey(&mut self, journey: &Journey, names: &Names<'_>) {
-        if journey.failed() {
+        if let Some(loss) = journey.loss() {
             let time_ns = names.clock.wall_ns(journey.start_ns());
-            self.losses.add(time_ns, &names.lost_because(journey));
+            self.losses.add(time_ns, &names.loss(loss));
         }
     }
 
@@ -132,10 +132,13 @@ impl Notes {
         for noted in &self.verdicts {
             let code = &noted.verdict.diagnosis.cause;
             for flow in stopped(code).into_iter().filter_map(|id| flows.get(id)) {
-                for (_, journey) in flow.kept().filter(|(_, journey)| journey.failed()) {
+                let lost = flow
+                    .kept()
+                    .filter_map(|(_, journey)| Some((journey, journey.loss()?)));
+                for (journey, loss) in lost {
                     if self.explained.insert(journey.id) {
                         let time_ns = names.clock.wall_ns(journey.start_ns());
-                        let kind = names.lost_because(journey);
+                        let kind = names.loss(loss);
                         self.losses.rename(time_ns, &kind, code);
                     }
                 }

@@ -216,8 +216,8 @@ fn trace(summary: &SummaryView, about: &About) -> Markup {
                 (rest(summary.devices.len()))
             }
             section {
-                h3 { "Drops in the kernel" }
-                (counts(&summary.drops, "No packet was freed as dropped."))
+                h3 { "Packets that did not arrive" }
+                (counts(&summary.drops, "No packet was seen to be lost."))
                 h3 { "Events lost by the tracer" }
                 (counts(&summary.lost, "No event was lost."))
                 h3 { "Not seen" }

@@ -159,16 +159,14 @@ pub struct Settings {
 
 /// Bits of [`Settings::filter`].
 pub mod filter {
-    /// There is a filter.
-    pub const ACTIVE: u32 = 1 << 0;
     /// Follow what belongs to a matching packet.
-    pub const FOLLOW: u32 = 1 << 1;
+    pub const FOLLOW: u32 = 1 << 0;
     /// The program tells source from destination.
-    pub const DIRECTED: u32 = 1 << 2;
+    pub const DIRECTED: u32 = 1 << 1;
     /// The program asks for device names.
-    pub const INTERFACE: u32 = 1 << 3;
+    pub const INTERFACE: u32 = 1 << 2;
     /// The program asks for namespaces.
-    pub const NAMESPACE: u32 = 1 << 4;
+    pub const NAMESPACE: u32 = 1 << 3;
 }
 
 /// Room for the copied part of an `sk_buff`: 128 bytes on the kernels measured (5.10 to 7.3).

@@ -85,20 +85,27 @@ pub fn into<T: Copy>(to: &mut T, address: u64) -> bool {
     }
 }
 
-/// Reads a field of the structure at `base`; zero where it cannot be read.
+/// Reads a field of the structure at `base`; zero where it cannot be read, as at the base 0.
 ///
 /// Not an `Option`: what the compiler makes of one's absent payload is refused by 5.10's verifier.
-/// Callers use it for what is never zero.
+/// Callers use it for what is never zero. Without a branch: a value known to be zero beside one that is not would
+/// have the verifier go through all that follows twice.
 #[inline(always)]
 pub fn field<T: Copy + Default>(base: u64, field: Field) -> T {
-    let mut value = T::default();
-    if base != 0
-        && let Some(offset) = offset(field)
-        && !into(&mut value, base + offset as u64)
-    {
+    let Some(offset) = offset(field) else {
         return T::default();
+    };
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes all of it, zeroes where it fails (`bpf_probe_read_kernel_common`); `T` is an integer at
+    // every call.
+    unsafe {
+        bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            base.wrapping_add(offset as u64) as *const _,
+        );
+        value.assume_init()
     }
-    value
 }
 
 /// Reads `count` bytes (at most `N`) into `to`.

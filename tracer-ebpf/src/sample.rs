@@ -29,15 +29,6 @@ const VXLAN_HEADERS: u32 = 8 + 8 + 14;
 /// An ICMP error's own header.
 const ICMP_HEADER: u32 = 8;
 
-/// What one layer of a packet says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Layer {
-    /// The flow's number, see [`spread`].
-    Flow(u32),
-    /// Look at the packet that begins so many bytes further.
-    Inside(u32),
-}
-
 /// Bytes of a network header that are looked at.
 pub const NETWORK_BYTES: usize = 40;
 
@@ -51,59 +42,74 @@ pub const fn transport(bytes: &[u8; NETWORK_BYTES]) -> Option<(u8, u32)> {
     }
 }
 
-/// Reads a packet's network header and the first four bytes behind it.
+/// How many bytes of headers lie before the packet within this one, as [`transport`] says what is behind the network
+/// header; 0 for a packet that holds no other.
 #[inline(always)]
-pub const fn layer(
+pub const fn inside(
     bytes: &[u8; NETWORK_BYTES],
     protocol: u8,
     length: u32,
     behind: [u8; 8],
-) -> Layer {
-    let is4 = bytes[0] >> 4 == 4;
-    if is4 && (bytes[6] & 0x3f != 0 || bytes[7] != 0) {
-        return Layer::Flow(spread(u16::from_be_bytes([bytes[4], bytes[5]]) as u32));
+) -> u32 {
+    if is_fragment4(bytes) {
+        return 0;
     }
+    let port = u16::from_be_bytes([behind[2], behind[3]]);
+    let kind = behind[0];
     match protocol {
-        TCP | UDP | SCTP => {
-            let one = u16::from_be_bytes([behind[0], behind[1]]);
-            let two = u16::from_be_bytes([behind[2], behind[3]]);
-            if protocol == UDP && (two == VXLAN[0] || two == VXLAN[1]) {
-                return Layer::Inside(length + VXLAN_HEADERS);
-            }
-            Layer::Flow(spread(if one > two { one } else { two } as u32))
-        }
-        IPIP => Layer::Inside(length),
-        FRAGMENT6 => Layer::Flow(spread(u32::from_ne_bytes([
-            behind[4], behind[5], behind[6], behind[7],
-        ]))),
-        ICMP => match behind[0] {
-            0 | 8 => Layer::Flow(echo(behind)),
-            3 | 4 | 5 | 11 | 12 => Layer::Inside(length + ICMP_HEADER),
-            _ => Layer::Flow(addresses(bytes, is4)),
-        },
-        ICMP6 => match behind[0] {
-            128 | 129 => Layer::Flow(echo(behind)),
-            1..128 => Layer::Inside(length + ICMP_HEADER),
-            _ => Layer::Flow(addresses(bytes, is4)),
-        },
-        _ => Layer::Flow(addresses(bytes, is4)),
+        UDP if port == VXLAN[0] || port == VXLAN[1] => length + VXLAN_HEADERS,
+        IPIP => length,
+        ICMP if matches!(kind, 3 | 4 | 5 | 11 | 12) => length + ICMP_HEADER,
+        ICMP6 if kind != 0 && kind < 128 => length + ICMP_HEADER,
+        _ => 0,
     }
+}
+
+/// The number of a packet's flow, by its network header and what is behind that, see [`spread`].
+#[inline(always)]
+pub const fn flow(bytes: &[u8; NETWORK_BYTES], protocol: u8, behind: [u8; 8]) -> u32 {
+    let kind = behind[0];
+    let number = if is_fragment4(bytes) {
+        u16::from_be_bytes([bytes[4], bytes[5]]) as u32
+    } else {
+        match protocol {
+            TCP | UDP | SCTP => {
+                let one = u16::from_be_bytes([behind[0], behind[1]]);
+                let two = u16::from_be_bytes([behind[2], behind[3]]);
+                if one > two { one as u32 } else { two as u32 }
+            }
+            FRAGMENT6 => u32::from_ne_bytes([behind[4], behind[5], behind[6], behind[7]]),
+            ICMP if matches!(kind, 0 | 8) => echo(behind),
+            ICMP6 if matches!(kind, 128 | 129) => echo(behind),
+            _ => addresses(bytes),
+        }
+    };
+    spread(number)
+}
+
+#[inline(always)]
+const fn is4(bytes: &[u8; NETWORK_BYTES]) -> bool {
+    bytes[0] >> 4 == 4
+}
+
+#[inline(always)]
+const fn is_fragment4(bytes: &[u8; NETWORK_BYTES]) -> bool {
+    is4(bytes) && (bytes[6] & 0x3f != 0 || bytes[7] != 0)
 }
 
 #[inline(always)]
 const fn echo(behind: [u8; 8]) -> u32 {
-    spread(u16::from_be_bytes([behind[4], behind[5]]) as u32)
+    u16::from_be_bytes([behind[4], behind[5]]) as u32
 }
 
 /// Both addresses' last four bytes, the same for both ways.
 #[inline(always)]
-const fn addresses(bytes: &[u8; NETWORK_BYTES], is4: bool) -> u32 {
-    let (one, two) = if is4 {
-        (four(bytes, 12), four(bytes, 16))
+const fn addresses(bytes: &[u8; NETWORK_BYTES]) -> u32 {
+    if is4(bytes) {
+        four(bytes, 12) ^ four(bytes, 16)
     } else {
-        (four(bytes, 20), four(bytes, 36))
-    };
-    spread(one ^ two)
+        four(bytes, 20) ^ four(bytes, 36)
+    }
 }
 
 #[inline(always)]
@@ -138,9 +144,15 @@ mod tests {
         behind
     }
 
-    fn of(bytes: &[u8; NETWORK_BYTES], behind: [u8; 8]) -> Layer {
+    fn of(bytes: &[u8; NETWORK_BYTES], behind: [u8; 8]) -> u32 {
         let (protocol, length) = transport(bytes).unwrap();
-        layer(bytes, protocol, length, behind)
+        assert_eq!(inside(bytes, protocol, length, behind), 0);
+        flow(bytes, protocol, behind)
+    }
+
+    fn within(bytes: &[u8; NETWORK_BYTES], behind: [u8; 8]) -> u32 {
+        let (protocol, length) = transport(bytes).unwrap();
+        inside(bytes, protocol, length, behind)
     }
 
     #[test]
@@ -160,14 +172,11 @@ mod tests {
     #[test]
     fn tunnels_and_errors_go_by_what_they_carry() {
         let outer = packet4(UDP, [192, 0, 2, 1], [192, 0, 2, 2]);
-        assert_eq!(of(&outer, ports(50_000, 8472)), Layer::Inside(20 + 30));
+        assert_eq!(within(&outer, ports(50_000, 8472)), 20 + 30);
         let mut error = [0; 8];
         error[0] = 3;
-        assert_eq!(of(&packet4(ICMP, [1; 4], [2; 4]), error), Layer::Inside(28));
-        assert_eq!(
-            of(&packet4(IPIP, [1; 4], [2; 4]), [0; 8]),
-            Layer::Inside(20)
-        );
+        assert_eq!(within(&packet4(ICMP, [1; 4], [2; 4]), error), 28);
+        assert_eq!(within(&packet4(IPIP, [1; 4], [2; 4]), [0; 8]), 20);
     }
 
     #[test]
@@ -180,7 +189,7 @@ mod tests {
         // "Do not fragment" is no fragment.
         let mut whole = packet4(UDP, [1; 4], [2; 4]);
         whole[6] = 0x40;
-        assert_eq!(of(&whole, ports(40_000, 53)), Layer::Flow(spread(40_000)));
+        assert_eq!(of(&whole, ports(40_000, 53)), spread(40_000));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use core::hint::black_box;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
 use tracer_ebpf::layout::Field;
-use tracer_ebpf::sample::{self, Layer, MOST_LAYERS, NETWORK_BYTES, NOT_BEGUN};
+use tracer_ebpf::sample::{self, MOST_LAYERS, NETWORK_BYTES, NOT_BEGUN};
 
 use crate::filter::network_offset;
 use crate::read::{self, Skb};
@@ -49,20 +49,23 @@ pub fn leaves_out(skb: &Skb, at_link: u32) -> bool {
 fn flow(skb: &Skb, at_link: u32) -> u32 {
     let head: u64 = skb.field(Field::SkbHead);
     let mut start = head + u64::from(network_offset(skb, at_link));
+    let (mut bytes, mut behind, mut protocol) = ([0; NETWORK_BYTES], [0; 8], 0);
+    // The innermost packet is looked for first: what tells its flow is verified once then, not for each layer.
     for _ in 0..MOST_LAYERS {
-        let mut bytes = [0; NETWORK_BYTES];
         if !read::into(&mut bytes, start) {
-            break;
+            return u32::MAX;
         }
-        let Some((protocol, length)) = sample::transport(&bytes) else {
-            break;
+        let Some(transport) = sample::transport(&bytes) else {
+            return u32::MAX;
         };
-        let mut behind = [0; 8];
+        let length;
+        (protocol, length) = transport;
         read::into(&mut behind, start + u64::from(length));
-        match sample::layer(&bytes, protocol, length, behind) {
-            Layer::Flow(number) => return number,
-            Layer::Inside(further) => start += u64::from(further),
+        let further = sample::inside(&bytes, protocol, length, behind);
+        if further == 0 {
+            break;
         }
+        start += u64::from(further);
     }
-    u32::MAX
+    sample::flow(&bytes, protocol, behind)
 }

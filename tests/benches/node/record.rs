@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tracer::kernel::btf::Btf;
 use tracer::kernel::load::{Options, Tracing};
 use tracer_ebpf::event::Event;
 
@@ -22,8 +21,7 @@ pub(crate) fn record(path: &Path) -> anyhow::Result<()> {
     for kind in Kind::ALL {
         round_trips(&world, kind, 2)?;
     }
-    let btf = Btf::running().context("this kernel has no BTF")?;
-    let mut tracing = Tracing::start(&btf, &Options::default())?;
+    let (mut tracing, _) = Tracing::start(&Options::default())?;
     let mut ring = tracing.take_ring()?;
     round_trips(&world, Kind::Udp, UDP)?;
     round_trips(&world, Kind::Tcp, TCP)?;

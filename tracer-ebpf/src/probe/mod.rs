@@ -152,12 +152,20 @@ impl Sight {
     /// given the skb's copy.
     #[inline(always)]
     fn emit_with(self, fill: impl FnOnce(&mut Detail, &Skb) -> bool) -> Option<()> {
-        let (hook, skb) = (self.hook, self.skb);
-        if !filter::active() {
-            let mut copy = Skb::room();
+        let mut copy = Skb::room();
+        if filter::active() {
+            self.follow(&mut copy)?;
+        } else {
             self.read(&mut copy)?;
-            return self.place().report(&copy, fill);
         }
+        // Once only: it is most of a program.
+        self.place().report(&copy, fill)
+    }
+
+    /// Copies the skb when the packet is followed; `None` when it is not.
+    #[inline(always)]
+    fn follow(self, copy: &mut Skb) -> Option<()> {
+        let (hook, skb) = (self.hook, self.skb);
         let remembered = filter::remembered()?;
         let known = filter::known(hook, skb, remembered);
         if known == Known::NotFollowed || known == Known::NotByItself && filter::by_entry(skb) == 0
@@ -165,23 +173,22 @@ impl Sight {
             filter::passed(hook, skb, false, remembered);
             return None;
         }
-        let mut copy = Skb::room();
-        self.read(&mut copy)?;
-        if known != Known::Followed || filter::begins(hook, &copy) {
+        self.read(copy)?;
+        if known != Known::Followed || filter::begins(hook, copy) {
             // Each costs a read of kernel memory, and few filters ask for them.
             let (mut device, mut net) = (0, 0);
             if filter::reads_place() {
                 let place = self.place();
                 (device, net) = (place.device, place.namespace());
             }
-            if !filter::decides(hook, skb, &copy, device, net, remembered) {
+            if !filter::decides(hook, skb, copy, device, net, remembered) {
                 filter::passed(hook, skb, false, remembered);
                 return None;
             }
         }
-        filter::keep(hook, skb, &copy, remembered);
+        filter::keep(hook, skb, copy, remembered);
         filter::passed(hook, skb, true, remembered);
-        self.place().report(&copy, fill)
+        Some(())
     }
 
     /// Copies the skb; `None` and a count when it cannot be read.

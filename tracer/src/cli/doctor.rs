@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::{Exit, Failure, Output, need_root};
-use crate::kernel::btf::Btf;
 use crate::kernel::load::{Options, Tracing};
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols;
@@ -31,8 +30,7 @@ struct KernelView {
 pub(super) fn run(output: &Output) -> Result<Exit, Failure> {
     need_root("looking at what this kernel allows")?;
     let printer = Printer::new(output.printer_format(), Show::Nothing);
-    let btf = Btf::running()?;
-    let tracing = Tracing::start(&btf, &Options::default())?;
+    let (tracing, btf) = Tracing::start(&Options::default())?;
     for state in &tracing.hooks {
         let view = HookView {
             hook: state.hook.id.name(),

@@ -3,10 +3,12 @@
 //! Format: Documentation/bpf/btf.rst. Read are the kernel's own and that of one module on top of it:
 //! ip_vs, whose connections no other BTF describes.
 
-use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs;
+use std::hash::BuildHasher as _;
 use std::ops::Range;
 
+use hashbrown::{DefaultHashBuilder, HashTable};
 use thiserror::Error;
 
 const MAGIC: u16 = 0xeb9f;
@@ -75,8 +77,9 @@ pub struct Btf {
     strings: Vec<Range<usize>>,
     /// Position of each type in `data`; the first has id 1, a module's follow the kernel's.
     types: Vec<u32>,
-    /// Structures, unions, enums and functions by name.
-    names: HashMap<Box<str>, Vec<u32>>,
+    /// Structures, unions, enums and functions: the hash of the name and the id.
+    names: HashTable<(u64, u32)>,
+    hasher: DefaultHashBuilder,
 }
 
 impl Btf {
@@ -158,11 +161,14 @@ impl Btf {
     }
 
     fn named(&self, name: &str, wanted: impl Fn(u32) -> bool) -> Option<u32> {
-        self.names.get(name)?.iter().copied().find(|&id| {
-            self.locate(id)
-                .and_then(|position| self.word(position + 4))
-                .is_some_and(|info| wanted(kind_of(info)))
-        })
+        let is_it = |id| {
+            let position = self.locate(id)?;
+            let info = self.word(position + 4)?;
+            Some(wanted(kind_of(info)) && self.name(self.word(position)?)? == name.as_bytes())
+        };
+        let hash = self.hasher.hash_one(name.as_bytes());
+        let ids = self.names.iter_hash(hash).map(|&(_, id)| id);
+        ids.filter(|&id| is_it(id) == Some(true)).min()
     }
 
     /// Where a type's record is.
@@ -241,7 +247,8 @@ impl Btf {
             data: Vec::with_capacity(data.len() + ROOM_FOR_MODULE),
             strings: Vec::new(),
             types: Vec::new(),
-            names: HashMap::new(),
+            names: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
         };
         btf.add(data)?;
         Ok(btf)
@@ -292,10 +299,11 @@ impl Btf {
                 _ => false,
             };
             if found_by_name
-                && let Some(name) = self.word(position).and_then(|name| self.string(name))
+                && let Some(name) = self.word(position).and_then(|name| self.name(name))
             {
-                let name = Box::from(name);
-                self.names.entry(name).or_default().push(id);
+                let hash = self.hasher.hash_one(name);
+                self.names
+                    .insert_unique(hash, (hash, id), |&(hash, _)| hash);
             }
             position += step;
         }
@@ -308,6 +316,10 @@ impl Btf {
     }
 
     fn string(&self, offset: u32) -> Option<&str> {
+        std::str::from_utf8(self.name(offset)?).ok()
+    }
+
+    fn name(&self, offset: u32) -> Option<&[u8]> {
         let mut offset = offset as usize;
         let section = self.strings.iter().find(|section| {
             let inside = offset < section.len();
@@ -317,8 +329,7 @@ impl Btf {
             inside
         })?;
         let bytes = self.data.get(section.clone())?.get(offset..)?;
-        let end = bytes.iter().position(|&byte| byte == 0)?;
-        std::str::from_utf8(&bytes[..end]).ok()
+        CStr::from_bytes_until_nul(bytes).ok().map(CStr::to_bytes)
     }
 }
 

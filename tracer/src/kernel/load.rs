@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::EbpfLogger;
@@ -21,7 +21,10 @@ use super::ring::Ring;
 use crate::filter::Filter;
 use crate::hook::Hook;
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracer-ebpf"));
+/// The programs that report every packet.
+static ALL: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/all"));
+/// Those that filter: the kernel takes much longer to verify them.
+static FILTERED: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filtered"));
 
 /// What to load.
 #[derive(Clone, Debug)]
@@ -133,12 +136,25 @@ impl Tracing {
         keep_namespaces(&mut self.ebpf, namespaces)
     }
 
-    /// Loads and attaches everything that this kernel allows.
+    /// Loads and attaches everything that this kernel allows; gives the kernel's type information as well.
     ///
     /// # Errors
-    /// When the programs cannot be loaded at all, or not a single hook attaches.
-    pub fn start(btf: &Btf, options: &Options) -> anyhow::Result<Self> {
-        let (layout, missing_fields) = resolve(btf, &Modules::read());
+    /// When the kernel has no type information, the programs cannot be loaded at all, or not a single hook attaches.
+    pub fn start(options: &Options) -> anyhow::Result<(Self, Btf)> {
+        // The loader reads type information of its own, twice.
+        let (btf, kernel_btf, loader) = std::thread::scope(|scope| {
+            let kernel_btf = scope.spawn(aya::Btf::from_sys_fs);
+            let loader = scope.spawn(EbpfLoader::new);
+            (Btf::running(), kernel_btf.join(), loader.join())
+        });
+        let btf = btf.context(
+            "this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)",
+        )?;
+        let (Ok(kernel_btf), Ok(mut loader)) = (kernel_btf, loader) else {
+            bail!("a thread that reads the kernel's type information panicked");
+        };
+        let kernel_btf = kernel_btf.context("the kernel's type information cannot be read")?;
+        let (layout, missing_fields) = resolve(&btf, &Modules::read());
         let (window_start, window_length) = window(&layout)?;
         let settings = [
             // The enum and the tracepoint's argument came together in 5.17.
@@ -148,31 +164,23 @@ impl Tracing {
             window_start,
             window_length,
         ];
+        let filters = !options.filter.is_everything();
         let program = MatchProgram(*options.filter.program());
-        // The loader reads type information of its own at the same time.
-        let (kernel_btf, mut loader) = std::thread::scope(|scope| {
-            let reader = scope.spawn(aya::Btf::from_sys_fs);
-            let loader = EbpfLoader::new();
-            (reader.join(), loader)
-        });
-        let kernel_btf = kernel_btf
-            .map_err(|_| anyhow!("the thread that reads the kernel's type information panicked"))?
-            .context("the kernel's type information cannot be read")?;
         let mut ebpf = loader
             // The programs have no relocations by type.
             .btf(None)
             .override_global("LAYOUT", layout.as_slice(), true)
             .override_global("SETTINGS", settings.as_slice(), true)
-            .override_global("PROGRAM", &program, true)
+            .override_global("PROGRAM", &program, filters)
             .override_global(aya_log::LEVEL, log_level(options), true)
             .map_max_entries("EVENTS", options.ring_bytes)
-            .load(OBJECT)
+            .load(if filters { FILTERED } else { ALL })
             .context("the kernel refuses the programs' maps; is this root, with CAP_BPF?")?;
         if let Some(namespaces) = &options.namespaces {
             keep_namespaces(&mut ebpf, namespaces)?;
         }
         leave_flows(&mut ebpf, NOT_BEGUN)?;
-        let attacher = Attacher::new(btf, &kernel_btf, options);
+        let attacher = Attacher::new(&btf, &kernel_btf, options);
         let mut links = Links::default();
         let hooks: Vec<_> = attacher
             .attach_all(&mut ebpf)
@@ -192,16 +200,18 @@ impl Tracing {
             .transpose()?;
         leave_flows(&mut ebpf, 0)?;
         let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok();
-        Ok(Self {
+        let modules = attacher.into_modules();
+        let tracing = Self {
             links,
-            modules: attacher.into_modules(),
+            modules,
             verbose: options.program_log,
             ebpf,
             hooks,
             missing_fields,
             program_log,
             statistics,
-        })
+        };
+        Ok((tracing, btf))
     }
 
     /// False when the kernel does not say what our programs cost.
@@ -396,7 +406,6 @@ unsafe impl aya::Pod for MatchProgram {}
 fn filter_bits(options: &Options) -> u32 {
     let filter = &options.filter;
     [
-        (bits::ACTIVE, !filter.is_everything()),
         (bits::FOLLOW, options.follow),
         (bits::DIRECTED, filter.is_directed()),
         (bits::INTERFACE, filter.reads_names()),

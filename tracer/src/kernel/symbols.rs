@@ -14,13 +14,14 @@ pub struct Symbols {
 }
 
 impl Symbols {
-    fn parse(lines: impl BufRead) -> Self {
-        let mut functions: Vec<_> = lines
-            .lines()
-            .map_while(Result::ok)
-            .filter_map(|line| function(&line))
-            .collect();
-        functions.sort_unstable_by_key(|&(address, _)| address);
+    fn parse(mut lines: impl BufRead) -> Self {
+        let (mut functions, mut line) = (Vec::new(), String::new());
+        while lines.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+            functions.extend(function(&line));
+            line.clear();
+        }
+        // The kernel's own come in order; a stable sort makes use of that.
+        functions.sort_by_key(|&(address, _)| address);
         Self { functions }
     }
 

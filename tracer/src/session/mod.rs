@@ -23,7 +23,6 @@ use crate::cause::Diagnosis;
 use crate::event::Event;
 use crate::flow::Flows;
 use crate::journey::Journey;
-use crate::kernel::btf::Btf;
 use crate::kernel::inbox::Inbox;
 use crate::kernel::load::{Options, Tracing};
 use crate::kernel::modules::Loaded;
@@ -89,9 +88,7 @@ impl Session {
         printer: Printer,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let btf = Btf::running()
-            .context("this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)")?;
-        let mut tracing = Tracing::start(&btf, options)?;
+        let (mut tracing, btf) = Tracing::start(options)?;
         let inbox = Inbox::start(tracing.take_ring()?)
             .context("no thread can be had to empty the ring buffer")?;
         let symbols = symbols::Source::open();

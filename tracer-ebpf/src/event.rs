@@ -62,6 +62,8 @@ pub struct Event {
 pub union Detail {
     /// The whole region.
     pub bytes: [u8; DETAIL_BYTES],
+    /// The same.
+    pub words: [u64; DETAIL_BYTES / 8],
     /// Netfilter hook entered.
     pub netfilter: Netfilter,
     /// IPVS service lookup.

@@ -586,8 +586,8 @@ fn words(bytes: &[u8; 16]) -> [u64; 2] {
 fn quoted_matches(copy: &Skb, at_link: u32, found: &mut Network) -> bool {
     let outer = network_offset(copy, at_link);
     let inner = outer + u32::from(found.transport) + TRANSPORT_BYTES as u32;
-    found.key.source = [0; 2];
-    found.key.destination = [0; 2];
+    read::zero(&mut found.key.source);
+    read::zero(&mut found.key.destination);
     found.key.network = 0;
     found.transport = 0;
     found.fragment = false;

@@ -4,7 +4,7 @@
 //! reads as `None`, and the verifier removes the code behind it.
 
 use core::mem::MaybeUninit;
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::{addr_of, read_volatile, write_volatile};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use tracer_ebpf::layout::{ABSENT, Field, Layout, Settings, WINDOW_BYTES};
@@ -114,6 +114,15 @@ pub fn bytes<const N: usize>(to: &mut [u8; N], count: usize, address: u64) -> bo
     let count = if count > N { N } else { count };
     // SAFETY: `count` is within `to`.
     unsafe { bpf_probe_read_kernel(to.as_mut_ptr().cast(), count as u32, address as *const _) == 0 }
+}
+
+/// Zeroes words one by one: an assignment becomes a loop over their bytes.
+#[inline(always)]
+pub fn zero(words: &mut [u64]) {
+    for word in words {
+        // SAFETY: a reference; volatile, so that the compiler does not join the words again.
+        unsafe { write_volatile(word, 0) };
+    }
 }
 
 /// A copy of the part of an `sk_buff` that holds the fields of `layout::in_window`: one read instead

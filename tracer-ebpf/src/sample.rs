@@ -22,45 +22,42 @@ const UDP: u8 = 17;
 const ICMP6: u8 = 58;
 const SCTP: u8 = 132;
 const FRAGMENT6: u8 = 44;
+/// A piece of an IPv4 packet, by a number that is no protocol's.
+const FRAGMENT4: u8 = 255;
 /// UDP ports of VXLAN, by IANA and by Linux' old default.
 const VXLAN: [u16; 2] = [4789, 8472];
 /// From VXLAN's UDP header to the inner network header: UDP, VXLAN and Ethernet.
 const VXLAN_HEADERS: u32 = 8 + 8 + 14;
+/// Destination unreachable, source quench, redirect, time exceeded, parameter problem: a bit for each type.
+const ICMP_ERRORS: u16 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 11 | 1 << 12;
 /// An ICMP error's own header.
 const ICMP_HEADER: u32 = 8;
 
 /// Bytes of a network header that are looked at.
 pub const NETWORK_BYTES: usize = 40;
 
-/// Where the transport header of a packet is and what it is; `None` for what is no IP.
+/// What is behind a packet's network header, and where; `None` for what is no IP.
 #[inline(always)]
 pub const fn transport(bytes: &[u8; NETWORK_BYTES]) -> Option<(u8, u32)> {
     match bytes[0] >> 4 {
+        4 if bytes[6] & 0x3f | bytes[7] != 0 => Some((FRAGMENT4, 0)),
         4 => Some((bytes[9], (bytes[0] as u32 & 15) * 4)),
         6 => Some((bytes[6], NETWORK_BYTES as u32)),
         _ => None,
     }
 }
 
-/// How many bytes of headers lie before the packet within this one, as [`transport`] says what is behind the network
-/// header; 0 for a packet that holds no other.
+/// How many bytes of headers lie before the packet within this one, by what [`transport`] says; 0 for a packet that
+/// holds no other.
 #[inline(always)]
-pub const fn inside(
-    bytes: &[u8; NETWORK_BYTES],
-    protocol: u8,
-    length: u32,
-    behind: [u8; 8],
-) -> u32 {
-    if is_fragment4(bytes) {
-        return 0;
-    }
+pub const fn inside(protocol: u8, length: u32, behind: [u8; 8]) -> u32 {
     let port = u16::from_be_bytes([behind[2], behind[3]]);
     let kind = behind[0];
     match protocol {
         UDP if port == VXLAN[0] || port == VXLAN[1] => length + VXLAN_HEADERS,
         IPIP => length,
-        ICMP if matches!(kind, 3 | 4 | 5 | 11 | 12) => length + ICMP_HEADER,
-        ICMP6 if kind != 0 && kind < 128 => length + ICMP_HEADER,
+        ICMP if kind < 16 && ICMP_ERRORS >> kind & 1 != 0 => length + ICMP_HEADER,
+        ICMP6 if kind.wrapping_sub(1) < 127 => length + ICMP_HEADER,
         _ => 0,
     }
 }
@@ -69,32 +66,19 @@ pub const fn inside(
 #[inline(always)]
 pub const fn flow(bytes: &[u8; NETWORK_BYTES], protocol: u8, behind: [u8; 8]) -> u32 {
     let kind = behind[0];
-    let number = if is_fragment4(bytes) {
-        u16::from_be_bytes([bytes[4], bytes[5]]) as u32
-    } else {
-        match protocol {
-            TCP | UDP | SCTP => {
-                let one = u16::from_be_bytes([behind[0], behind[1]]);
-                let two = u16::from_be_bytes([behind[2], behind[3]]);
-                if one > two { one as u32 } else { two as u32 }
-            }
-            FRAGMENT6 => u32::from_ne_bytes([behind[4], behind[5], behind[6], behind[7]]),
-            ICMP if matches!(kind, 0 | 8) => echo(behind),
-            ICMP6 if matches!(kind, 128 | 129) => echo(behind),
-            _ => addresses(bytes),
+    let number = match protocol {
+        TCP | UDP | SCTP => {
+            let one = u16::from_be_bytes([behind[0], behind[1]]);
+            let two = u16::from_be_bytes([behind[2], behind[3]]);
+            if one > two { one as u32 } else { two as u32 }
         }
+        FRAGMENT4 => u16::from_be_bytes([bytes[4], bytes[5]]) as u32,
+        FRAGMENT6 => u32::from_ne_bytes([behind[4], behind[5], behind[6], behind[7]]),
+        ICMP if kind & !8 == 0 => echo(behind),
+        ICMP6 if kind & !1 == 128 => echo(behind),
+        _ => addresses(bytes),
     };
     spread(number)
-}
-
-#[inline(always)]
-const fn is4(bytes: &[u8; NETWORK_BYTES]) -> bool {
-    bytes[0] >> 4 == 4
-}
-
-#[inline(always)]
-const fn is_fragment4(bytes: &[u8; NETWORK_BYTES]) -> bool {
-    is4(bytes) && (bytes[6] & 0x3f != 0 || bytes[7] != 0)
 }
 
 #[inline(always)]
@@ -105,7 +89,7 @@ const fn echo(behind: [u8; 8]) -> u32 {
 /// Both addresses' last four bytes, the same for both ways.
 #[inline(always)]
 const fn addresses(bytes: &[u8; NETWORK_BYTES]) -> u32 {
-    if is4(bytes) {
+    if bytes[0] >> 4 == 4 {
         four(bytes, 12) ^ four(bytes, 16)
     } else {
         four(bytes, 20) ^ four(bytes, 36)
@@ -146,13 +130,13 @@ mod tests {
 
     fn of(bytes: &[u8; NETWORK_BYTES], behind: [u8; 8]) -> u32 {
         let (protocol, length) = transport(bytes).unwrap();
-        assert_eq!(inside(bytes, protocol, length, behind), 0);
+        assert_eq!(inside(protocol, length, behind), 0);
         flow(bytes, protocol, behind)
     }
 
     fn within(bytes: &[u8; NETWORK_BYTES], behind: [u8; 8]) -> u32 {
         let (protocol, length) = transport(bytes).unwrap();
-        inside(bytes, protocol, length, behind)
+        inside(protocol, length, behind)
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Leaves whole flows out while userspace asks for it.
 
 use core::hint::black_box;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
@@ -49,23 +50,28 @@ pub fn leaves_out(skb: &Skb, at_link: u32) -> bool {
 fn flow(skb: &Skb, at_link: u32) -> u32 {
     let head: u64 = skb.field(Field::SkbHead);
     let mut start = head + u64::from(network_offset(skb, at_link));
-    let (mut bytes, mut behind, mut protocol) = ([0; NETWORK_BYTES], [0; 8], 0);
+    let mut bytes = MaybeUninit::<[u8; NETWORK_BYTES]>::uninit();
+    let mut behind = MaybeUninit::<[u8; 8]>::uninit();
+    let mut protocol = 0;
     // The innermost packet is looked for first: what tells its flow is verified once then, not for each layer.
     for _ in 0..MOST_LAYERS {
         if !read::into(&mut bytes, start) {
             return u32::MAX;
         }
-        let Some(transport) = sample::transport(&bytes) else {
+        // SAFETY: read just now.
+        let Some(transport) = sample::transport(unsafe { bytes.assume_init_ref() }) else {
             return u32::MAX;
         };
         let length;
         (protocol, length) = transport;
         read::into(&mut behind, start + u64::from(length));
-        let further = sample::inside(&bytes, protocol, length, behind);
+        // SAFETY: the helper zeroes what it cannot read.
+        let further = sample::inside(protocol, length, unsafe { behind.assume_init() });
         if further == 0 {
             break;
         }
         start += u64::from(further);
     }
-    sample::flow(&bytes, protocol, behind)
+    // SAFETY: read at least once.
+    unsafe { sample::flow(bytes.assume_init_ref(), protocol, behind.assume_init()) }
 }

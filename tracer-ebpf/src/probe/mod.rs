@@ -10,12 +10,12 @@ use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, ProbeContext};
 use aya_log_ebpf::debug;
 use network_types::eth::{EthHdr, EtherType};
-use tracer_ebpf::event::{DETAIL_BYTES, Detail, Event, Lost, PACKET_BYTES, valid};
+use tracer_ebpf::event::{Detail, Event, Lost, PACKET_BYTES, valid};
 use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::Field;
 
 use crate::filter::{self, Known};
-use crate::read::{self, Skb};
+use crate::read::{self, Skb, zero};
 use crate::sampling;
 
 pub mod bridge;
@@ -270,7 +270,8 @@ impl Place {
         if ifindex != 0 {
             bits |= valid::IFINDEX;
         }
-        event.detail.bytes = [0; DETAIL_BYTES];
+        // SAFETY: integers, which any value fits.
+        zero(unsafe { &mut event.detail.words });
         if fill(&mut event.detail, skb) {
             bits |= valid::DETAIL;
         }
@@ -324,7 +325,8 @@ fn emit_bare(
     event.protocol = 0;
     event.packet_len = 0;
     event.network_offset = 0;
-    event.detail.bytes = [0; DETAIL_BYTES];
+    // SAFETY: integers, which any value fits.
+    zero(unsafe { &mut event.detail.words });
     event.valid = if fill(&mut event.detail) {
         valid::DETAIL
     } else {

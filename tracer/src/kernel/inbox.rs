@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use caps::Capability;
 use tracer_ebpf::event::Event;
 
 use super::privilege;
@@ -17,8 +18,6 @@ const PERIOD: Duration = Duration::from_millis(10);
 const BATCH: usize = 4096;
 /// Events that may wait here, 96 MiB. Then the ring buffer fills and the kernel side counts what it loses.
 const MOST_WAITING: usize = 1 << 19;
-/// A pass takes much less, unless the machine stands still.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// Ahead of the usual processes, as `nice -n -10`: the kernel does not wait.
 const NICENESS: i32 = -10;
 
@@ -26,6 +25,14 @@ const NICENESS: i32 = -10;
 pub struct Inbox {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Events that the ring buffer holds at most.
+    room_in_ring: u64,
+}
+
+/// A moment: what the kernel side had submitted by then.
+pub struct Mark {
+    passes: u64,
+    received: u64,
 }
 
 /// What was taken.
@@ -72,6 +79,7 @@ impl Inbox {
     /// # Errors
     /// When no thread can be had.
     pub fn start(ring: Ring) -> std::io::Result<Self> {
+        let room_in_ring = ring.room();
         let shared = Arc::<Shared>::default();
         let thread = std::thread::Builder::new().name("ring".into()).spawn({
             let shared = Arc::clone(&shared);
@@ -80,6 +88,7 @@ impl Inbox {
         Ok(Self {
             shared,
             thread: Some(thread),
+            room_in_ring,
         })
     }
 
@@ -104,19 +113,32 @@ impl Inbox {
         taken
     }
 
-    /// Waits until what the kernel side has submitted by now is here; returns how many events wait.
-    pub fn catch_up(&self) -> usize {
+    /// Now.
+    pub fn mark(&self) -> Mark {
+        let state = self.shared.lock();
+        Mark {
+            passes: state.passes,
+            received: state.received,
+        }
+    }
+
+    /// Waits until everything that the kernel side had submitted at a moment is here, however long that takes, or no
+    /// more fits; gives how many events wait, and whether that is everything.
+    pub fn catch_up(&self, mark: &Mark) -> (usize, bool) {
         let mut state = self.shared.lock();
-        let passes = state.passes;
         state.wanted = true;
         self.shared.changed.notify_all();
-        let behind = |state: &mut State| state.passes == passes && state.count < MOST_WAITING;
-        let waited = self
-            .shared
-            .changed
-            .wait_timeout_while(state, PATIENCE, behind);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.count
+        loop {
+            // While packets flow it may never be found empty; what was in it then is out once it was filled anew.
+            let whole =
+                state.passes != mark.passes || state.received - mark.received >= self.room_in_ring;
+            let over = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+            if whole || over || state.count >= MOST_WAITING {
+                return (state.count, whole || over);
+            }
+            let waited = self.shared.changed.wait_timeout(state, PERIOD);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Events that came so far, and the share of the room for them that is taken now.
@@ -145,8 +167,8 @@ impl Drop for Inbox {
 fn work(mut ring: Ring, shared: &Shared) {
     // SAFETY: no memory is involved; 0 is the calling thread. Without the right to it we stay as we are.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
-    // What could not be given up does no harm here.
-    let _ = privilege::keep(&[]);
+    // Kernels before 5.19 let nobody else read the counts of what was lost. What could not be given up does no harm.
+    let _ = privilege::keep(&[Capability::CAP_BPF]);
     loop {
         let room = {
             let state = shared.lock();

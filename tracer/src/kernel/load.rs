@@ -114,6 +114,7 @@ pub struct Tracing {
     /// modules that are not loaded.
     pub missing_fields: Vec<String>,
     program_log: Option<EbpfLogger<StandardError>>,
+    ring_bytes: u32,
     /// Keeps the kernel's run-time statistics on while we trace.
     statistics: Option<std::os::fd::OwnedFd>,
 }
@@ -209,6 +210,7 @@ impl Tracing {
             hooks,
             missing_fields,
             program_log,
+            ring_bytes: options.ring_bytes,
             statistics,
         };
         Ok((tracing, btf))
@@ -328,6 +330,7 @@ impl Tracing {
         Ok(Ring::new(
             RingBuf::<MapData>::try_from(events)?,
             PerCpuArray::<MapData, u64>::try_from(lost)?,
+            self.ring_bytes,
         ))
     }
 

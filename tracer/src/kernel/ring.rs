@@ -9,7 +9,12 @@ pub struct Ring {
     lost: PerCpuArray<MapData, u64>,
     /// Entries whose size was not that of an event.
     malformed: u64,
+    /// Of the buffer.
+    bytes: u32,
 }
+
+/// Bytes that the kernel puts before each entry (`BPF_RINGBUF_HDR_SZ`).
+const ENTRY_HEADER: usize = 8;
 
 /// Events lost since the start, per cause.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -28,12 +33,22 @@ impl LostCounts {
 }
 
 impl Ring {
-    pub(super) const fn new(events: RingBuf<MapData>, lost: PerCpuArray<MapData, u64>) -> Self {
+    pub(super) const fn new(
+        events: RingBuf<MapData>,
+        lost: PerCpuArray<MapData, u64>,
+        bytes: u32,
+    ) -> Self {
         Self {
             events,
             lost,
             malformed: 0,
+            bytes,
         }
+    }
+
+    /// Events that fit.
+    pub const fn room(&self) -> u64 {
+        self.bytes as u64 / (size_of::<Event>() + ENTRY_HEADER) as u64
     }
 
     /// Takes what is there, at most `limit` events; returns how many were taken.
@@ -55,15 +70,14 @@ impl Ring {
         taken
     }
 
-    /// What was lost so far.
+    /// What was lost so far; what cannot be read is no proof that nothing was.
     pub fn lost(&self) -> LostCounts {
         let mut counts = Vec::new();
         for cause in Lost::ALL {
-            let sum = self
-                .lost
-                .get(&(cause as u32), 0)
-                .map_or(0, |values| values.iter().sum());
-            counts.push((cause.name(), sum));
+            let values = self.lost.get(&(cause as u32), 0);
+            counts.push(values.map_or(("count that cannot be read", 1), |values| {
+                (cause.name(), values.iter().sum())
+            }));
         }
         counts.push(("entry of unknown size", self.malformed));
         counts.retain(|&(_, count)| count > 0);

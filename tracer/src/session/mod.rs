@@ -327,16 +327,23 @@ impl Session {
 
     /// Takes everything that the kernel has given so far.
     fn take_rest(&mut self) -> anyhow::Result<Vec<Diagnosis>> {
-        // What comes meanwhile has no end while packets flow.
-        let mut rest = self.inbox.catch_up();
-        let (mut diagnoses, mut taken) = self.step(false)?;
-        while taken > 0 && taken < rest {
-            rest -= taken;
-            let (found, more) = self.step(false)?;
-            diagnoses.extend(found);
-            taken = more;
+        let mut diagnoses = Vec::new();
+        // What comes after it has no end while packets flow.
+        let end = self.inbox.mark();
+        loop {
+            let (mut rest, whole) = self.inbox.catch_up(&end);
+            loop {
+                let (found, taken) = self.step(false)?;
+                diagnoses.extend(found);
+                rest = rest.saturating_sub(taken);
+                if taken == 0 || rest == 0 {
+                    break;
+                }
+            }
+            if whole {
+                return Ok(diagnoses);
+            }
         }
-        Ok(diagnoses)
     }
 
     /// Ends the trace: what is under way, a last look for causes, the summary, and the capture.

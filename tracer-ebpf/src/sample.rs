@@ -12,9 +12,6 @@
 /// only some of the hooks are attached, and half a way looks like a loss.
 pub const NOT_BEGUN: u32 = u32::MAX;
 
-/// How many packets may lie in one another (VXLAN, IPIP, an ICMP error's quote).
-pub const MOST_LAYERS: usize = 3;
-
 const IPIP: u8 = 4;
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -47,15 +44,22 @@ pub const fn transport(bytes: &[u8; NETWORK_BYTES]) -> Option<(u8, u32)> {
     }
 }
 
-/// How many bytes of headers lie before the packet within this one, by what [`transport`] says; 0 for a packet that
-/// holds no other.
+/// How many bytes of headers lie before the packet in a tunnel's, by what [`transport`] says; 0 for one that is none.
 #[inline(always)]
-pub const fn inside(protocol: u8, length: u32, behind: [u8; 8]) -> u32 {
+pub const fn tunnelled(protocol: u8, length: u32, behind: [u8; 8]) -> u32 {
     let port = u16::from_be_bytes([behind[2], behind[3]]);
-    let kind = behind[0];
     match protocol {
         UDP if port == VXLAN[0] || port == VXLAN[1] => length + VXLAN_HEADERS,
         IPIP => length,
+        _ => 0,
+    }
+}
+
+/// The same for the packet that an ICMP error quotes.
+#[inline(always)]
+pub const fn quoted(protocol: u8, length: u32, behind: [u8; 8]) -> u32 {
+    let kind = behind[0];
+    match protocol {
         ICMP if kind < 16 && ICMP_ERRORS >> kind & 1 != 0 => length + ICMP_HEADER,
         ICMP6 if kind.wrapping_sub(1) < 127 => length + ICMP_HEADER,
         _ => 0,
@@ -130,13 +134,9 @@ mod tests {
 
     fn of(bytes: &[u8; NETWORK_BYTES], behind: [u8; 8]) -> u32 {
         let (protocol, length) = transport(bytes).unwrap();
-        assert_eq!(inside(protocol, length, behind), 0);
+        assert_eq!(tunnelled(protocol, length, behind), 0);
+        assert_eq!(quoted(protocol, length, behind), 0);
         flow(bytes, protocol, behind)
-    }
-
-    fn within(bytes: &[u8; NETWORK_BYTES], behind: [u8; 8]) -> u32 {
-        let (protocol, length) = transport(bytes).unwrap();
-        inside(protocol, length, behind)
     }
 
     #[test]
@@ -155,12 +155,11 @@ mod tests {
 
     #[test]
     fn tunnels_and_errors_go_by_what_they_carry() {
-        let outer = packet4(UDP, [192, 0, 2, 1], [192, 0, 2, 2]);
-        assert_eq!(within(&outer, ports(50_000, 8472)), 20 + 30);
+        assert_eq!(tunnelled(UDP, 20, ports(50_000, 8472)), 20 + 30);
         let mut error = [0; 8];
         error[0] = 3;
-        assert_eq!(within(&packet4(ICMP, [1; 4], [2; 4]), error), 28);
-        assert_eq!(within(&packet4(IPIP, [1; 4], [2; 4]), [0; 8]), 20);
+        assert_eq!(quoted(ICMP, 20, error), 28);
+        assert_eq!(tunnelled(IPIP, 20, [0; 8]), 20);
     }
 
     #[test]

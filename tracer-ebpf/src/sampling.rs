@@ -6,7 +6,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
 use tracer_ebpf::layout::Field;
-use tracer_ebpf::sample::{self, MOST_LAYERS, NETWORK_BYTES, NOT_BEGUN};
+use tracer_ebpf::sample::{self, NETWORK_BYTES, NOT_BEGUN};
 
 use crate::filter::network_offset;
 use crate::read::{self, Skb};
@@ -50,28 +50,54 @@ pub fn leaves_out(skb: &Skb, at_link: u32) -> bool {
 fn flow(skb: &Skb, at_link: u32) -> u32 {
     let head: u64 = skb.field(Field::SkbHead);
     let mut start = head + u64::from(network_offset(skb, at_link));
-    let mut bytes = MaybeUninit::<[u8; NETWORK_BYTES]>::uninit();
-    let mut behind = MaybeUninit::<[u8; 8]>::uninit();
-    let mut protocol = 0;
-    // The innermost packet is looked for first: what tells its flow is verified once then, not for each layer.
-    for _ in 0..MOST_LAYERS {
-        if !read::into(&mut bytes, start) {
-            return u32::MAX;
+    let mut packet = Headers {
+        network: MaybeUninit::uninit(),
+        behind: MaybeUninit::uninit(),
+    };
+    let Some((mut protocol, mut length)) = packet.read(start) else {
+        return u32::MAX;
+    };
+    // One after the other, not in a loop over both: the verifier goes through each way into each.
+    for further in [sample::tunnelled, sample::quoted] {
+        let further = further(protocol, length, packet.behind());
+        if further != 0 {
+            start += u64::from(further);
+            (protocol, length) = match packet.read(start) {
+                Some(read) => read,
+                None => return u32::MAX,
+            };
         }
-        // SAFETY: read just now.
-        let Some(transport) = sample::transport(unsafe { bytes.assume_init_ref() }) else {
-            return u32::MAX;
-        };
-        let length;
-        (protocol, length) = transport;
-        read::into(&mut behind, start + u64::from(length));
-        // SAFETY: the helper zeroes what it cannot read.
-        let further = sample::inside(protocol, length, unsafe { behind.assume_init() });
-        if further == 0 {
-            break;
-        }
-        start += u64::from(further);
     }
-    // SAFETY: read at least once.
-    unsafe { sample::flow(bytes.assume_init_ref(), protocol, behind.assume_init()) }
+    sample::flow(packet.network(), protocol, packet.behind())
+}
+
+/// A network header and what is behind it.
+struct Headers {
+    network: MaybeUninit<[u8; NETWORK_BYTES]>,
+    behind: MaybeUninit<[u8; 8]>,
+}
+
+impl Headers {
+    /// Reads them; see [`sample::transport`].
+    #[inline(always)]
+    fn read(&mut self, start: u64) -> Option<(u8, u32)> {
+        if !read::into(&mut self.network, start) {
+            return None;
+        }
+        let (protocol, length) = sample::transport(self.network())?;
+        read::into(&mut self.behind, start + u64::from(length));
+        Some((protocol, length))
+    }
+
+    #[inline(always)]
+    fn network(&self) -> &[u8; NETWORK_BYTES] {
+        // SAFETY: called behind a read, which writes all of it, zeroes where it fails.
+        unsafe { self.network.assume_init_ref() }
+    }
+
+    #[inline(always)]
+    fn behind(&self) -> [u8; 8] {
+        // SAFETY: as above.
+        unsafe { self.behind.assume_init() }
+    }
 }

@@ -230,7 +230,7 @@ fn event(number: usize) -> raw::Event {
     packet[38..42].copy_from_slice(&(journey as u32).to_be_bytes());
     packet[46..48].copy_from_slice(&[0x50, 0x10]);
     let mut detail = raw::Detail {
-        bytes: [0; raw::DETAIL_BYTES],
+        words: [0; raw::DETAIL_BYTES / 8],
     };
     match hook {
         HookId::NetfilterHook => {

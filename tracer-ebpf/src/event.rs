@@ -61,8 +61,6 @@ pub struct Event {
 #[derive(Clone, Copy)]
 pub union Detail {
     /// The whole region.
-    pub bytes: [u8; DETAIL_BYTES],
-    /// The same.
     pub words: [u64; DETAIL_BYTES / 8],
     /// Netfilter hook entered.
     pub netfilter: Netfilter,

@@ -441,7 +441,7 @@ mod tests {
             packet_len: 40,
             network_offset: 0,
             detail: raw::Detail {
-                bytes: [0; raw::DETAIL_BYTES],
+                words: [0; raw::DETAIL_BYTES / 8],
             },
             packet: [0; raw::PACKET_BYTES],
         }

@@ -128,7 +128,7 @@ fn event(number: u32, step: usize) -> raw::Event {
     packet[38..42].copy_from_slice(&(SEQUENCE + number).to_be_bytes());
     packet[46..48].copy_from_slice(&[0x50, 2]);
     let mut detail = raw::Detail {
-        bytes: [0; raw::DETAIL_BYTES],
+        words: [0; raw::DETAIL_BYTES / 8],
     };
     match hook {
         HookId::NetfilterHook => detail.netfilter = raw::Netfilter { hook: 0, family: 2 },

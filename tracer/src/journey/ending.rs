@@ -7,7 +7,8 @@ use crate::hook::Role;
 
 use super::Ending;
 
-/// Drop reasons with which a socket frees what has reached it, by this kernel's numbers.
+/// Drop reasons that do not stand for a loss, by this kernel's numbers: nearly all are a socket's, which frees what has
+/// reached it.
 ///
 /// Source: `tcp_validate_incoming`, `tcp_ack`, `tcp_data_queue` and `tcp_rcv_state_process` (net/ipv4/tcp_input.c), which
 /// name what they free since 5.17.

@@ -126,12 +126,13 @@ impl Inbox {
     /// more fits; gives how many events wait, and whether that is everything.
     pub fn catch_up(&self, mark: &Mark) -> (usize, bool) {
         let mut state = self.shared.lock();
-        state.wanted = true;
-        self.shared.changed.notify_all();
         loop {
-            // While packets flow it may never be found empty; what was in it then is out once it was filled anew.
-            let whole =
-                state.passes != mark.passes || state.received - mark.received >= self.room_in_ring;
+            state.wanted = true;
+            self.shared.changed.notify_all();
+            // The pass under way may have found the ring buffer empty just before the mark. While packets flow it may
+            // never be found empty; what was in it then is out once it was filled anew.
+            let whole = state.passes >= mark.passes + 2
+                || state.received - mark.received >= self.room_in_ring;
             let over = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
             if whole || over || state.count >= MOST_WAITING {
                 return (state.count, whole || over);

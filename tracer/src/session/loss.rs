@@ -16,8 +16,6 @@ pub(super) struct Known {
     /// `None` where the kernel does not count them.
     missed: Option<u64>,
     looked: Instant,
-    /// Events that were taken before the last look.
-    events: u64,
 }
 
 impl Known {
@@ -27,7 +25,6 @@ impl Known {
             lost: 0,
             missed: Some(0),
             looked: Instant::now(),
-            events: 0,
         }
     }
 
@@ -38,17 +35,16 @@ impl Known {
         more
     }
 
-    /// It is time to look for skipped programs, when so many events were taken. Without a new one nothing is under way
-    /// that has to know, and each look reads a file for every program.
-    fn looks(&self, events: u64, hurry: bool) -> bool {
-        let due = events != self.events && self.looked.elapsed() >= MISSED_PERIOD;
-        self.missed.is_some() && (hurry || due)
+    /// It is time to look for skipped programs.
+    fn looks(&self, hurry: bool) -> bool {
+        self.missed.is_some() && (hurry || self.looked.elapsed() >= MISSED_PERIOD)
     }
 
     /// True when there are more skipped programs than at the last look.
-    fn missed(&mut self, missed: Option<u64>, events: u64) -> bool {
+    fn missed(&mut self, missed: Option<u64>) -> bool {
         let more = missed > self.missed;
-        (self.missed, self.looked, self.events) = (missed, Instant::now(), events);
+        self.missed = missed;
+        self.looked = Instant::now();
         more
     }
 }
@@ -58,9 +54,8 @@ impl Session {
     /// from then on.
     pub(super) fn look_for_loss(&mut self, now_ns: u64, hurry: bool) {
         let mut more = self.known.lost(self.inbox.lost().total());
-        let events = self.analysis.collector().counts().events;
-        if self.known.looks(events, hurry) {
-            more |= self.known.missed(self.tracing.missed(), events);
+        if self.known.looks(hurry) {
+            more |= self.known.missed(self.tracing.missed());
         }
         if more {
             self.mark_loss(now_ns);
@@ -108,19 +103,17 @@ mod tests {
     #[test]
     fn a_skipped_program_is_a_loss_as_a_full_ring_is() {
         let mut known = Known::none();
-        assert!(!known.lost(0) && !known.missed(Some(0), 0));
+        assert!(!known.lost(0) && !known.missed(Some(0)));
         assert!(known.lost(2) && !known.lost(2));
-        assert!(known.missed(Some(1), 0) && !known.missed(Some(1), 0));
-        assert!(known.missed(Some(2), 5) && !known.looks(6, false) && known.looks(5, true));
-        known.looked -= MISSED_PERIOD;
-        assert!(known.looks(6, false) && !known.looks(5, false));
+        assert!(known.missed(Some(1)) && !known.missed(Some(1)));
+        assert!(known.missed(Some(2)) && !known.looks(false) && known.looks(true));
     }
 
     #[test]
     fn a_kernel_that_does_not_count_is_not_asked_again() {
         let mut known = Known::none();
-        assert!(known.looks(0, true));
-        assert!(!known.missed(None, 0));
-        assert!(!known.looks(0, true));
+        assert!(known.looks(true));
+        assert!(!known.missed(None));
+        assert!(!known.looks(true));
     }
 }

@@ -92,12 +92,6 @@ const FOLLOWED: u32 = 1 << 0;
 const UNLEARNED: u32 = 1 << 1;
 const IN_TUNNEL: u32 = 1 << 2;
 
-/// How [`decide`] works: the network header is where the data begins.
-const AT_LINK: u32 = 1 << 0;
-/// Conntrack entries and quoted packets are looked at as well. Hooks that trust what is remembered do
-/// without: what was found that way is in [`SKBS`] by then, and each way costs the verifier time.
-const WHOLE: u32 = 1 << 1;
-
 /// What is known of an skb before it is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Known {
@@ -228,14 +222,13 @@ pub fn decides(
     net: u64,
     remembered: &mut Remembered,
 ) -> bool {
-    let mut how = 0;
-    if matches!(hook, HookId::DeviceReceive) {
-        how |= AT_LINK;
-    }
-    if !matches!(trust(hook), Trust::Both) {
-        how |= WHOLE;
-    }
-    let decision = decide(skb, copy, device, net, how);
+    // The network header is where the data begins.
+    let at_link = u32::from(matches!(hook, HookId::DeviceReceive));
+    let decision = if matches!(trust(hook), Trust::Both) {
+        decide_by_itself(skb, copy, device, net)
+    } else {
+        decide(skb, copy, device, net, at_link)
+    };
     if decision & FOLLOWED == 0 {
         // What is not IP may end at no hook, and what begins in its skb then is asked about anew; so is what
         // a tag hid.
@@ -424,10 +417,44 @@ fn learn_flow(key: &Key) -> u32 {
 ///
 /// Not inlined: its stack is then shared with what the program does later.
 #[inline(never)]
-fn decide(skb: u64, copy: &Skb, device: u64, net: u64, how: u32) -> u32 {
-    let at_link = how & AT_LINK;
+fn decide(skb: u64, copy: &Skb, device: u64, net: u64, at_link: u32) -> u32 {
     let mut room = MaybeUninit::uninit();
     let found = empty(&mut room);
+    if let Some(decision) = by_itself(skb, copy, device, net, at_link, found) {
+        return decision;
+    }
+    let identity = KNOWN | u64::from(found.identity);
+    let entry = copy.field::<u64>(Field::SkbNfct) & !7;
+    let mut decision = 0;
+    if entry != 0 && entry_matches(entry, &mut found.key) {
+        decision = FOLLOWED | UNLEARNED;
+    } else if found.quotes && quoted_matches(copy, at_link, found) {
+        decision = FOLLOWED;
+    }
+    if decision != 0 {
+        remember_skb(skb, identity);
+    }
+    decision
+}
+
+/// As [`decide`], but conntrack entries and quoted packets are not looked at: for hooks that trust what is
+/// remembered, where what was found that way is in [`SKBS`]. The less there is, the sooner it is verified.
+#[inline(never)]
+fn decide_by_itself(skb: u64, copy: &Skb, device: u64, net: u64) -> u32 {
+    let mut room = MaybeUninit::uninit();
+    by_itself(skb, copy, device, net, 0, empty(&mut room)).unwrap_or(0)
+}
+
+/// The decision by what the skb says itself and what is kept of it; `None` leaves it to its entry and quotes.
+#[inline(always)]
+fn by_itself(
+    skb: u64,
+    copy: &Skb,
+    device: u64,
+    net: u64,
+    at_link: u32,
+    found: &mut Network,
+) -> Option<u32> {
     read_packet(copy, at_link, found);
     if read::filter(filter::INTERFACE)
         && let Some(offset) = read::offset(Field::NetDeviceName)
@@ -442,7 +469,7 @@ fn decide(skb: u64, copy: &Skb, device: u64, net: u64, how: u32) -> u32 {
     }
     let own = evaluate(&found.key) != 0;
     if !read::filter(filter::FOLLOW) {
-        return if own { FOLLOWED } else { 0 };
+        return Some(if own { FOLLOWED } else { 0 });
     }
     if used(SKBS_USED)
         && let Some(kept) = SKBS.get_ptr_mut(&skb)
@@ -454,11 +481,11 @@ fn decide(skb: u64, copy: &Skb, device: u64, net: u64, how: u32) -> u32 {
             *kept = KNOWN | tunnel | u64::from(found.identity);
         }
         if *kept & !TUNNEL == KNOWN | u64::from(found.identity) {
-            return if tunnel == 0 {
+            return Some(if tunnel == 0 {
                 FOLLOWED | UNLEARNED
             } else {
                 FOLLOWED | IN_TUNNEL
-            };
+            });
         }
     }
     if own {
@@ -469,29 +496,10 @@ fn decide(skb: u64, copy: &Skb, device: u64, net: u64, how: u32) -> u32 {
         if reads_place() {
             black_box(learn_flow(&found.key));
         }
-        return FOLLOWED;
+        return Some(FOLLOWED);
     }
-    if flow_known(&found.key) != 0 {
-        return FOLLOWED;
-    }
-    if found.fragment && datagram_known(found) != 0 {
-        return FOLLOWED;
-    }
-    if how & WHOLE == 0 {
-        return 0;
-    }
-    let identity = KNOWN | u64::from(found.identity);
-    let entry = copy.field::<u64>(Field::SkbNfct) & !7;
-    let mut decision = 0;
-    if entry != 0 && entry_matches(entry, &mut found.key) {
-        decision = FOLLOWED | UNLEARNED;
-    } else if found.quotes && quoted_matches(copy, at_link, found) {
-        decision = FOLLOWED;
-    }
-    if decision != 0 {
-        remember_skb(skb, identity);
-    }
-    decision
+    let known = flow_known(&found.key) != 0 || found.fragment && datagram_known(found) != 0;
+    known.then_some(FOLLOWED)
 }
 
 /// Zeroes what stands behind the zero that ends a name.

@@ -15,6 +15,7 @@ use super::merge::{Kept, explain_together};
 use super::run::interrupted;
 use super::{Exit, Failure, Output, runtime, value};
 use crate::capture::{Chunk, Received, ReceivedFile, STANDARD_OUTPUT};
+use crate::filter::Expression;
 use crate::fleet::{
     self, CaptureVolume, Captures, Choice, FleetError, Installation, News, Plan, Stop,
 };
@@ -172,6 +173,9 @@ pub(super) fn run(arguments: &Run, output: &Output) -> Result<Exit, Failure> {
 
 /// `kept` is the folder in which the captures stay; those of a run that only joins them go with it.
 fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, Failure> {
+    // Every node would refuse it, after its pod was made.
+    Expression::parse(&arguments.filter.join(" "))
+        .map_err(|error| Failure::usage(error.to_string()))?;
     let for_now = (kept.is_none() && arguments.joins())
         .then(tempfile::tempdir)
         .transpose()
@@ -185,6 +189,9 @@ fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, 
         .transpose()?;
     let shown = if arguments.all { "--all" } else { "--failed" };
     let mut words = vec![shown.to_owned()];
+    if output.verbose {
+        words.push("--verbose".into());
+    }
     if captures.is_some() {
         words.push(format!("--write={STANDARD_OUTPUT}"));
     }
@@ -202,7 +209,8 @@ fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, 
         limit: arguments.limit,
         start: arguments.start,
     };
-    let style = match output.printer_format() {
+    let format = output.printer_format();
+    let style = match format {
         Format::Json { .. } | Format::Silent => None,
         Format::Text { style, .. } => Some(style),
     };
@@ -211,7 +219,7 @@ fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, 
         let (stopper, stop) = watch::channel(Stop::No);
         let (sender, news) = mpsc::channel(QUEUE);
         let printing = async {
-            let printed = print(news, style, captures).await;
+            let printed = print(news, format, captures).await;
             if printed.is_err() {
                 // Nobody reads any more (`| head`): what was created still has to go.
                 stopper.send_replace(Stop::AtOnce);
@@ -236,6 +244,7 @@ fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, 
     let Printed {
         gathered,
         ends,
+        lacking,
         captures,
     } = printed;
     let printer = Printer::new(output.printer_format(), Show::Nothing);
@@ -265,17 +274,16 @@ fn trace(arguments: &Run, kept: Option<&Path>, output: &Output) -> Result<Exit, 
             view::diagnosis(&mut stdout(), found, style)?;
         }
     }
-    let traced = ends.iter().any(|node| node.summary.is_some());
     let summary = FleetSummary {
         run: outcome.run,
         nodes: ends,
         left: outcome.left,
     };
     view::summary(&mut stdout(), &summary, style)?;
-    Ok(match (named.is_empty() && diagnoses.is_empty(), traced) {
+    Ok(match (named.is_empty() && diagnoses.is_empty(), lacking) {
         (false, _) => Exit::CauseNamed,
-        (true, true) => Exit::Healthy,
-        (true, false) => Exit::CannotTrace,
+        (true, false) => Exit::Healthy,
+        (true, true) => Exit::CannotTrace,
     })
 }
 
@@ -326,19 +334,17 @@ fn capture_words(file: &ReceivedFile) -> String {
 struct Printed {
     gathered: Gathered,
     ends: Vec<NodeView>,
+    /// A node was not traced, or not to the end.
+    lacking: bool,
     captures: Option<Received>,
 }
 
 /// Prints what happens, as it happens, and keeps what the end needs; captures go into their files.
 async fn print(
     mut news: mpsc::Receiver<News>,
-    style: Option<Style>,
+    format: Format,
     mut captures: Option<Received>,
 ) -> std::io::Result<Printed> {
-    let format = style.map_or(Format::Json { verbose: false }, |style| Format::Text {
-        style,
-        verbose: false,
-    });
     let printer = Printer::new(format, Show::Nothing);
     let remark = |node: &str, state, why: Option<&str>| {
         let words = match why {
@@ -349,6 +355,7 @@ async fn print(
     };
     let mut gathered = Gathered::default();
     let mut ends = Vec::new();
+    let mut lacking = false;
     while let Some(news) = news.recv().await {
         match news {
             News::Begun { run, nodes } => {
@@ -377,9 +384,13 @@ async fn print(
                     continue;
                 }
                 let read = Line::read(&line);
-                match style {
-                    Some(style) => view::text_line(&mut stdout(), &node, &line, &read, style)?,
-                    None => view::json_line(&mut stdout(), &node, &line)?,
+                match format {
+                    Format::Text { style, verbose } => {
+                        view::text_line(&mut stdout(), &node, &line, &read, style, verbose)?;
+                    }
+                    Format::Json { .. } | Format::Silent => {
+                        view::json_line(&mut stdout(), &node, &line)?;
+                    }
                 }
                 match read {
                     Line::Diagnosis(diagnosis) => gathered.diagnosis(&node, *diagnosis),
@@ -393,6 +404,7 @@ async fn print(
                 if end.why().is_some() {
                     remark(&node, end.name(), end.why())?;
                 }
+                lacking |= end.is_lacking();
                 ends.push(NodeView {
                     node: node.to_string(),
                     state: end.name(),
@@ -406,6 +418,7 @@ async fn print(
     Ok(Printed {
         gathered,
         ends,
+        lacking,
         captures,
     })
 }

@@ -115,7 +115,9 @@ fn move_account(document: &mut Value, namespace: &str) {
     if document["kind"] == "ServiceAccount" {
         document["metadata"]["namespace"] = json!(namespace);
     }
-    for subject in document["subjects"].as_array_mut().into_iter().flatten() {
+    // Looking by index would put a `null` where there are none.
+    let subjects = document.get_mut("subjects").and_then(Value::as_array_mut);
+    for subject in subjects.into_iter().flatten() {
         subject["namespace"] = json!(namespace);
     }
 }
@@ -124,7 +126,8 @@ fn daemon_set(installation: &Installation) -> DaemonSet {
     let port = i32::from(installation.port);
     let mut words = vec![
         "serve".to_owned(),
-        format!("--listen=0.0.0.0:{}", installation.port),
+        // Both families: probes come to the pod's address, whichever it has.
+        format!("--listen=[::]:{}", installation.port),
     ];
     if let Some(captures) = &installation.captures {
         words.push(format!("--capture={CAPTURES_AT}"));
@@ -260,9 +263,18 @@ mod tests {
 
     use super::*;
 
-    /// Every field of a DaemonSet that is written, as Kubernetes 1.20 has it (release-1.20 of k8s.io/api:
-    /// apps/v1, core/v1). kubectl refuses what the server does not have.
+    /// Every field that is written, as Kubernetes 1.20 has it (release-1.20 of k8s.io/api: apps/v1, core/v1,
+    /// rbac/v1). kubectl refuses what the server does not have, whatever its value.
     const FIELDS: &[&str] = &[
+        "Namespace apiVersion kind metadata",
+        "ServiceAccount apiVersion kind metadata",
+        "ClusterRole apiVersion kind metadata rules",
+        "Role apiVersion kind metadata rules",
+        "rules apiGroups nonResourceURLs resourceNames resources verbs",
+        "ClusterRoleBinding apiVersion kind metadata roleRef subjects",
+        "RoleBinding apiVersion kind metadata roleRef subjects",
+        "roleRef apiGroup kind name",
+        "subjects kind name namespace",
         "DaemonSet apiVersion kind metadata spec",
         "metadata annotations labels name namespace",
         "spec selector template updateStrategy",
@@ -343,7 +355,16 @@ mod tests {
             CaptureVolume::HostPath("/var/tracer".into()),
             CaptureVolume::Claim("captures".into()),
         ] {
-            fields("DaemonSet", &written(&installation(volume, 20)), &mut found);
+            let installed = Installation {
+                namespace: "tracing".into(),
+                ..installation(volume, 20)
+            };
+            let text = manifest(&installed).expect("a manifest");
+            let documents: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
+            for document in documents {
+                let kind = document["kind"].as_str().expect("a kind");
+                fields(kind, &document, &mut found);
+            }
         }
         assert_eq!(found, known);
     }

@@ -105,7 +105,7 @@ pub(super) fn owner(plan: &Plan, run: &str) -> Job {
 /// The pod that traces one node.
 pub(super) fn pod(plan: &Plan, owner: &OwnerReference, number: usize, node: &str) -> Pod {
     let mut words = vec!["run".to_owned(), "--format=json".into()];
-    words.push(format!("--for={}", plan.limit.as_secs()));
+    words.push(format!("--for={}ms", plan.limit.as_millis()));
     if plan.service_account.is_none() {
         words.push("--no-kube".into());
     }
@@ -295,7 +295,7 @@ mod tests {
         let expected = [
             "run",
             "--format=json",
-            "--for=60",
+            "--for=60000ms",
             "--no-kube",
             "host 192.0.2.1",
         ];

@@ -7,6 +7,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use super::FleetError;
+use super::pod::NodeEnd;
 use super::run::{BEGINNING, within};
 use crate::kube::connect::words;
 
@@ -75,11 +76,11 @@ impl Plan {
         self.start + self.limit + MARGIN
     }
 
-    /// The nodes by name, in order, and those that cannot be traced, with the reason.
+    /// The nodes by name, in order, and what becomes of those that cannot be traced.
     pub(super) async fn find_nodes(
         &self,
         client: &Client,
-    ) -> Result<(Vec<String>, Vec<(String, String)>), FleetError> {
+    ) -> Result<(Vec<String>, Vec<(String, NodeEnd)>), FleetError> {
         let mut parameters = ListParams::default();
         if let Choice::Labels(selector) = &self.nodes {
             parameters = parameters.labels(selector);
@@ -100,8 +101,13 @@ impl Plan {
             };
             match (&self.nodes, system) {
                 (Choice::Names(names), _) if !names.contains(&name) => {}
-                (_, Some(system)) if system != "linux" => {
-                    not.push((name, format!("runs {system}, not Linux")));
+                (chosen, Some(system)) if system != "linux" => {
+                    let why = format!("runs {system}, not Linux");
+                    let end = match chosen {
+                        Choice::Names(_) => NodeEnd::NotStarted(why),
+                        Choice::All | Choice::Labels(_) => NodeEnd::Skipped(why),
+                    };
+                    not.push((name, end));
                 }
                 _ => nodes.push(name),
             }
@@ -111,15 +117,18 @@ impl Plan {
                 .iter()
                 .filter(|name| !nodes.contains(name) && !not.iter().any(|(no, _)| no == *name));
             let unknown: Vec<_> = unknown
-                .map(|name| (name.clone(), "no node of this cluster".to_owned()))
+                .map(|name| {
+                    let why = "no node of this cluster".to_owned();
+                    (name.clone(), NodeEnd::NotStarted(why))
+                })
                 .collect();
             not.extend(unknown);
         }
         nodes.sort();
         if nodes.is_empty() {
             let mut why = self.nodes.words();
-            for (name, reason) in not {
-                why += &format!("; {name}: {reason}");
+            for (name, end) in not {
+                why += &format!("; {name}: {}", end.why().unwrap_or_default());
             }
             return Err(FleetError::NoNode(why));
         }

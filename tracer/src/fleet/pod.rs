@@ -13,7 +13,7 @@ use kube::api::{ListParams, LogParams, PostParams};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::run::{News, Stop, asked, in_time, within};
+use super::run::{News, Stop, asked, in_time, passing, taken, within};
 use super::{Plan, manifest};
 use crate::kube::connect::words;
 
@@ -45,6 +45,8 @@ pub enum NodeEnd {
     NotStarted(String),
     /// Ended early, and why.
     Broken(String),
+    /// Was not to be traced, and why: no Linux.
+    Skipped(String),
 }
 
 impl NodeEnd {
@@ -52,8 +54,13 @@ impl NodeEnd {
     pub fn why(&self) -> Option<&str> {
         match self {
             Self::Finished => None,
-            Self::NotStarted(why) | Self::Broken(why) => Some(why),
+            Self::NotStarted(why) | Self::Broken(why) | Self::Skipped(why) => Some(why),
         }
+    }
+
+    /// True when something is missing of what was to be traced.
+    pub const fn is_lacking(&self) -> bool {
+        matches!(self, Self::NotStarted(_) | Self::Broken(_))
     }
 
     /// One word or two.
@@ -62,6 +69,7 @@ impl NodeEnd {
             Self::Finished => "finished",
             Self::NotStarted(_) => "not started",
             Self::Broken(_) => "ended early",
+            Self::Skipped(_) => "skipped",
         }
     }
 }
@@ -255,10 +263,10 @@ impl Task {
             match made {
                 Ok(_) => return Ok(()),
                 // The answer to an earlier try was lost: the name is this run's own.
-                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => return Ok(()),
-                // Others count against the namespace's quota at this moment.
-                Err(kube::Error::Api(status))
-                    if status.code == 409 && begun.elapsed() <= CREATION =>
+                Err(error) if taken(&error) => return Ok(()),
+                // Others count against the namespace's quota at this moment (409).
+                Err(error)
+                    if (passing(&error) || conflict(&error)) && begun.elapsed() <= CREATION =>
                 {
                     tokio::time::sleep(AGAIN).await;
                 }
@@ -429,6 +437,10 @@ impl Task {
         // Nobody listens any more when printing failed; the end comes from there.
         let _ = self.news.send(news).await;
     }
+}
+
+fn conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
 fn gone(error: &kube::Error) -> bool {

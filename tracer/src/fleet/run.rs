@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -21,11 +22,13 @@ use crate::kube::connect::{NoServer, configuration, words};
 
 /// Pause between two lists of the pods: one request for all of them.
 const LIST: Duration = Duration::from_millis(500);
+/// Pods that are deleted at the same time.
+const AT_A_TIME: usize = 16;
 /// A tracer that is asked to end has this long for its last words, seconds.
 const GRACE: u32 = 10;
 /// How long the last words are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(15);
-/// How long removing is tried while the server does not answer.
+/// How long removing, and making the owner, is tried while the server does not answer or is busy.
 const REMOVAL: Duration = Duration::from_secs(10);
 /// Longest wait for what a run cannot begin without: a list of thousands of nodes takes its time, and
 /// webhooks may have as long.
@@ -140,8 +143,7 @@ pub async fn run(
             nodes: nodes.clone(),
         })
         .await;
-    for (node, why) in not {
-        let end = NodeEnd::NotStarted(why);
+    for (node, end) in not {
         let _ = news
             .send(News::Ended {
                 node: node.into(),
@@ -184,16 +186,29 @@ impl Fleet {
         stop: &mut watch::Receiver<Stop>,
     ) -> Result<Job, FleetError> {
         let (parameters, job) = (PostParams::default(), manifest::owner(plan, &self.run));
+        let making = async {
+            let begun = Instant::now();
+            loop {
+                match within(BEGINNING, self.jobs.create(&parameters, &job)).await {
+                    Err(error) if passing(&error) && begun.elapsed() < REMOVAL => {
+                        tokio::time::sleep(LIST).await;
+                    }
+                    // An earlier try made it though it failed: the name is this run's own.
+                    Err(error) if taken(&error) => {
+                        return within(BEGINNING, self.jobs.get(&self.run)).await;
+                    }
+                    made => return made,
+                }
+            }
+        };
         let error = tokio::select! {
-            made = within(BEGINNING, self.jobs.create(&parameters, &job)) => match made {
+            made = making => match made {
                 Ok(made) => return Ok(made),
                 Err(error) => Some(error),
             },
             () = asked(stop) => None,
         };
         let mut left = Vec::new();
-        let refused =
-            |error: &kube::Error| matches!(error, kube::Error::Api(status) if status.code < 500);
         if !error.as_ref().is_some_and(refused) {
             left = self.remove().await;
         }
@@ -207,12 +222,12 @@ impl Fleet {
             });
         };
         left.insert(0, words(&error));
+        if matches!(&error, kube::Error::Api(status) if status.code == 403) {
+            left.push("the needed rights: `tracer cluster rbac --run`".into());
+        }
         Err(FleetError::Refused {
             what: "the Job that owns everything cannot be created",
-            why: format!(
-                "{}; the needed rights: `tracer cluster rbac --run`",
-                left.join("; ")
-            ),
+            why: left.join("; "),
         })
     }
 
@@ -257,8 +272,11 @@ impl Fleet {
                     match (changed, wish) {
                         (Ok(()), Stop::No) => {}
                         (Ok(()), Stop::Gently) => {
-                            self.delete_pods(GRACE).await;
                             patience = Some(Instant::now() + LAST_WORDS);
+                            tokio::select! {
+                                _ = self.delete_pods() => {}
+                                _ = stop.wait_for(|wish| *wish == Stop::AtOnce) => return,
+                            }
                         }
                         (Ok(()), Stop::AtOnce) | (Err(_), _) => return,
                     }
@@ -270,29 +288,38 @@ impl Fleet {
     /// Removes the owner and every pod: the server's own collector may be slow, or off.
     async fn remove(&self) -> Vec<String> {
         let begun = Instant::now();
-        let mut left = self.delete_pods(GRACE).await;
+        let mut left = self.delete_pods().await;
         let with_dependents = DeleteParams::background();
         loop {
             match in_time(self.jobs.delete(&self.run, &with_dependents)).await {
                 Ok(_) => break,
                 Err(error) if absent(&error) => break,
-                Err(error) if begun.elapsed() > REMOVAL || matches!(error, kube::Error::Api(_)) => {
+                Err(error) if begun.elapsed() > REMOVAL || refused(&error) => {
                     left.push(format!("job {}: {}", self.run, words(&error)));
                     break;
                 }
                 Err(_) => tokio::time::sleep(LIST).await,
             }
-            left = self.delete_pods(GRACE).await;
+            left = self.delete_pods().await;
         }
         left
     }
 
     /// Asks every pod to end; those that could not be asked, and why.
-    async fn delete_pods(&self, grace: u32) -> Vec<String> {
-        let parameters = DeleteParams::default().grace_period(grace);
+    async fn delete_pods(&self) -> Vec<String> {
+        let mut answers = futures::stream::iter(self.names.clone())
+            .map(|name| {
+                let pods = self.pods.clone();
+                async move {
+                    let parameters = DeleteParams::default().grace_period(GRACE);
+                    let answer = in_time(pods.delete(&name, &parameters)).await;
+                    (name, answer)
+                }
+            })
+            .buffer_unordered(AT_A_TIME);
         let mut left = Vec::new();
-        for name in &self.names {
-            if let Err(error) = in_time(self.pods.delete(name, &parameters)).await
+        while let Some((name, answer)) = answers.next().await {
+            if let Err(error) = answer
                 && !absent(&error)
             {
                 left.push(format!("pod {name}: {}", words(&error)));
@@ -343,6 +370,21 @@ pub(super) async fn within<T>(
 
 fn absent(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// True when the name is there already.
+pub(super) fn taken(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.reason == "AlreadyExists")
+}
+
+/// True when the server is busy or failed over something else, and may do the same thing a moment later.
+pub(super) fn passing(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 429 || status.code >= 500)
+}
+
+/// True when the server will not do it.
+fn refused(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(_)) && !passing(error)
 }
 
 /// Lists the pods of the run, again and again.

@@ -1,6 +1,7 @@
 //! How to reach the API server, and asking it what it serves.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
@@ -8,12 +9,17 @@ use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde::Deserialize;
+use tokio::sync::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::{Instant, sleep_until};
 
 use super::Resource;
 
 /// Longest wait for a short answer.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// Least time from the beginning of a watch to that of the next one of the same objects.
+const APART: Duration = Duration::from_secs(1);
 
 /// Where a person's kubeconfig is, or none.
 #[derive(Clone, Default, Debug)]
@@ -35,7 +41,8 @@ pub(crate) enum NoServer {
 
 /// Reads the configuration; asks nobody.
 pub(crate) async fn configuration(place: &Place) -> Result<Config, NoServer> {
-    let named = place.kubeconfig.is_some() || std::env::var_os("KUBECONFIG").is_some();
+    let named = place.kubeconfig.is_some()
+        || std::env::var_os("KUBECONFIG").is_some_and(|files| !files.is_empty());
     let options = KubeConfigOptions {
         context: place.context.clone(),
         ..KubeConfigOptions::default()
@@ -70,7 +77,7 @@ fn missing_file(error: &kube::config::KubeconfigError) -> bool {
 }
 
 /// A client whose started watches are noted: a watch that is taken up again says nothing itself
-/// until something changes.
+/// until something changes. They begin a while apart, as what stands between may end each at once.
 pub(super) fn noting(
     client: &Client,
     resource: Resource,
@@ -78,6 +85,7 @@ pub(super) fn noting(
 ) -> Client {
     let namespace = client.default_namespace().to_owned();
     let client = client.clone();
+    let next = Arc::new(Mutex::new(Instant::now()));
     let service = tower::service_fn(move |request: Request<Body>| {
         let watch = request
             .uri()
@@ -85,7 +93,13 @@ pub(super) fn noting(
             .is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
         let client = client.clone();
         let started = started.clone();
+        let next = Arc::clone(&next);
         async move {
+            if watch {
+                let mut next = next.lock().await;
+                sleep_until(*next).await;
+                *next = Instant::now() + APART;
+            }
             let answer = client.send(request).await?;
             if watch && answer.status().is_success() {
                 // Nobody listens any more when the trace ends.

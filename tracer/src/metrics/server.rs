@@ -1,7 +1,7 @@
 //! A server that answers three questions and nothing else.
 
 use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::errno::Errno;
 use tokio::sync::Semaphore;
 
 use super::Meter;
@@ -33,13 +34,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the port.
+    /// Takes the port. `[::]` stands for every address of the machine, IPv4's where it has no IPv6.
     ///
     /// # Errors
     /// When it cannot be had.
     pub fn bind(address: SocketAddr) -> anyhow::Result<Self> {
-        let listener =
-            TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        let every = address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED);
+        let listener = TcpListener::bind(address)
+            .or_else(|error| match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) if every => {
+                    TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port()))
+                }
+                _ => Err(error),
+            })
+            .with_context(|| format!("cannot listen on {address}"))?;
         listener.set_nonblocking(true)?;
         Ok(Self { listener })
     }

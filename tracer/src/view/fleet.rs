@@ -58,10 +58,11 @@ pub fn text_line(
     raw: &str,
     line: &Line,
     style: Style,
+    verbose: bool,
 ) -> io::Result<()> {
     let mut said = Vec::new();
     match line {
-        Line::Journey(view) => text::journey(&mut said, view, style, false)?,
+        Line::Journey(view) => text::journey(&mut said, view, style, verbose)?,
         Line::Diagnosis(view) => writeln!(
             said,
             "✗ {} · {} · {} of {} connections to {}",

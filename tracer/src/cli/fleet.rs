@@ -23,7 +23,6 @@ use crate::kube::Place;
 use crate::printer::{Format, Printer, Show};
 use crate::view::fleet::{self as view, FleetSummary, NodeView};
 use crate::view::gather::{Gathered, Line};
-use crate::view::text::Style;
 
 /// Lines that wait to be printed.
 const QUEUE: usize = 1024;

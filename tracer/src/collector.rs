@@ -5,6 +5,7 @@
 
 mod explained;
 mod met;
+mod pace;
 mod proxy_reports;
 mod service_rules;
 #[cfg(test)]
@@ -26,13 +27,10 @@ use crate::node::{NetnsHandle, NetnsId, Occasion, ProxyLog, Reading, Snapshot, S
 use crate::ruling;
 use explained::Explained;
 use met::Met;
+use pace::Pace;
 use proxy_reports::ProxyReports;
 use service_rules::ServiceRulesReader;
 
-/// A diagnosis waits this long for the connections that come right behind the first.
-const GATHER_NS: u64 = 700_000_000;
-/// The same where the cluster's objects are still on their way.
-const GATHER_WITH_CLUSTER_NS: u64 = 1_700_000_000;
 /// Shortest pause between readings that only name new namespaces.
 const NAMES_PAUSE_NS: u64 = 100_000_000;
 /// Facts older than this are read anew before a diagnosis.
@@ -142,8 +140,8 @@ pub struct Collector {
     service_rules: ServiceRulesReader,
     /// What kube-proxy says of itself.
     proxy_reports: ProxyReports,
-    /// When the first packet that asks for a diagnosis ended.
-    due_ns: Option<u64>,
+    /// When to look for causes.
+    pace: Pace,
     /// What the last look for causes found, with the counts of then.
     causes: Vec<Diagnosis>,
     /// Diagnoses given since the last time that everything was forgotten.
@@ -178,7 +176,7 @@ impl Collector {
             follows_arp: false,
             service_rules: ServiceRulesReader::default(),
             proxy_reports: ProxyReports::default(),
-            due_ns: None,
+            pace: Pace::default(),
             causes: Vec::new(),
             given: HashMap::new(),
             given_before: Vec::new(),
@@ -391,7 +389,8 @@ impl Collector {
     pub fn keep(&mut self, journeys: Vec<Journey>, now_ns: u64) {
         for journey in journeys {
             self.counts.packets += 1;
-            if let Some(loss) = journey.loss() {
+            let loss = journey.loss();
+            if let Some(loss) = loss {
                 self.counts.failed += 1;
                 *self.counts.losses.entry(loss).or_default() += 1;
             }
@@ -404,12 +403,13 @@ impl Collector {
             let Some(added) = self.flows.add(journey) else {
                 continue;
             };
-            let stalled = || self.flows.get(added.flow).is_some_and(Flow::is_stalled);
-            if added.suspicious || at_nodeport || stalled() {
-                self.due_ns.get_or_insert(now_ns);
+            if let Some(flow) = self.flows.get(added.flow)
+                && (added.suspicious || at_nodeport || flow.is_stalled())
+            {
+                self.pace.ask(loss, flow.client, now_ns);
             }
         }
-        if self.due_ns.is_some() && self.source.is_live() {
+        if self.pace.is_asked() && self.source.is_live() {
             self.proxy_reports.ask(now_ns);
         }
     }
@@ -417,17 +417,11 @@ impl Collector {
     /// True once something asks for a diagnosis and the connections behind it had time to follow; at
     /// once with `hurry`.
     pub fn is_due(&self, now_ns: u64, hurry: bool) -> bool {
-        let awaited = self
+        let awaits = self
             .cluster
             .as_ref()
             .is_some_and(|facts| !facts.waiting().is_empty());
-        let patience = if awaited {
-            GATHER_WITH_CLUSTER_NS
-        } else {
-            GATHER_NS
-        };
-        self.due_ns
-            .is_some_and(|asked| hurry || now_ns.saturating_sub(asked) >= patience)
+        self.pace.is_due(now_ns, hurry, awaits)
     }
 
     /// New or surer diagnoses, when they are due.
@@ -435,7 +429,7 @@ impl Collector {
         if !self.is_due(now_ns, hurry) {
             return Vec::new();
         }
-        self.due_ns = None;
+        self.pace.look();
         if let Some(facts) = self.source.next(Occasion::Diagnosis) {
             self.facts = facts;
         }
@@ -446,6 +440,8 @@ impl Collector {
             self.read_facts(Occasion::Diagnosis);
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
+        self.pace
+            .went_through(evidence.failures().len() + evidence.stalled().len());
         let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));
         for diagnosis in &mut found {
             self.doubt(diagnosis);
@@ -564,7 +560,7 @@ impl Collector {
         self.explained = Explained::default();
         self.stopped.clear();
         self.newly_stopped.clear();
-        self.due_ns = None;
+        self.pace = Pace::default();
     }
 
     fn facts_are_old(&self, now_ns: u64) -> bool {

@@ -79,8 +79,11 @@ impl<'a> Evidence<'a> {
                 .entry((client.protocol, client.destination))
                 .or_default()
                 .push(flow);
-            let failed = flow
-                .kept()
+            // Most flows have no failure; looking for one in their journeys is most of the work.
+            let failed = (flow.suspicious > 0)
+                .then(|| flow.kept())
+                .into_iter()
+                .flatten()
                 .filter(|(_, journey)| journey.is_suspicious() && !flow.was_reset_before(journey));
             failures.extend(failed.map(|(direction, journey)| Failure {
                 flow,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde_json::json;
 use tracer_ebpf::hook::HookId;
 
+use super::pace::{GATHER_NS, GATHER_WITH_CLUSTER_NS};
 use super::*;
 use crate::event::{Arp, Detail, Packet, Transport};
 use crate::kube::constructed::cluster;
@@ -124,9 +125,9 @@ fn a_socket_on_a_nodeport_is_looked_at_once() {
         }
         let mut keep = |id| {
             let arrived = journey(id, to, hooks, 10, Ending::Delivered);
-            collector.due_ns = None;
+            collector.pace = Pace::default();
             collector.keep(vec![arrived], 50);
-            collector.due_ns.is_some()
+            collector.pace.is_asked()
         };
         (keep(1), keep(2))
     };
@@ -141,7 +142,12 @@ fn a_diagnosis_waits_longer_for_a_cluster_that_has_not_answered() {
     let due = |facts: Option<ClusterFacts>, now_ns: u64| {
         let mut collector = collector();
         collector.set_cluster(facts.map(Arc::new));
-        collector.due_ns = Some(0);
+        let client = Tuple {
+            source: SocketAddr::from(([192, 0, 2, 1], 40_000)),
+            destination: SocketAddr::from(([192, 0, 2, 2], 80)),
+            protocol: 6,
+        };
+        collector.pace.ask(None, client, 0);
         collector.is_due(now_ns, false)
     };
     let unread = || ClusterFacts::unread("https://192.0.2.1:6443");

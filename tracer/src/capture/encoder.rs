@@ -361,10 +361,9 @@ impl Encoder {
 
     /// Who has an address: in the cluster, else the namespace that carries it.
     fn name_of(&self, address: IpAddr) -> Option<String> {
-        if let Some(cluster) = &self.cluster
-            && cluster.claims(address).next().is_some()
-        {
-            return cluster.name(0, (address, 0).into());
+        let in_cluster = self.cluster.as_ref();
+        if let Some(name) = in_cluster.and_then(|cluster| cluster.name_of(address)) {
+            return Some(name);
         }
         if address.is_loopback() {
             return None;

@@ -197,6 +197,7 @@ fn judge(
     for difference in differences.iter().take(NAMED) {
         diagnosis = diagnosis.prove(evidence_label(mode), difference.words(mode));
     }
+    let node = cluster.this_node.as_deref().unwrap_or("NODE");
     lacking_fresh(diagnosis, cluster, &NEEDED)
         .prove_if("kube-proxy", stalled)
         .lacking_if(
@@ -211,7 +212,7 @@ fn judge(
             "none: this only looks",
         )
         .fix(
-            ["kubectl delete pod -n kube-system -l k8s-app=kube-proxy --field-selector spec.nodeName=NODE   # or: systemctl restart kube-proxy"],
+            [format!("kubectl delete pod -n kube-system -l k8s-app=kube-proxy --field-selector spec.nodeName={node}   # or: systemctl restart kube-proxy")],
             "kube-proxy starts anew and syncs; established connections go on",
         )
 }

@@ -55,7 +55,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let Some(cluster) = evidence.cluster else {
         return Vec::new();
     };
-    let mut lost: BTreeMap<(u8, SocketAddr), Vec<(&Flow, &Journey)>> = BTreeMap::new();
+    let mut lost: BTreeMap<(u8, SocketAddr), BTreeMap<u64, (&Flow, &Journey)>> = BTreeMap::new();
     let failures = evidence
         .failures()
         .iter()
@@ -68,13 +68,12 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     for (flow, journey) in failures.chain(stalled) {
         if let Some(last) = journey.last_tuple() {
             let group = lost.entry((last.protocol, last.destination)).or_default();
-            if group.iter().all(|(known, _)| known.id != flow.id) {
-                group.push((flow, journey));
-            }
+            group.entry(flow.id).or_insert((flow, journey));
         }
     }
     lost.into_iter()
         .filter_map(|((number, real), lost)| {
+            let lost: Vec<_> = lost.into_values().collect();
             let client = lost.first()?.0.client;
             let going = going(cluster, number, client.destination, real)?;
             Some(judge(evidence, going, number, real, &lost))
@@ -141,10 +140,16 @@ fn judge(
         None => ".".to_owned(),
     };
     summary += match (opening, lost.len() - opening) {
+        (0, 0) => "",
         (0, _) => " They belong to connections from before, which kube-proxy leaves alone.",
-        (_, 0) => " They open new connections, so no other endpoint is ready.",
-        _ => " Some open new connections, others belong to connections from before.",
+        (_, 0) => " They open new connections",
+        _ => {
+            " Some belong to connections from before, which kube-proxy leaves alone; others open new ones"
+        }
     };
+    if opening > 0 {
+        summary += why_new(going, real);
+    }
     let mut diagnosis = Diagnosis::new(
         &CAUSE,
         format!("{} {real}", protocol::name(number)),
@@ -170,8 +175,30 @@ fn judge(
             going.pod.is_some() && late.is_none_or(|late| late < SLOW),
             "that its grace period is long over",
         )
+        .lacking_if(
+            going
+                .pod
+                .is_some_and(|pod| pod.finalizers.is_empty() && down(going).is_none()),
+            "why it stays: it has no finalizer, and its node is not known to be down",
+        )
         .check(format!("tracer probe {}://{real}", protocol::name(number)));
     fixes(diagnosis, going)
+}
+
+/// Why new connections go to it, as the end of a sentence.
+fn why_new(going: Going<'_>, real: SocketAddr) -> &'static str {
+    let Some(service) = going.service else {
+        return ", to the pod itself.";
+    };
+    if service.publish_not_ready {
+        return ": its service publishes endpoints whether or not they are ready (publishNotReadyAddresses).";
+    }
+    let mut others = going.cluster.endpoints_of(&service.name);
+    if others.any(|(other, _)| other.ready && other.address != real.ip()) {
+        " though another endpoint is ready: kube-proxy has not taken it out."
+    } else {
+        ", as no other endpoint is ready."
+    }
 }
 
 /// How long ago a pod was to be gone; `None` while it still has time.
@@ -387,6 +414,13 @@ pub(super) mod tests {
         bench
     }
 
+    fn own(bench: &Bench) -> Diagnosis {
+        let mut found = bench.diagnose().into_iter();
+        found
+            .find(|found| found.code == CAUSE.code)
+            .expect("the cause")
+    }
+
     #[test]
     fn the_pod_its_node_and_the_danger_are_said() {
         let found = situation().only();
@@ -412,16 +446,48 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_pod_that_nothing_holds_is_likely() {
+        let mut bench = situation();
+        let mut free = pod("2020-01-01T00:00:00Z");
+        free["metadata"]["finalizers"] = json!([]);
+        let mut objects = objects(free);
+        objects[0]["status"]["conditions"][0]["status"] = json!("True");
+        bench.cluster = Some(cluster("node-a", &objects));
+        let found = own(&bench);
+        assert_eq!(found.certainty, Certainty::Likely);
+        assert!(
+            found
+                .missing
+                .iter()
+                .any(|what| what.contains("why it stays"))
+        );
+    }
+
+    #[test]
+    fn why_new_connections_come_is_told_from_the_endpoints() {
+        let said = |publishes: bool, other: bool| {
+            let mut bench = situation();
+            let mut objects = objects(pod("2020-01-01T00:00:00Z"));
+            objects[1]["spec"]["publishNotReadyAddresses"] = json!(publishes);
+            if other {
+                let ready = json!({"addresses": ["192.0.2.78"], "conditions": {"ready": true}});
+                objects[2]["endpoints"]
+                    .as_array_mut()
+                    .expect("endpoints")
+                    .push(ready);
+            }
+            bench.cluster = Some(cluster("node-a", &objects));
+            bench.only().summary
+        };
+        assert!(said(false, false).ends_with("new connections, as no other endpoint is ready."));
+        assert!(said(false, true).contains("though another endpoint is ready"));
+        assert!(said(true, false).contains("publishNotReadyAddresses"));
+    }
+
+    #[test]
     fn within_its_grace_period_or_without_the_pod_it_is_likely() {
         let mut bench = situation();
         bench.cluster = Some(cluster("node-a", &objects(pod("2099-01-01T00:00:00Z"))));
-        let own = |bench: &Bench| {
-            let found = bench.diagnose();
-            found
-                .into_iter()
-                .find(|found| found.code == CAUSE.code)
-                .expect("the cause")
-        };
         assert_eq!(own(&bench).certainty, Certainty::Likely);
         let without = &objects(json!(null))[..3];
         bench.cluster = Some(cluster("node-a", without));
@@ -445,9 +511,7 @@ pub(super) mod tests {
         let mut before = pod("2020-01-01T00:00:00Z");
         before["metadata"] = json!({"namespace": "default", "name": "web-0"});
         bench.cluster = Some(cluster("node-a", &objects(before)));
-        let found = bench.diagnose();
-        let own = found.iter().find(|found| found.code == CAUSE.code);
-        let own = own.expect("the cause");
+        let own = own(&bench);
         assert_eq!(own.certainty, Certainty::Likely);
         assert!(own.summary.contains("p/default/web-0"), "{own:?}");
     }

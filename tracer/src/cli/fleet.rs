@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
@@ -46,7 +47,7 @@ pub(super) struct Where {
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
     /// Namespace of everything that is created; it has to allow privileged pods.
-    #[arg(long, value_name = "NAME", default_value = NAMESPACE)]
+    #[arg(long, value_name = "NAME", default_value = NAMESPACE, value_parser = value::label)]
     namespace: String,
 }
 
@@ -73,7 +74,7 @@ pub(super) struct Run {
     #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = value::duration)]
     limit: Duration,
     /// Image that holds tracer on its PATH.
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", value_parser = NonEmptyStringValueParser::new())]
     image: String,
     /// Show packets that arrived as well.
     #[arg(long)]
@@ -123,16 +124,16 @@ pub(super) struct Install {
     #[arg(long, required = true)]
     print: bool,
     /// Image that holds tracer on its PATH.
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", value_parser = NonEmptyStringValueParser::new())]
     image: String,
     /// Namespace of the DaemonSet.
-    #[arg(long, value_name = "NAME", default_value = NAMESPACE)]
+    #[arg(long, value_name = "NAME", default_value = NAMESPACE, value_parser = value::label)]
     namespace: String,
     /// Port of every node that serves the counts.
-    #[arg(long, value_name = "PORT", default_value_t = super::serve::PORT)]
+    #[arg(long, value_name = "PORT", default_value_t = super::serve::PORT, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// Keep a capture of what led to each diagnosis, in this folder of each node.
-    #[arg(long, value_name = "PATH", conflicts_with = "capture_claim")]
+    #[arg(long, value_name = "PATH", conflicts_with = "capture_claim", value_parser = value::absolute)]
     capture_path: Option<String>,
     /// The same in a PersistentVolumeClaim that all nodes may write to.
     #[arg(long, value_name = "NAME")]

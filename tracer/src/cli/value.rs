@@ -20,6 +20,29 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Ok(parsed)
 }
 
+/// Name of a namespace, as Kubernetes takes one (RFC 1123 label).
+pub(super) fn label(text: &str) -> Result<String, String> {
+    let is_inner = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+    let fits = (1..=63).contains(&text.len())
+        && text.starts_with(is_inner)
+        && text.ends_with(is_inner)
+        && text.chars().all(|letter| is_inner(letter) || letter == '-');
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("small letters, digits and '-' between them, 63 at most".into())
+    }
+}
+
+/// A path from the root.
+pub(super) fn absolute(text: &str) -> Result<String, String> {
+    if text.starts_with('/') {
+        Ok(text.to_owned())
+    } else {
+        Err("it has to begin with /".into())
+    }
+}
+
 /// Bytes: `500M`, `2G`, all by 1024; a plain number is MiB.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     parse_size::Config::new()
@@ -59,6 +82,17 @@ mod tests {
         for wrong in ["", "0", "0s", "-1", "5 parsecs"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn names_of_namespaces_as_kubernetes_takes_them() {
+        for right in ["kube-system", "a", "0x"] {
+            assert_eq!(label(right), Ok(right.to_owned()));
+        }
+        for wrong in ["", "a: b", "-a", "a-", "A", "a.b", &"a".repeat(64)] {
+            assert!(label(wrong).is_err(), "{wrong}");
+        }
+        assert!(absolute("var/tracer").is_err() && absolute("/var/tracer").is_ok());
     }
 
     #[test]

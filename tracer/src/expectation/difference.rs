@@ -1,6 +1,6 @@
 //! How what the kernel holds differs from what kube-proxy should have made.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -286,19 +286,24 @@ fn compare_server(
             endpoint: *endpoint,
         });
     }
-    for &endpoint in actual.endpoints.difference(wanted) {
-        let known = cluster
-            .endpoints_of(service)
-            .find(|(found, ports)| {
-                let served = ports.iter().any(|port| port.port == Some(endpoint.port()));
-                found.address == endpoint.ip() && served
-            })
-            .map(|(found, _)| found);
+    let mut surplus = actual.endpoints.difference(wanted).peekable();
+    if surplus.peek().is_none() {
+        return;
+    }
+    let known: HashMap<SocketAddr, &Endpoint> = cluster
+        .endpoints_of(service)
+        .flat_map(|(found, ports)| {
+            let ports = ports.iter().filter_map(|port| port.port);
+            ports.map(move |port| (SocketAddr::new(found.address, port), found))
+        })
+        .collect();
+    for &endpoint in surplus {
+        let known = known.get(&endpoint);
         differences.push(Difference::SurplusEndpoint {
             key,
             service: service.clone(),
             endpoint,
-            surplus: known.map_or(Surplus::Gone, what_it_is),
+            surplus: known.map_or(Surplus::Gone, |known| what_it_is(known)),
         });
     }
 }

@@ -83,9 +83,15 @@ pub fn expected(cluster: &ClusterFacts, facts: &NetnsFacts, proxy: &Proxy) -> Ve
             of_port(cluster, service, port, &node_addresses, proxy, &mut servers);
         }
     }
-    servers.sort_unstable_by_key(|server| server.key);
-    // Two services that claim one address and port: kube-proxy keeps one of them.
-    servers.dedup_by_key(|server| server.key);
+    servers.sort_by(|one, two| (one.key, &one.service).cmp(&(two.key, &two.service)));
+    // Two services that claim one address and port: kube-proxy keeps one of them, nobody can tell which.
+    servers.dedup_by(|other, kept| {
+        let same = other.key == kept.key;
+        if same && other.service != kept.service {
+            (kept.endpoints, kept.sources) = (None, None);
+        }
+        same
+    });
     servers
 }
 

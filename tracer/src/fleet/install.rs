@@ -270,7 +270,7 @@ mod tests {
         "ServiceAccount apiVersion kind metadata",
         "ClusterRole apiVersion kind metadata rules",
         "Role apiVersion kind metadata rules",
-        "rules apiGroups nonResourceURLs resourceNames resources verbs",
+        "rules apiGroups resourceNames resources verbs",
         "ClusterRoleBinding apiVersion kind metadata roleRef subjects",
         "RoleBinding apiVersion kind metadata roleRef subjects",
         "roleRef apiGroup kind name",
@@ -351,12 +351,15 @@ mod tests {
             })
             .collect();
         let mut found = BTreeSet::new();
-        for volume in [
-            CaptureVolume::HostPath("/var/tracer".into()),
-            CaptureVolume::Claim("captures".into()),
+        for (namespace, volume) in [
+            (
+                USUAL_NAMESPACE,
+                CaptureVolume::HostPath("/var/tracer".into()),
+            ),
+            ("tracing", CaptureVolume::Claim("captures".into())),
         ] {
             let installed = Installation {
-                namespace: "tracing".into(),
+                namespace: namespace.into(),
                 ..installation(volume, 20)
             };
             let text = manifest(&installed).expect("a manifest");

@@ -13,7 +13,7 @@ use super::{
     Endpoint, EndpointPort, Freshness, NetworkPolicy, Node, ObjectName, Pod, Resource, Service,
     Slice, Trouble,
 };
-use crate::node::ProxyConfiguration;
+use crate::node::{ProxyConfiguration, Snapshot};
 
 pub(super) type Table<T> = HashTrieMapSync<ObjectName, Arc<T>>;
 
@@ -381,10 +381,29 @@ impl ClusterFacts {
             .flatten()
     }
 
+    /// The same on this node, where a NodePort counts on every address: also on one that the cluster does not
+    /// know, such as a VIP that moves between nodes.
+    pub fn service_here(
+        &self,
+        node: &Snapshot,
+        protocol: u8,
+        address: SocketAddr,
+    ) -> Option<&Service> {
+        self.service_at(protocol, address).or_else(|| {
+            let service = self.node_port(protocol, address.port())?;
+            let known = &self.node(self.this_node.as_deref()?)?.internal_ips;
+            let mut of_node = (node.namespaces.iter())
+                .filter(|facts| known.iter().any(|&own| facts.is_local_address(own)));
+            let is_free = self.claims(address.ip()).next().is_none();
+            (is_free && of_node.any(|facts| facts.is_local_address(address.ip())))
+                .then_some(service)
+        })
+    }
+
     /// What people call an address and port: `s/namespace/service:port`, `p/namespace/pod`,
     /// `n/node`. `None` when nobody has it.
-    pub fn name(&self, protocol: u8, address: SocketAddr) -> Option<String> {
-        if let Some(service) = self.service_at(protocol, address) {
+    pub fn name(&self, node: &Snapshot, protocol: u8, address: SocketAddr) -> Option<String> {
+        if let Some(service) = self.service_here(node, protocol, address) {
             let port = service
                 .ports
                 .iter()
@@ -395,7 +414,12 @@ impl ClusterFacts {
                 .map_or_else(|| address.port().to_string(), |port| port.label());
             return Some(format!("s/{}:{port}", service.name));
         }
-        self.claims(address.ip()).next().map(|claim| match claim {
+        self.name_of(address.ip())
+    }
+
+    /// What people call an address.
+    pub fn name_of(&self, address: IpAddr) -> Option<String> {
+        self.claims(address).next().map(|claim| match claim {
             Claim::Node(name) => format!("n/{name}"),
             Claim::Pod(name) => format!("p/{name}"),
             Claim::Service(name) => format!("s/{name}"),

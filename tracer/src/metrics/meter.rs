@@ -32,8 +32,8 @@ pub struct Who {
 impl Who {
     /// Looks up a packet as first and last seen; pods of this node are known without the cluster as well.
     pub fn of(cluster: Option<&ClusterFacts>, facts: &Snapshot, first: Tuple, last: Tuple) -> Self {
-        let service =
-            cluster.and_then(|cluster| cluster.service_at(first.protocol, first.destination));
+        let service = cluster
+            .and_then(|cluster| cluster.service_here(facts, first.protocol, first.destination));
         let pod = pod_at(cluster, facts, last.destination.ip())
             .or_else(|| pod_at(cluster, facts, first.source.ip()));
         let namespace = pod
@@ -280,8 +280,49 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
     use crate::event::protocol;
-    use crate::node::{Address, NetnsFacts, NetnsId};
+    use crate::kube::constructed::cluster;
+    use crate::node::{Address, NetnsFacts, NetnsId, Route};
+
+    #[test]
+    fn a_node_port_counts_on_an_address_that_the_cluster_does_not_know() {
+        let objects = [
+            json!({"kind": "Node", "metadata": {"name": "node-a"},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}),
+            json!({"kind": "Service", "metadata": {"namespace": "default", "name": "web"},
+                "spec": {"type": "NodePort", "clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"],
+                    "ports": [{"port": 80, "nodePort": 30000, "protocol": "TCP"}]}}),
+        ];
+        let cluster = cluster("node-a", &objects);
+        let mut facts = Snapshot::empty();
+        facts.namespaces = [
+            (1, ["192.0.2.1", "192.0.2.200"]),
+            (2, ["10.9.0.1", "10.9.0.2"]),
+        ]
+        .map(|(id, own)| {
+            let mut facts = NetnsFacts::unread(NetnsId(id), None);
+            facts.routes = own
+                .map(|text| Route::local(text.parse().expect("an address"), 2))
+                .to_vec();
+            facts
+        })
+        .to_vec();
+        let service = |destination: &str| {
+            let tuple = Tuple {
+                protocol: protocol::TCP,
+                source: "198.51.100.1:40000".parse().expect("an address"),
+                destination: destination.parse().expect("an address"),
+            };
+            Who::of(Some(&cluster), &facts, tuple, tuple).service
+        };
+        assert_eq!(service("192.0.2.1:30000"), "web");
+        assert_eq!(service("192.0.2.200:30000"), "web", "a VIP of the node");
+        assert_eq!(service("192.0.2.200:30001"), "");
+        assert_eq!(service("10.9.0.2:30000"), "", "another namespace's");
+        assert_eq!(service("203.0.113.7:30000"), "", "nobody's here");
+    }
 
     #[test]
     fn pods_of_this_node_are_known_without_the_cluster() {

@@ -53,6 +53,27 @@ impl Route {
     pub const LOCAL_TABLE: u32 = 255;
     /// Table that `ip route` shows.
     pub const MAIN_TABLE: u32 = 254;
+
+    /// The kernel's route to one of a device's own addresses.
+    #[cfg(test)]
+    pub(crate) fn local(address: IpAddr, link: u32) -> Self {
+        Self {
+            table: Self::LOCAL_TABLE,
+            kind: RouteKind::Local,
+            destination: Prefix {
+                address,
+                length: if address.is_ipv4() { 32 } else { 128 },
+            },
+            preferred_source: address.is_ipv4().then_some(address),
+            gateway: None,
+            link: Some(link),
+            next_hops: Vec::new(),
+            protocol: RouteProtocol::Kernel,
+            scope: Scope::Host,
+            metric: None,
+            dead: false,
+        }
+    }
 }
 
 /// One of several next hops.

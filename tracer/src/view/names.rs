@@ -121,7 +121,7 @@ impl Names<'_> {
     pub fn endpoint(&self, protocol: u8, address: SocketAddr) -> Option<String> {
         let by_cluster = self
             .cluster
-            .and_then(|cluster| cluster.name(protocol, address));
+            .and_then(|cluster| cluster.name(self.facts, protocol, address));
         by_cluster.or_else(|| self.facts.pod_at(address.ip()).map(str::to_owned))
     }
 

@@ -13,7 +13,7 @@ use crate::kube::ClusterFacts;
 use crate::kube::constructed::{cluster, configured};
 use crate::node::{
     Address, KubeProxy, Link, NetnsFacts, NetnsId, OperState, Prefix, ProxyConfiguration,
-    ProxyReport, Route, RouteKind, RouteProtocol, Scope,
+    ProxyReport, Route, Scope,
 };
 
 const NODE: &str = "node-a";
@@ -76,22 +76,9 @@ fn node() -> NetnsFacts {
             scope: Scope::Global,
             created_ns: None,
         });
-        let four = ip(address).is_ipv4();
         facts.routes.push(Route {
-            table: Route::LOCAL_TABLE,
-            kind: RouteKind::Local,
-            destination: Prefix {
-                address: ip(address),
-                length: if four { 32 } else { 128 },
-            },
-            preferred_source: four.then(|| ip(source)),
-            gateway: None,
-            link: Some(link),
-            next_hops: Vec::new(),
-            protocol: RouteProtocol::Kernel,
-            scope: Scope::Host,
-            metric: None,
-            dead: false,
+            preferred_source: ip(address).is_ipv4().then(|| ip(source)),
+            ..Route::local(ip(address), link)
         });
     }
     facts
@@ -269,6 +256,31 @@ fn endpoints_serve_as_the_version_says() {
         let spec = json!({"externalIPs": ["203.0.113.9"], "externalTrafficPolicy": "Local"});
         expect(spec, &all, "203.0.113.9:80", inside);
     }
+}
+
+#[test]
+fn of_two_services_at_one_address_neither_is_expected_to_win() {
+    let spec = json!({"externalIPs": ["203.0.113.9"]});
+    let mut other = service(spec.clone());
+    other["metadata"]["name"] = json!("other");
+    other["spec"]["clusterIP"] = json!("10.96.0.99");
+    other["spec"]["clusterIPs"] = json!(["10.96.0.99"]);
+    let facts = cluster(
+        NODE,
+        &[node_object(), other, service(spec), slice(&[READY_HERE])],
+    );
+    let servers = expected(&facts, &node(), &proxy(31, &[]));
+    let at_address = |text: &str| {
+        let mut found = servers
+            .iter()
+            .filter(|server| server.key.address == at(text));
+        (
+            found.next().expect("a server").endpoints.clone(),
+            found.count(),
+        )
+    };
+    assert_eq!(at_address("203.0.113.9:80"), (None, 0));
+    assert_eq!(at_address("10.96.0.99:80"), (Some(BTreeSet::new()), 0));
 }
 
 #[test]

@@ -23,7 +23,8 @@ pub struct KubeProxy {
     pub mode: Option<String>,
     /// `--nodeport-addresses`; empty means every address.
     pub node_port_addresses: Vec<String>,
-    /// `--config`: where it is given, kube-proxy ignores most other flags.
+    /// `--config`: where it is given, kube-proxy ignores most other flags. In another program: where that
+    /// program has the flags from.
     pub config: Option<String>,
     /// `--metrics-bind-address`.
     #[serde(default)]
@@ -72,10 +73,7 @@ impl KubeProxy {
             .map(|word| String::from_utf8_lossy(word).into_owned())
             .filter(|word| !word.is_empty())
             .collect();
-        let program = words.first()?.rsplit('/').next()?;
-        if program != "kube-proxy" {
-            return None;
-        }
+        let Flags { words, hidden } = Flags::of(words)?;
         let flag = |name| flag(&words, name);
         let list = |name| -> Vec<String> {
             flag(name).map_or_else(Vec::new, |list| {
@@ -96,7 +94,7 @@ impl KubeProxy {
             netns: None,
             mode: flag("proxy-mode"),
             node_port_addresses: list("nodeport-addresses"),
-            config: flag("config"),
+            config: flag("config").or(hidden),
             metrics: flag("metrics-bind-address"),
             healthz: flag("healthz-bind-address"),
             feature_gates: gates.collect(),
@@ -114,6 +112,37 @@ impl KubeProxy {
     /// A flag's value, where flags count: not beside a configuration file.
     pub(super) fn counting<'a>(&self, flag: &'a Option<String>) -> Option<&'a str> {
         flag.as_deref().filter(|_| self.config.is_none())
+    }
+}
+
+/// kube-proxy's flags among the words of a command line.
+struct Flags {
+    words: Vec<String>,
+    /// Where there may be more of them.
+    hidden: Option<String>,
+}
+
+impl Flags {
+    /// `None` for a program that does not do kube-proxy's work.
+    fn of(words: Vec<String>) -> Option<Self> {
+        let program = words.first()?.rsplit('/').next()?;
+        let second = words.get(1).map_or("", String::as_str);
+        let (words, hidden) = match program.split_once(' ').unwrap_or((program, second)) {
+            ("kube-proxy", _) | ("hyperkube", "kube-proxy" | "proxy") => (words, None),
+            // It puts a title without flags in the place of its command line (k3s-io/k3s pkg/proctitle).
+            ("k3s", "server" | "agent") => {
+                if words.iter().any(|word| word == "--disable-kube-proxy") {
+                    return None;
+                }
+                (Vec::new(), Some("/etc/rancher/k3s/config.yaml".into()))
+            }
+            ("kubelite", _) => {
+                let file = flag(&words, "kube-proxy-args-file");
+                (Vec::new(), Some(file.unwrap_or_else(|| "kubelite".into())))
+            }
+            _ => return None,
+        };
+        Some(Self { words, hidden })
     }
 }
 
@@ -194,6 +223,36 @@ mod tests {
         assert_eq!(found.mode.as_deref(), Some("ipvs"));
         assert_eq!(found.node_port_addresses, ["192.0.2.0/25", "127.0.0.0/8"]);
         assert_eq!(proxy("/usr/bin/kubelet --proxy-mode=ipvs"), None);
+    }
+
+    #[test]
+    fn other_programs_hold_kube_proxy_too() {
+        let found = proxy("/hyperkube proxy --proxy-mode=ipvs").expect("kube-proxy");
+        assert_eq!((found.mode.as_deref(), found.config), (Some("ipvs"), None));
+        // Their own flags are not kube-proxy's, and those are elsewhere.
+        for (line, elsewhere) in [
+            (
+                "/usr/local/bin/k3s server --config /x",
+                "/etc/rancher/k3s/config.yaml",
+            ),
+            ("/snap/kubelite --kube-proxy-args-file=/args", "/args"),
+        ] {
+            let found = proxy(line).expect(line);
+            assert_eq!(
+                (found.mode, found.config.as_deref()),
+                (None, Some(elsewhere))
+            );
+        }
+        // Its title is one word.
+        let titled = KubeProxy::parse(1, b"/usr/local/bin/k3s agent\0\0\0");
+        assert!(titled.is_some_and(|found| found.config.is_some()));
+        for other in [
+            "k3s kubectl get pods",
+            "k3s server --disable-kube-proxy",
+            "hyperkube kubelet",
+        ] {
+            assert_eq!(proxy(other), None, "{other}");
+        }
     }
 
     #[test]

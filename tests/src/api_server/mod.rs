@@ -48,6 +48,10 @@ pub enum Slices {
 pub enum Fault {
     /// Answers every request for this plural name with this status.
     Status(&'static str, u16),
+    /// Answers the first request with this verb for this plural name with this status.
+    Once(&'static str, &'static str, u16),
+    /// Ends watches of this plural name as soon as they began.
+    EndedWatch(&'static str),
     /// Refuses to create objects of this plural name, with these words.
     Refuse(&'static str, &'static str),
     /// Refuses to create the first object of this plural name: others count against the quota as well.

@@ -247,9 +247,13 @@ fn respond(
         );
         return status(403, "Forbidden", &message);
     }
-    if let Some(Fault::Status(_, code)) =
-        shared.fault(|fault| matches!(fault, Fault::Status(wanted, _) if *wanted == plural))
-    {
+    let once =
+        |fault: &Fault| matches!(fault, Fault::Once(on, of, _) if (*on, *of) == (verb, plural));
+    let fault = shared.fault(|fault| {
+        once(fault) || matches!(fault, Fault::Status(wanted, _) if *wanted == plural)
+    });
+    if let Some(Fault::Status(_, code) | Fault::Once(_, _, code)) = fault {
+        shared.fault_once(once);
         return status(
             code,
             "Failure",
@@ -355,6 +359,12 @@ fn start_watch(
                 if sender.send_data(line.into()).await.is_err() {
                     return;
                 }
+            }
+            if shared
+                .fault(|fault| *fault == Fault::EndedWatch(plural))
+                .is_some()
+            {
+                return;
             }
             tokio::select! {
                 () = &mut end => return,

@@ -210,3 +210,67 @@ fn a_pod_that_others_were_counted_before_is_made_then() {
     assert_eq!(ran.lines("node-a").len(), 3);
     clean(&server);
 }
+
+#[test]
+fn a_server_that_is_busy_for_a_moment_is_asked_again() {
+    for faults in [
+        [
+            Fault::Once("create", "jobs", 429),
+            Fault::Once("create", "pods", 503),
+        ],
+        [
+            Fault::Once("create", "pods", 429),
+            Fault::Once("delete", "jobs", 503),
+        ],
+    ] {
+        let server = server(Options::default());
+        server.kubelet("node-a", says(2, Duration::ZERO));
+        server.misbehave(&faults);
+        let ran = run(&server, plan(Choice::parse("node-a")), |_, _| {});
+        assert_eq!(ran.end("node-a"), NodeEnd::Finished, "{faults:?}");
+        assert!(
+            ran.outcome.expect("an outcome").left.is_empty(),
+            "{faults:?}"
+        );
+        clean(&server);
+    }
+}
+
+#[test]
+fn what_the_server_refuses_is_said_without_blaming_rights() {
+    let server = server(Options::default());
+    server.misbehave(&[Fault::Status("jobs", 422)]);
+    let ran = run(&server, plan(Choice::All), |_, _| {});
+    let error = ran.outcome.expect_err("a refusal").to_string();
+    assert!(
+        error.contains("422") && !error.contains("rights"),
+        "{error}"
+    );
+}
+
+#[test]
+fn many_pods_are_removed_side_by_side() {
+    let server = server(Options::default());
+    for number in 0..40 {
+        let name = format!("node-x{number}");
+        server.put(
+            "nodes",
+            serde_json::json!({"kind": "Node", "metadata": {"name": name}}),
+        );
+        server.kubelet(&name, stays());
+    }
+    let pause = Duration::from_millis(250);
+    server.misbehave(&[Fault::Slow(pause)]);
+    let mut asked = None;
+    let ran = run(&server, plan(Choice::All), |news, stopper| {
+        if let News::Line { .. } = news {
+            asked.get_or_insert_with(Instant::now);
+            stopper.send_replace(Stop::Gently);
+        }
+    });
+    assert!(ran.outcome.expect("an outcome").left.is_empty());
+    // One after the other they take twice this for each of the two times that they are asked to go.
+    let taken = asked.expect("a line").elapsed();
+    assert!(taken < pause * 40, "{taken:?}");
+    clean(&server);
+}

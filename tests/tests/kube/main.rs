@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tests::api_server::{ApiServer, Options as ServerOptions};
 use tracer::event::protocol;
 use tracer::kube::{Cluster, ClusterFacts, ObjectName, Options, Place, Resource, State};
+use tracer::node::Snapshot;
 
 /// Long enough for a slow machine; what is waited for comes much sooner.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -144,5 +145,5 @@ pub(crate) fn ready(facts: &ClusterFacts) -> Vec<bool> {
 
 pub(crate) fn name(facts: &ClusterFacts, address: &str) -> Option<String> {
     let address: SocketAddr = address.parse().expect("an address");
-    facts.name(protocol::TCP, address)
+    facts.name(&Snapshot::empty(), protocol::TCP, address)
 }

@@ -418,3 +418,19 @@ fn unusable_configurations_are_said() {
         assert!(why.contains(words), "{why}");
     }
 }
+
+#[test]
+fn watches_that_end_at_once_are_not_begun_in_a_loop() {
+    let server = ordinary();
+    server.misbehave(&[Fault::EndedWatch("services")]);
+    let cluster = watching(&server);
+    until(&cluster, "the services are there", |facts| {
+        facts.services().next().is_some()
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    let actions = server.actions();
+    let watches = (actions.iter())
+        .filter(|action| (action.verb, action.resource.as_str()) == ("watch", "services"))
+        .count();
+    assert!((1..=6).contains(&watches), "{watches}");
+}

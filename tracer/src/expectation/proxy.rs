@@ -61,11 +61,7 @@ impl Proxy {
             mode,
             minor,
             node_ports: NodePortAddresses::parse(&configuration.node_port_addresses),
-            excluded: configuration
-                .excluded_prefixes
-                .iter()
-                .filter_map(|text| Prefix::parse(text))
-                .collect(),
+            excluded: prefixes(&configuration.excluded_prefixes),
             terminating: configuration.feature_gates.get(TERMINATING).copied(),
             sync_period: configuration
                 .sync_period
@@ -127,6 +123,7 @@ impl Proxy {
             },
             None => Self {
                 terminating: proxy.feature_gates.get(TERMINATING).copied(),
+                excluded: prefixes(&proxy.excluded_prefixes),
                 ..Self::new(mode, minor, &proxy.node_port_addresses)
             },
         })
@@ -141,6 +138,11 @@ impl Proxy {
         said.and_then(minor)
             .or_else(|| cluster.and_then(kubelet_minor))
     }
+}
+
+/// Those that can be read.
+fn prefixes(list: &[String]) -> Vec<Prefix> {
+    list.iter().filter_map(|text| Prefix::parse(text)).collect()
 }
 
 /// The minor version of this node's kubelet.

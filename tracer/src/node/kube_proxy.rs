@@ -23,6 +23,9 @@ pub struct KubeProxy {
     pub mode: Option<String>,
     /// `--nodeport-addresses`; empty means every address.
     pub node_port_addresses: Vec<String>,
+    /// `--ipvs-exclude-cidrs`: virtual servers there are not kube-proxy's.
+    #[serde(default)]
+    pub excluded_prefixes: Vec<String>,
     /// `--config`: where it is given, kube-proxy ignores most other flags. In another program: where that
     /// program has the flags from.
     pub config: Option<String>,
@@ -94,6 +97,7 @@ impl KubeProxy {
             netns: None,
             mode: flag("proxy-mode"),
             node_port_addresses: list("nodeport-addresses"),
+            excluded_prefixes: list("ipvs-exclude-cidrs"),
             config: flag("config").or(hidden),
             metrics: flag("metrics-bind-address"),
             healthz: flag("healthz-bind-address"),

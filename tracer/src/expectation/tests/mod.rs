@@ -407,4 +407,7 @@ fn the_cluster_says_what_kube_proxy_is_like() {
         assert_eq!(found.node_ports, NodePortAddresses::Unset);
     }
     assert_eq!(of("mode: userspace"), None);
+    let flags = "kube-proxy --proxy-mode=ipvs --ipvs-exclude-cidrs=203.0.113.0/24,2001:db8::/64";
+    let by_flags = Proxy::running(&KubeProxy::constructed(flags), None);
+    assert_eq!(by_flags.map(|proxy| proxy.excluded.len()), Some(2));
 }

@@ -22,6 +22,10 @@ pub fn tests(tracer: &Tracer) -> Vec<Test> {
             rotated,
         ),
         Test::new("capture: files are their owner's alone", private),
+        Test::new(
+            "capture: a diagnosis keeps what came before and behind it",
+            triggered,
+        ),
     ];
     for case in cases(tracer) {
         tests.push(Test::new(
@@ -203,6 +207,45 @@ fn rotated(tracer: &Tracer) -> anyhow::Result<()> {
     }
     let gone = file.with_file_name("rotated.00001.pcapng");
     check(!gone.exists(), || format!("{} was kept", gone.display()))
+}
+
+/// Connections long before a diagnosis, just before it, and long behind it: only the second is kept.
+fn triggered(tracer: &Tracer) -> anyhow::Result<()> {
+    let file = file("triggered");
+    let path = file.display().to_string();
+    let mut arguments = vec!["-w", &path, "--trigger", "no-listener"];
+    arguments.extend(["--before", "4s", "--after", "1s", "--for", "15"]);
+    let running = tracer.start(&arguments)?;
+    let greet = || -> anyhow::Result<String> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        std::net::TcpStream::connect(address)?;
+        Ok(address.to_string())
+    };
+    let early = greet()?;
+    std::thread::sleep(Duration::from_secs(6));
+    let just_before = greet()?;
+    knock(3);
+    std::thread::sleep(Duration::from_secs(5));
+    let late = greet()?;
+    let live = running.finish()?;
+    let answer = explain(tracer, &file)?;
+    answer.expect_code(1)?;
+    equal(
+        "diagnosis",
+        &live.objects("diagnosis"),
+        &answer.objects("diagnosis"),
+    )?;
+    let kept = |address: &str| {
+        let journeys = answer.objects("journey");
+        journeys
+            .iter()
+            .any(|journey| journey["destination"] == address)
+    };
+    let kept = [&early, &just_before, &late].map(|address| kept(address));
+    check(kept == [false, true, false], || {
+        format!("kept of long before, just before and long behind: {kept:?}")
+    })
 }
 
 fn private(tracer: &Tracer) -> anyhow::Result<()> {

@@ -19,8 +19,9 @@ pub mod valid {
     pub const DETAIL: u16 = 1 << 4;
 }
 
-/// Bytes of packet headers kept per event: Ethernet, IPv6 and a TCP header without its last two bytes.
-pub const PACKET_BYTES: usize = 72;
+/// Bytes of a packet kept per event: Ethernet, IPv6 and the longest TCP header, or a question of DNS for a
+/// name of some fifty letters.
+pub const PACKET_BYTES: usize = 128;
 /// Bytes of the part of an event that depends on its hook.
 pub const DETAIL_BYTES: usize = 80;
 
@@ -289,7 +290,7 @@ impl Lost {
 }
 
 const _: () = {
-    assert!(size_of::<Event>() == 192);
+    assert!(size_of::<Event>() == 248);
     assert!(offset_of!(Event, detail) == 40);
     assert!(offset_of!(Event, packet) == 40 + DETAIL_BYTES);
     assert!(size_of::<Detail>() == DETAIL_BYTES);

@@ -42,7 +42,7 @@ pub(super) struct Capture {
     /// Compress the capture with zstd.
     #[arg(long, requires = "write")]
     zstd: bool,
-    /// Bytes kept of each packet, at most 72; by default its headers, and the question of DNS.
+    /// Bytes kept of each packet, at most 128; by default its headers, and the question of DNS.
     #[arg(long, value_name = "BYTES", requires = "write")]
     snaplen: Option<usize>,
 }

@@ -153,14 +153,24 @@ pub(super) mod tests {
 
     use super::*;
     use crate::cause::audit::{Severity, audit as audit_all};
-    use crate::cause::constructed::{Bench, ETH0, NODE, ip, node, route, service, socket};
+    use crate::cause::constructed::{Bench, ETH0, NODE, ip, link, node, route, service, socket};
+    use crate::expectation::SERVICE_DEVICE;
     use crate::kube::constructed::cluster;
     use crate::node::{Address, KubeProxy, NetnsId, Process, Route, RouteKind};
 
-    /// A node with a second address, whose local route has this source, and NodePorts on all others.
+    /// Number of the device of service addresses.
+    pub(in crate::cause) const KUBE_IPVS0: u32 = 9;
+    const MINUTE: u64 = 60_000_000_000;
+
+    /// A node of kube-proxy in ipvs mode with a second address, a minute old, whose local route has this source, and
+    /// NodePorts on all others.
     pub(in crate::cause) fn with_vip(source: &str) -> Bench {
         let mut bench = node();
+        bench.facts.taken_ns = Some(2 * MINUTE);
         let site = bench.site();
+        site.links.push(link(KUBE_IPVS0, SERVICE_DEVICE));
+        let service_address = Address::global(KUBE_IPVS0, ip("10.96.0.1"), 32);
+        site.addresses.push(service_address);
         site.addresses.push(Address {
             link: ETH0,
             address: ip("192.0.2.9"),
@@ -169,7 +179,7 @@ pub(super) mod tests {
             flags: 0,
             label: None,
             scope: Scope::Global,
-            created_ns: None,
+            created_ns: Some(MINUTE),
         });
         site.routes.push(Route {
             table: Route::LOCAL_TABLE,
@@ -220,6 +230,15 @@ pub(super) mod tests {
         found
             .map(|found| (found.severity, found.diagnosis.subject))
             .collect()
+    }
+
+    #[test]
+    fn another_balancer_s_address_is_a_warning() {
+        let mut bench = with_vip("192.0.2.1");
+        bench.site().links.retain(|link| link.index != KUBE_IPVS0);
+        let found = bench.with_evidence(audit_all);
+        let severities: Vec<_> = found.iter().map(|found| found.severity).collect();
+        assert_eq!(severities, [Severity::Warning], "{found:#?}");
     }
 
     #[test]

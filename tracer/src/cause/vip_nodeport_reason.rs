@@ -50,13 +50,14 @@ pub(super) fn left_out(
         None if running().next().is_some() => NodePortAddresses::Unknown,
         None => NodePortAddresses::Unset,
     };
+    let seen = proxy.is_some() || running().next().is_some() || has_service_device(site);
     let since = "that it stays so for longer than a sync period (30 s)";
     let plain = |reason, missing: &[&str]| LeftOut {
         reason,
         minor: None,
         missing: missing.iter().map(|&text| text.to_owned()).collect(),
     };
-    Some(match node_ports {
+    let mut found = match node_ports {
         NodePortAddresses::Within(list) if !list.iter().any(|prefix| prefix.contains(address)) => {
             plain(Reason::Configured { list }, &[])
         }
@@ -73,7 +74,14 @@ pub(super) fn left_out(
                 ),
             })
         }
-    })
+    };
+    if !seen {
+        // Keepalived and others balance by IPVS too, on the addresses that they mean to.
+        found.missing.push(format!(
+            "a sight of kube-proxy here: its process, its ConfigMap or its device {SERVICE_DEVICE}"
+        ));
+    }
+    Some(found)
 }
 
 /// The reason where NodePorts are to answer on every address: some versions leave some out.
@@ -96,11 +104,14 @@ fn of_all(
         && by_source != Some(false)
     {
         // Without the version the table itself shows it, once kube-proxy had time for the address.
-        let young = young(evidence, site, address, proxy).filter(|_| by_source.is_none());
-        let missing = young.map(|age| {
-            let age = age.as_secs();
-            format!("kube-proxy's version, or that it stays so for longer than a sync period: the address is {age} s old")
-        });
+        let missing = match by_source {
+            None => too_young(evidence, site, address, proxy).map(|age| {
+                format!(
+                    "kube-proxy's version, or that it stays so for longer than a sync period: {age}"
+                )
+            }),
+            Some(_) => None,
+        };
         return Some(LeftOut {
             reason: Reason::Secondary { source },
             minor,
@@ -134,24 +145,33 @@ fn is_first(evidence: &Evidence<'_>, address: IpAddr) -> bool {
     own.find(|own| own.is_ipv4() == address.is_ipv4()) == Some(address)
 }
 
-/// The age of an address that kube-proxy may not have seen yet: younger than a sync period, and not there
-/// when kube-proxy was started. `None` as well where its age is not known.
-fn young(
+/// The age, in words, of an address that kube-proxy may not have seen yet: younger than a sync period or of
+/// unknown age, and not there when kube-proxy was started.
+fn too_young(
     evidence: &Evidence<'_>,
     site: &Site<'_>,
     address: IpAddr,
     proxy: Option<&Proxy>,
-) -> Option<Duration> {
-    let created = site
-        .addresses(address)
-        .filter_map(|found| found.created_ns)
-        .min()?;
-    let age = Duration::from_nanos(evidence.facts.taken_ns?.saturating_sub(created));
+) -> Option<String> {
+    let mut ages = site.addresses(address).filter_map(|found| found.created_ns);
+    let (Some(created), Some(taken)) = (ages.next(), evidence.facts.taken_ns) else {
+        return Some("the age of the address is not known".into());
+    };
+    let created = ages.fold(created, u64::min);
+    let age = Duration::from_nanos(taken.saturating_sub(created));
     let period = proxy.map_or(SYNC_PERIOD, |proxy| proxy.sync_period);
     let mut running = evidence.facts.kube_proxies_in(site.facts.id);
     let started_since =
         running.any(|running| running.started_ns.is_some_and(|start| start > created));
-    (age < period && !started_since).then_some(age)
+    (age < period && !started_since).then(|| format!("the address is {} s old", age.as_secs()))
+}
+
+/// kube-proxy in ipvs mode alone makes this device, and it always has an address: that of the service kubernetes.
+fn has_service_device(site: &Site<'_>) -> bool {
+    site.facts
+        .addresses
+        .iter()
+        .any(|found| is_service_device(site, found.link))
 }
 
 fn is_service_device(site: &Site<'_>, link: u32) -> bool {
@@ -276,7 +296,7 @@ mod tests {
 
     use super::*;
     use crate::cause::constructed::{Bench, NODE, ip};
-    use crate::cause::vip_nodeport_audit::tests::with_vip;
+    use crate::cause::vip_nodeport_audit::tests::{KUBE_IPVS0, with_vip};
     use crate::kube::constructed::cluster;
     use crate::node::{KubeProxy, NetnsId, ProxyConfiguration, ProxyReport};
 
@@ -348,8 +368,35 @@ mod tests {
             let found = found(&bench(line, version, file));
             assert_eq!(found, wanted, "{line} {version:?} {file:?}");
         }
-        // No kube-proxy is seen: the table shows it.
-        assert_eq!(found(&with_vip("192.0.2.1")), Some(("secondary", true)));
+    }
+
+    #[test]
+    fn without_a_sight_of_kube_proxy_its_device_has_to_show_it() {
+        let mut bench = with_vip("192.0.2.1");
+        assert_eq!(found(&bench), Some(("secondary", true)));
+        let site = bench.site();
+        // As a director of keepalived is, and as kube-proxy in another mode leaves a node.
+        site.addresses.retain(|found| found.link != KUBE_IPVS0);
+        assert_eq!(found(&bench), Some(("secondary", false)));
+        let named = bench.with_evidence(|evidence| {
+            let site = evidence.site(NetnsId(NODE)).expect("the node");
+            let found = left_out(evidence, site, ip("192.0.2.9")).expect("a reason");
+            found.missing
+        });
+        assert!(named[0].contains(SERVICE_DEVICE), "{named:?}");
+    }
+
+    #[test]
+    fn an_address_of_unknown_age_may_be_of_this_moment() {
+        for (version, certain) in [(None, false), (Some("v1.20.2"), true)] {
+            let mut bench = bench("kube-proxy --proxy-mode=ipvs", version, None);
+            let vip = ip("192.0.2.9");
+            let addresses = bench.site().addresses.iter_mut();
+            for found in addresses.filter(|found| found.address == vip) {
+                found.created_ns = None;
+            }
+            assert_eq!(found(&bench), Some(("secondary", certain)), "{version:?}");
+        }
     }
 
     #[test]
@@ -366,7 +413,8 @@ mod tests {
             let mut bench = bench("kube-proxy --proxy-mode=ipvs", version, None);
             bench.facts.taken_ns = Some(5000 * SECOND);
             bench.facts.kube_proxies[0].started_ns = Some((5000 - started) * SECOND);
-            let vip = bench.site().addresses.last_mut().expect("the address");
+            let mut own = bench.site().addresses.iter_mut();
+            let vip = own.find(|own| own.secondary).expect("the address");
             vip.created_ns = Some((5000 - age) * SECOND);
             let wanted = Some(("secondary", certain));
             assert_eq!(found(&bench), wanted, "{version:?} {age} {started}");
@@ -419,12 +467,11 @@ mod tests {
         ] {
             let mut bench = bench("kube-proxy --proxy-mode=ipvs", version, None);
             let site = bench.site();
-            site.links
-                .push(crate::cause::constructed::link(9, SERVICE_DEVICE));
-            let vip = site.addresses.last_mut().expect("the address");
+            let mut own = site.addresses.iter_mut();
+            let vip = own.find(|own| own.secondary).expect("the address");
             vip.secondary = false;
             let on_service_device = crate::node::Address {
-                link: 9,
+                link: KUBE_IPVS0,
                 ..vip.clone()
             };
             site.addresses.push(on_service_device);

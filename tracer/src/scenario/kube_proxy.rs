@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 
@@ -18,11 +18,16 @@ use crate::node::{Directory, NetnsFacts, Route, RouteKind, RouteProtocol, Virtua
 /// Set for a process that stands in for another: what it holds.
 const STAND_IN: &str = "TRACER_STAND_IN";
 
+/// The device that kube-proxy in ipvs mode keeps service addresses on.
+const SERVICE_DEVICE: &str = "kube-ipvs0";
+
 /// A NodePort service with one endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Service {
     /// IP protocol.
     pub protocol: u8,
+    /// ClusterIP and port.
+    pub cluster: SocketAddrV4,
     /// Port on the node's addresses.
     pub node_port: u16,
     /// The pod.
@@ -46,6 +51,10 @@ fn node_addresses(node: &Namespace, only: Option<&[IpAddr]>) -> BTreeSet<IpAddr>
             .iter()
             .filter(|route| route.table == Route::LOCAL_TABLE && route.kind == RouteKind::Local)
             .filter(|route| route.protocol == RouteProtocol::Kernel)
+            .filter(|route| {
+                let link = route.link.and_then(|index| facts.link(index));
+                link.is_none_or(|link| link.name != SERVICE_DEVICE)
+            })
             .filter_map(|route| route.preferred_source)
             .filter(wanted)
             .collect(),
@@ -56,12 +65,14 @@ fn facts(node: &Namespace) -> NetnsFacts {
     NetnsFacts::read(node.handle(), &Directory::default())
 }
 
-/// What kube-proxy makes once: forwarding, conntrack for IPVS, masquerading of NodePort traffic.
+/// What kube-proxy makes once: forwarding, conntrack for IPVS, masquerading of NodePort traffic, and the service at its
+/// ClusterIP.
 ///
 /// # Errors
 /// When a command fails.
 pub fn prepare(node: &Namespace, service: &Service) -> anyhow::Result<()> {
     let name = protocol::name(service.protocol);
+    hold_address(node, *service.cluster.ip())?;
     node.run_all(&[
         "sysctl -qw net.ipv4.ip_forward=1".into(),
         "sysctl -qw net.ipv4.vs.conntrack=1".into(),
@@ -72,6 +83,18 @@ pub fn prepare(node: &Namespace, service: &Service) -> anyhow::Result<()> {
             service.node_port
         ),
         "iptables -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE".into(),
+    ])?;
+    serve(node, service, service.cluster.into())
+}
+
+/// A service's address on the device that kube-proxy in ipvs mode makes for them.
+///
+/// # Errors
+/// When a command fails.
+pub fn hold_address(node: &Namespace, service: Ipv4Addr) -> anyhow::Result<()> {
+    node.run_all(&[
+        format!("ip link add {SERVICE_DEVICE} type dummy"),
+        format!("ip addr add {service}/32 dev {SERVICE_DEVICE}"),
     ])
 }
 
@@ -88,26 +111,37 @@ pub fn sync(node: &Namespace, service: &Service, only: Option<&[IpAddr]>) -> any
             VirtualServerKey::Mark { .. } => None,
         })
         .collect();
-    let flag = if service.protocol == protocol::UDP {
-        "-u"
-    } else {
-        "-t"
-    };
     for address in there.difference(&wanted) {
         node.run(&format!(
-            "ipvsadm -D {flag} {}",
+            "ipvsadm -D {} {}",
+            service.flag(),
             SocketAddr::new(*address, service.node_port)
         ))?;
     }
     for address in wanted.difference(&there) {
-        let server = SocketAddr::new(*address, service.node_port);
-        node.run(&format!("ipvsadm -A {flag} {server} -s rr"))?;
-        node.run(&format!(
-            "ipvsadm -a {flag} {server} -r {} -m -w 1",
-            service.endpoint
-        ))?;
+        serve(node, service, SocketAddr::new(*address, service.node_port))?;
     }
     Ok(())
+}
+
+/// A virtual server of the service.
+fn serve(node: &Namespace, service: &Service, server: SocketAddr) -> anyhow::Result<()> {
+    let flag = service.flag();
+    node.run_all(&[
+        format!("ipvsadm -A {flag} {server} -s rr"),
+        format!("ipvsadm -a {flag} {server} -r {} -m -w 1", service.endpoint),
+    ])
+}
+
+impl Service {
+    /// The protocol as ipvsadm takes it.
+    const fn flag(&self) -> &'static str {
+        if self.protocol == protocol::UDP {
+            "-u"
+        } else {
+            "-t"
+        }
+    }
 }
 
 /// A process with the name and the command line of another, in a namespace: it holds a port, or only has a command line. It ends

@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::kube_proxy;
 use super::namespace::Namespace;
 use super::world::World;
 
@@ -333,11 +334,7 @@ pub(super) fn virtual_server(
 ) -> anyhow::Result<String> {
     let options = &world.options;
     if server.ip() == options.service {
-        // kube-proxy keeps ClusterIPs on a device of their own.
-        site.node.run_all(&[
-            "ip link add kube-ipvs0 type dummy".into(),
-            format!("ip addr add {}/32 dev kube-ipvs0", options.service),
-        ])?;
+        kube_proxy::hold_address(&site.node, options.service)?;
     }
     site.node.run_all(&[
         "sysctl -qw net.ipv4.vs.conntrack=1".into(),

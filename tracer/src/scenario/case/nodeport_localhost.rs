@@ -1,6 +1,6 @@
 //! A program of the node uses 127.0.0.1 with a NodePort, in ipvs mode or in iptables mode without route_localnet.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde_json::json;
 
@@ -38,6 +38,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     world.serve_tcp(&site.pod, options.pod_port)?;
     let service = Service {
         protocol: protocol::TCP,
+        cluster: SocketAddrV4::new(options.service, options.service_port),
         node_port: options.node_port,
         endpoint: at(options.pod, options.pod_port),
     };

@@ -1,7 +1,7 @@
 //! A NodePort that answers on the node's address and not on its virtual address: what kube-proxy up
 //! to 1.22 makes of a secondary address, and of a nodePortAddresses that leaves it out.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use crate::event::protocol;
 use crate::scenario::kube_proxy::{self, Service, StandIn};
@@ -67,6 +67,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let proxy = Proxy {
         service: Service {
             protocol: if udp { protocol::UDP } else { protocol::TCP },
+            cluster: SocketAddrV4::new(options.service, options.service_port),
             node_port: options.node_port,
             endpoint: at(options.pod, options.pod_port),
         },

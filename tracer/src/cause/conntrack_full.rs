@@ -1,7 +1,10 @@
 //! `conntrack-full`: the connection tracking table is full, so new connections are dropped.
 //!
-//! Source: `__nf_conntrack_alloc` fails at `nf_conntrack_max` and `nf_conntrack_in` drops the packet
-//! (net/netfilter/nf_conntrack_core.c); the log says "nf_conntrack: table full, dropping packet".
+//! Source: `__nf_conntrack_alloc` fails at `nf_conntrack_max` and `nf_conntrack_in` drops the packet and counts it
+//! (`drop`; net/netfilter/nf_conntrack_core.c); the log says "nf_conntrack: table full, dropping packet". From then on
+//! `gc_worker` throws out what it may until 95 % are taken, so that the table has some room when it is looked at.
+
+use std::collections::HashSet;
 
 use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
@@ -21,7 +24,9 @@ existing connections go on. The kernel log says \"nf_conntrack: table full, drop
 Why: many short connections with long timeouts, a scan or flood, or a limit that is too small for the node.
 kube-proxy sets the limit (conntrack.maxPerCore, conntrack.min).
 
-Proof: the packet was dropped by netfilter before conntrack knew it, and the table's count is at its limit.
+Proof: the packet was dropped by netfilter before conntrack knew it, no rule can have dropped it, and the table's
+count is at its limit; or above 95 % of it, down to which the kernel clears a table that was full, with drops for
+want of an entry counted.
 
 Fix: raise nf_conntrack_max (each entry takes about 320 bytes), and find out who fills the table.",
     explains: &[],
@@ -29,29 +34,84 @@ Fix: raise nf_conntrack_max (each entry takes about 320 bytes), and find out who
     audit,
 };
 
-/// Entries and limit of a namespace.
-pub(super) fn fill(site: &Site<'_>) -> Option<(i64, i64)> {
-    let count = site.sysctl("net/netfilter/nf_conntrack_count")?;
-    let most = site.sysctl("net/netfilter/nf_conntrack_max")?;
-    (most > 0).then_some((count, most))
+/// How many entries a namespace has and may have, and how many packets were dropped for want of one so far.
+#[derive(Clone, Copy)]
+struct Fill {
+    count: i64,
+    most: i64,
+    refused: u64,
 }
 
-/// New connections can meet a full table: entries come and go between the packet and the reading.
-pub(super) fn is_full((count, most): (i64, i64)) -> bool {
-    count >= most - most / 20
+impl Fill {
+    fn of(site: &Site<'_>) -> Option<Self> {
+        let most = site.sysctl("net/netfilter/nf_conntrack_max")?;
+        (most > 0).then_some(Self {
+            count: site.sysctl("net/netfilter/nf_conntrack_count")?,
+            most,
+            refused: site.facts.counters.get("conntrack drop").unwrap_or(0),
+        })
+    }
+
+    /// The next connection finds no room.
+    const fn is_full(self) -> bool {
+        self.count >= self.most
+    }
+
+    /// It was full and is as the kernel leaves it then.
+    const fn was_full(self) -> bool {
+        self.refused > 0 && self.count >= self.most - self.most / 20
+    }
+
+    /// It may be full soon.
+    const fn fills(self) -> bool {
+        self.count >= self.most - self.most / 5
+    }
+
+    /// Of this many entries so many are taken.
+    fn words(self) -> String {
+        format!("{} of {} entries", self.count, self.most)
+    }
 }
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    // What a rule ended needed no entry.
+    let ruled = |certain: bool| -> HashSet<u64> {
+        let stops = evidence.filtered().iter();
+        stops
+            .filter(|stop| !certain || stop.ruling.as_ref().is_some_and(|ruling| ruling.certain))
+            .map(|stop| stop.failure(evidence).journey.id)
+            .collect()
+    };
+    let (surely, perhaps) = (ruled(true), ruled(false));
+    let by_rule = |failure: &Failure<'_>, full: bool| {
+        let ruled = if full { &surely } else { &perhaps };
+        ruled.contains(&failure.journey.id)
+    };
     evidence
-        .group(|failure| untracked(failure))
+        .group(|failure| {
+            let netns = untracked(failure)?;
+            let full = Fill::of(evidence.site(netns)?)?.is_full();
+            (!by_rule(failure, full)).then_some(netns)
+        })
         .into_iter()
         .filter_map(|(netns, failures)| {
             let site = evidence.site(netns)?;
-            let fill = fill(site)?;
-            let refused = site.facts.counters.get("conntrack drop").unwrap_or(0);
-            let full = is_full(fill);
-            (full || refused > 0).then(|| {
-                say(site, fill)
+            let fill = Fill::of(site)?;
+            (fill.is_full() || fill.refused > 0).then(|| {
+                let certain = fill.is_full() || fill.was_full();
+                let (place, words) = (site.name(), fill.words());
+                let summary = match (fill.is_full(), certain) {
+                    (true, _) => is_full(&place, &words),
+                    (false, true) => format!(
+                        "The connection tracking table of {place} was full, and the kernel has cleared a little of it \
+                         since: {words}. New connections are dropped, existing ones go on."
+                    ),
+                    (false, false) => format!(
+                        "The connection tracking table of {place} was full before ({words} now), and a new connection \
+                         was dropped before it had an entry."
+                    ),
+                };
+                say(site, fill, summary)
                     .stopped(evidence, &failures)
                     .prove_if(
                         "packet",
@@ -59,14 +119,8 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                             format!("{} was dropped before conntrack knew it", first.words())
                         }),
                     )
-                    .prove_if(
-                        "conntrack",
-                        (refused > 0).then(|| {
-                            format!("{refused} packets were dropped so far for want of an entry")
-                        }),
-                    )
                     .lacking_if(
-                        !full,
+                        !certain,
                         "a full table at the time of the packet: there is room now",
                     )
             })
@@ -74,19 +128,26 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         .collect()
 }
 
-pub(super) fn say(site: &Site<'_>, (count, most): (i64, i64)) -> Diagnosis {
-    let place = site.name();
-    Diagnosis::new(
-        &CAUSE,
-        place.clone(),
-        format!(
-            "The connection tracking table of {place} is full: {count} of {most} entries. New connections are dropped, \
-             existing ones go on."
-        ),
+fn is_full(place: &str, words: &str) -> String {
+    format!(
+        "The connection tracking table of {place} is full: {words}. New connections are dropped, existing ones go on."
     )
+}
+
+fn say(site: &Site<'_>, fill: Fill, summary: String) -> Diagnosis {
+    let Fill {
+        count,
+        most,
+        refused,
+    } = fill;
+    Diagnosis::new(&CAUSE, site.name(), summary)
     .prove(
         "sysctl",
         format!("nf_conntrack_count = {count}, nf_conntrack_max = {most}"),
+    )
+    .prove_if(
+        "conntrack",
+        (refused > 0).then(|| format!("{refused} packets were dropped so far for want of an entry")),
     )
     .fix(
         [
@@ -127,15 +188,18 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     evidence
         .sites()
         .filter_map(|site| {
-            let (count, most) = fill(site)?;
-            if is_full((count, most)) {
-                return Some(Finding::error(say(site, (count, most))));
+            let fill = Fill::of(site)?;
+            let (place, words) = (site.name(), fill.words());
+            if fill.is_full() {
+                return Some(Finding::error(say(site, fill, is_full(&place, &words))));
             }
-            (count >= most / 5 * 4).then(|| {
-                Finding::warning(
-                    say(site, (count, most))
-                        .lacking("it is not full yet: more than 80 % are taken"),
-                )
+            let percent = fill.count * 100 / fill.most;
+            fill.fills().then(|| {
+                let summary = format!(
+                    "The connection tracking table of {place} fills up: {words} ({percent} %). When it is full, new \
+                     connections are dropped."
+                );
+                Finding::warning(say(site, fill, summary).lacking("a full table: there is room now"))
             })
         })
         .collect()
@@ -147,7 +211,10 @@ pub(super) mod tests {
 
     use super::*;
     use crate::cause::Certainty;
+    use crate::cause::audit::Severity;
     use crate::cause::constructed::{Bench, ETH0, node};
+    use crate::cause::filtered::tests::{chain, rule};
+    use crate::node::netfilter::{Action, Family, RuleTable, Ruleset, Tool};
 
     fn with(count: &str, known: bool) -> Bench {
         let mut bench = node();
@@ -186,6 +253,90 @@ pub(super) mod tests {
         assert!(!bench.codes().contains(&CAUSE.code));
         bench.site().counters = [("conntrack drop".to_owned(), 3)].into_iter().collect();
         assert_eq!(bench.only().certainty, Certainty::Likely);
+    }
+
+    #[test]
+    fn a_table_that_the_kernel_has_cleared_since_was_full() {
+        for (count, drops, said) in [
+            ("1000", 0, Some(Certainty::Certain)),
+            ("999", 0, None),
+            ("999", 3, Some(Certainty::Certain)),
+            ("950", 3, Some(Certainty::Certain)),
+            ("949", 3, Some(Certainty::Likely)),
+        ] {
+            let mut bench = with(count, false);
+            bench.site().counters = [("conntrack drop".to_owned(), drops)].into_iter().collect();
+            let found = bench.diagnose();
+            let found = found.iter().find(|found| found.code == CAUSE.code);
+            let certainty = found.map(|found| found.certainty);
+            assert_eq!(certainty, said, "{count} {drops}");
+            let full = found.is_some_and(|found| found.summary.contains("is full"));
+            assert_eq!(full, count == "1000", "{found:#?}");
+        }
+    }
+
+    #[test]
+    fn the_audit_s_words_fit_the_numbers() {
+        for (count, wanted) in [
+            (
+                "1000",
+                Some((Severity::Error, Certainty::Certain, "is full")),
+            ),
+            (
+                "990",
+                Some((
+                    Severity::Warning,
+                    Certainty::Likely,
+                    "fills up: 990 of 1000",
+                )),
+            ),
+            (
+                "800",
+                Some((
+                    Severity::Warning,
+                    Certainty::Likely,
+                    "fills up: 800 of 1000",
+                )),
+            ),
+            ("799", None),
+        ] {
+            let found = with(count, true).with_evidence(audit);
+            let said = found.first().map(|found| {
+                let Finding {
+                    severity,
+                    diagnosis,
+                } = found;
+                (*severity, diagnosis.certainty, diagnosis.summary.as_str())
+            });
+            let fits = match (said, wanted) {
+                (None, None) => true,
+                (Some((severity, certainty, text)), Some((wanted, sure, words))) => {
+                    severity == wanted && certainty == sure && text.contains(words)
+                }
+                _ => false,
+            };
+            assert!(fits, "{count}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn a_raw_rule_and_an_old_counter_are_the_rule() {
+        let mut bench = with("10", false);
+        let site = bench.site();
+        site.counters = [("conntrack drop".to_owned(), 3)].into_iter().collect();
+        site.ruleset = Some(Ruleset {
+            tables: vec![RuleTable {
+                tool: Tool::IptablesLegacy,
+                family: Family::Ip,
+                name: "raw".into(),
+                chains: vec![chain(
+                    "PREROUTING",
+                    Some((NetfilterHook::PreRouting, false)),
+                    vec![rule(Some(53), Action::Drop, "")],
+                )],
+            }],
+        });
+        assert_eq!(bench.codes(), ["filter-rule-drop"]);
     }
 
     #[test]

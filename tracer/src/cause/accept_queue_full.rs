@@ -25,7 +25,8 @@ seconds. With net.ipv4.tcp_abort_on_overflow=1 they get RST instead.
 Why: the program hangs, is overloaded, or asked for a small backlog.
 
 Proof: a SYN reached a listening socket and was never answered, and that socket's queue holds more
-connections than its backlog.
+connections than its backlog, when the SYN comes or when the sockets are read; or the kernel says that it
+dropped the SYN for it. A counter of overflows since the start alone makes it likely.
 
 Fix: repair or restart the program; a larger backlog only helps against bursts.",
     explains: &[],
@@ -43,24 +44,49 @@ pub(super) fn is_full(socket: &ListeningSocket) -> bool {
         .is_some_and(|backlog| socket.receive_queue > backlog)
 }
 
+/// What came to a listening socket.
+#[derive(Default)]
+struct Came<'a> {
+    flows: Vec<&'a Flow>,
+    /// The kernel said that it dropped one for the queue's sake.
+    refused: bool,
+}
+
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    let mut targets: BTreeMap<(NetnsId, SocketAddr), Vec<&Flow>> = BTreeMap::new();
+    let mut targets: BTreeMap<(NetnsId, SocketAddr), Came<'_>> = BTreeMap::new();
     for &flow in evidence.stalled() {
         if let Some(target) = waits_at(flow) {
-            targets.entry(target).or_default().push(flow);
+            targets.entry(target).or_default().flows.push(flow);
         }
     }
     for failure in evidence.failures() {
         if failure.dropped_for(&["TCP_LISTEN_OVERFLOW"], &[])
             && let Some(target) = waits_at(failure.flow)
         {
-            targets.entry(target).or_default().push(failure.flow);
+            let came = targets.entry(target).or_default();
+            came.flows.push(failure.flow);
+            came.refused = true;
         }
     }
     targets
         .into_iter()
-        .filter_map(|((netns, target), flows)| judge(evidence, netns, target, &flows))
+        .filter_map(|((netns, target), came)| judge(evidence, netns, target, &came))
         .collect()
+}
+
+/// How many connections a SYN of the flow found waiting in the queue and how many may, where it found it full.
+fn full_queue_met(flow: &Flow, target: SocketAddr) -> Option<(u32, u32)> {
+    let mut events = flow
+        .of(Direction::Request)
+        .flat_map(|journey| &journey.events);
+    events.find_map(|event| match event.detail {
+        Detail::Queue {
+            waiting,
+            most,
+            port,
+        } if port == target.port() && waiting > most => Some((waiting, most)),
+        _ => None,
+    })
 }
 
 /// The listening socket that a flow's opening came to: namespace, address and port.
@@ -82,7 +108,7 @@ fn judge(
     evidence: &Evidence<'_>,
     netns: NetnsId,
     target: SocketAddr,
-    flows: &[&Flow],
+    Came { flows, refused }: &Came<'_>,
 ) -> Option<Diagnosis> {
     let site = evidence.site(netns)?;
     let sockets = || site.listeners(6, target.ip(), target.port());
@@ -92,16 +118,10 @@ fn judge(
         .counters
         .get("TcpExt ListenOverflows")
         .unwrap_or(0);
-    if full.is_none() && overflows == 0 {
+    let met = flows.iter().find_map(|flow| full_queue_met(flow, target));
+    if full.is_none() && met.is_none() && overflows == 0 {
         return None;
     }
-    let refused = evidence.failures().iter().find(|failure| {
-        flows.iter().any(|flow| flow.id == failure.flow.id)
-            && failure.dropped_for(&["TCP_LISTEN_OVERFLOW"], &[])
-    });
-    // Without its length (the kernel tells it only where tcp_diag is loaded) connections that wait and
-    // overflows that the kernel counted have to do.
-    let unknown = sockets().any(|socket| socket.backlog.is_none() && socket.receive_queue > 0);
     let tries = flows
         .first()
         .map_or(0, |flow| flow.of(Direction::Request).count());
@@ -118,12 +138,19 @@ fn judge(
             }),
         )
         .prove_if(
+            "packet",
+            met.map(|(waiting, most)| {
+                format!("a SYN found {waiting} connections in the queue, and {most} may wait")
+            }),
+        )
+        .prove_if(
             "counter",
             (overflows > 0).then(|| format!("ListenOverflows of {} is {overflows}", site.name())),
         )
         .lacking_if(
-            full.is_none() && refused.is_none() && !(overflows > 0 && unknown),
-            "a full queue: it has room now, or its length is not known",
+            full.is_none() && met.is_none() && !refused,
+            "a full queue when these SYNs came: it has room now, or its length is not known, and ListenOverflows counts \
+             since the start",
         )
         .fix([restart(&who)], "connections in its queue are lost")
         .fix(
@@ -259,15 +286,40 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_queue_of_unknown_length_is_judged_by_what_waits_and_what_was_counted() {
+    fn an_old_counter_and_a_queue_of_unknown_length_make_it_likely() {
         let mut bench = situation();
         bench.site().counters = [("TcpExt ListenOverflows".to_owned(), 3)]
             .into_iter()
             .collect();
         bench.site().sockets[0].backlog = None;
-        assert_eq!(bench.only().certainty, Certainty::Certain);
-        bench.site().sockets[0].receive_queue = 0;
-        assert_eq!(bench.only().certainty, Certainty::Likely);
+        for waiting in [1, 0] {
+            bench.site().sockets[0].receive_queue = waiting;
+            assert_eq!(bench.only().certainty, Certainty::Likely);
+        }
+    }
+
+    #[test]
+    fn the_queue_that_the_packet_met_will_do() {
+        for (waiting, codes) in [(129, &[CAUSE.code][..]), (128, &[])] {
+            let mut bench = situation();
+            bench.site().sockets[0].backlog = None;
+            let queue = Detail::Queue {
+                waiting,
+                most: 128,
+                port: 80,
+            };
+            bench
+                .tcp("192.0.2.10:40000", "192.0.2.1:80")
+                .receive(ETH0)
+                .with(HookId::TcpRequest, queue)
+                .ends();
+            assert_eq!(bench.codes(), codes, "{waiting}");
+            let found = bench.diagnose();
+            let sure = found
+                .iter()
+                .all(|found| found.certainty == Certainty::Certain);
+            assert!(sure, "{found:#?}");
+        }
     }
 
     #[test]

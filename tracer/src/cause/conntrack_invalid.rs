@@ -4,13 +4,16 @@
 //! (net/netfilter/nf_conntrack_proto_tcp.c); such packets carry no entry, so NAT passes them by.
 //! kubernetes/kubernetes #74840, #94861, #117924.
 
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+
 use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::filtered::{Kind, Stop, diagnoses};
 use super::masquerade_missing::{TRACK, TRACK_RISK, hides_from_netfilter};
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, Transport, Tuple, tcp_flag};
-use crate::node::{NetnsId, VirtualServer, VirtualServerKey};
+use crate::node::{NetnsId, VirtualServerKey};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "conntrack-invalid",
@@ -36,12 +39,23 @@ hides its connections, net.ipv4.vs.conntrack=1.",
 const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    let mut found = diagnoses(evidence, Kind::Invalid, |stop| {
-        match hidden_by_ipvs(evidence, stop) {
-            Some(site) => hidden(site, stop),
-            None => strange(stop),
-        }
-    });
+    let hiding: Hiding = evidence
+        .sites()
+        .filter(|site| hides_from_netfilter(site))
+        .map(|site| (site.facts.id, real_servers(site)))
+        .collect();
+    let mut found = diagnoses(
+        evidence,
+        Kind::Invalid,
+        |stop| match hidden_by(evidence, &hiding, stop) {
+            Some(site) => format!("IPVS of {}", site.name()),
+            None => stop.place(),
+        },
+        |stop, subject| match hidden_by(evidence, &hiding, stop) {
+            Some(site) => hidden(site, stop, subject),
+            None => strange(subject),
+        },
+    );
     found.extend(
         evidence
             .group(|failure| {
@@ -53,32 +67,46 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     found
 }
 
+/// The real servers of the namespaces whose IPVS hides connections from conntrack.
+type Hiding = HashMap<NetnsId, HashSet<(u8, SocketAddr)>>;
+
 /// The namespace whose IPVS hides from conntrack the connection that a real server's packet belongs to.
-fn hidden_by_ipvs<'e, 'a>(evidence: &'e Evidence<'a>, stop: &Stop<'a>) -> Option<&'e Site<'a>> {
-    let site = evidence
-        .site(stop.netns)
-        .filter(|site| hides_from_netfilter(site))?;
-    let Tuple {
-        protocol: wanted,
-        source,
-        ..
-    } = stop.tuple(evidence)?;
-    let serves = |server: &VirtualServer| {
-        matches!(server.key, VirtualServerKey::Endpoint { protocol, .. } if protocol == wanted)
-            && (server.destinations.iter())
-                .any(|real| (real.address, real.port) == (source.ip(), source.port()))
-    };
-    site.facts.ipvs.iter().flatten().any(serves).then_some(site)
+fn hidden_by<'e, 'a>(
+    evidence: &'e Evidence<'a>,
+    hiding: &Hiding,
+    stop: &Stop<'a>,
+) -> Option<&'e Site<'a>> {
+    let servers = hiding.get(&stop.netns)?;
+    let tuple = stop.tuple(evidence)?;
+    servers
+        .contains(&(tuple.protocol, tuple.source))
+        .then(|| evidence.site(stop.netns))
+        .flatten()
 }
 
-fn hidden(site: &Site<'_>, stop: &Stop<'_>) -> Diagnosis {
+/// Whose answers belong to connections of IPVS: protocol, address and port of the real servers.
+fn real_servers(site: &Site<'_>) -> HashSet<(u8, SocketAddr)> {
+    let servers = site.facts.ipvs.iter().flatten();
+    servers
+        .filter_map(|server| match server.key {
+            VirtualServerKey::Endpoint { protocol, .. } => Some((protocol, &server.destinations)),
+            VirtualServerKey::Mark { .. } => None,
+        })
+        .flat_map(|(protocol, destinations)| {
+            let at = destinations.iter();
+            at.map(move |real| (protocol, SocketAddr::new(real.address, real.port)))
+        })
+        .collect()
+}
+
+fn hidden(site: &Site<'_>, stop: &Stop<'_>, subject: String) -> Diagnosis {
     let place = site.name();
     let summary = format!(
         "Conntrack knows no connection that IPVS of {place} made, because net.ipv4.vs.conntrack is 0: answers of real \
          servers are INVALID to it, and {} drops them.",
         stop.place()
     );
-    Diagnosis::new(&CAUSE, format!("IPVS of {place}"), summary)
+    Diagnosis::new(&CAUSE, subject, summary)
         .prove("sysctl", format!("net.ipv4.vs.conntrack of {place} is 0"))
         .fix(
             [
@@ -90,13 +118,12 @@ fn hidden(site: &Site<'_>, stop: &Stop<'_>) -> Diagnosis {
         .check("sysctl net.ipv4.vs.conntrack   # 1")
 }
 
-fn strange(stop: &Stop<'_>) -> Diagnosis {
+fn strange(place: String) -> Diagnosis {
     let summary = format!(
         "Conntrack could make nothing of packets (outside of the TCP window, or of a connection that it does not \
-         know), and {} drops what is INVALID.",
-        stop.place()
+         know), and {place} drops what is INVALID."
     );
-    heal(Diagnosis::new(&CAUSE, stop.place(), summary))
+    heal(Diagnosis::new(&CAUSE, place, summary))
 }
 
 /// An answer that its entry wants translated, and that reached the client as it was: where conntrack saw

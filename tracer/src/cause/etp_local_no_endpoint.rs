@@ -4,7 +4,7 @@
 //! one with all endpoints, whose answers to clients from outside are lost because nothing rewrites the
 //! client's address (kubernetes/kubernetes #97081, pkg/proxy/ipvs/proxier.go).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 
 use super::audit::nothing;
@@ -43,7 +43,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             finish(prove_refusal(evidence, diagnosis, &failures), &target)
         })
         .collect();
-    let known: Vec<u64> = found
+    let known: HashSet<u64> = found
         .iter()
         .flat_map(|found| &found.flows)
         .copied()

@@ -26,11 +26,12 @@ tables; use the command that the fix names (most systems' iptables is one of bot
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    filtered::diagnoses(evidence, Kind::Rule, |stop| say(evidence, stop))
+    filtered::diagnoses(evidence, Kind::Rule, Stop::place, |stop, place| {
+        say(evidence, stop, place)
+    })
 }
 
-fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
-    let place = stop.place();
+fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, place: String) -> Diagnosis {
     let Some(ruling) = &stop.ruling else {
         let summary =
             format!("Netfilter dropped the packet at the {place}; its rules are not known.");

@@ -1,6 +1,9 @@
 //! Packets that a netfilter rule ended: what the causes of rules share. Which cause it is, the rule's
 //! chain and comment tell.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use super::Diagnosis;
 use super::evidence::{Evidence, Failure, endpoint};
 use crate::event::{NetfilterHook, Tuple, protocol};
@@ -165,48 +168,41 @@ impl<'a> Stop<'a> {
     }
 }
 
-/// The diagnoses of one kind, one for each subject. `say` begins one with its subject and summary, and
-/// adds the fixes; what all kinds share is added here.
+/// The diagnoses of one kind, one for each subject. `say` begins one with its subject and summary for the first stop
+/// of a subject, and adds the fixes; what all kinds share is added here.
 pub(super) fn diagnoses<'a>(
     evidence: &Evidence<'a>,
     wanted: Kind,
-    say: impl Fn(&Stop<'a>) -> Diagnosis,
+    subject: impl Fn(&Stop<'a>) -> String,
+    say: impl Fn(&Stop<'a>, String) -> Diagnosis,
 ) -> Vec<Diagnosis> {
-    let mut groups: Vec<(NetnsId, Diagnosis, Vec<&Stop<'a>>)> = Vec::new();
+    let mut places: HashMap<(NetnsId, String), usize> = HashMap::new();
+    let mut groups: Vec<(Diagnosis, Vec<&Stop<'a>>)> = Vec::new();
     for stop in evidence
         .filtered()
         .iter()
         .filter(|stop| stop.kind == wanted)
     {
-        let begun = say(stop);
-        let known = groups
-            .iter_mut()
-            .find(|(netns, known, _)| *netns == stop.netns && known.subject == begun.subject);
-        match known {
-            Some((.., stops)) => stops.push(stop),
-            None => groups.push((stop.netns, begun, vec![stop])),
+        match places.entry((stop.netns, subject(stop))) {
+            Entry::Occupied(known) => groups[*known.get()].1.push(stop),
+            Entry::Vacant(new) => {
+                groups.push((say(stop, new.key().1.clone()), vec![stop]));
+                new.insert(groups.len() - 1);
+            }
         }
     }
     groups
         .into_iter()
-        .map(|(netns, begun, stops)| {
+        .map(|(begun, stops)| {
             let failures: Vec<_> = stops.iter().map(|stop| stop.failure(evidence)).collect();
-            prove(
-                evidence,
-                netns,
-                begun.stopped(evidence, &failures),
-                stops[0],
-            )
+            let first = stops[0];
+            prove(evidence, begun.stopped(evidence, &failures), first)
         })
         .collect()
 }
 
-fn prove<'a>(
-    evidence: &Evidence<'a>,
-    netns: NetnsId,
-    begun: Diagnosis,
-    stop: &Stop<'a>,
-) -> Diagnosis {
+fn prove<'a>(evidence: &Evidence<'a>, begun: Diagnosis, stop: &Stop<'a>) -> Diagnosis {
+    let netns = stop.netns;
     let failure = stop.failure(evidence);
     let (words, drop) = (failure.words(), failure.drop_words());
     let site = evidence.site(netns);
@@ -271,6 +267,20 @@ fn prove<'a>(
                 )
             },
         )
+}
+
+/// What a packet was for, in words.
+pub(super) fn target(packet: Option<Tuple>) -> String {
+    packet.map_or_else(
+        || "(unknown)".into(),
+        |tuple| {
+            format!(
+                "{} {}",
+                protocol::name(tuple.protocol),
+                endpoint(tuple.destination)
+            )
+        },
+    )
 }
 
 /// What stands for a packet in rules of this table's tool: addresses, protocol and port.
@@ -435,6 +445,29 @@ pub(super) mod tests {
         );
         assert_eq!(service("shop/web has no endpoints"), Some(("shop", "web")));
         assert_eq!(service("no service"), None);
+    }
+
+    #[test]
+    fn a_subject_is_begun_once() {
+        let chains = vec![chain(
+            "FORWARD",
+            Some((NetfilterHook::Forward, false)),
+            vec![rule(Some(80), Action::Drop, "")],
+        )];
+        let mut bench = forwarded(Tool::IptablesLegacy, chains);
+        bench
+            .tcp("192.0.2.11:40000", "10.244.0.9:80")
+            .receive(ETH0)
+            .netfilter(NetfilterHook::Forward)
+            .dropped("NETFILTER_DROP", "nf_hook_slow");
+        let begun = std::cell::Cell::new(0);
+        let found = bench.with_evidence(|evidence| {
+            diagnoses(evidence, Kind::Rule, Stop::place, |_, subject| {
+                begun.set(begun.get() + 1);
+                Diagnosis::new(&crate::cause::CATALOGUE[0], subject, "")
+            })
+        });
+        assert_eq!((begun.get(), found.len(), found[0].failed), (1, 1, 2));
     }
 
     #[test]

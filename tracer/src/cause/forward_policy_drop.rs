@@ -32,7 +32,9 @@ ACCEPT. With Docker: set net.ipv4.ip_forward=1 before it starts, then it leaves 
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    filtered::diagnoses(evidence, Kind::ForwardPolicy, |stop| say(evidence, stop))
+    filtered::diagnoses(evidence, Kind::ForwardPolicy, Stop::place, |stop, place| {
+        say(evidence, stop, place)
+    })
 }
 
 /// Nodes whose FORWARD chains drop by policy and accept no new connections of their pods.
@@ -107,16 +109,12 @@ fn lets_new(test: &Test) -> bool {
     }
 }
 
-fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
-    let begun = Diagnosis::new(
-        &CAUSE,
-        stop.place(),
-        format!(
-            "No rule accepts the packet, and the policy of {} is DROP: the node forwards only what a rule accepts.",
-            stop.place().trim_end_matches(" policy DROP")
-        ),
-    )
-    .check(filtered::check(evidence, stop));
+fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, place: String) -> Diagnosis {
+    let summary = format!(
+        "No rule accepts the packet, and the policy of {} is DROP: the node forwards only what a rule accepts.",
+        place.trim_end_matches(" policy DROP")
+    );
+    let begun = Diagnosis::new(&CAUSE, place, summary).check(filtered::check(evidence, stop));
     let (Some(ruling), Some(tuple)) = (&stop.ruling, stop.tuple(evidence)) else {
         return begun;
     };

@@ -4,10 +4,9 @@
 //! comment "NAMESPACE/NAME:PORT traffic not accepted by KUBE-FW-…"; before, KUBE-FW-… marked with 0x8000
 //! what KUBE-FIREWALL drops. pkg/proxy/ipvs: KUBE-SOURCE-RANGES-FIREWALL; pkg/proxy/nftables: firewall-….
 
-use super::evidence::endpoint;
 use super::filtered::{self, Kind, Stop};
 use super::{Cause, Diagnosis, Evidence, Finding};
-use crate::event::protocol;
+use crate::event::Tuple;
 
 pub(super) const CAUSE: Cause = Cause {
     code: "lb-source-range",
@@ -31,22 +30,25 @@ Fix: add the client's prefix to spec.loadBalancerSourceRanges.",
 const BY_MARK: &str = "KUBE-FIREWALL";
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    filtered::diagnoses(evidence, Kind::SourceRange, |stop| say(evidence, stop))
+    filtered::diagnoses(
+        evidence,
+        Kind::SourceRange,
+        |stop| filtered::target(asked(evidence, stop)),
+        |stop, target| say(evidence, stop, target),
+    )
 }
 
-fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
-    // What DNAT made of the packet is not what the client asked for.
-    let asked = stop.failure(evidence).journey.first_tuple();
-    let (target, client) = asked.map_or_else(
-        || ("(unknown)".to_owned(), "CLIENT".to_owned()),
+/// What the client asked for: DNAT made something else of the packet.
+fn asked<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Option<Tuple> {
+    stop.failure(evidence).journey.first_tuple()
+}
+
+fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, target: String) -> Diagnosis {
+    let client = asked(evidence, stop).map_or_else(
+        || "CLIENT".to_owned(),
         |tuple| {
-            let target = format!(
-                "{} {}",
-                protocol::name(tuple.protocol),
-                endpoint(tuple.destination)
-            );
             let length = if tuple.source.is_ipv6() { 128 } else { 32 };
-            (target, format!("{}/{length}", tuple.source.ip()))
+            format!("{}/{length}", tuple.source.ip())
         },
     );
     let service = stop.comment().and_then(filtered::service);

@@ -25,10 +25,12 @@ rules themselves lasts only until the container network writes them again.",
 };
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    filtered::diagnoses(evidence, Kind::NetworkPolicy, |stop| say(evidence, stop))
+    filtered::diagnoses(evidence, Kind::NetworkPolicy, Stop::place, |stop, place| {
+        say(evidence, stop, place)
+    })
 }
 
-fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
+fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, place: String) -> Diagnosis {
     let whom = stop.tuple(evidence).map_or_else(String::new, |tuple| {
         format!(
             " from {} to {}",
@@ -41,26 +43,31 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
         .as_ref()
         .map_or_else(String::new, |ruling| ruling.ending.chain.name.clone());
     let policies = policies(evidence, stop);
-    Diagnosis::new(
-        &CAUSE,
-        stop.place(),
-        format!(
-            "The container network's policy rules do not allow packets{whom}: {} dropped it, a rule made from \
-             NetworkPolicy objects.",
-            stop.place()
-        ),
-    )
-    .prove_if("rule", stop.comment().map(|comment| format!("{chain} says: {comment}")))
-    .prove_if("policy", policies.as_ref().map(|names| format!("NetworkPolicies that select the pod: {names}")))
-    .lacking_if(policies.is_none(), "the NetworkPolicy that selects the pod")
-    .fix(
-        [
-            "kubectl get networkpolicy -A   # those whose podSelector selects the pod",
-            "kubectl -n NAMESPACE edit networkpolicy NAME   # add the peer and the port",
-        ],
-        "allows what the policy was written to stop: ask its owner",
-    )
-    .check(filtered::check(evidence, stop))
+    let summary = format!(
+        "The container network's policy rules do not allow packets{whom}: {place} dropped it, a rule made from \
+         NetworkPolicy objects."
+    );
+    Diagnosis::new(&CAUSE, place, summary)
+        .prove_if(
+            "rule",
+            stop.comment()
+                .map(|comment| format!("{chain} says: {comment}")),
+        )
+        .prove_if(
+            "policy",
+            policies
+                .as_ref()
+                .map(|names| format!("NetworkPolicies that select the pod: {names}")),
+        )
+        .lacking_if(policies.is_none(), "the NetworkPolicy that selects the pod")
+        .fix(
+            [
+                "kubectl get networkpolicy -A   # those whose podSelector selects the pod",
+                "kubectl -n NAMESPACE edit networkpolicy NAME   # add the peer and the port",
+            ],
+            "allows what the policy was written to stop: ask its owner",
+        )
+        .check(filtered::check(evidence, stop))
 }
 
 /// The policies that select one of the packet's pods, by name; `None` when the cluster knows none.

@@ -3,6 +3,7 @@
 //! Source: kubelet up to 1.23 without `--network-plugin=cni` (dockershim), cri-dockerd before 0.2.5
 //! likewise; kubernetes/kubernetes #40182 for Docker's FORWARD policy.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::audit::{Finding, pod_links};
@@ -130,16 +131,19 @@ fn port<'a>(evidence: &Evidence<'a>, link: &'a Link) -> Port<'a> {
 }
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    let nodes: HashMap<NetnsId, Stranded<'_>> = evidence
+        .sites()
+        .filter_map(|site| Some((site.facts.id, stranded(evidence, site)?)))
+        .collect();
+    if nodes.is_empty() {
+        return Vec::new();
+    }
     evidence
-        .group(|failure| {
-            let netns = on_docker0(evidence, failure)?;
-            stranded(evidence, evidence.site(netns)?).map(|_| netns)
-        })
+        .group(|failure| on_docker0(&nodes, failure))
         .into_iter()
         .filter_map(|(netns, failures)| {
-            let site = evidence.site(netns)?;
             Some(
-                say(evidence, site, &stranded(evidence, site)?)
+                say(evidence, evidence.site(netns)?, nodes.get(&netns)?)
                     .stopped(evidence, &failures)
                     .prove_if(
                         "packet",
@@ -153,32 +157,23 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 }
 
 /// The node whose docker0 has an end of a lost packet.
-fn on_docker0(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<NetnsId> {
+fn on_docker0(nodes: &HashMap<NetnsId, Stranded<'_>>, failure: &Failure<'_>) -> Option<NetnsId> {
     let tuples = [
         failure.journey.first_tuple()?,
         failure.journey.last_tuple()?,
     ];
-    failure
-        .journey
-        .namespaces()
-        .into_iter()
-        .map(NetnsId)
-        .find(|&netns| {
-            let found = evidence
-                .site(netns)
-                .and_then(|site| Some((site, stranded(evidence, site)?.address)));
-            found.is_some_and(|(_, entry)| {
-                let network = crate::node::Prefix {
-                    address: entry.address,
-                    length: entry.prefix_length,
-                };
-                tuples.iter().any(|tuple| {
-                    [tuple.source.ip(), tuple.destination.ip()]
-                        .into_iter()
-                        .any(|address| network.contains(address) && address != entry.address)
-                })
-            })
-        })
+    let ends = tuples.map(|tuple| [tuple.source.ip(), tuple.destination.ip()]);
+    let has_an_end = |node: &Stranded<'_>| {
+        let own = node.address.address;
+        let network = crate::node::Prefix {
+            address: own,
+            length: node.address.prefix_length,
+        };
+        let mut ends = ends.iter().flatten();
+        ends.any(|end| network.contains(*end) && *end != own)
+    };
+    let mut namespaces = failure.journey.namespaces().into_iter().map(NetnsId);
+    namespaces.find(|netns| nodes.get(netns).is_some_and(has_an_end))
 }
 
 /// Pods on docker0, and a runtime that will put them there.

@@ -5,28 +5,21 @@
 //! "NAMESPACE/NAME:PORT has no endpoints"; pkg/proxy/nftables/proxier.go sends to its chain
 //! `reject-chain`. In ipvs mode see `ipvs-no-destination`.
 
-use super::evidence::endpoint;
 use super::filtered::{self, Kind, Stop};
 use super::service_no_endpoints::CAUSE;
 use super::{Diagnosis, Evidence};
-use crate::event::protocol;
 
 /// The services that rules of kube-proxy refuse.
 pub(super) fn diagnoses(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    filtered::diagnoses(evidence, Kind::NoEndpoints, |stop| say(evidence, stop))
+    filtered::diagnoses(
+        evidence,
+        Kind::NoEndpoints,
+        |stop| filtered::target(stop.tuple(evidence)),
+        |stop, target| say(evidence, stop, target),
+    )
 }
 
-fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> Diagnosis {
-    let target = stop.tuple(evidence).map_or_else(
-        || "(unknown)".into(),
-        |tuple| {
-            format!(
-                "{} {}",
-                protocol::name(tuple.protocol),
-                endpoint(tuple.destination)
-            )
-        },
-    );
+fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, target: String) -> Diagnosis {
     let service = stop.comment().and_then(filtered::service);
     let (named, namespace, name) = match service {
         Some((namespace, name)) => (format!("Service {namespace}/{name}"), namespace, name),

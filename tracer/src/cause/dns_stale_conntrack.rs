@@ -5,9 +5,10 @@
 //! NAT is decided once for each entry, by the first packet, and every further packet renews it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::audit::Finding;
+use super::dns_stale_log;
 use super::evidence::{Evidence, Failure};
 use super::ipvs_stale_connection::swallowed;
 use super::service::{claimant, has_kube_proxy};
@@ -267,7 +268,8 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
     .prove_if(
         "log",
         logged(evidence, service).map(|log| {
-            let why = log.no_tool.as_deref().unwrap_or("it could not delete its entries");
+            let line = log.no_tool.as_deref().or(log.failed.as_deref());
+            let why = line.unwrap_or("it could not delete its entries");
             format!("{}: {why}", log.source)
         }),
     )
@@ -351,10 +353,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
             }
         }));
     }
-    let log = evidence.facts.proxy_log.as_deref();
-    if let Some((log, line)) = log.and_then(|log| Some((log, log.no_tool.as_ref()?))) {
-        found.push(Finding::error(no_tool_by_log(log, line)));
-    }
+    found.extend(dns_stale_log::findings(evidence));
     for proxy in &evidence.facts.kube_proxies {
         if proxy.conntrack_tool != Some(false) {
             continue;
@@ -392,43 +391,6 @@ fn no_tool(pid: u32) -> Diagnosis {
         "none for existing connections",
     )
     .check(format!("nsenter -t {pid} -m conntrack --version"))
-}
-
-/// kube-proxy says itself that the program is not there.
-fn no_tool_by_log(log: &ProxyLog, line: &str) -> Diagnosis {
-    let services: Vec<String> = log
-        .undeleted
-        .iter()
-        .take(4)
-        .map(IpAddr::to_string)
-        .collect();
-    let of = if services.is_empty() {
-        String::new()
-    } else {
-        format!(" of {}", services.join(", "))
-    };
-    let delete = log.undeleted.iter().take(4);
-    Diagnosis::new(
-        &CAUSE,
-        "kube-proxy's log",
-        format!(
-            "kube-proxy finds no program `conntrack` and could not delete the stale UDP entries{of}: clients that keep \
-             their source port, DNS resolvers first, go on sending to endpoints that are gone."
-        ),
-    )
-    .prove("log", format!("{}: {line}", log.source))
-    .fix(
-        [
-            "apt-get install conntrack   # on the host, or an image of kube-proxy that holds it",
-            "systemctl restart kube-proxy   # or: kubectl -n kube-system rollout restart daemonset kube-proxy",
-        ],
-        "none for existing connections",
-    )
-    .fix(
-        delete.map(|address| format!("conntrack -D -p udp --orig-dst {address}   # at once, by hand")),
-        "answers under way to the old entries are lost",
-    )
-    .check("conntrack --version; grep -c 'executable file not found' LOG   # of the new log: 0")
 }
 
 /// What kube-proxy's log says about a service's entries.
@@ -548,29 +510,5 @@ pub(super) mod tests {
             let found = first.map(|found| (found.severity, found.diagnosis.certainty));
             assert_eq!(found, expected, "{version:?}");
         }
-    }
-
-    #[test]
-    fn what_kube_proxy_s_log_says_is_a_finding() {
-        let mut bench = node();
-        let line = "error looking for path of conntrack: exec: \"conntrack\": executable file not found in $PATH";
-        bench.facts.proxy_log = Some(std::sync::Arc::new(ProxyLog {
-            source: "kube-proxy.log".into(),
-            lines: 1,
-            no_tool: Some(line.into()),
-            undeleted: [ip("10.96.0.2")].into(),
-            ..ProxyLog::default()
-        }));
-        let found = bench.with_evidence(audit);
-        assert_eq!(found.len(), 1, "{found:#?}");
-        assert!(
-            found[0].diagnosis.summary.contains("10.96.0.2"),
-            "{found:#?}"
-        );
-        assert!(
-            found[0].diagnosis.evidence[0]
-                .text
-                .contains("not found in $PATH")
-        );
     }
 }

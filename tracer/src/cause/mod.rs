@@ -24,6 +24,7 @@ mod constructed;
 
 mod bridging;
 mod confirm;
+mod dns_stale_log;
 mod mtu_audit;
 mod pod_network;
 mod pod_runtime;

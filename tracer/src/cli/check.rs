@@ -10,12 +10,12 @@ use super::cluster::{Connection, settled};
 use super::proxy_log::LogSource;
 use super::{Exit, Failure, Output};
 use crate::cause::{self, DropNames, Evidence, Severity};
-use crate::expectation::ruled_namespaces;
+use crate::expectation::{Mode, Proxy, ruled_namespaces};
 use crate::flow::Flows;
 use crate::kernel::reasons::DropReasons;
 use crate::kernel::symbols::Symbols;
-use crate::kube::{Cluster, State};
-use crate::node::{Directory, Missing, Snapshot};
+use crate::kube::{Cluster, ClusterFacts, State};
+use crate::node::{Directory, Missing, NetnsId, Snapshot};
 use crate::printer::{Printer, Show};
 
 /// What was typed.
@@ -42,6 +42,8 @@ struct CheckView {
     errors: usize,
     warnings: usize,
     unread: Vec<String>,
+    /// What is worth knowing and no fault.
+    remarks: Vec<String>,
 }
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
@@ -49,21 +51,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let log = arguments.log.read()?;
     let cluster = arguments.connection.start()?;
     let directory = Directory::find();
-    let wanted = |name: Option<&str>, number: u32| {
-        arguments.netns.is_empty()
-            || arguments
-                .netns
-                .iter()
-                .any(|asked| Some(asked.as_str()) == name || *asked == number.to_string())
-    };
-    let mut ids = directory.ids();
-    ids.retain(|&id| wanted(directory.name(id), id.0));
-    if ids.is_empty() {
-        let names = arguments.netns.join(", ");
-        return Err(Failure::usage(format!(
-            "no network namespace is called {names} (ip netns list; or its inode number)"
-        )));
-    }
+    let mut ids = wanted(&directory, &arguments.netns)?;
     let left_out = ids.len().saturating_sub(MOST_NAMESPACES);
     ids.truncate(MOST_NAMESPACES);
     let mut facts = Snapshot::take(&directory, &ids);
@@ -113,17 +101,87 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     {
         unread.push(view.words());
     }
+    let remarks = [
+        hidden(&directory),
+        empty_log(&facts),
+        ipvs_mode(&facts, known.map(Arc::as_ref)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let view = CheckView {
         namespaces: facts.namespaces.len(),
         errors: count(Severity::Error),
         warnings: count(Severity::Warning),
         unread,
+        remarks,
     };
     printer.object("check", &view, &view.words(output.verbose))?;
     Ok(if view.errors > 0 {
         Exit::CauseNamed
     } else {
         Exit::Healthy
+    })
+}
+
+/// The namespaces that were asked for, or all.
+fn wanted(directory: &Directory, asked: &[String]) -> Result<Vec<NetnsId>, Failure> {
+    let mut ids = directory.ids();
+    let is = |asked: &String, id: NetnsId| {
+        directory.name(id) == Some(asked.as_str()) || *asked == id.0.to_string()
+    };
+    let unknown: Vec<&str> = asked
+        .iter()
+        .filter(|asked| !ids.iter().any(|&id| is(asked, id)))
+        .map(String::as_str)
+        .collect();
+    if !unknown.is_empty() {
+        return Err(Failure::usage(format!(
+            "no network namespace is called {} (ip netns list; or its inode number)",
+            unknown.join(", ")
+        )));
+    }
+    if !asked.is_empty() {
+        ids.retain(|&id| asked.iter().any(|asked| is(asked, id)));
+    }
+    Ok(ids)
+}
+
+/// That others' namespaces are out of sight.
+fn hidden(directory: &Directory) -> Option<String> {
+    let count = directory.hidden_processes();
+    (count > 0).then(|| {
+        format!(
+            "the network namespaces of {count} processes and what is in them cannot be seen without root: run it as root, \
+             or with CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_NET_ADMIN"
+        )
+    })
+}
+
+/// That a log was asked for and holds nothing.
+fn empty_log(facts: &Snapshot) -> Option<String> {
+    let log = facts.proxy_log.as_ref().filter(|log| log.lines == 0)?;
+    Some(format!(
+        "the log {} is empty: it says nothing about conntrack entries, good or bad",
+        log.source
+    ))
+}
+
+/// That kube-proxy works in a mode that goes away.
+fn ipvs_mode(facts: &Snapshot, cluster: Option<&ClusterFacts>) -> Option<String> {
+    let of_cluster = || cluster.and_then(Proxy::of_cluster);
+    let proxy = if facts.kube_proxies.is_empty() {
+        of_cluster()?
+    } else {
+        let mut running = facts.kube_proxies.iter();
+        running.find_map(|running| {
+            Proxy::running(running, cluster).filter(|proxy| proxy.mode == Mode::Ipvs)
+        })?
+    };
+    (proxy.mode == Mode::Ipvs).then(|| {
+        "kube-proxy works in ipvs mode, which is deprecated since Kubernetes 1.35 and is to be gone by default in 1.40: \
+         plan for nftables mode (mode: nftables in its configuration, from 1.31)"
+            .to_owned()
     })
 }
 
@@ -157,19 +215,83 @@ impl CheckView {
             "{} network namespaces looked over: {} errors, {} warnings",
             self.namespaces, self.errors, self.warnings
         );
-        if self.unread.is_empty() {
-            return text;
-        }
-        if verbose {
-            for line in &self.unread {
-                text += &format!("\nnot read: {line}");
-            }
-        } else {
+        if !self.unread.is_empty() && !verbose {
             text += &format!(
                 "; {} facts could not be read (-v names them)",
                 self.unread.len()
             );
         }
+        for line in &self.remarks {
+            text += &format!("\nremark: {line}");
+        }
+        if verbose {
+            for line in &self.unread {
+                text += &format!("\nnot read: {line}");
+            }
+        }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{KubeProxy, NetnsHandle, ProxyLog};
+
+    #[test]
+    fn every_name_that_was_asked_for_has_to_be_known() {
+        let here = NetnsHandle::current().expect("a namespace");
+        let id = here.id();
+        let mut directory = Directory::default();
+        directory.add(here.named("good"));
+        let ask = |asked: &[&str]| {
+            let asked: Vec<String> = asked.iter().map(|&name| name.to_owned()).collect();
+            wanted(&directory, &asked).ok()
+        };
+        assert_eq!(ask(&[]), Some(vec![id]));
+        assert_eq!(ask(&["good"]), Some(vec![id]));
+        assert_eq!(ask(&[&id.0.to_string()]), Some(vec![id]));
+        assert_eq!(ask(&["good", "nosuch"]), None);
+    }
+
+    #[test]
+    fn a_mode_that_goes_away_is_said() {
+        let mut facts = Snapshot::empty();
+        assert_eq!(ipvs_mode(&facts, None), None);
+        for (mode, said) in [("iptables", false), ("nftables", false), ("ipvs", true)] {
+            facts.kube_proxies = vec![KubeProxy::constructed(&format!(
+                "kube-proxy --proxy-mode={mode}"
+            ))];
+            assert_eq!(ipvs_mode(&facts, None).is_some(), said, "{mode}");
+        }
+    }
+
+    #[test]
+    fn an_empty_log_is_said_even_without_v() {
+        let mut facts = Snapshot::empty();
+        assert_eq!(empty_log(&facts), None);
+        for (lines, said) in [(0, true), (1, false)] {
+            facts.proxy_log = Some(Arc::new(ProxyLog {
+                source: "kube-proxy.log".into(),
+                lines,
+                ..ProxyLog::default()
+            }));
+            assert_eq!(empty_log(&facts).is_some(), said, "{lines}");
+        }
+        let view = CheckView {
+            namespaces: 1,
+            errors: 0,
+            warnings: 0,
+            unread: vec!["that".into()],
+            remarks: vec!["this".into()],
+        };
+        assert!(
+            view.words(false)
+                .ends_with("; 1 facts could not be read (-v names them)\nremark: this")
+        );
+        assert!(
+            view.words(true)
+                .ends_with("warnings\nremark: this\nnot read: that")
+        );
     }
 }

@@ -110,6 +110,11 @@ impl AsFd for NetnsHandle {
     }
 }
 
+/// Only permissions are in the way of looking at a file.
+fn is_denied(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
 fn namespace_id(metadata: &fs::Metadata) -> io::Result<NetnsId> {
     let number = u32::try_from(metadata.ino()).map_err(io::Error::other)?;
     Ok(NetnsId(number))
@@ -123,6 +128,8 @@ pub struct Directory {
     held: BTreeMap<NetnsId, NetnsHandle>,
     /// The namespace of process 1, the node's.
     own: Option<NetnsId>,
+    /// Processes whose namespace may not be read.
+    hidden: usize,
 }
 
 #[derive(Clone, Default, Debug)]
@@ -169,10 +176,13 @@ impl Directory {
             .and_then(|metadata| namespace_id(&metadata))
             .ok();
         for pid in process_ids(&proc) {
-            if let Some(found) = directory.found_at(&proc.join(format!("{pid}/ns/net")))
-                && found.processes.len() < PROCESSES_PER_NAMESPACE
-            {
-                found.processes.push(pid);
+            let path = proc.join(format!("{pid}/ns/net"));
+            match directory.found_at(&path) {
+                Some(found) if found.processes.len() < PROCESSES_PER_NAMESPACE => {
+                    found.processes.push(pid);
+                }
+                Some(_) => {}
+                None => directory.hidden += usize::from(is_denied(&path)),
             }
         }
         directory
@@ -215,6 +225,11 @@ impl Directory {
             .into_iter()
             .filter_map(|id| self.name(id))
             .collect()
+    }
+
+    /// How many processes there are whose namespace may not be read: without root, those of others.
+    pub fn hidden_processes(&self) -> usize {
+        self.hidden
     }
 
     /// Some of the processes in a namespace, lowest pid first.

@@ -3,14 +3,15 @@
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
-use super::diagnosis::{Consequence, Diagnosis};
+use super::diagnosis::{Certainty, Consequence, Diagnosis};
 
 /// Lists every diagnosis that another one explains under that one, and orders the rest: certainty,
 /// root before consequence, the catalogue's order (special before general), how many flows.
 ///
 /// `explains` are the codes that a code brings about, `place` its place in the catalogue. Two
 /// diagnoses belong together when they share a flow, or when both are about no flow at all and the
-/// same subject. A root that is less sure than its consequence does not swallow it.
+/// same subject. A root stands where the surest of its consequences would: that something is wrong there
+/// is as sure, and only the root's own words say how sure the root is.
 pub(super) fn rank(
     mut found: Vec<Diagnosis>,
     explains: impl Fn(&str) -> &'static [&'static str],
@@ -18,11 +19,11 @@ pub(super) fn rank(
 ) -> Vec<Diagnosis> {
     let links = links(&found, explains);
     let mut covered: HashMap<usize, HashSet<u64>> = HashMap::new();
+    let mut surest: Vec<Certainty> = found.iter().map(|found| found.certainty).collect();
     for &(root, consequence) in &links {
         let (flows, swallowed) = (&found[root].flows, &found[consequence]);
-        if found[root].certainty >= swallowed.certainty {
-            covered.entry(consequence).or_default().extend(flows);
-        }
+        covered.entry(consequence).or_default().extend(flows);
+        surest[root] = surest[root].max(swallowed.certainty);
         let said = Consequence {
             code: swallowed.code,
             subject: swallowed.subject.clone(),
@@ -31,7 +32,7 @@ pub(super) fn rank(
         found[root].consequences.push(said);
     }
     let explained: HashSet<usize> = links.iter().map(|&(_, consequence)| consequence).collect();
-    let mut kept: Vec<(bool, Diagnosis)> = found
+    let mut kept: Vec<(Certainty, bool, Diagnosis)> = found
         .into_iter()
         .enumerate()
         // What goes beyond its roots' flows stands for itself as well.
@@ -40,17 +41,17 @@ pub(super) fn rank(
                 .get(index)
                 .is_none_or(|flows| !diagnosis.flows.iter().all(|flow| flows.contains(flow)))
         })
-        .map(|(index, diagnosis)| (explained.contains(&index), diagnosis))
+        .map(|(index, diagnosis)| (surest[index], explained.contains(&index), diagnosis))
         .collect();
-    kept.sort_by_key(|(is_explained, diagnosis)| {
+    kept.sort_by_key(|(surest, is_explained, diagnosis)| {
         (
-            Reverse(diagnosis.certainty),
+            Reverse(*surest),
             *is_explained,
             place(diagnosis.code),
             Reverse(diagnosis.failed),
         )
     });
-    kept.into_iter().map(|(_, diagnosis)| diagnosis).collect()
+    kept.into_iter().map(|(.., diagnosis)| diagnosis).collect()
 }
 
 /// Pairs of root and consequence, by their places in `found`.
@@ -93,7 +94,6 @@ fn links(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cause::Certainty;
 
     fn diagnosis(code: &'static str, certainty: Certainty, flows: &[u64]) -> Diagnosis {
         Diagnosis {
@@ -154,12 +154,19 @@ mod tests {
     }
 
     #[test]
-    fn an_unsure_root_does_not_hide_a_sure_consequence() {
+    fn an_unsure_root_comes_first_and_lists_a_sure_consequence_once() {
         let found = vec![
+            diagnosis("other", Likely, &[2]),
             diagnosis("root", Likely, &[1]),
             diagnosis("leaf", Certain, &[1]),
         ];
-        assert_eq!(ranked(found), [("leaf", 0), ("root", 1)]);
+        assert_eq!(ranked(found), [("root", 1), ("other", 0)]);
+        // What the root does not explain stands for itself, below it.
+        let found = vec![
+            diagnosis("leaf", Certain, &[1, 4]),
+            diagnosis("root", Likely, &[1]),
+        ];
+        assert_eq!(ranked(found), [("root", 1), ("leaf", 0)]);
     }
 
     #[test]

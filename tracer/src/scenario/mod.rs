@@ -43,8 +43,6 @@ pub struct Scenario {
     pub needs: &'static [Need],
     /// Kernels that cannot show it, and why.
     pub not_on: &'static [NotOn],
-    /// Why the cause can be named as likely only; `None` where certainty is expected.
-    pub likely: Option<&'static str>,
     /// Builds a variant.
     pub build: fn(&mut World, &'static Variant) -> anyhow::Result<Plan>,
 }
@@ -60,6 +58,8 @@ pub struct Variant {
     pub fault: bool,
     /// Causes that are to be named instead of the scenario's own, in the order of the targets.
     pub expects: &'static [&'static str],
+    /// Why the cause can be named as likely only; `None` where certainty is expected.
+    pub likely: Option<&'static str>,
 }
 
 impl Variant {
@@ -69,6 +69,7 @@ impl Variant {
         title: "the fault is absent",
         fault: false,
         expects: &[],
+        likely: None,
     };
 
     /// A form with the fault.
@@ -78,16 +79,26 @@ impl Variant {
             title,
             fault: true,
             expects: &[],
+            likely: None,
         }
     }
 
-    /// A form with several faults, or one beside other traffic.
+    /// A form with two faults.
     pub const fn mixed(name: &'static str, expects: &'static [&'static str]) -> Self {
         Self {
             name,
-            title: "two things at once",
+            title: "two faults at once",
             fault: true,
             expects,
+            likely: None,
+        }
+    }
+
+    /// A form with one fault beside traffic that goes on.
+    pub const fn beside_traffic(name: &'static str, expects: &'static [&'static str]) -> Self {
+        Self {
+            title: "a fault beside heavy healthy traffic",
+            ..Self::mixed(name, expects)
         }
     }
 }

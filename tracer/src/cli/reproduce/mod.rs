@@ -71,7 +71,7 @@ impl CaseView {
             title: variant.title,
             healthy: !variant.fault,
             expects: scenario.expected(variant),
-            likely: scenario.likely,
+            likely: variant.likely,
             not_on: scenario.not_on.iter().map(NotOn::words).collect(),
         }
     }

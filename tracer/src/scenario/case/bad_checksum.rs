@@ -15,7 +15,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
         kernel: "5.10.",
         why: "it has no drop reasons, and the function that drops has many",
     }],
-    likely: None,
     build,
 };
 

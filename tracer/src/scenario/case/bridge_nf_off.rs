@@ -12,7 +12,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[Need::Module("br_netfilter"), Need::Command("iptables")],
     not_on: &[],
-    likely: None,
     build,
 };
 

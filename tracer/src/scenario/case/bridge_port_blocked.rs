@@ -16,7 +16,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[Need::Command("bridge")],
     not_on: &[],
-    likely: None,
     build,
 };
 

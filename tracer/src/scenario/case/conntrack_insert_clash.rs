@@ -20,7 +20,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[Need::Command("iptables"), Need::Processors(2)],
     not_on: &[],
-    likely: None,
     build,
 };
 

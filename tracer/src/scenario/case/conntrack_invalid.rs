@@ -26,7 +26,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("conntrack"),
     ],
     not_on: &[],
-    likely: None,
     build,
 };
 

@@ -25,7 +25,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[Need::Command("iptables"), Need::Command("conntrack")],
     not_on: &[],
-    likely: None,
     build,
 };
 

@@ -19,7 +19,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("iptables-legacy"),
     ],
     not_on: &[],
-    likely: None,
     build,
 };
 

@@ -12,7 +12,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[Need::Command("bridge"), Need::Command("iptables")],
     not_on: &[],
-    likely: None,
     build,
 };
 

@@ -14,7 +14,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[],
     not_on: &[],
-    likely: None,
     build,
 };
 

@@ -13,7 +13,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: Need::IPVS,
     not_on: &[],
-    likely: None,
     build,
 };
 

@@ -14,11 +14,11 @@ pub(super) const SCENARIO: Scenario = Scenario {
     expects: &["kube-proxy-stale"],
     variants: &[
         Variant {
-            name: "real-server",
-            title: "the ready endpoint is not among the real servers",
-            fault: true,
-            // What is certain comes before what is likely.
-            expects: &["ipvs-no-destination", "kube-proxy-stale"],
+            likely: Some("a sync period has to pass before kube-proxy is late"),
+            ..Variant::fault(
+                "real-server",
+                "the ready endpoint is not among the real servers",
+            )
         },
         Variant::fault(
             "unhealthy",
@@ -28,7 +28,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: Need::IPVS,
     not_on: &[],
-    likely: Some("a sync period has to pass before kube-proxy is late"),
     build,
 };
 

@@ -16,7 +16,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("iptables"),
     ],
     not_on: &[],
-    likely: None,
     build,
 };
 

@@ -15,7 +15,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[],
     not_on: &[],
-    likely: None,
     build,
 };
 

@@ -22,7 +22,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("iptables"),
     ],
     not_on: &[],
-    likely: None,
     build,
 };
 

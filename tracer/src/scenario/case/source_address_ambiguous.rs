@@ -16,7 +16,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[],
     not_on: &[],
-    likely: None,
     build,
 };
 

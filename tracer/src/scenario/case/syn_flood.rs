@@ -20,7 +20,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[],
     not_on: &[],
-    likely: None,
     build,
 };
 

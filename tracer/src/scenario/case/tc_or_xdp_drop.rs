@@ -24,7 +24,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("tc"),
     ],
     not_on: &[],
-    likely: None,
     build,
 };
 

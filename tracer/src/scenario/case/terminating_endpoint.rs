@@ -18,7 +18,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[Need::Command("iptables")],
     not_on: &[],
-    likely: None,
     build,
 };
 

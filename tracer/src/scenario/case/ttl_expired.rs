@@ -12,7 +12,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
     ],
     needs: &[],
     not_on: &[],
-    likely: None,
     build,
 };
 

@@ -27,12 +27,14 @@ pub(super) const SCENARIO: Scenario = Scenario {
             title: "the VIP is a /32",
             fault: false,
             expects: &[],
+            likely: None,
         },
         Variant {
             name: "other-mask",
             title: "the VIP has another prefix than the node's address",
             fault: false,
             expects: &[],
+            likely: None,
         },
         Variant::HEALTHY,
     ],
@@ -43,7 +45,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("iptables"),
     ],
     not_on: &[],
-    likely: None,
     build,
 };
 

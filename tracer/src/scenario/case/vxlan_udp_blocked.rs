@@ -20,7 +20,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Command("iptables-nft"),
     ],
     not_on: &[],
-    likely: None,
     build,
 };
 

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
+use super::unpack::Unpacked;
+
 /// Bytes asked for at once.
 const CHUNK: usize = 1 << 20;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
@@ -52,7 +54,7 @@ impl Bytes {
         let input: Box<dyn Read + Send> = match wrapping {
             Wrapping::None => Box::new(input),
             Wrapping::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(CHUNK, input))),
-            Wrapping::Zstd => Box::new(zstd::stream::Decoder::new(input)?),
+            Wrapping::Zstd => Box::new(Unpacked::new(BufReader::with_capacity(CHUNK, input))?),
         };
         Ok(Self {
             input,

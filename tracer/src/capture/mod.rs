@@ -1,6 +1,6 @@
 //! Captures: pcapng files that other programs open as they are, and that explain themselves later.
 //!
-//! Map: `block` is pcapng's framing, `bytes` takes it out of a file in whatever wrapping, `wire` is what
+//! Map: `block` is pcapng's framing, `bytes` takes it out of a file in whatever wrapping (`unpack` out of zstd), `wire` is what
 //! the typed parts look like in a file and `record` what they mean. `recorder` takes what a live trace does
 //! and hands it to a thread, where `writer` gives each event its place and words, `headers` says what is
 //! kept of its packet, `encoder` makes blocks of it and `file` puts them on disk, or `lines` on standard
@@ -38,6 +38,7 @@ mod ring;
 #[cfg(test)]
 mod tests;
 mod there;
+mod unpack;
 mod wire;
 mod writer;
 

@@ -3,7 +3,9 @@
 
 mod shown;
 
+use std::fs;
 use std::io::{Cursor, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 
 use tracer_ebpf::hook::HookId;
@@ -359,6 +361,20 @@ fn packed_captures_are_read() {
         assert!(said.contains("of what it unpacks to"), "{said}");
         assert_eq!(records, whole[..records.len()]);
     }
+}
+
+#[test]
+fn a_wrong_checksum_at_the_end_of_a_packed_capture_costs_no_record() {
+    let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures");
+    let mut packed = fs::read(captures.join("vip-nodeport-unbound.pcapng")).expect("a capture");
+    let (whole, error) = read(packed.clone());
+    assert!(error.is_none(), "{error:?}");
+    let last = packed.len() - 1;
+    packed[last] ^= 1;
+    let (records, error) = read(packed);
+    assert!(records == whole, "{} of {}", records.len(), whole.len());
+    let said = error.expect("the checksum is wrong").to_string();
+    assert!(!said.contains("byte 0 "), "{said}");
 }
 
 #[test]

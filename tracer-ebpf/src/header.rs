@@ -144,8 +144,9 @@ const fn is_echo(protocol: u8, kind: u8) -> bool {
     }
 }
 
+/// True for an ICMP error: the packet that it is about follows its header.
 #[inline(always)]
-const fn quotes(protocol: u8, kind: u8) -> bool {
+pub const fn quotes(protocol: u8, kind: u8) -> bool {
     match protocol {
         // Destination unreachable, source quench, redirect, time exceeded, parameter problem.
         ICMP => matches!(kind, 3 | 4 | 5 | 11 | 12),

@@ -12,6 +12,7 @@ use tracer_ebpf::hook::HookId;
 use crate::hook::{self, Role};
 
 mod arp;
+pub mod layout;
 mod packet;
 
 pub use arp::Arp;

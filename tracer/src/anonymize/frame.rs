@@ -4,7 +4,10 @@
 
 use std::net::IpAddr;
 
+use tracer_ebpf::header::quotes;
+
 use super::Anonymizer;
+use crate::event::layout::{Network, extension};
 use crate::event::protocol;
 use crate::node::Mac;
 
@@ -14,19 +17,8 @@ const IP6: u16 = 0x86dd;
 const ARP: u16 = 0x0806;
 /// Hardware and protocol kinds and lengths, the operation, and twice a MAC and an IPv4 address.
 const ARP_LENGTH: usize = 28;
-const IP6_HEADER: usize = 40;
-/// IPv6 extension headers that are kept: the fragment header, and options without what they say.
-const FRAGMENT: u8 = 44;
-const OPTIONS: [u8; 2] = [0, 60];
-const FRAGMENT_HEADER: usize = 8;
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
-/// Types of ICMP for IPv6 below this hold the packet that they are about.
-const FIRST_INFORMATION: u8 = 128;
-/// Types of ICMP that hold the packet that they are about: unreachable, redirect, time exceeded, parameter.
-const ICMP_ERRORS: [u8; 4] = [3, 5, 11, 12];
-/// The source and the destination of a fragment that is not the first are followed by no transport header.
-const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// An Ethernet frame without what tells whose it is; it may be shorter than before.
 pub fn frame(mapping: &Anonymizer, frame: &[u8]) -> Vec<u8> {
@@ -137,63 +129,48 @@ fn arp(mapping: &Anonymizer, bytes: &mut [u8]) -> usize {
 
 /// An IP packet; gives how many bytes of it are kept.
 fn ip(mapping: &Anonymizer, bytes: &mut [u8]) -> usize {
-    match bytes.first().map(|first| first >> 4) {
-        Some(4) => ip4(mapping, bytes),
-        Some(6) => ip6(mapping, bytes),
-        _ => 0,
-    }
-}
-
-fn ip4(mapping: &Anonymizer, bytes: &mut [u8]) -> usize {
-    let header = usize::from(bytes[0] & 15) * 4;
-    if header < 20 || bytes.len() < header {
+    let Some(network) = Network::of(bytes) else {
         return 0;
-    }
-    let mut difference = address(mapping, &mut bytes[12..16]);
-    difference = difference.and(address(mapping, &mut bytes[16..20]));
-    // Options may record the way.
-    let options = Difference::of(&bytes[20..header]);
-    bytes[20..header].fill(0);
-    difference.and(options).correct(bytes, 10, false);
-    let later = word(bytes, 6).is_some_and(|word| word & FRAGMENT_OFFSET != 0);
-    let number = bytes[9];
-    if later {
-        return header;
-    }
-    header + transport(mapping, number, &mut bytes[header..], difference)
-}
-
-fn ip6(mapping: &Anonymizer, bytes: &mut [u8]) -> usize {
-    if bytes.len() < IP6_HEADER {
-        return 0;
-    }
-    let mut difference = address(mapping, &mut bytes[8..24]);
-    difference = difference.and(address(mapping, &mut bytes[24..40]));
-    let (mut number, mut header) = (bytes[6], IP6_HEADER);
-    while OPTIONS.contains(&number) {
-        let length = bytes
-            .get(header + 1)
-            .map(|&length| (usize::from(length) + 1) * 8);
-        let Some(options) = length.and_then(|length| bytes.get_mut(header..header + length)) else {
-            return header;
-        };
-        number = options[0];
-        // Zeros are padding.
-        options[2..].fill(0);
-        header += options.len();
-    }
-    if number == FRAGMENT {
-        let Some(fragment) = bytes.get(header..header + FRAGMENT_HEADER) else {
-            return header;
-        };
-        number = fragment[0];
-        let later = word(fragment, 2).is_some_and(|word| word >> 3 != 0);
-        header += FRAGMENT_HEADER;
-        if later {
-            return header;
+    };
+    let difference = if bytes[0] >> 4 == 4 {
+        ip4(mapping, &mut bytes[..network.length])
+    } else {
+        ip6(mapping, bytes)
+    };
+    for (number, place) in network.extensions {
+        match number {
+            // Zeros are padding.
+            extension::HOP_BY_HOP | extension::DESTINATION => {
+                bytes[place].iter_mut().skip(2).for_each(|byte| *byte = 0);
+            }
+            extension::FRAGMENT => {}
+            // Others may hold addresses.
+            _ => return place.start,
         }
     }
-    header + transport(mapping, number, &mut bytes[header..], difference)
+    let header = network.length;
+    let behind = &mut bytes[header..];
+    let transport = network
+        .transport
+        .map_or(0, |number| transport(mapping, number, behind, difference));
+    header + transport
+}
+
+/// A header of IPv4.
+fn ip4(mapping: &Anonymizer, header: &mut [u8]) -> Difference {
+    let mut difference = address(mapping, &mut header[12..16]);
+    difference = difference.and(address(mapping, &mut header[16..20]));
+    // Options may record the way.
+    let options = Difference::of(&header[20..]);
+    header[20..].fill(0);
+    difference.and(options).correct(header, 10, false);
+    difference
+}
+
+/// The fixed header of IPv6.
+fn ip6(mapping: &Anonymizer, header: &mut [u8]) -> Difference {
+    let difference = address(mapping, &mut header[8..24]);
+    difference.and(address(mapping, &mut header[24..40]))
 }
 
 /// A transport header behind addresses that changed so; gives how many bytes are kept.
@@ -209,14 +186,8 @@ fn transport(mapping: &Anonymizer, number: u8, bytes: &mut [u8], difference: Dif
             difference.correct(bytes, 6, true);
             UDP_HEADER
         }
-        protocol::ICMP => {
-            let about = bytes.first().is_some_and(|kind| ICMP_ERRORS.contains(kind));
-            icmp(mapping, bytes, about, Difference::default())
-        }
-        protocol::ICMP6 => {
-            let about = bytes.first().is_some_and(|&kind| kind < FIRST_INFORMATION);
-            icmp(mapping, bytes, about, difference)
-        }
+        protocol::ICMP => icmp(mapping, bytes, number, Difference::default()),
+        protocol::ICMP6 => icmp(mapping, bytes, number, difference),
         protocol::SCTP => 12,
         // The inside of a tunnel is cut off when a capture is written.
         _ => 0,
@@ -225,10 +196,11 @@ fn transport(mapping: &Anonymizer, number: u8, bytes: &mut [u8], difference: Dif
 }
 
 /// ICMP, and the packet that an error is about.
-fn icmp(mapping: &Anonymizer, bytes: &mut [u8], about: bool, outer: Difference) -> usize {
+fn icmp(mapping: &Anonymizer, bytes: &mut [u8], number: u8, outer: Difference) -> usize {
     if bytes.len() < ICMP_HEADER {
         return bytes.len();
     }
+    let about = quotes(number, bytes[0]);
     // A redirect's gateway; discovery's addresses are behind the header, and go.
     let before = Difference::of(bytes);
     if about && bytes[0] == 5 {
@@ -335,7 +307,7 @@ mod tests {
         report.extend([143, 0, 1, 2, 0, 0, 0, 1, 4, 0, 0, 0]);
         report.extend([0xff; 16]);
         let new = frame(&mapping, &report);
-        assert_eq!(new.len(), ETHERNET + IP6_HEADER + 8 + ICMP_HEADER);
+        assert_eq!(new.len(), ETHERNET + 40 + 8 + ICMP_HEADER);
         assert_eq!(new[54..62], [58, 0, 0, 0, 0, 0, 0, 0]);
         let packet = Packet::parse(&new, ETHERNET).expect("a packet");
         assert_eq!(packet.tuple.protocol, protocol::ICMP6);

@@ -232,11 +232,7 @@ impl Encoder {
         let interface = self.interface(told.site, out);
         self.name(told.event, out);
         let mut room = [0; ETHERNET_HEADER + FRAME_BYTES];
-        let kept = headers.framed(
-            told.event,
-            headers.kept(told.event, self.snaplen),
-            &mut room,
-        );
+        let kept = headers.framed(told.event, headers.kept(self.snaplen), &mut room);
         let length = headers.whole_length(told.event).max(kept.len());
         let time = self.clock.wall_ns(told.event.time_ns);
         let mut packet = Builder::new(out, block::PACKET);

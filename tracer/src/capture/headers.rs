@@ -8,13 +8,10 @@ use tracer_ebpf::header::ethertype;
 
 use super::block::ETHERNET_HEADER;
 use super::record::{FRAME_BYTES, Headers};
-use crate::event::{Event, protocol};
+use crate::event::{Event, layout};
 use crate::hook::Role;
 
 const IP6_HEADER: usize = 40;
-const UDP_HEADER: usize = 8;
-const ICMP_HEADER: usize = 8;
-const DNS_PORT: u16 = 53;
 
 impl Headers {
     /// As the kernel side read them; `None` where it could not.
@@ -51,40 +48,22 @@ impl Headers {
     }
 
     /// The bytes that are kept: headers alone, or as many as were asked for.
-    pub(super) fn kept(&self, event: &Event, most: Option<usize>) -> &[u8] {
+    pub(super) fn kept(&self, most: Option<usize>) -> &[u8] {
         let there = self.frame();
-        let keep = most.unwrap_or_else(|| self.header_length(event));
-        &there[..keep.min(there.len())]
+        let keep = most.or_else(|| self.header_length());
+        &there[..keep.unwrap_or(there.len()).min(there.len())]
     }
 
-    /// Length of the link, network and transport headers; the first question of DNS counts as one.
-    fn header_length(&self, event: &Event) -> usize {
-        let Some(packet) = &event.packet else {
-            return self.length;
-        };
-        let ip = self.bytes.get(self.network..).unwrap_or_default();
-        let network = match ip.first().map(|first| first >> 4) {
-            Some(4) => usize::from(ip[0] & 15) * 4,
-            // Extension headers are rare and small; what they push out is payload.
-            _ => IP6_HEADER,
-        };
-        let tuple = packet.tuple;
-        let transport = match tuple.protocol {
-            protocol::TCP => {
-                let offset = ip.get(network + 12).map_or(5, |byte| byte >> 4);
-                usize::from(offset) * 4
-            }
-            protocol::UDP
-                if tuple.source.port() == DNS_PORT || tuple.destination.port() == DNS_PORT =>
-            {
-                return self.length;
-            }
-            protocol::UDP => UDP_HEADER,
-            // An ICMP error holds the headers that it is about.
-            protocol::ICMP | protocol::ICMP6 => ICMP_HEADER + 28,
-            _ => 0,
-        };
-        self.network + network + transport
+    /// Length of the link, network and transport headers; `None` for what is not IP.
+    fn header_length(&self) -> Option<usize> {
+        Some(self.network + layout::header_length(self.ip()?)?)
+    }
+
+    /// The IP packet. The skb of a packet that is just being made may not say its protocol yet.
+    fn ip(&self) -> Option<&[u8]> {
+        let protocol = u16::from_be(self.protocol);
+        let may_be = [ethertype::IPV4, ethertype::IPV6, 0].contains(&protocol);
+        may_be.then(|| self.frame().get(self.network..))?
     }
 
     /// Length of the whole packet with its link header. The headers of IP say it: what the skb holds is less
@@ -106,11 +85,7 @@ impl Headers {
 
     /// Length of the IP packet as its header says it; segments that are joined may say nothing.
     fn ip_length(&self) -> Option<usize> {
-        // The skb of a packet that is just being made may not say its protocol yet.
-        if ![ethertype::IPV4, ethertype::IPV6, 0].contains(&u16::from_be(self.protocol)) {
-            return None;
-        }
-        let ip = self.frame().get(self.network..)?;
+        let ip = self.ip()?;
         let field = |at: usize| {
             let bytes = ip.get(at..at + 2)?;
             let length = u16::from_be_bytes([bytes[0], bytes[1]]);

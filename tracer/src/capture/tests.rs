@@ -1,6 +1,7 @@
 //! What a capture promises, on one made here: round trip, damage at every byte, both byte orders, other
 //! programs' files.
 
+mod kept;
 mod shown;
 
 use std::fs;
@@ -14,7 +15,7 @@ use super::block::{self, Builder, option};
 use super::encoder::{Encoder, Told};
 use super::record::{Control, FRAME_BYTES, Header, Headers, Record};
 use super::{ReadError, Reader, Replay};
-use crate::event::{Arp, Detail, Event, Packet, Transport, Tuple};
+use crate::event::{Arp, Detail, Event, Packet, Tuple};
 use crate::kernel::reasons::DropReasons;
 use crate::node::{Link, NetnsFacts, NetnsId, Occasion, Reading, Snapshot};
 use crate::printer::{Format, Printer, Show};
@@ -523,35 +524,5 @@ fn what_is_no_capture_is_said() {
         let (records, error) = read(bytes.to_vec());
         assert!(records.is_empty());
         assert!(error.is_some_and(|error| error.to_string().contains("byte 0")));
-    }
-}
-
-#[test]
-fn payload_is_not_kept() {
-    let mut datagram = event(0, HookId::DeviceReceive, Detail::None);
-    let mut headers = syn();
-    headers.bytes[23] = 17;
-    datagram.packet = Packet::parse(&headers.bytes, 14);
-    assert_eq!(
-        datagram.packet.as_ref().map(|packet| packet.transport),
-        Some(Transport::Udp)
-    );
-    for (port, kept) in [(30000u16, 42), (53, 66)] {
-        headers.bytes[36..38].copy_from_slice(&port.to_be_bytes());
-        datagram.packet = Packet::parse(&headers.bytes, 14);
-        let mut encoder = Encoder::new(header(), Arc::default(), None);
-        let mut bytes = Vec::new();
-        let told = Told {
-            event: &datagram,
-            journey: None,
-            headers: Some(headers),
-            borrowed: false,
-            site: (Some(NETNS), Some(2)),
-            words: "",
-        };
-        encoder.event(&told, &mut bytes).expect("an event");
-        let interface = block::Order::Little.u32(&bytes, 4).expect("a block") as usize;
-        let captured = block::Order::Little.u32(&bytes, interface + 20);
-        assert_eq!(captured, Some(kept), "port {port}");
     }
 }

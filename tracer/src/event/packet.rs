@@ -102,7 +102,7 @@ pub enum Transport {
 }
 
 /// ICMPv6 types of neighbour discovery: solicitations, advertisements, redirect.
-const DISCOVERY: std::ops::RangeInclusive<u8> = 133..=137;
+pub(super) const DISCOVERY: std::ops::RangeInclusive<u8> = 133..=137;
 
 /// TCP flag bits.
 pub mod tcp_flag {

@@ -12,7 +12,7 @@ use crate::event::{Detail, Event};
 use crate::node::Address;
 
 /// The length that Wireshark is told of a packet, and how many of its bytes are there.
-fn lengths(event: &Event, headers: Headers) -> (u32, u32) {
+pub(super) fn lengths(event: &Event, headers: Headers) -> (u32, u32) {
     let mut encoder = Encoder::new(header(), Arc::default(), None);
     let mut bytes = Vec::new();
     let told = Told {

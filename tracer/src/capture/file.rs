@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Stdout, Write};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::lines::Lines;
+use super::open::Open;
 use super::ring::{Ring, Trigger};
+
+/// How often the disk is waited for: with what waits before it bounds what a power loss costs. Only the
+/// capture's own thread waits.
+const SYNC: Duration = Duration::from_secs(1);
 
 /// The path that stands for standard output, where the capture is written as lines.
 pub const STANDARD_OUTPUT: &str = "-";
@@ -114,53 +118,6 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The file that is being written.
-enum Open {
-    Plain(BufWriter<File>),
-    Packed(Box<zstd::stream::Encoder<'static, BufWriter<File>>>),
-    Lines(Lines<Stdout>),
-}
-
-impl Open {
-    fn create(path: &Path, zstd: bool) -> io::Result<Self> {
-        if path == Path::new(STANDARD_OUTPUT) {
-            return Ok(Self::Lines(Lines::new(io::stdout())));
-        }
-        let file = BufWriter::with_capacity(1 << 18, create_private(path)?);
-        Ok(if zstd {
-            let mut packed = zstd::stream::Encoder::new(file, 3)?;
-            packed.include_checksum(true)?;
-            Self::Packed(Box::new(packed))
-        } else {
-            Self::Plain(file)
-        })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Plain(file) => file.write_all(bytes),
-            Self::Packed(file) => file.write_all(bytes),
-            Self::Lines(lines) => lines.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(file) => file.flush(),
-            Self::Packed(file) => file.flush(),
-            Self::Lines(lines) => lines.flush(),
-        }
-    }
-
-    fn close(self) -> io::Result<()> {
-        match self {
-            Self::Plain(mut file) => file.flush(),
-            Self::Packed(file) => file.finish()?.flush(),
-            Self::Lines(mut lines) => lines.flush(),
-        }
-    }
-}
-
 /// Files of one capture.
 pub(super) struct Files {
     ring: Option<Ring>,
@@ -179,6 +136,8 @@ pub(super) struct Files {
     /// Bytes of all.
     total: u64,
     begun: Instant,
+    /// When the disk was last waited for.
+    synced: Instant,
 }
 
 impl Files {
@@ -201,6 +160,7 @@ impl Files {
             not_removed: None,
             total: 0,
             begun: Instant::now(),
+            synced: Instant::now(),
         };
         files.remove_oldest();
         Ok(files)
@@ -224,8 +184,14 @@ impl Files {
         self.open.write(bytes)
     }
 
+    /// Hands over to the system what waits here, and now and then waits for the disk.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.open.flush()
+        self.open.flush()?;
+        if self.synced.elapsed() >= SYNC {
+            self.open.sync()?;
+            self.synced = Instant::now();
+        }
+        Ok(())
     }
 
     /// A diagnosis was reached: what is kept for it goes to the file.
@@ -278,7 +244,7 @@ impl Files {
             ring.begin(now);
             // The next diagnosis has to find room for all that comes before it.
             if !was_open || !self.file_is_full() {
-                return self.open.flush();
+                return self.flush();
             }
         }
         self.rotate()
@@ -473,6 +439,19 @@ mod tests {
         let before = mode(device);
         create_private(device).expect("a device");
         assert_eq!(mode(device), before);
+    }
+
+    #[test]
+    fn the_disk_is_waited_for_every_second() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut files = files(folder.path());
+        let before = files.synced;
+        files.write(b"something").expect("room");
+        files.flush().expect("room");
+        assert_eq!(files.synced, before);
+        files.synced = before.checked_sub(SYNC).expect("a machine that is up");
+        files.flush().expect("room");
+        assert!(files.synced >= before);
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Captures: pcapng files that other programs open as they are, and that explain themselves later.
 //!
-//! Map: `block` is pcapng's framing, `bytes` takes it out of a file in whatever wrapping (`unpack` out of zstd), `wire` is what
-//! the typed parts look like in a file and `record` what they mean. `recorder` takes what a live trace does
-//! and hands it to a thread, where `writer` gives each event its place and words, `headers` says what is
-//! kept of its packet, `encoder` makes blocks of it and `file` puts them on disk, or `lines` on standard
-//! output for another program to put together, or `folder` bounds those of a tracer that stays on, or
-//! `ring` keeps the last while until a diagnosis fires. `reader` gives records back, one by one or `each`,
-//! `foreign` what other programs wrote, `there` what names meant where it was made, `error` what was wrong
-//! of whoever asked, and `replay` feeds it all to the analysis that a live trace feeds; `report` does so
-//! for a page. `rewrite` makes a capture of records again.
+//! Map: `block` is pcapng's framing, `bytes` takes it out of a file in whatever wrapping (`unpack` out of
+//! zstd), `wire` is what the typed parts look like in a file and `record` what they mean. `recorder` takes
+//! what a live trace does and hands it to a thread, where `writer` gives each event its place and words,
+//! `headers` says what is kept of its packet, `encoder` makes blocks of it and `file` puts them on disk
+//! (`open` is the one being written), or `lines` on standard output for another program to put together, or
+//! `folder` bounds those of a tracer that stays on, or `ring` keeps the last while until a diagnosis fires.
+//! `reader` gives records back, one by one or `each`, `foreign` what other programs wrote, `there` what
+//! names meant where it was made, `error` what was wrong of whoever asked, and `replay` feeds it all to the
+//! analysis that a live trace feeds; `report` does so for a page. `rewrite` makes a capture of records
+//! again.
 //!
 //! Invariants:
 //! - Live and replayed analysis see the same events, facts and moments in the same order, so they say the
@@ -28,6 +29,7 @@ mod folder;
 mod foreign;
 mod headers;
 mod lines;
+mod open;
 mod reader;
 mod record;
 mod recorder;

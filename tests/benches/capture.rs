@@ -192,7 +192,7 @@ fn write(file: &Path, events: &[raw::Event]) -> anyhow::Result<Duration> {
         }
     }
     let lost = recorder.unwritten();
-    let written = recorder.finish()?;
+    let written = recorder.finish()?.context("the capture gave up")?;
     anyhow::ensure!(
         lost == 0 && written.events == EVENTS as u64,
         "{lost} events lost"

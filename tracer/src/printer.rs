@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use serde::Serialize;
+
 use crate::cause::{Diagnosis, Finding};
 use crate::journey::Journey;
 use crate::view::json;
@@ -57,6 +59,12 @@ fn opens(journey: &Journey) -> bool {
         return false;
     };
     packet.opens()
+}
+
+/// Words that are no object of their own.
+#[derive(Serialize)]
+struct RemarkView<'a> {
+    text: &'a str,
 }
 
 /// Writes views to standard output.
@@ -140,6 +148,20 @@ impl Printer {
         match self.format {
             Format::Text { .. } => writeln!(io::stdout(), "{line}"),
             Format::Json { .. } | Format::Silent => Ok(()),
+        }
+    }
+
+    /// What goes wrong beside the answer: on standard error, in JSON as a remark too.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn warning(&self, line: &str) -> io::Result<()> {
+        eprintln!("tracer: {line}");
+        match self.format {
+            Format::Json { .. } => {
+                json::line(&mut io::stdout(), "remark", &RemarkView { text: line })
+            }
+            Format::Text { .. } | Format::Silent => Ok(()),
         }
     }
 

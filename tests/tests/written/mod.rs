@@ -87,6 +87,7 @@ impl Capture {
             hurry: true,
         });
         let written = recorder.finish().expect("all is written");
+        let written = written.expect("it did not give up");
         assert_eq!(written.events, u64::from(PACKETS) * WAY.len() as u64);
         Self {
             _folder: folder,

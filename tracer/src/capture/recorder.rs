@@ -34,17 +34,13 @@ pub(super) enum Item {
     Symbols(Arc<Symbols>),
 }
 
-impl Item {
-    fn of(record: Record) -> Self {
-        Self::Record(Box::new(record))
-    }
-}
-
 /// Records a live trace.
 pub struct Recorder {
     channel: Option<SyncSender<Vec<Item>>>,
     thread: Option<JoinHandle<anyhow::Result<Written>>>,
     pending: Vec<Item>,
+    /// The file as typed.
+    shown: String,
     unwritten: u64,
     symbols: Option<Arc<Symbols>>,
     cluster: Option<Arc<ClusterFacts>>,
@@ -61,8 +57,10 @@ impl Recorder {
         reasons: Arc<DropReasons>,
     ) -> anyhow::Result<Self> {
         let snaplen = options.snaplen;
-        let path = options.path.display().to_string();
-        let files = Files::create(options).map_err(Unmade).context(path)?;
+        let shown = options.path.display().to_string();
+        let files = Files::create(options)
+            .map_err(Unmade)
+            .context(shown.clone())?;
         let (channel, batches) = sync_channel::<Vec<Item>>(WAITING);
         let mut writer = Writer::new(files, header, reasons, snaplen)?;
         let thread = std::thread::Builder::new()
@@ -77,6 +75,7 @@ impl Recorder {
             channel: Some(channel),
             thread: Some(thread),
             pending: Vec::new(),
+            shown,
             unwritten: 0,
             symbols: None,
             cluster: None,
@@ -85,21 +84,31 @@ impl Recorder {
 
     /// An event, as the kernel wrote it.
     pub fn event(&mut self, event: &raw::Event) {
-        if self.pending.len() >= MOST_PENDING {
+        if self.has_ended() || self.pending.len() >= MOST_PENDING {
             self.unwritten += 1;
         } else {
             self.pending.push(Item::Event(*event));
         }
     }
 
+    fn record(&mut self, record: Record) {
+        if !self.has_ended() {
+            self.pending.push(Item::Record(Box::new(record)));
+        }
+    }
+
     /// Facts that were read.
     pub fn facts(&mut self, readings: Vec<Reading>) {
-        self.pending
-            .extend(readings.into_iter().map(Record::Facts).map(Item::of));
+        for reading in readings {
+            self.record(Record::Facts(reading));
+        }
     }
 
     /// The names that were known when conclusions were drawn.
     pub fn names(&mut self, analysis: &mut Analysis) {
+        if self.has_ended() {
+            return;
+        }
         // They are read again when a module comes.
         let symbols = analysis.kernel().symbols.read();
         if symbols.map(Arc::as_ptr) != self.symbols.as_ref().map(Arc::as_ptr) {
@@ -115,26 +124,25 @@ impl Recorder {
         };
         if !same {
             self.cluster = cluster.cloned();
-            self.pending
-                .push(Item::of(Record::Cluster(self.cluster.clone())));
+            self.record(Record::Cluster(self.cluster.clone()));
         }
     }
 
     /// A moment.
     pub fn control(&mut self, control: Control) {
-        self.pending.push(Item::of(Record::Control(control)));
+        self.record(Record::Control(control));
     }
 
     /// Losses and cost.
     pub fn counters(&mut self, counters: Counters) {
-        self.pending.push(Item::of(Record::Counters(counters)));
+        self.record(Record::Counters(counters));
     }
 
     /// Diagnoses that were reached.
     pub fn diagnoses(&mut self, diagnoses: &[Diagnosis]) {
         for diagnosis in diagnoses {
             if let Ok(text) = serde_json::to_string(&DiagnosisView::from(diagnosis)) {
-                self.pending.push(Item::of(Record::Diagnosis(text)));
+                self.record(Record::Diagnosis(text));
             }
         }
     }
@@ -152,7 +160,7 @@ impl Recorder {
     /// Hands over what there is; it waits here while the thread is behind.
     ///
     /// # Errors
-    /// When the thread has given up, and why.
+    /// When the thread has given up, and why; once. What comes then is counted as unwritten.
     pub fn hand_over(&mut self) -> anyhow::Result<()> {
         if self.pending.is_empty() {
             return Ok(());
@@ -168,19 +176,32 @@ impl Recorder {
                 self.pending = pending;
                 Ok(())
             }
-            Err(TrySendError::Disconnected(_)) => self.join().map(drop),
+            Err(TrySendError::Disconnected(pending)) => {
+                self.count_unwritten(&pending);
+                self.join().map(drop)
+            }
         }
     }
 
-    /// Writes what is left and ends the capture.
+    /// The thread has given up.
+    const fn has_ended(&self) -> bool {
+        self.channel.is_none()
+    }
+
+    fn count_unwritten(&mut self, items: &[Item]) {
+        let events = items.iter().filter(|item| matches!(item, Item::Event(_)));
+        self.unwritten += events.count() as u64;
+    }
+
+    /// Writes what is left and ends the capture; `None` for one that gave up before.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn finish(mut self) -> anyhow::Result<Written> {
+    pub fn finish(mut self) -> anyhow::Result<Option<Written>> {
         self.end()
     }
 
-    fn end(&mut self) -> anyhow::Result<Written> {
+    fn end(&mut self) -> anyhow::Result<Option<Written>> {
         if let Some(channel) = &self.channel {
             // A thread that is gone says why when it is joined.
             let _ = channel.send(std::mem::take(&mut self.pending));
@@ -188,14 +209,15 @@ impl Recorder {
         self.join()
     }
 
-    fn join(&mut self) -> anyhow::Result<Written> {
+    fn join(&mut self) -> anyhow::Result<Option<Written>> {
         self.channel = None;
         let Some(thread) = self.thread.take() else {
-            anyhow::bail!("the capture has ended before");
+            return Ok(None);
         };
-        thread
+        let written = thread
             .join()
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("the capture's thread broke down")))
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("the capture's thread broke down")));
+        written.map(Some).with_context(|| self.shown.clone())
     }
 }
 
@@ -212,9 +234,12 @@ impl Drop for Recorder {
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
+    use std::time::Duration;
+
+    use tracer_ebpf::hook::HookId;
 
     use super::*;
-    use crate::capture::{Reader, Replay};
+    use crate::capture::{Full, Reader, Replay, Rotate};
     use crate::node::{NetnsFacts, NetnsId, Occasion, Snapshot};
     use crate::printer::{Format, Printer, Show};
 
@@ -233,7 +258,7 @@ mod tests {
     }
 
     fn finish(recorder: Recorder) {
-        recorder.finish().expect("an end");
+        assert!(recorder.finish().expect("an end").is_some());
     }
 
     /// Records something, and gives each record of the file with the replay that has taken it.
@@ -304,6 +329,88 @@ mod tests {
             }
         });
         assert_eq!(left, Some(0));
+    }
+
+    /// A capture whose second file is on a disk that is full.
+    fn until_the_disk_is_full(folder: &std::path::Path) -> Recorder {
+        let options = Options {
+            rotate: Some(Rotate {
+                full: Full::Time(Duration::ZERO),
+                keep: 9,
+            }),
+            zstd: false,
+            ..options(folder)
+        };
+        let recorder =
+            Recorder::start(options, Header::default(), Arc::default()).expect("a capture");
+        std::os::unix::fs::symlink("/dev/full", folder.join("test.00002.pcapng")).expect("a link");
+        recorder
+    }
+
+    fn raw_event() -> raw::Event {
+        raw::Event {
+            time_ns: 1,
+            skb: 1,
+            netns: 0,
+            ifindex: 0,
+            length: 0,
+            mark: 0,
+            hook: HookId::DeviceReceive as u16,
+            valid: 0,
+            protocol: 0,
+            packet_len: 0,
+            network_offset: 0,
+            detail: raw::Detail {
+                words: [0; raw::DETAIL_BYTES / 8],
+            },
+            packet: [0; raw::PACKET_BYTES],
+        }
+    }
+
+    /// The capture that is left of the files before the disk was full.
+    fn is_whole(folder: &std::path::Path) {
+        let mut reader = Reader::open(&folder.join("test.00001.pcapng")).expect("a capture");
+        while reader.next().expect("no damage").is_some() {}
+    }
+
+    #[test]
+    fn a_full_disk_is_said_once_and_what_comes_then_is_counted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut recorder = until_the_disk_is_full(folder.path());
+        let mut error = None;
+        for _ in 0..500 {
+            recorder.control(Control::Forget);
+            if let Err(why) = recorder.hand_over() {
+                error = Some(format!("{why:#}"));
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let error = error.expect("the disk is full");
+        assert!(
+            error.contains("test.pcapng") && error.contains("No space left"),
+            "{error}"
+        );
+        assert_eq!(recorder.unwritten(), 0);
+        for count in 1..=3 {
+            recorder.event(&raw_event());
+            recorder.control(Control::Forget);
+            recorder.hand_over().expect("it was said");
+            assert_eq!(recorder.unwritten(), count);
+            assert!(!recorder.is_behind());
+        }
+        assert!(recorder.finish().expect("it was said").is_none());
+        is_whole(folder.path());
+    }
+
+    #[test]
+    fn a_disk_that_is_full_at_the_very_end_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut recorder = until_the_disk_is_full(folder.path());
+        recorder.control(Control::Forget);
+        let error = recorder.finish().expect_err("the disk is full");
+        assert!(format!("{error:#}").contains("No space left"), "{error:#}");
+        is_whole(folder.path());
     }
 
     #[test]

@@ -45,10 +45,21 @@ pub enum Exit {
     CauseNamed = 1,
     /// Wrong use.
     Usage = 2,
-    /// This machine cannot be traced.
+    /// This machine cannot be traced, or the capture of it not written.
     CannotTrace = 3,
     /// The input is damaged.
     Damaged = 4,
+}
+
+impl Exit {
+    /// Of a trace: a cause that was named comes before a capture that could not be written.
+    const fn of_trace(named: bool, capture_failed: bool) -> Self {
+        match (named, capture_failed) {
+            (true, _) => Self::CauseNamed,
+            (false, true) => Self::CannotTrace,
+            (false, false) => Self::Healthy,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {
@@ -311,6 +322,14 @@ mod tests {
         let kind = |kind| anyhow::Error::from(std::io::Error::from(kind)).context("printing");
         assert!(is_closed_pipe(&kind(std::io::ErrorKind::BrokenPipe)));
         assert!(!is_closed_pipe(&kind(std::io::ErrorKind::StorageFull)));
+    }
+
+    #[test]
+    fn a_named_cause_comes_before_a_capture_that_failed() {
+        assert_eq!(Exit::of_trace(true, true), Exit::CauseNamed);
+        assert_eq!(Exit::of_trace(true, false), Exit::CauseNamed);
+        assert_eq!(Exit::of_trace(false, true), Exit::CannotTrace);
+        assert_eq!(Exit::of_trace(false, false), Exit::Healthy);
     }
 
     #[test]

@@ -135,12 +135,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             let view = command.view(status.context("the command cannot be waited for")?);
             session.printer().object("command", &view, &view.words())?;
         }
-        diagnoses.extend(session.finish()?);
-        Ok(if diagnoses.is_empty() {
-            Exit::Healthy
-        } else {
-            Exit::CauseNamed
-        })
+        let ended = session.finish()?;
+        diagnoses.extend(ended.diagnoses);
+        Ok(Exit::of_trace(!diagnoses.is_empty(), ended.capture_failed))
     })
 }
 

@@ -78,7 +78,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         );
         session.printer().object("ready", &ready, &words)?;
         session.collect(interrupted()).await?;
-        session.finish()?;
-        Ok(Exit::Healthy)
+        let ended = session.finish()?;
+        Ok(Exit::of_trace(false, ended.capture_failed))
     })
 }

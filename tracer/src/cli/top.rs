@@ -78,12 +78,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         }
         let named = !causes.is_empty();
         *session.printer() = printer;
-        let found = session.finish()?;
-        Ok(if !named && found.is_empty() {
-            Exit::Healthy
-        } else {
-            Exit::CauseNamed
-        })
+        let ended = session.finish()?;
+        let named = named || !ended.diagnoses.is_empty();
+        Ok(Exit::of_trace(named, ended.capture_failed))
     })
 }
 

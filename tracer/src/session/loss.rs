@@ -79,13 +79,18 @@ impl Session {
         let collector = self.analysis.collector();
         let (evicted, forgotten) = (collector.evicted(), collector.forgotten());
         let unwritten = self.recorder.as_ref().map_or(0, Recorder::unwritten);
+        let why_unwritten = if self.capture_failed {
+            "capture ended early"
+        } else {
+            "capture could not keep up"
+        };
         let here = missed
             .into_iter()
             .chain([
                 ("too many packets at once", evicted),
                 ("flow forgotten for newer ones", forgotten.flows),
                 ("failure forgotten for newer ones", forgotten.failures),
-                ("capture could not keep up", unwritten),
+                (why_unwritten, unwritten),
             ])
             .filter(|&(_, count)| count > 0);
         let lost = self.inbox.lost();

@@ -63,11 +63,21 @@ pub struct Session {
     attached: Duration,
     cluster: Option<Watched>,
     recorder: Option<Recorder>,
+    /// It could not be written to its end, which was said.
+    capture_failed: bool,
     /// When the capture was last told the counters.
     counted: Instant,
     meter: Option<Metered>,
     /// Where there are limits.
     limited: Option<Limited>,
+}
+
+/// How a trace ended.
+pub struct Ended {
+    /// The diagnoses of its end.
+    pub diagnoses: Vec<Diagnosis>,
+    /// Its capture could not be written to its end, which was said.
+    pub capture_failed: bool,
 }
 
 /// A cluster that is watched beside the trace.
@@ -115,6 +125,7 @@ impl Session {
             started: Instant::now(),
             cluster: None,
             recorder: None,
+            capture_failed: false,
             counted: Instant::now(),
             meter: None,
             limited: None,
@@ -319,7 +330,7 @@ impl Session {
             }
             recorder.diagnoses(&step.diagnoses);
             self.count_for_capture();
-            self.hand_over();
+            self.hand_over()?;
         }
         self.count_totals(now);
         Ok((step.diagnoses, drained))
@@ -349,8 +360,8 @@ impl Session {
     /// Ends the trace: what is under way, a last look for causes, the summary, and the capture.
     ///
     /// # Errors
-    /// When printing fails, or the capture cannot be completed.
-    pub fn finish(mut self) -> anyhow::Result<Vec<Diagnosis>> {
+    /// When printing fails.
+    pub fn finish(mut self) -> anyhow::Result<Ended> {
         let mut diagnoses = self.take_rest()?;
         let now = monotonic_ns();
         self.look_for_loss(now, true);
@@ -368,17 +379,16 @@ impl Session {
         self.analysis.printer().summary(&summary)?;
         let readings = self.analysis.collector().take_readings();
         let counters = self.counters();
-        if let Some(mut recorder) = self.recorder.take() {
+        if let Some(recorder) = &mut self.recorder {
             recorder.facts(readings);
             recorder.names(&mut self.analysis);
             recorder.counters(counters);
-            let written = recorder.finish()?;
-            let words = written.words();
-            self.analysis
-                .printer()
-                .object("capture", &written, &words)?;
         }
-        Ok(diagnoses)
+        self.end_capture()?;
+        Ok(Ended {
+            diagnoses,
+            capture_failed: self.capture_failed,
+        })
     }
 
     /// The flows so far, the causes of the last look for them, and what names them.

@@ -1,5 +1,6 @@
 //! The capture of a trace.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::{Session, process_ms};
@@ -41,13 +42,32 @@ impl Session {
     }
 
     /// Hands over to the capture's thread; a capture that fails is said, and the trace goes on.
-    pub(super) fn hand_over(&mut self) {
-        let Some(recorder) = &mut self.recorder else {
-            return;
-        };
-        if let Err(error) = recorder.hand_over() {
-            self.recorder = None;
-            eprintln!("tracer: the capture ends here: {error:#}; tracing goes on without it");
+    pub(super) fn hand_over(&mut self) -> io::Result<()> {
+        let done = self.recorder.as_mut().map_or(Ok(()), Recorder::hand_over);
+        done.or_else(|error| self.capture_failed(&error))
+    }
+
+    /// Ends the capture.
+    pub(super) fn end_capture(&mut self) -> io::Result<()> {
+        let written = self.recorder.take().map(Recorder::finish);
+        match written.transpose() {
+            Ok(written) => match written.flatten() {
+                Some(written) => {
+                    let words = written.words();
+                    let printer = self.analysis.printer();
+                    printer.object("capture", &written, &words)
+                }
+                None => Ok(()),
+            },
+            Err(error) => self.capture_failed(&error),
         }
+    }
+
+    fn capture_failed(&mut self, error: &anyhow::Error) -> io::Result<()> {
+        self.capture_failed = true;
+        self.analysis.printer().warning(&format!(
+            "the capture ends early: {error:#}; what was written before can be read, and the trace itself \
+             lacks nothing"
+        ))
     }
 }

@@ -232,7 +232,7 @@ async fn reproduce(
         done = work => done?,
         () = interrupted() => return Err(Failure::cannot_trace("interrupted; nothing is left behind")),
     };
-    session.finish()?;
+    let ended = session.finish()?;
     let wrong: Vec<_> = verdicts
         .iter()
         .filter(|verdict| !verdict.as_expected)
@@ -246,9 +246,6 @@ async fn reproduce(
             wrong.join("; ")
         )));
     }
-    Ok(if verdicts.iter().all(|verdict| verdict.found.is_empty()) {
-        Exit::Healthy
-    } else {
-        Exit::CauseNamed
-    })
+    let named = verdicts.iter().any(|verdict| !verdict.found.is_empty());
+    Ok(Exit::of_trace(named, ended.capture_failed))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::{Tracer, check};
+use crate::{Answer, Tracer, check};
 
 /// A port that nothing listens on.
 const CLOSED: &str = "127.0.0.1:81";
@@ -39,26 +39,64 @@ fn sum(text: &str, name: &str, words: &[&str]) -> f64 {
         .sum()
 }
 
-/// Connections to a closed port: packets by reason, connections by cause; every time anew.
+/// Connections to a closed port: packets by reason, connections by cause; every time anew. What led to the cause
+/// is kept as a capture.
 ///
 /// # Errors
 /// With what was other than expected.
 pub fn counts(tracer: &Tracer) -> anyhow::Result<()> {
-    let words = ["serve", "--listen", "127.0.0.1:0", "--no-kube", "--full"];
-    let (running, first) = tracer.begin(&words)?;
-    let ready: Value = serde_json::from_str(&first).context("no ready line")?;
-    let address = ready["listen"].as_str().context("no address")?.to_owned();
-    let outcome = counted(&address);
-    running.interrupt()?;
-    let answer = running.finish()?;
-    outcome?;
+    let folder = tempfile::tempdir()?;
+    let kept = folder.path().display().to_string();
+    let answer = serve(tracer, &["--full", "--capture", &kept], Counted::Causes)?;
     let diagnosis = answer.object("diagnosis")?;
     check(diagnosis["cause"] == "no-listener", || {
         format!("another cause: {diagnosis}")
+    })?;
+    let explained = std::fs::read_dir(folder.path())?
+        .map(|entry| {
+            let file = entry?.path().display().to_string();
+            tracer.run(&["explain", &file, "--format", "json"])
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let named = explained
+        .iter()
+        .flat_map(|answer| answer.objects("diagnosis"))
+        .any(|found| found["cause"] == "no-listener");
+    check(named, || {
+        format!("{} captures, none explains it", explained.len())
     })
 }
 
-fn counted(address: &str) -> anyhow::Result<()> {
+/// The same without the hooks that causes need, as it is installed: drops are counted all the same.
+///
+/// # Errors
+/// With what was other than expected.
+pub fn counts_at_low_cost(tracer: &Tracer) -> anyhow::Result<()> {
+    serve(tracer, &[], Counted::Packets).map(|_| ())
+}
+
+/// What has to be counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    Packets,
+    /// And the connections that causes stopped.
+    Causes,
+}
+
+fn serve(tracer: &Tracer, more: &[&str], counted: Counted) -> anyhow::Result<Answer> {
+    let mut words = vec!["serve", "--listen", "127.0.0.1:0", "--no-kube"];
+    words.extend(more);
+    let (running, first) = tracer.begin(&words)?;
+    let ready: Value = serde_json::from_str(&first).context("no ready line")?;
+    let address = ready["listen"].as_str().context("no address")?.to_owned();
+    let outcome = count(&address, counted);
+    running.interrupt()?;
+    let answer = running.finish()?;
+    outcome?;
+    Ok(answer)
+}
+
+fn count(address: &str, counted: Counted) -> anyhow::Result<()> {
     for round in 1..=2 {
         for _ in 0..TRIES {
             // It is refused.
@@ -75,7 +113,8 @@ fn counted(address: &str) -> anyhow::Result<()> {
                 "tracer_failed_connections_total",
                 &["cause=\"no-listener\""],
             );
-            if packets >= expected && connections >= expected {
+            let causes = counted == Counted::Packets || connections >= expected;
+            if packets >= expected && causes {
                 break;
             }
             check(begun.elapsed() < PATIENCE, || {

@@ -89,8 +89,12 @@ fn list() -> Vec<Test> {
             tests::cluster::differences,
         ),
         Test::new(
-            "serve: a real drop is counted by reason and cause",
+            "serve: a real drop is counted by reason and cause, and captured",
             tests::serve::counts,
+        ),
+        Test::new(
+            "serve: a real drop is counted at low cost",
+            tests::serve::counts_at_low_cost,
         ),
         Test::new(
             "top: a failure and its cause come to the screen",

@@ -62,6 +62,27 @@ impl Test {
     }
 }
 
+/// A test cannot be done here, and why: it neither passed nor failed.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// What became of a test, as the results say it.
+fn outcome(result: &anyhow::Result<()>) -> &'static str {
+    match result {
+        Ok(()) => "passed",
+        Err(error) if error.is::<Skip>() => "skipped",
+        Err(_) => "failed",
+    }
+}
+
 /// What several tests rest on; the first that asks for it makes it.
 pub struct Shared<T>(Rc<OnceCell<Result<T, String>>>);
 
@@ -101,27 +122,28 @@ pub fn run(
     filters: &[String],
     results: &Path,
 ) -> anyhow::Result<bool> {
-    let (mut rows, mut failed) = (Vec::new(), 0);
+    let mut rows = Vec::new();
     let chosen = |test: &&Test| {
         filters.is_empty() || filters.iter().any(|filter| test.name.contains(filter))
     };
     for test in tests.iter().filter(chosen) {
         let begun = Instant::now();
-        let outcome = (test.run)(tracer);
+        let result = (test.run)(tracer);
         let seconds = begun.elapsed().as_secs_f64();
-        let detail = outcome
+        let detail = result
             .as_ref()
             .err()
             .map(|error| format!("{error:#}"))
             .unwrap_or_default();
-        let word = if outcome.is_ok() { "passed" } else { "failed" };
+        let word = outcome(&result);
         println!("{word} {:<48} {seconds:>6.1} s  {detail}", test.name);
-        failed += usize::from(outcome.is_err());
         rows.push(json!({"test": test.name, "outcome": word, "detail": detail}));
     }
     std::fs::write(results, Value::from(rows.clone()).to_string())
         .context("the results cannot be written")?;
-    println!("{} passed, {failed} failed", rows.len() - failed);
+    let count = |word: &str| rows.iter().filter(|row| row["outcome"] == word).count();
+    let (passed, failed, skipped) = (count("passed"), count("failed"), count("skipped"));
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(failed == 0 && !rows.is_empty())
 }
 

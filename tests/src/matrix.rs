@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::{Answer, Shared, Test, Tracer, capture, check};
+use crate::{Answer, Shared, Skip, Test, Tracer, capture, check};
 
 /// Longest run of a whole matrix in a guest.
 const LIMIT: Duration = Duration::from_secs(50 * 60);
@@ -165,8 +165,9 @@ fn judge(
     likely: bool,
 ) -> anyhow::Result<()> {
     let is_it = |row: &Value| row["case"] == case && row["variant"] == variant;
-    if played.skipped.iter().any(is_it) {
-        return Ok(());
+    if let Some(row) = played.skipped.iter().find(|row| is_it(row)) {
+        let why = row["why"].as_str().unwrap_or("the tracer does not say why");
+        return Err(Skip(why.to_owned()).into());
     }
     let verdict = (played.verdicts.iter())
         .find(|row| is_it(row))
@@ -189,4 +190,34 @@ fn judge(
     check(healthy || likely || verdict["certain"] == true, || {
         format!("it is not certain: {}", verdict["found"])
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_this_kernel_cannot_show_is_skipped_and_not_passed() {
+        let played = Played {
+            answer: Answer {
+                code: 0,
+                stdout: String::new(),
+                stderr: String::new(),
+            },
+            verdicts: vec![
+                json!({"case": "a", "variant": "x", "as_expected": true, "certain": true}),
+            ],
+            skipped: vec![json!({"case": "b", "variant": "x", "why": "no such function"})],
+        };
+        let judged = |case| judge(&played, case, "x", false, false);
+        assert_eq!(crate::outcome(&judged("a")), "passed");
+        assert_eq!(crate::outcome(&judged("b")), "skipped");
+        assert_eq!(
+            judged("b").map_err(|error| error.to_string()),
+            Err("no such function".into())
+        );
+        assert_eq!(crate::outcome(&judged("c")), "failed");
+    }
 }

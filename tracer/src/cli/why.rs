@@ -19,6 +19,9 @@ pub(super) struct Arguments {
     list: bool,
 }
 
+/// What is said more of a cause in the list begins below its title.
+const LIST_MARGIN: usize = 29;
+
 #[derive(Serialize)]
 struct CauseView {
     cause: &'static str,
@@ -47,20 +50,8 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     };
     let Some(code) = &arguments.code else {
         for cause in CATALOGUE {
-            printer.object(
-                "cause",
-                &view(cause),
-                &format!(
-                    "{} {:<26} {}",
-                    if scenario::builds(cause.code) {
-                        ' '
-                    } else {
-                        '*'
-                    },
-                    cause.code,
-                    cause.title
-                ),
-            )?;
+            let view = view(cause);
+            printer.object("cause", &view, &view.line())?;
         }
         if CATALOGUE.iter().any(|cause| !scenario::builds(cause.code)) {
             printer.remark("* not reproduced: no traffic shows it, tracer check finds it")?;
@@ -73,10 +64,68 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             "no cause is called {code}; the nearest: {near} (all: tracer why --list)"
         )));
     };
-    printer.object(
-        "cause",
-        &view(cause),
-        &format!("{}: {}\n\n{}", cause.code, cause.title, cause.explanation),
-    )?;
+    let view = view(cause);
+    printer.object("cause", &view, &view.words())?;
     Ok(Exit::Healthy)
+}
+
+impl CauseView {
+    /// In the list of all.
+    fn line(&self) -> String {
+        let mark = if self.built_in_lab { ' ' } else { '*' };
+        let line = format!("{mark} {:<26} {}", self.cause, self.title);
+        self.more().iter().fold(line, |line, more| {
+            line + &format!("\n{:LIST_MARGIN$}{more}", "")
+        })
+    }
+
+    /// By itself.
+    fn words(&self) -> String {
+        let mut words = format!("{}: {}\n\n{}", self.cause, self.title, self.explanation);
+        let more = self.more();
+        if !more.is_empty() {
+            words += &format!("\n\n{}", more.join("\n"));
+        }
+        words
+    }
+
+    /// What it brings about, and the kernels that cannot show it.
+    fn more(&self) -> Vec<String> {
+        let brings_about = (!self.brings_about.is_empty())
+            .then(|| format!("brings about: {}", self.brings_about.join(", ")));
+        let not_on = self.not_on.iter().map(|row| format!("not on {row}"));
+        brings_about.into_iter().chain(not_on).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_tells_what_json_does() {
+        let view = CauseView {
+            cause: "kube-proxy-stale",
+            title: "title",
+            explanation: "Explained.",
+            brings_about: &["no-route", "no-listener"],
+            built_in_lab: false,
+            not_on: vec!["5.10.x: no reason".into()],
+        };
+        for text in [view.line(), view.words()] {
+            assert!(
+                text.contains("brings about: no-route, no-listener\n"),
+                "{text}"
+            );
+            assert!(text.ends_with("not on 5.10.x: no reason"), "{text}");
+        }
+        assert!(view.line().starts_with('*'));
+        let plain = CauseView {
+            brings_about: &[],
+            not_on: Vec::new(),
+            ..view
+        };
+        assert!(plain.words().ends_with("Explained."));
+        assert_eq!(plain.line().lines().count(), 1);
+    }
 }

@@ -34,7 +34,7 @@ pub(super) struct Arguments {
     /// The cases to reproduce, or `all`.
     #[arg(required_unless_present = "list", value_name = "CASE")]
     cases: Vec<String>,
-    /// List cases and their variants.
+    /// List cases and their variants: those of the cases that are named, or all.
     #[arg(long)]
     list: bool,
     /// Variant of the case, or `all` [default: the first that --list shows].
@@ -98,9 +98,9 @@ type Chosen = (&'static Scenario, &'static Variant);
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     let printer = Printer::new(output.printer_format(), output.shown());
     if arguments.list {
-        return list(&printer);
+        return list(arguments, &printer);
     }
-    let chosen = choose(arguments)?;
+    let chosen = choose(&arguments.cases, arguments.variant.as_deref())?;
     need_root("reproducing a failure in private namespaces")?;
     let missing = missing(&chosen, arguments.load_modules);
     if !missing.is_empty() {
@@ -109,21 +109,26 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     runtime()?.block_on(reproduce(arguments, &chosen, printer))
 }
 
-fn list(printer: &Printer) -> Result<Exit, Failure> {
-    for scenario in REGISTRY {
-        for variant in scenario.variants {
-            let view = CaseView::new(scenario, variant);
-            let words = view.words();
-            printer.object("case", &view, &words)?;
-        }
+/// Lists the cases that are named, or all; of each the variant that is named, or all.
+fn list(arguments: &Arguments, printer: &Printer) -> Result<Exit, Failure> {
+    let all = [ALL.to_owned()];
+    let cases = if arguments.cases.is_empty() {
+        &all
+    } else {
+        arguments.cases.as_slice()
+    };
+    for (scenario, variant) in choose(cases, arguments.variant.as_deref().or(Some(ALL)))? {
+        let view = CaseView::new(scenario, variant);
+        let words = view.words();
+        printer.object("case", &view, &words)?;
     }
     Ok(Exit::Healthy)
 }
 
 /// The cases and variants that were asked for.
-fn choose(arguments: &Arguments) -> Result<Vec<Chosen>, Failure> {
+fn choose(cases: &[String], variant: Option<&str>) -> Result<Vec<Chosen>, Failure> {
     let mut scenarios = Vec::new();
-    for name in &arguments.cases {
+    for name in cases {
         if name == ALL {
             scenarios.extend(REGISTRY);
             continue;
@@ -137,7 +142,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<Chosen>, Failure> {
     }
     let mut chosen = Vec::new();
     for scenario in scenarios {
-        let variants: Vec<_> = match arguments.variant.as_deref() {
+        let variants: Vec<_> = match variant {
             None => scenario.variants.iter().take(1).collect(),
             Some(ALL) => scenario.variants.iter().collect(),
             Some(name) => scenario
@@ -147,7 +152,7 @@ fn choose(arguments: &Arguments) -> Result<Vec<Chosen>, Failure> {
                 .collect(),
         };
         if variants.is_empty() {
-            let typed = arguments.variant.as_deref().unwrap_or_default();
+            let typed = variant.unwrap_or_default();
             let names = scenario.variants.iter().map(|variant| variant.name);
             let near = nearest(typed, names).join(", ");
             return Err(Failure::usage(format!(
@@ -248,4 +253,40 @@ async fn reproduce(
     }
     let named = verdicts.iter().any(|verdict| !verdict.found.is_empty());
     Ok(Exit::of_trace(named, ended.capture_failed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_of_the_cases_that_are_named() {
+        let names = |cases: &[&str], variant: Option<&str>| {
+            let cases: Vec<String> = cases.iter().map(|&case| case.to_owned()).collect();
+            let chosen = choose(&cases, variant).ok()?;
+            let names = chosen.into_iter();
+            Some(
+                names
+                    .map(|(scenario, variant)| (scenario.name, variant.name))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let one = names(&["no-route"], Some(ALL)).expect("it is known");
+        assert!(one.len() > 1 && one.iter().all(|(name, _)| *name == "no-route"));
+        assert_eq!(
+            names(&["no-route"], Some("healthy")),
+            Some(vec![("no-route", "healthy")])
+        );
+        assert_eq!(names(&["no-route"], None).map(|names| names.len()), Some(1));
+        assert_eq!(names(&["nosuch"], Some(ALL)), None);
+    }
+
+    #[test]
+    fn one_fault_beside_traffic_is_not_two() {
+        let mixed = scenario::find("mixed").expect("it is there");
+        for variant in mixed.variants.iter().filter(|variant| variant.fault) {
+            let beside = variant.title.contains("healthy traffic");
+            assert_eq!(beside, variant.expects.len() == 1, "{}", variant.name);
+        }
+    }
 }

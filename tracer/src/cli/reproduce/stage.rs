@@ -124,7 +124,7 @@ impl<'a> Player<'a> {
         }
         self.session
             .printer()
-            .remark(&format!("\nbuilding {title}"))?;
+            .remark(&announcement(scenario, variant))?;
         let mut view = VerdictView {
             case: scenario.name,
             variant: variant.name,
@@ -267,6 +267,18 @@ impl<'a> Player<'a> {
     }
 }
 
+/// What is going to be built, and what is expected of it.
+fn announcement(scenario: &Scenario, variant: &Variant) -> String {
+    let expected = match scenario.expected(variant) {
+        [] => "no cause".to_owned(),
+        causes => causes.join(", then "),
+    };
+    format!(
+        "\nbuilding {} ({}): {}\nexpected: {expected}",
+        scenario.name, variant.name, variant.title
+    )
+}
+
 /// Adds what was named; what is named again, surer, takes its old place.
 fn take(found: &mut Vec<FoundView>, diagnoses: &[Diagnosis]) {
     for diagnosis in diagnoses {
@@ -299,4 +311,24 @@ fn explains(found: &[FoundView], expected: &[&str]) -> bool {
         .all(|code| found.iter().any(|found| found.cause == *code));
     let only = found.iter().all(|found| expected.contains(&found.cause));
     first && all && only
+}
+
+#[cfg(test)]
+mod tests {
+    use super::announcement;
+    use crate::scenario;
+
+    #[test]
+    fn what_is_expected_is_said_before() {
+        for (variant, expected) in [
+            ("rule-deaf", "expected: filter-rule-drop, then no-listener"),
+            ("healthy", "expected: no cause"),
+        ] {
+            let scenario = scenario::find("mixed").expect("it is there");
+            let mut variants = scenario.variants.iter();
+            let found = variants.find(|found| found.name == variant);
+            let text = announcement(scenario, found.expect("it is there"));
+            assert!(text.ends_with(expected), "{text}");
+        }
+    }
 }

@@ -193,7 +193,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
             if fill.is_full() {
                 return Some(Finding::error(say(site, fill, is_full(&place, &words))));
             }
-            let percent = fill.count * 100 / fill.most;
+            let percent = fill.count.saturating_mul(100) / fill.most;
             fill.fills().then(|| {
                 let summary = format!(
                     "The connection tracking table of {place} fills up: {words} ({percent} %). When it is full, new \

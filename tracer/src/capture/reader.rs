@@ -17,6 +17,8 @@ use crate::view::names::Clock;
 const LEAST_BLOCK: usize = 12;
 /// Most interfaces of a section that are kept.
 const MOST_INTERFACES: usize = 65_536;
+/// What the tracer's name in a section begins with.
+const PROGRAM: &[u8] = b"tracer ";
 
 /// Why reading ends early.
 #[derive(Debug, thiserror::Error)]
@@ -82,19 +84,20 @@ enum Resolution {
     /// So many nanoseconds.
     Nanoseconds(u64),
     /// So many units make a second.
-    PerSecond(u64),
+    PerSecond(u128),
 }
 
 impl Resolution {
     /// From `if_tsresol`.
-    fn from_option(value: u8) -> Option<Self> {
+    fn from_option(value: u8) -> Self {
         let exponent = u32::from(value & 0x7f);
         if value & 0x80 != 0 {
-            return 1u64.checked_shl(exponent).map(Self::PerSecond);
+            return Self::PerSecond(1 << exponent);
         }
         match exponent {
-            0..=9 => Some(Self::Nanoseconds(10u64.pow(9 - exponent))),
-            _ => 10u64.checked_pow(exponent).map(Self::PerSecond),
+            0..=9 => Self::Nanoseconds(10u64.pow(9 - exponent)),
+            // All times in still smaller units are within the first nanosecond.
+            _ => Self::PerSecond(10u128.saturating_pow(exponent)),
         }
     }
 
@@ -102,7 +105,7 @@ impl Resolution {
         match self {
             Self::Nanoseconds(unit) => time.saturating_mul(unit),
             Self::PerSecond(units) => {
-                let time = u128::from(time) * 1_000_000_000 / u128::from(units);
+                let time = u128::from(time) * 1_000_000_000 / units;
                 u64::try_from(time).unwrap_or(u64::MAX)
             }
         }
@@ -166,6 +169,8 @@ pub struct Reader {
     form: Form,
     interfaces: Vec<Interface>,
     clock: Option<Clock>,
+    /// The section is the tracer's: others may use the same number for blocks and options.
+    own: bool,
     skipped: Skipped,
     /// Nothing comes after damage.
     over: bool,
@@ -196,6 +201,13 @@ impl Reader {
             error,
         };
         let head = bytes.peek(foreign::HEADER).map_err(failed)?;
+        if head.is_empty() {
+            return Err(ReadError::Damage {
+                position: 0,
+                packed,
+                reason: "the file is empty: nothing was ever written to it".into(),
+            });
+        }
         let mut interfaces = Vec::new();
         let form = if head.starts_with(&block::SECTION.to_le_bytes()) {
             Form::Blocks(Order::Little)
@@ -215,6 +227,7 @@ impl Reader {
             form,
             interfaces,
             clock: None,
+            own: false,
             skipped: Skipped::default(),
             over: false,
         })
@@ -347,10 +360,11 @@ impl Reader {
                 }
                 self.interfaces.clear();
                 self.clock = None;
+                self.own = is_own(order, body);
                 Ok(None)
             }
             block::INTERFACE => {
-                let interface = interface(order, body)
+                let interface = interface(order, body, self.own)
                     .ok_or_else(|| Stop::new("an interface without its fields"))?;
                 if self.interfaces.len() >= MOST_INTERFACES {
                     return Err(Stop::Damage(format!(
@@ -367,12 +381,13 @@ impl Reader {
                 .map(|packet| packet.map(Record::Packet)),
             block::CUSTOM if order.u32(body, 0) == Some(ENTERPRISE) => {
                 match Record::from_bytes(&body[4..]) {
-                    Ok(record) => {
-                        if let Record::Header(header) = &record {
-                            self.clock = Some(header.clock());
-                        }
-                        Ok(Some(record))
+                    Ok(Record::Header(header)) => {
+                        self.clock = Some(header.clock());
+                        self.own = true;
+                        Ok(Some(Record::Header(header)))
                     }
+                    _ if !self.own => Ok(None),
+                    Ok(record) => Ok(Some(record)),
                     Err(Unknown::Skipped(what)) => {
                         self.skipped.add(what);
                         Ok(None)
@@ -412,7 +427,15 @@ impl From<io::Error> for Stop {
     }
 }
 
-fn interface(order: Order, body: &[u8]) -> Option<Interface> {
+/// The section says that the tracer made it. One that another program copied says so by its header record.
+fn is_own(order: Order, body: &[u8]) -> bool {
+    let bytes = body.get(16..).unwrap_or_default();
+    OptionList { order, bytes }
+        .any(|(code, value)| code == option::SECTION_PROGRAM && value.starts_with(PROGRAM))
+}
+
+/// With `own` an option of our number that cannot be read is damage.
+fn interface(order: Order, body: &[u8], own: bool) -> Option<Interface> {
     let mut interface = Interface::unnamed(order.u16(body, 0)?);
     let options = OptionList {
         order,
@@ -424,14 +447,17 @@ fn interface(order: Order, body: &[u8]) -> Option<Interface> {
             option::INTERFACE_NAME => interface.name = text(value),
             option::INTERFACE_DESCRIPTION => interface.description = text(value),
             option::INTERFACE_RESOLUTION => {
-                interface.resolution = Resolution::from_option(*value.first()?)?;
+                interface.resolution = Resolution::from_option(*value.first()?);
             }
             option::INTERFACE_OFFSET => {
                 interface.offset = order.u64(value, 0)?.cast_signed();
             }
             option::CUSTOM if order.u32(value, 0) == Some(ENTERPRISE) => {
-                (interface.netns, interface.ifindex) =
-                    super::wire::from_cbor(value.get(4..)?).ok()?;
+                match super::wire::from_cbor(value.get(4..)?) {
+                    Ok(place) => (interface.netns, interface.ifindex) = place,
+                    Err(_) if own => return None,
+                    Err(_) => {}
+                }
             }
             _ => {}
         }

@@ -2,6 +2,7 @@
 //! programs' files.
 
 mod kept;
+mod others;
 mod shown;
 
 use std::fs;
@@ -520,9 +521,14 @@ fn classic_captures_are_read() {
 
 #[test]
 fn what_is_no_capture_is_said() {
-    for bytes in [&b""[..], b"GIF89a", &[0; 100]] {
+    for (bytes, why) in [
+        (&b""[..], "empty"),
+        (b"GIF89a", "neither"),
+        (&[0; 100], "neither"),
+    ] {
         let (records, error) = read(bytes.to_vec());
         assert!(records.is_empty());
-        assert!(error.is_some_and(|error| error.to_string().contains("byte 0")));
+        let said = error.expect("it is none").to_string();
+        assert!(said.contains("byte 0") && said.contains(why), "{said}");
     }
 }

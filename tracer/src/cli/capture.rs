@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::Args;
+use tracer_ebpf::event::PACKET_BYTES;
 
 use super::run::{blind_spots, host_name, kernel_release};
 use super::{Failure, nearest, value};
@@ -15,6 +16,8 @@ use crate::cause;
 use crate::session::Session;
 use crate::view::names::Clock;
 
+/// Headers of Ethernet and IPv6, and of TCP up to its flags.
+const HEADERS: usize = 68;
 /// Every cause fires.
 const ANY: &str = "any";
 
@@ -42,8 +45,9 @@ pub(super) struct Capture {
     /// Compress the capture with zstd.
     #[arg(long, requires = "write")]
     zstd: bool,
-    /// Bytes kept of each packet, at most 128; by default its headers, and the question of DNS.
-    #[arg(long, value_name = "BYTES", requires = "write")]
+    /// Bytes kept of each packet, payload included: 68, which the headers need, to 128, which the kernel
+    /// gives; by default its headers, and the question of DNS.
+    #[arg(long, value_name = "BYTES", requires = "write", value_parser = snaplen)]
     snaplen: Option<usize>,
 }
 
@@ -158,6 +162,19 @@ fn header(session: &mut Session, filter: &str) -> Header {
     }
 }
 
+/// Bytes of a packet. With fewer a capture could not explain itself.
+fn snaplen(text: &str) -> Result<usize, String> {
+    let length = text.parse().ok();
+    length
+        .filter(|length| (HEADERS..=PACKET_BYTES).contains(length))
+        .ok_or_else(|| {
+            format!(
+                "{text:?} is no number from {HEADERS}, which the headers need, to {PACKET_BYTES}, which the kernel \
+                 gives; without --snaplen the headers alone are kept"
+            )
+        })
+}
+
 /// A code of the catalogue, or `any`.
 fn cause(text: &str) -> Result<String, String> {
     if text == ANY || cause::find(text).is_some() {
@@ -211,6 +228,17 @@ mod tests {
         }
         for text in ["", "10", "10M", "10M,0", "0M,3", "10X,3", "M,3", "10M,x"] {
             assert!(rotate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn so_much_is_kept_that_a_capture_explains_itself() {
+        for (text, length) in [("68", 68), ("128", 128)] {
+            assert_eq!(snaplen(text), Ok(length));
+        }
+        for text in ["", "0", "67", "73", "65535", "-1", "many"] {
+            let said = snaplen(text).expect_err("out of range");
+            assert!(said.contains("68") && said.contains("128"), "{said}");
         }
     }
 

@@ -64,6 +64,14 @@ pub(super) fn filter(words: &[String], file: &Path) -> Result<Filter, Failure> {
     if let Ok(filter) = expression.clone().resolve(&There::default()) {
         return Ok(filter);
     }
+    // What is in a pipe is gone once the names were looked up.
+    let once = std::fs::metadata(file).is_ok_and(|found| !found.is_file() && !found.is_dir());
+    if once {
+        return Err(Failure::usage(format!(
+            "{}: a filter with names reads the capture twice: write it to a file first, and name that",
+            file.display()
+        )));
+    }
     let there = There::read(file).map_err(|error| damaged(file, error))?;
     expression.resolve(&there).map_err(wrong)
 }
@@ -84,5 +92,24 @@ pub(super) fn damaged(file: &Path, error: crate::capture::ReadError) -> Failure 
 pub(super) fn say_skipped(reader: &Reader) {
     for (what, count) in reader.skipped().iter() {
         eprintln!("tracer: passed over {count} {what}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_with_names_needs_a_file_that_can_be_read_twice() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let failure = filter(&words("netns node"), &pipe).expect_err("it cannot be read twice");
+        assert_eq!(failure.exit, Exit::Usage);
+        let said = failure.error.to_string();
+        assert!(said.contains("pipe: ") && said.contains("a file"), "{said}");
+        // One without names is read once.
+        assert!(filter(&words("udp port 53"), &pipe).is_ok());
     }
 }

@@ -98,6 +98,16 @@ impl Encoder {
         }
     }
 
+    /// The file that is being made is of this trace.
+    pub(super) fn is_of(&self, header: &Header) -> bool {
+        self.header == *header
+    }
+
+    /// What comes next is of another trace, of which nothing is known yet.
+    pub(super) fn go_on_with(&mut self, header: Header, reasons: Arc<DropReasons>) {
+        *self = Self::new(header, reasons, self.snaplen);
+    }
+
     /// Names come from these facts of the node from now on.
     pub(super) fn know_facts(&mut self, facts: &Arc<Snapshot>) {
         self.facts = Arc::clone(facts);

@@ -64,6 +64,17 @@ impl Rewriter {
         self.taken()
     }
 
+    /// Goes on with what follows a header: the same trace's next file, or another trace, which gets a section
+    /// with its own clock and drop reasons.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn go_on_with(&mut self, header: Header) -> anyhow::Result<()> {
+        self.writer
+            .go_on_with(header)
+            .with_context(|| self.shown.clone())
+    }
+
     /// Adds what is no event.
     ///
     /// # Errors

@@ -203,6 +203,22 @@ impl Writer {
         }
     }
 
+    /// What comes next is of the trace of this header: of another trace than before in a section of its own.
+    pub(super) fn go_on_with(&mut self, header: Header) -> anyhow::Result<()> {
+        if self.encoder.is_of(&header) {
+            return Ok(());
+        }
+        self.write_ready(true)?;
+        self.encoder.end(&mut self.out);
+        self.write_out()?;
+        let reasons = header.reasons.iter().cloned().collect();
+        self.encoder.go_on_with(header, Arc::new(reasons));
+        self.tracker = Tracker::new(self.encoder.socket_reasons());
+        self.entries.clear();
+        self.last.clear();
+        self.begin_file()
+    }
+
     /// The journey that begins next gets this number, as it had in another capture.
     pub(super) const fn number_next(&mut self, id: u64) {
         self.tracker.number_next(id);

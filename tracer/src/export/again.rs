@@ -128,8 +128,8 @@ pub fn again(
                 *none = Some(Rewriter::create(out.to_owned(), *header)?);
             }
             (Some(Record::Event(sighting)), Some(rewriter)) => rewriter.event(sighting, true)?,
-            // The beginning of a rotated file that goes on with the one before it.
-            (Some(Record::Header(_)), Some(_)) | (None, _) | (Some(_), None) => {}
+            (Some(Record::Header(header)), Some(rewriter)) => rewriter.go_on_with(*header)?,
+            (None, _) | (Some(_), None) => {}
             (Some(record), Some(rewriter)) => rewriter.record(record)?,
         }
         Ok(())
@@ -184,6 +184,41 @@ mod tests {
             }
             std::fs::remove_file(out).expect("it was written");
         }
+    }
+
+    #[test]
+    fn joined_captures_of_several_traces_keep_their_headers() {
+        let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures");
+        let file = |name| std::fs::read(captures.join(name)).expect("a capture");
+        let one = file("service-no-endpoints.pcapng");
+        let two = file("vip-nodeport-unbound.pcapng");
+        let folder = tempfile::tempdir().expect("a folder");
+        let joined = folder.path().join("joined.pcapng");
+        // The first as a trace that rotates: its next file begins with the same header.
+        std::fs::write(&joined, [&one[..], &one, &two].concat()).expect("room");
+        let out = folder.path().join("again.pcapng");
+        let mut reader = Reader::open(&joined).expect("a capture");
+        again(&mut reader, &Wanted::default(), &out, |_| {}).expect("room");
+        let headers = |file: &Path| {
+            let mut headers = Vec::new();
+            let mut reader = Reader::open(file).expect("a capture");
+            let error = reader.each(
+                |_| {},
+                |record, _| {
+                    if let Record::Header(header) = record {
+                        headers.push(*header);
+                    }
+                    Ok(())
+                },
+            );
+            assert!(error.expect("records").is_none());
+            headers
+        };
+        let all = headers(&joined);
+        assert_eq!((all.len(), &all[0]), (3, &all[1]));
+        assert_ne!(all[1], all[2]);
+        assert_eq!(headers(&out), all[1..]);
+        assert_eq!(events(&out), events(&joined));
     }
 
     #[test]

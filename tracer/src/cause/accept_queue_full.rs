@@ -1,7 +1,6 @@
 //! `accept-queue-full`: the program does not accept connections as fast as they come.
 //!
-//! Source: `tcp_conn_request` drops the SYN silently when the accept queue is longer than the backlog
-//! (net/ipv4/tcp_input.c) and counts ListenOverflows; the SYN itself counts as delivered.
+//! A SYN that is dropped for the queue's sake counts as delivered.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,6 +28,10 @@ connections than its backlog, when the SYN comes or when the sockets are read; o
 dropped the SYN for it. A counter of overflows since the start alone makes it likely.
 
 Fix: repair or restart the program; a larger backlog only helps against bursts.",
+    references: &[
+        "Linux net/ipv4/tcp_input.c, tcp_conn_request: drops the SYN silently when the accept queue is longer \
+         than the backlog, and counts ListenOverflows",
+    ],
     explains: &[],
     examine,
     audit,

@@ -23,6 +23,12 @@ it; seldom a broken cable or memory.
 Proof: the drop reason is one of IP_CSUM, TCP_CSUM, UDP_CSUM, ICMP_CSUM; the counters InCsumErrors agree.
 
 Fix: turn transmit checksum offload off on the sender's device, or update its driver.",
+    references: &[
+        "Linux net/ipv4/ip_input.c, ip_rcv_core: drops with IP_CSUM",
+        "Linux net/ipv4/tcp_ipv4.c, tcp_v4_do_rcv: drops with TCP_CSUM",
+        "Linux net/ipv4/udp.c, __udp4_lib_rcv: drops with UDP_CSUM",
+        "Linux net/ipv4/icmp.c, icmp_rcv: drops with ICMP_CSUM",
+    ],
     explains: &[],
     examine,
     audit: nothing,

@@ -1,7 +1,4 @@
 //! `bridge-nf-off`: the answer of a pod on the same bridge goes back below netfilter, untranslated.
-//!
-//! Source: without br_netfilter's bridge-nf-call-iptables the bridge passes frames between two of its
-//! ports without asking conntrack, which would put the service's address back (net/bridge/br_netfilter_hooks.c).
 
 use super::audit::{Finding, pod_links};
 use super::evidence::{Evidence, Failure};
@@ -24,6 +21,10 @@ Proof: the answer came to its client over a bridge with the endpoint's own addre
 setting reads 0 or br_netfilter is not loaded.
 
 Fix: modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1.",
+    references: &[
+        "Linux net/bridge/br_netfilter_hooks.c: without bridge-nf-call-iptables a bridge passes frames between \
+         two of its ports without asking conntrack, which would put the service's address back",
+    ],
     explains: &[],
     examine,
     audit,

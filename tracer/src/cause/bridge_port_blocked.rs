@@ -1,7 +1,4 @@
 //! `bridge-port-blocked`: a bridge port is not in state forwarding, so no frame passes it.
-//!
-//! Source: `br_handle_frame` drops on a port that is not forwarding or learning, `should_deliver`
-//! passes over it on the way out (net/bridge/br_input.c, br_forward.c); BRIDGE_INGRESS_STP_STATE from 6.18.
 
 use super::audit::Finding;
 use super::bridging::{BRIDGE_DROPS, is_blocked, out_device, port_of_neighbour, port_to};
@@ -25,6 +22,11 @@ Proof: the packet came in by the port, or had to leave by it, was dropped in the
 not answer, and the port's state is not forwarding while its link is up.
 
 Fix: take the loop away or turn STP off on bridges of pods; set the port to forwarding.",
+    references: &[
+        "Linux net/bridge/br_input.c, br_handle_frame: drops on a port that is not forwarding or learning (from \
+         6.18 with reason BRIDGE_INGRESS_STP_STATE)",
+        "Linux net/bridge/br_forward.c, should_deliver: passes over such a port on the way out",
+    ],
     explains: &["neighbour-failed"],
     examine,
     audit,

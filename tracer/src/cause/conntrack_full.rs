@@ -1,8 +1,6 @@
 //! `conntrack-full`: the connection tracking table is full, so new connections are dropped.
 //!
-//! Source: `__nf_conntrack_alloc` fails at `nf_conntrack_max` and `nf_conntrack_in` drops the packet and counts it
-//! (`drop`; net/netfilter/nf_conntrack_core.c); the log says "nf_conntrack: table full, dropping packet". From then on
-//! `gc_worker` throws out what it may until 95 % are taken, so that the table has some room when it is looked at.
+//! The kernel makes room in a table that was full (`gc_worker`), so it may have some when it is looked at.
 
 use std::collections::HashSet;
 
@@ -29,6 +27,12 @@ count is at its limit; or above 95 % of it, down to which the kernel clears a ta
 want of an entry counted.
 
 Fix: raise nf_conntrack_max (each entry takes about 320 bytes), and find out who fills the table.",
+    references: &[
+        "Linux net/netfilter/nf_conntrack_core.c, __nf_conntrack_alloc: fails at nf_conntrack_max",
+        "Linux net/netfilter/nf_conntrack_core.c, nf_conntrack_in: drops the packet and counts it (drop)",
+        "Linux net/netfilter/nf_conntrack_core.c, gc_worker: throws out what it may from then on, until 95 % \
+         are taken",
+    ],
     explains: &[],
     examine,
     audit,

@@ -1,6 +1,4 @@
 //! `conntrack-insert-clash`: two packets of one client port race, and one of them is dropped.
-//!
-//! Source: kubernetes/kubernetes #56903, #62628.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -30,6 +28,12 @@ function comes after that one in its hook; insert_failed (conntrack -S) counts t
 
 Fix: name one name server, make resolvers use two ports (options single-request-reopen), or run NodeLocal
 DNSCache, which has no DNAT.",
+    references: &[
+        "Linux net/netfilter/nf_conntrack_core.c, __nf_conntrack_confirm: drops one of the two packets, and \
+         insert_failed rises",
+        "https://github.com/kubernetes/kubernetes/issues/56903",
+        "https://github.com/kubernetes/kubernetes/issues/62628",
+    ],
     explains: &[],
     examine,
     audit: nothing,

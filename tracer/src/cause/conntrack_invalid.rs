@@ -1,8 +1,4 @@
 //! `conntrack-invalid`: conntrack could make nothing of a packet, and it was dropped or left untranslated.
-//!
-//! Source: `nf_conntrack_tcp_packet` refuses packets outside of the window and answers without a request
-//! (net/netfilter/nf_conntrack_proto_tcp.c); such packets carry no entry, so NAT passes them by.
-//! kubernetes/kubernetes #74840, #94861, #117924.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -31,6 +27,13 @@ says that it is to be translated, and it went on untranslated and was answered w
 
 Fix: nf_conntrack_tcp_be_liberal=1 takes what is outside of the window; asymmetric routes want repair; where IPVS
 hides its connections, net.ipv4.vs.conntrack=1.",
+    references: &[
+        "Linux net/netfilter/nf_conntrack_proto_tcp.c, nf_conntrack_tcp_packet: refuses packets outside of the \
+         window and answers without a request; such packets carry no entry, so NAT passes them by",
+        "https://github.com/kubernetes/kubernetes/issues/74840",
+        "https://github.com/kubernetes/kubernetes/issues/94861",
+        "https://github.com/kubernetes/kubernetes/issues/117924",
+    ],
     explains: &[],
     examine,
     audit: nothing,

@@ -1,8 +1,5 @@
 //! `dns-stale-conntrack`: a UDP conntrack entry keeps sending a service's packets to an endpoint that
 //! is gone.
-//!
-//! Source: kube-proxy's pkg/proxy/conntrack; kubernetes/kubernetes #126130, #126847, #139628, #48370.
-//! NAT is decided once for each entry, by the first packet, and every further packet renews it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -40,6 +37,18 @@ Proof: the entry that the packet met, and the service's present endpoints, which
 an entry without NAT, that it is older than the packet and in the namespace where kube-proxy works.
 
 Fix: delete the entry; then find out why kube-proxy did not.",
+    references: &[
+        "Kubernetes pkg/util/conntrack: up to 1.31 kube-proxy runs the program conntrack, and does not try \
+         again",
+        "Kubernetes pkg/proxy/conntrack: which entries kube-proxy deletes",
+        "https://github.com/kubernetes/kubernetes/issues/126130",
+        "https://github.com/kubernetes/kubernetes/issues/126847",
+        "https://github.com/kubernetes/kubernetes/issues/127318",
+        "https://github.com/kubernetes/kubernetes/issues/139628",
+        "https://github.com/kubernetes/kubernetes/issues/141371",
+        "https://github.com/kubernetes/kubernetes/issues/48370",
+        "https://github.com/kubernetes/kubernetes/issues/122740",
+    ],
     explains: &["neighbour-failed", "no-route", "route-blackhole", "no-listener"],
     examine,
     audit,

@@ -1,7 +1,7 @@
 //! `dns-stale-conntrack` by what kube-proxy's log says: it could not delete the stale entries, and why.
 //!
 //! Source: kubernetes pkg/util/conntrack up to 1.31 runs the program `conntrack`, which needs the kernel's module
-//! nf_conntrack_netlink, and does not try again (k/k#126130).
+//! nf_conntrack_netlink, and does not try again.
 
 use std::net::IpAddr;
 

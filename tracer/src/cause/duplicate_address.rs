@@ -1,8 +1,4 @@
 //! `duplicate-address`: two hosts of one link have the same address.
-//!
-//! Source: whoever answers ARP last is believed (`arp_process`, net/ipv4/arp.c), so packets go now to the
-//! one, now to the other. In IPv6 the kernel asks first and leaves an address that is taken unused
-//! (`IFA_F_DADFAILED`, net/ipv6/addrconf.c).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -26,6 +22,12 @@ Proof: two devices on the same bridge, with different hardware addresses, have t
 own duplicate detection (IPv6) found it taken.
 
 Fix: take the address from the one that should not have it: recreate that pod.",
+    references: &[
+        "Linux net/ipv4/arp.c, arp_process: whoever answers ARP last is believed, so packets go now to the one, \
+         now to the other",
+        "Linux net/ipv6/addrconf.c: the kernel asks first and leaves an address that is taken unused \
+         (IFA_F_DADFAILED)",
+    ],
     explains: &["no-listener", "neighbour-failed"],
     examine,
     audit,

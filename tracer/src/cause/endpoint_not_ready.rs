@@ -1,7 +1,4 @@
 //! `endpoint-not-ready`: a service has endpoints, and none of them is ready.
-//!
-//! Source: kube-proxy serves ready endpoints only; from 1.26, when there is none, also those that are
-//! going and still answer (pkg/proxy/topology.go).
 
 use super::audit::nothing;
 use super::evidence::Evidence;
@@ -21,6 +18,10 @@ Proof: every endpoint in the service's EndpointSlices has ready=false, and the p
 an endpoint is chosen.
 
 Fix: see why the pods are not ready (kubectl describe pod: the probe's own words), and repair that.",
+    references: &[
+        "Kubernetes pkg/proxy/topology.go: kube-proxy serves ready endpoints only; from 1.26, when there is \
+         none, also those that are going and still answer",
+    ],
     explains: &["ipvs-no-destination", "no-listener"],
     examine,
     audit: nothing,

@@ -1,8 +1,4 @@
 //! `etp-local-no-endpoint`: `externalTrafficPolicy: Local`, and no endpoint on this node.
-//!
-//! Source: kube-proxy up to 1.20 makes a virtual server without real servers on such a node; from 1.21
-//! one with all endpoints, whose answers to clients from outside are lost because nothing rewrites the
-//! client's address (kubernetes/kubernetes #97081, pkg/proxy/ipvs/proxier.go).
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -30,6 +26,12 @@ nothing came back.
 
 Fix: use a node that has an endpoint, run one on every node, or set the policy to Cluster, which hides the
 client's address from the pods.",
+    references: &[
+        "Kubernetes pkg/proxy/ipvs/proxier.go: up to 1.20 a virtual server without real servers on such a node; \
+         from 1.21 one with all endpoints, whose answers to clients from outside are lost because nothing \
+         rewrites the client's address",
+        "https://github.com/kubernetes/kubernetes/issues/97081",
+    ],
     explains: &["ipvs-no-destination", "no-listener", "masquerade-missing"],
     examine,
     audit: nothing,

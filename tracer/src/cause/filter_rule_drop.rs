@@ -11,7 +11,7 @@ pub(super) const CAUSE: Cause = Cause {
 A rule of iptables or nftables ended the packet: DROP without an answer, so that the sender sees a
 timeout, or REJECT with an ICMP error or a RST. The policy of an INPUT or OUTPUT chain does the same to
 what no rule accepts; in ipvs mode an INPUT chain that drops stops NodePorts and ClusterIPs as well,
-since their packets pass INPUT (kubernetes/kubernetes #98465).
+since their packets pass INPUT.
 
 Proof: the packet ended at a netfilter hook, and its addresses, ports, devices, conntrack state and mark,
 held against every rule of that hook, lead to this rule. It is likely only where a condition before it
@@ -20,6 +20,10 @@ cannot be decided from outside (an ipset, a limit); then the other candidates ar
 Fix: remove or change the rule, or accept the packet in front of it. Rules come back when the program
 that made them runs again: look for the one that did. iptables-nft and iptables-legacy keep separate
 tables; use the command that the fix names (most systems' iptables is one of both).",
+    references: &[
+        "Linux net/netfilter/core.c, nf_hook_slow: frees a packet that a hook drops with reason NETFILTER_DROP",
+        "https://github.com/kubernetes/kubernetes/issues/98465",
+    ],
     explains: &[],
     examine,
     audit: |_| Vec::<Finding>::new(),

@@ -1,8 +1,5 @@
 //! `forward-policy-drop`: no rule accepted a packet that the node was to forward, and the chain's policy
 //! is DROP.
-//!
-//! Source: Docker since 1.13 sets the policy of FORWARD to DROP when it turns ip_forward on itself
-//! (kubernetes/kubernetes #40182).
 
 use super::audit::is_node;
 use super::filtered::{self, Kind, Stop};
@@ -26,6 +23,7 @@ the policy of the chain named is DROP.
 
 Fix: rules that accept the pods' networks, which container networks usually bring themselves; or policy
 ACCEPT. With Docker: set net.ipv4.ip_forward=1 before it starts, then it leaves the policy alone.",
+    references: &["https://github.com/kubernetes/kubernetes/issues/40182"],
     explains: &[],
     examine,
     audit,

@@ -1,7 +1,6 @@
 //! `hairpin-off`: a pod reaches its own service, and the bridge may not send back by the same port.
 //!
-//! Source: `should_deliver` passes over the port that a frame came from unless it has hairpin mode
-//! (net/bridge/br_forward.c); with br_netfilter the service's DNAT happens inside the bridge.
+//! With br_netfilter the service's DNAT happens inside the bridge.
 
 use super::audit::{Finding, pod_links};
 use super::bridging::{BRIDGE_DROPS, is_blocked, port_to, port_with};
@@ -26,6 +25,10 @@ Proof: the packet came in by a port, its destination after NAT is behind the sam
 it, and hairpin is off on the port.
 
 Fix: hairpinMode in the CNI configuration, and at once on the port itself.",
+    references: &[
+        "Linux net/bridge/br_forward.c, should_deliver: passes over the port that a frame came from unless it \
+         has hairpin mode",
+    ],
     explains: &[],
     examine,
     audit,

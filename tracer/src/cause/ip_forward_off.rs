@@ -1,7 +1,4 @@
 //! `ip-forward-off`: a packet for somebody else came in, and this host does not forward.
-//!
-//! Source: `ip_route_input_slow` gives EHOSTUNREACH when the input device's `forwarding` is off
-//! (net/ipv4/route.c); `ip_error` counts IpInAddrErrors and answers nothing.
 
 use super::audit::{Finding, is_node, pod_links};
 use super::evidence::Evidence;
@@ -23,6 +20,11 @@ a network manager. net.ipv4.conf.DEVICE.forwarding decides for each device; ip_f
 Proof: routing refused the packet (ip_error, IP_INADDRERRORS) and the setting of the input device reads 0.
 
 Fix: sysctl -w net.ipv4.ip_forward=1, and the same in /etc/sysctl.d so that it lasts.",
+    references: &[
+        "Linux net/ipv4/route.c, ip_route_input_slow: gives EHOSTUNREACH when the input device's forwarding is \
+         off",
+        "Linux net/ipv4/route.c, ip_error: counts IpInAddrErrors and answers nothing",
+    ],
     explains: &[],
     examine,
     audit,

@@ -1,7 +1,4 @@
 //! `ipv6-forward-off`: an IPv6 packet for somebody else came in, and this host does not forward.
-//!
-//! Source: `ip6_forward` drops first of all when `net.ipv6.conf.all.forwarding` is 0
-//! (net/ipv6/ip6_output.c) and counts Ip6InAddrErrors.
 
 use super::audit::nothing;
 use super::evidence::Evidence;
@@ -22,6 +19,10 @@ Proof: the packet was dropped in ip6_forward (IP_INADDRERRORS where the kernel g
 setting reads 0.
 
 Fix: sysctl -w net.ipv6.conf.all.forwarding=1, and the same in /etc/sysctl.d so that it lasts.",
+    references: &[
+        "Linux net/ipv6/ip6_output.c, ip6_forward: drops first of all when net.ipv6.conf.all.forwarding is 0, \
+         and counts Ip6InAddrErrors",
+    ],
     explains: &[],
     examine,
     audit: nothing,

@@ -1,10 +1,5 @@
 //! `ipvs-conn-reuse`: a new connection from a port that IPVS still remembers goes to the old real server, or
 //! its first SYN is dropped.
-//!
-//! Source: `ip_vs_in` (net/netfilter/ipvs/ip_vs_core.c). With conn_reuse_mode=0 a SYN that meets an entry
-//! goes to the entry's real server. Otherwise IPVS expires the entry and chooses anew; while a conntrack
-//! entry of the old connection is still there it drops that SYN, and the client tries again after 1 s
-//! (every such SYN before 5.9). kubernetes/kubernetes #93297, #81775.
 
 use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
@@ -31,6 +26,13 @@ of weight 0 and was lost; or it was dropped there although the connection's real
 later SYN of the same connection went on.
 
 Fix: Linux 5.9 or later with conn_reuse_mode=1.",
+    references: &[
+        "Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_in: with conn_reuse_mode=0 a SYN that meets an entry goes \
+         to the entry's real server; otherwise IPVS expires the entry and chooses anew, and drops the SYN while \
+         a conntrack entry of the old connection is still there (every such SYN before 5.9)",
+        "https://github.com/kubernetes/kubernetes/issues/93297",
+        "https://github.com/kubernetes/kubernetes/issues/81775",
+    ],
     explains: &["ipvs-weight-zero", "neighbour-failed", "no-route", "route-blackhole", "no-listener"],
     examine,
     audit,

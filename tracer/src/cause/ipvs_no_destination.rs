@@ -1,7 +1,4 @@
 //! `ipvs-no-destination`: IPVS has the virtual server and no real server that it may use.
-//!
-//! Source: `ip_vs_leave` (net/netfilter/ipvs/ip_vs_core.c) answers ICMP port unreachable and drops;
-//! every scheduler passes over real servers of weight 0 and overloaded ones.
 
 use std::net::SocketAddr;
 
@@ -30,6 +27,10 @@ a weight above 0 and room for connections.
 
 Fix: bring the endpoints back: kubectl get endpointslices, the selector, the pods' readiness; without
 Kubernetes add a real server or raise a weight with ipvsadm.",
+    references: &[
+        "Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_leave: answers ICMP port unreachable and drops",
+        "Linux net/netfilter/ipvs: every scheduler passes over real servers of weight 0 and overloaded ones",
+    ],
     explains: &[],
     examine,
     audit,

@@ -1,7 +1,4 @@
 //! `ipvs-stale-connection`: IPVS keeps a connection to a real server that was taken away.
-//!
-//! Source: `ip_vs_in` drops packets of a connection whose real server is no longer available, silently
-//! while expire_nodest_conn is 0 (net/netfilter/ipvs/ip_vs_core.c); the entry lives until its timeout.
 
 use std::net::SocketAddr;
 
@@ -28,6 +25,10 @@ among the virtual server's (ipvsadm -Ln).
 
 Fix: net.ipv4.vs.expire_nodest_conn=1 (kube-proxy sets it from 1.13 on in ipvs mode): the next packet makes
 a new connection.",
+    references: &[
+        "Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_in: drops packets of a connection whose real server is no \
+         longer available, silently while expire_nodest_conn is 0; the entry lives until its timeout",
+    ],
     explains: &[],
     examine,
     audit,

@@ -1,9 +1,5 @@
 //! `ipvs-weight-zero`: IPVS goes on sending an old connection's packets to a real server that takes no new
 //! ones and does not answer any more.
-//!
-//! Source: schedulers pass over weight 0, while `ip_vs_in` sends the packets of a known connection to its
-//! real server whatever the weight (net/netfilter/ipvs/ip_vs_core.c). kube-proxy sets the weight to 0 when
-//! an endpoint goes away and deletes the real server once it has no connections (k/k#66012).
 
 use std::net::SocketAddr;
 
@@ -33,6 +29,11 @@ the table with weight 0, and nobody is there: no neighbour answers for its addre
 the device to it is dead. A pod that refuses or a rule that drops is another cause.
 
 Fix: remove the real server when its pod is gone; expire_nodest_conn=1 then ends its connections.",
+    references: &[
+        "Linux net/netfilter/ipvs/ip_vs_core.c, ip_vs_in: sends the packets of a known connection to its real \
+         server whatever the weight, while schedulers pass over weight 0",
+        "https://github.com/kubernetes/kubernetes/issues/66012",
+    ],
     explains: &["neighbour-failed", "veth-peer-down", "no-route", "route-blackhole"],
     examine,
     audit,

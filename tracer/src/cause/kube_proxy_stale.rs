@@ -1,9 +1,7 @@
 //! `kube-proxy-stale`: IPVS, iptables or nftables hold something other than what kube-proxy should have
 //! made of the cluster's objects.
 //!
-//! Source: kube-proxy syncs on every change, at the latest after its sync period (30 s), and finds itself
-//! unhealthy after two without a sync (pkg/proxy/healthcheck/proxy_health.go); the expectation is that of the
-//! `expectation` module.
+//! The expectation is that of the `expectation` module.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +26,10 @@ configuration, ask for a virtual server, rule or endpoint that the kernel does n
 sends to one that is no endpoint any more; and kube-proxy says that it is not healthy.
 
 Fix: look at kube-proxy's health and log, and restart it.",
+    references: &[
+        "Kubernetes pkg/proxy/healthcheck/proxy_health.go: kube-proxy syncs on every change, at the latest \
+         after its sync period (30 s), and finds itself unhealthy after two without a sync",
+    ],
     explains: &[
         "ipvs-no-destination",
         "vip-nodeport-unbound",

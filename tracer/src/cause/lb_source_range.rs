@@ -1,8 +1,4 @@
 //! `lb-source-range`: the client is outside of the service's loadBalancerSourceRanges.
-//!
-//! Source: kube-proxy's pkg/proxy/iptables/proxier.go: from 1.26 chain KUBE-PROXY-FIREWALL drops with the
-//! comment "NAMESPACE/NAME:PORT traffic not accepted by KUBE-FW-…"; before, KUBE-FW-… marked with 0x8000
-//! what KUBE-FIREWALL drops. pkg/proxy/ipvs: KUBE-SOURCE-RANGES-FIREWALL; pkg/proxy/nftables: firewall-….
 
 use super::filtered::{self, Kind, Stop};
 use super::{Cause, Diagnosis, Evidence, Finding};
@@ -21,6 +17,13 @@ in ipvs mode KUBE-SOURCE-RANGES-FIREWALL; in nftables mode firewall-*). kube-pro
 whatever it marked, which services without a local endpoint are too: that is only likely.
 
 Fix: add the client's prefix to spec.loadBalancerSourceRanges.",
+    references: &[
+        "Kubernetes pkg/proxy/iptables/proxier.go: from 1.26 chain KUBE-PROXY-FIREWALL drops with the comment \
+         \"NAMESPACE/NAME:PORT traffic not accepted by KUBE-FW-…\"; before, KUBE-FW-… marked with 0x8000 what \
+         KUBE-FIREWALL drops",
+        "Kubernetes pkg/proxy/ipvs: chain KUBE-SOURCE-RANGES-FIREWALL",
+        "Kubernetes pkg/proxy/nftables: chains firewall-…",
+    ],
     explains: &[],
     examine,
     audit: |_| Vec::<Finding>::new(),

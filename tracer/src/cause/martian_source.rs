@@ -21,6 +21,12 @@ address is local here or special.
 
 Fix: take the address from the one who has it wrongly, or take the loop away. net.ipv4.conf.DEVICE.accept_local=1
 lets a host take packets from its own addresses, where that is wanted.",
+    references: &[
+        "Linux net/ipv4/route.c, ip_route_input_slow: refuses multicast, broadcast, 0.0.0.0/8 and 127.0.0.0/8 \
+         as source",
+        "Linux net/ipv4/fib_frontend.c, fib_validate_source: refuses an address of this host",
+        "Linux net/ipv4/route.c, ip_handle_martian_source: logs it where log_martians is set",
+    ],
     explains: &[],
     examine,
     audit: nothing,

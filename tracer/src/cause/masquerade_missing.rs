@@ -1,7 +1,6 @@
 //! `masquerade-missing`: the endpoint answers its client directly, past the node that translated.
 //!
-//! Source: a reply is only translated back where the conntrack or IPVS entry is; kube-proxy masquerades
-//! where the reply would take another way (--masquerade-all, --cluster-cidr).
+//! A reply is only translated back where the conntrack or IPVS entry is.
 
 use super::audit::Finding;
 use super::bridge_nf_off::below_netfilter;
@@ -26,6 +25,10 @@ net.ipv4.vs.conntrack=0 takes that away.
 Proof: the answer came to its client with the endpoint's own address and was refused there.
 
 Fix: masquerade (source NAT) for these clients, or give the answer the way over the node that translated.",
+    references: &[
+        "Kubernetes pkg/proxy/iptables/proxier.go: kube-proxy masquerades where the reply would take another \
+         way (--masquerade-all, --cluster-cidr)",
+    ],
     explains: &[],
     examine,
     audit,

@@ -98,6 +98,9 @@ pub struct Cause {
     pub title: &'static str,
     /// What it is, how it is proven, how it is fixed.
     pub explanation: &'static str,
+    /// Where its facts come from, one each: functions of the kernel and of programs with their file, and
+    /// what they do; full addresses of issues and documentation.
+    pub references: &'static [&'static str],
     /// Codes of the causes that it brings about: with shared flows they are its consequences.
     pub explains: &'static [&'static str],
     /// Looks for it among the packets that were lost.
@@ -198,6 +201,19 @@ mod tests {
                 "{}",
                 cause.code
             );
+            assert!(!cause.references.is_empty(), "{}", cause.code);
+            for reference in cause.references {
+                assert!(
+                    !reference.trim().is_empty() && !reference.contains('\n'),
+                    "{}: {reference:?} is not one line",
+                    cause.code
+                );
+                assert!(
+                    !reference.starts_with("http") || !reference.contains(char::is_whitespace),
+                    "{}: {reference:?} is no address",
+                    cause.code
+                );
+            }
         }
     }
 

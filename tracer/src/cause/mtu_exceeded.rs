@@ -1,8 +1,4 @@
 //! `mtu-exceeded`: packets are larger than a device on the way takes.
-//!
-//! Source: `ip_forward` and IPVS answer ICMP "fragmentation needed" to a packet that may not be cut and
-//! drop it with PKT_TOO_BIG; bridges and veth drop silently (`is_skb_forwardable`,
-//! include/linux/netdevice.h: MTU + header + 4 bytes).
 
 use super::evidence::{Evidence, Failure};
 use super::mtu_audit::audit;
@@ -28,6 +24,12 @@ Proof: packets of one connection were dropped as too big again and again, none o
 smaller pieces, and their length is above the device's MTU.
 
 Fix: give the pods' interfaces (the CNI's mtu) the smallest MTU of the way, or let ICMP pass.",
+    references: &[
+        "Linux net/ipv4/ip_forward.c, ip_forward: answers ICMP \"fragmentation needed\" to a packet that may \
+         not be cut and drops it with PKT_TOO_BIG, as IPVS does",
+        "Linux include/linux/netdevice.h, is_skb_forwardable: bridges and veth drop silently what is larger \
+         than MTU + header + 4 bytes",
+    ],
     explains: &[],
     examine,
     audit,

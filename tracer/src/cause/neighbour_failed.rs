@@ -1,7 +1,4 @@
 //! `neighbour-failed`: the next host on the link does not answer ARP or neighbour discovery.
-//!
-//! Source: `neigh_timer_handler` gives up after three probes; `neigh_invalidate` reports each waiting
-//! packet (`arp_error_report`) and frees it with NEIGH_FAILED (net/core/neighbour.c).
 
 use std::net::IpAddr;
 
@@ -26,6 +23,11 @@ between does not carry ARP, or the neighbour table is full (net.ipv4.neigh.defau
 Proof: the kernel reported the neighbour as failed for the packet; the neighbour table agrees.
 
 Fix: bring the host up or correct the address or route; with a full table raise gc_thresh3.",
+    references: &[
+        "Linux net/core/neighbour.c, neigh_timer_handler: gives up after three probes",
+        "Linux net/core/neighbour.c, neigh_invalidate: reports each waiting packet (arp_error_report) and frees \
+         it with NEIGH_FAILED",
+    ],
     explains: &[],
     examine,
     audit: nothing,

@@ -19,6 +19,7 @@ say: that needs the NetworkPolicy objects that select the pod, so this is likely
 
 Fix: add the peer and the port to the policy that selects the pod, or remove the policy. Changing the
 rules themselves lasts only until the container network writes them again.",
+    references: &["https://kubernetes.io/docs/concepts/services-networking/network-policies/"],
     explains: &[],
     examine,
     audit: |_| Vec::<Finding>::new(),

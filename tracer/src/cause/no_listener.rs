@@ -1,7 +1,4 @@
 //! `no-listener`: the packet reached the right host, and no socket there takes it.
-//!
-//! Source: `tcp_v4_rcv` and `udp_rcv` find no socket, answer with RST or ICMP port unreachable and
-//! drop with reason NO_SOCKET (net/ipv4/tcp_ipv4.c, udp.c).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -31,6 +28,10 @@ Proof: the packet reached the transport layer, no socket was found, the refusal 
 network namespace's sockets holds none for the address and port, and no service has them.
 
 Fix: start the program, make it listen on the address (0.0.0.0 or ::), or correct the port.",
+    references: &[
+        "Linux net/ipv4/tcp_ipv4.c, tcp_v4_rcv: without a socket answers RST and drops with NO_SOCKET",
+        "Linux net/ipv4/udp.c, udp_rcv: without a socket answers ICMP port unreachable and drops with NO_SOCKET",
+    ],
     explains: &[],
     examine,
     audit: nothing,

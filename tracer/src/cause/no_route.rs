@@ -1,7 +1,4 @@
 //! `no-route`: the host forwards, and has no route to the destination.
-//!
-//! Source: `fib_lookup` finds nothing and gives ENETUNREACH; `ip_error` answers ICMP network
-//! unreachable (net/ipv4/route.c). IPv6: `ip6_pkt_discard` answers code 0, no route.
 
 use std::net::IpAddr;
 
@@ -27,6 +24,11 @@ down, the default route is missing in this network namespace, or the address bel
 Proof: routing refused the packet with ENETUNREACH, and the main table has no route for the destination.
 
 Fix: bring back what made the route (CNI daemon, link, DHCP), or add it.",
+    references: &[
+        "Linux net/ipv4/route.c, ip_error: answers ICMP network unreachable where fib_lookup found nothing \
+         (ENETUNREACH)",
+        "Linux net/ipv6/route.c, ip6_pkt_discard: answers code 0, no route",
+    ],
     explains: &[],
     examine,
     audit: nothing,

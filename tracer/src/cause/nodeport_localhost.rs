@@ -1,7 +1,4 @@
 //! `nodeport-localhost`: a NodePort does not answer on 127.0.0.1.
-//!
-//! Source: kubernetes/kubernetes #96879: in ipvs mode kube-proxy makes no virtual server for loopback
-//! addresses; in iptables mode it needs route_localnet and --iptables-localhost-nodeports.
 
 use std::net::SocketAddr;
 
@@ -30,6 +27,7 @@ nftables mode, or in iptables mode without route_localnet, where the kernel does
 translated from a loopback address either.
 
 Fix: use one of the node's own addresses.",
+    references: &["https://github.com/kubernetes/kubernetes/issues/96879"],
     explains: &["no-listener", "filter-rule-drop"],
     examine,
     audit: nothing,

@@ -1,9 +1,6 @@
 //! `nodeport-taken`: something on the node owns a NodePort's port.
 //!
-//! Source: kube-proxy up to 1.23 opens each NodePort itself and leaves the port out when that fails
-//! (pkg/proxy/ipvs/proxier.go). IPVS looks at what comes in before sockets do: an answer to the node's own
-//! connection from such a port is taken for a new connection (`tcp_conn_schedule` asks only for the SYN
-//! bit, which a SYN-ACK has).
+//! IPVS looks at what comes in before sockets do.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -34,6 +31,12 @@ Proof: a packet for a known service's NodePort was taken by a socket of the node
 an answer to a connection of the node was given to a real server.
 
 Fix: move the program or the NodePort; keep the range out of 30000-32767, or reserve the ports.",
+    references: &[
+        "Kubernetes pkg/proxy/ipvs/proxier.go: up to 1.23 kube-proxy opens each NodePort itself and leaves the \
+         port out when that fails",
+        "Linux net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_conn_schedule: asks only for the SYN bit, which a \
+         SYN-ACK has, so an answer to the node's own connection from such a port is taken for a new connection",
+    ],
     explains: &["no-listener", "kube-proxy-stale"],
     examine,
     audit,

@@ -1,7 +1,4 @@
 //! `pod-on-docker0`: pods get their addresses from Docker's own bridge instead of the pod network.
-//!
-//! Source: kubelet up to 1.23 without `--network-plugin=cni` (dockershim), cri-dockerd before 0.2.5
-//! likewise; kubernetes/kubernetes #40182 for Docker's FORWARD policy.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -33,6 +30,11 @@ version say that it does not use CNI.
 
 Fix: set the flag, restart kubelet, and recreate the pods; existing pods keep their address. Where the pods
 then fail because cni0 has another address, delete cni0: it is made anew. Or give docker0 the node's pod range.",
+    references: &[
+        "Kubernetes pkg/kubelet/dockershim: kubelet up to 1.23 without --network-plugin=cni",
+        "Mirantis/cri-dockerd, README.md: from 0.2.5 the default network plugin is cni",
+        "https://github.com/kubernetes/kubernetes/issues/40182",
+    ],
     explains: &[
         "forward-policy-drop",
         "no-route",

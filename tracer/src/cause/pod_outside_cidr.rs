@@ -1,9 +1,4 @@
 //! `pod-outside-cidr`: a pod has an address that the container network's configuration does not give.
-//!
-//! Source: the CNI configuration names the ranges that pods get addresses from (host-local's `subnet` and
-//! `ranges`, flannel's subnet.env); a pod keeps the address that it was made with. containerd takes the first
-//! file by name and nothing when that is damaged (containerd/go-cni, opts.go); the bridge plugin makes no pod
-//! when its bridge has another IPv4 address (containernetworking/plugins, plugins/main/bridge, `ensureAddr`).
 
 use std::collections::BTreeMap;
 
@@ -30,6 +25,12 @@ Proof: the pod's own address, the device that leads to it, and the range with th
 
 Fix: take the wrong file away, then recreate the pods that it gave addresses; a pod keeps its address for
 life.",
+    references: &[
+        "containerd/go-cni, opts.go: takes the first configuration file by name, and nothing when that is \
+         damaged",
+        "containernetworking/plugins, plugins/main/bridge, ensureAddr: makes no pod when its bridge has another \
+         IPv4 address",
+    ],
     explains: &[],
     examine: |_| Vec::new(),
     audit,

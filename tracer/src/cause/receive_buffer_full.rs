@@ -1,7 +1,4 @@
 //! `receive-buffer-full`: the program does not read its socket as fast as packets come.
-//!
-//! Source: `__udp_enqueue_schedule_skb` (net/ipv4/udp.c): reason SOCKET_RCVBUFF above `sk_rcvbuf`,
-//! PROTO_MEM when all of UDP's memory is used (net.ipv4.udp_mem); counts RcvbufErrors.
 
 use super::audit::nothing;
 use super::evidence::Evidence;
@@ -23,6 +20,10 @@ Proof: the packet was dropped with SOCKET_RCVBUFF (or PROTO_MEM: all memory for 
 RcvbufErrors counts them.
 
 Fix: make the program read faster or run more of it; a larger buffer helps against bursts.",
+    references: &[
+        "Linux net/ipv4/udp.c, __udp_enqueue_schedule_skb: SOCKET_RCVBUFF above sk_rcvbuf, PROTO_MEM when all \
+         of UDP's memory is used (net.ipv4.udp_mem); counts RcvbufErrors",
+    ],
     explains: &[],
     examine,
     audit: nothing,

@@ -1,7 +1,4 @@
 //! `route-blackhole`: a blackhole, prohibit or unreachable route, or a policy rule, refuses the packet.
-//!
-//! Source: `fib_props` (net/ipv4/fib_semantics.c): EINVAL for blackhole, EHOSTUNREACH for
-//! unreachable, EACCES for prohibit; policy rules carry the same actions.
 
 use std::net::IpAddr;
 
@@ -27,6 +24,10 @@ Proof: routing refused the packet with the errno of that kind of route, and the 
 for the destination.
 
 Fix: delete the route, or bring back the more special route that should be above it.",
+    references: &[
+        "Linux net/ipv4/fib_semantics.c, fib_props: EINVAL for blackhole, EHOSTUNREACH for unreachable, EACCES \
+         for prohibit; policy rules carry the same actions",
+    ],
     explains: &[],
     examine,
     audit: nothing,

@@ -19,6 +19,13 @@ Proof: the packet was dropped with IP_RPFILTER (before 5.17: refused by the sour
 is on), and the route back to its source leads by another device.
 
 Fix: rp_filter=2 on the device, or make the routes symmetric.",
+    references: &[
+        "Linux net/ipv4/fib_frontend.c, fib_validate_source: refuses a packet when the route back leaves by \
+         another device",
+        "Linux net/ipv4/ip_input.c, ip_rcv_finish_core: drops it with IP_RPFILTER and counts \
+         IPReversePathFilter",
+        "Linux Documentation/networking/ip-sysctl.rst: rp_filter",
+    ],
     explains: &[],
     examine,
     audit,

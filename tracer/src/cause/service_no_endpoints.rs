@@ -1,7 +1,4 @@
 //! `service-no-endpoints`: a service that has no endpoint at all.
-//!
-//! Source: kube-proxy makes a virtual server without real servers (ipvs) or a REJECT rule (iptables,
-//! nftables) for such a service.
 
 use std::collections::HashSet;
 
@@ -23,6 +20,12 @@ nftables), and clients see \"connection refused\".
 Proof: the service's EndpointSlices are empty, and the packet was given back where an endpoint is chosen.
 
 Fix: make the selector and the pods' labels the same, or scale the deployment up.",
+    references: &[
+        "Kubernetes pkg/proxy/iptables/proxier.go: a REJECT rule with the comment \"NAMESPACE/NAME:PORT has no \
+         endpoints\"",
+        "Kubernetes pkg/proxy/nftables/proxier.go: reject-chain",
+        "Kubernetes pkg/proxy/ipvs/proxier.go: a virtual server without real servers",
+    ],
     explains: &["ipvs-no-destination", "no-listener"],
     examine,
     audit: nothing,

@@ -1,7 +1,4 @@
 //! `snat-exhausted`: source NAT has no free port left for the destination.
-//!
-//! Source: `nf_nat_l4proto_unique_tuple` tries ports of the range and keeps a taken one in the end
-//! (net/netfilter/nf_nat_core.c); then the entry is refused on confirmation.
 
 use super::audit::nothing;
 use super::confirm::{clash, refused};
@@ -25,6 +22,10 @@ Proof: the packet was dropped when its entry was to become valid, the entry chan
 protocol and port two packets cannot have raced; insert_failed counts them.
 
 Fix: a larger range or more addresses, --random-fully, connections that are kept and reused.",
+    references: &[
+        "Linux net/netfilter/nf_nat_core.c, nf_nat_l4proto_unique_tuple: tries ports of the range and keeps a \
+         taken one in the end; then the entry is refused on confirmation",
+    ],
     explains: &[],
     examine,
     audit: nothing,

@@ -1,9 +1,8 @@
 //! `source-address-ambiguous`: a node with several networks sends to the others from an address that is not
 //! the one they know it by.
 //!
-//! Source: the kernel takes the source of the route, else the first address of the route's device
-//! (`fib_info_update_nhc_saddr`, net/ipv4/fib_semantics.c). kubelet and overlays take the address of the
-//! default route's device unless they are told (--node-ip, --iface).
+//! kubelet and overlays take the address of the default route's device unless they are told (--node-ip,
+//! --iface).
 
 use std::net::IpAddr;
 
@@ -33,6 +32,10 @@ than likely. Addresses of tunnels and bridges, and those of the pods' range, are
 
 Fix: tell them: kubelet --node-ip, flannel --iface, Calico IP_AUTODETECTION_METHOD; or set the source in the
 route.",
+    references: &[
+        "Linux net/ipv4/fib_semantics.c, fib_info_update_nhc_saddr: the source of the route, else the first \
+         address of the route's device",
+    ],
     explains: &["rp-filter", "martian-source"],
     examine,
     audit,

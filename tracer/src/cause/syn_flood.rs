@@ -1,8 +1,6 @@
 //! `syn-flood`: a listening socket has more half-open connections than it may, so new ones are dropped.
 //!
-//! Source: `tcp_conn_request` drops the SYN silently when the queue of half-open connections is as long as
-//! the backlog and SYN cookies are off (TCPReqQFullDrop); with cookies it answers all the same
-//! (TCPReqQFullDoCookies; net/ipv4/tcp_input.c). The SYN itself counts as delivered.
+//! A SYN that is dropped for the queue's sake counts as delivered.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -30,6 +28,11 @@ Proof: SYNs of a client reached the listening socket and none was answered, the 
 TCPReqQFullDrop, and the socket has as many half-open connections as its backlog.
 
 Fix: net.ipv4.tcp_syncookies=1; then find out where the SYNs come from, or why the answers get lost.",
+    references: &[
+        "Linux net/ipv4/tcp_input.c, tcp_conn_request: drops the SYN silently when the queue of half-open \
+         connections is as long as the backlog and SYN cookies are off (TCPReqQFullDrop); with cookies it \
+         answers all the same (TCPReqQFullDoCookies)",
+    ],
     explains: &[],
     examine,
     audit,

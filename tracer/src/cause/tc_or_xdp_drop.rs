@@ -1,8 +1,7 @@
 //! `tc-or-xdp-drop`: a program or filter on a device dropped the packet, before or behind the stack.
 //!
-//! Source: `do_xdp_generic` frees with reason XDP, `sch_handle_ingress` and `sch_handle_egress` with
-//! TC_INGRESS and TC_EGRESS (net/core/dev.c). 5.10 has no reasons, and there both are inlined into
-//! `__netif_receive_skb_core` and `__dev_queue_xmit`.
+//! 5.10 has no reasons, and there both handlers of tc are inlined into `__netif_receive_skb_core` and
+//! `__dev_queue_xmit`.
 
 use super::audit::nothing;
 use super::evidence::{DropSite, Evidence, Failure};
@@ -24,6 +23,11 @@ it is for them to say.
 
 Fix: ask whom the program belongs to (bpftool prog show), change its rules; take it off only when nobody
 needs it.",
+    references: &[
+        "Linux net/core/dev.c, do_xdp_generic: frees with reason XDP",
+        "Linux net/core/dev.c, sch_handle_ingress: frees with reason TC_INGRESS",
+        "Linux net/core/dev.c, sch_handle_egress: frees with reason TC_EGRESS",
+    ],
     explains: &[],
     examine,
     audit: nothing,

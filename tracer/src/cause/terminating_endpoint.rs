@@ -1,8 +1,4 @@
 //! `terminating-endpoint`: packets go to an endpoint whose pod is to be gone and is not.
-//!
-//! Source: a pod's object stays until its kubelet has said that the containers ended and every finalizer
-//! is done; kube-proxy serves endpoints that are going only when none is ready (from 1.26), and leaves
-//! connections from before alone (kubernetes/kubernetes #128479).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -34,6 +30,11 @@ packets to its address were lost.
 Fix: bring its node back. Only when the node is surely down, or the container surely gone: force the
 deletion, then clear the finalizers. Force deletion removes the object, not necessarily the container: a pod
 of a StatefulSet may then run twice, and its address may be given to another.",
+    references: &[
+        "Kubernetes pkg/proxy/topology.go: from 1.26 kube-proxy serves endpoints that are going only when none \
+         is ready",
+        "https://github.com/kubernetes/kubernetes/issues/128479",
+    ],
     explains: &["neighbour-failed", "no-route", "ipvs-stale-connection", "no-listener"],
     examine,
     audit,

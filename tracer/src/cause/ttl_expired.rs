@@ -1,7 +1,4 @@
 //! `ttl-expired`: packets go round in a circle until their hop limit is used up.
-//!
-//! Source: `ip_forward` drops what has a TTL of 1 (reason IP_INHDR) and answers ICMP time exceeded;
-//! `ip6_forward` the same (net/ipv4/ip_forward.c, net/ipv6/ip6_output.c).
 
 use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
@@ -25,6 +22,11 @@ Proof: the very same packet (addresses, IP identification, TCP sequence) was for
 before it expired; the two hops that repeat are named.
 
 Fix: the missing special route on one of the two, or a blackhole route over the range that nobody has.",
+    references: &[
+        "Linux net/ipv4/ip_forward.c, ip_forward: drops what has a TTL of 1 (reason IP_INHDR) and answers ICMP \
+         time exceeded",
+        "Linux net/ipv6/ip6_output.c, ip6_forward: the same for the hop limit",
+    ],
     explains: &[],
     examine,
     audit: nothing,

@@ -1,7 +1,6 @@
 //! `veth-peer-down`: the other end of a veth pair is down or gone.
 //!
-//! Source: a veth device has carrier only while its peer is up (drivers/net/veth.c); without carrier
-//! its queue is `noop`, which drops (QDISC_DROP), and no ARP passes.
+//! Without carrier the device's queue is `noop`, which drops (QDISC_DROP), and no ARP passes.
 
 use super::audit::Finding;
 use super::bridging::{out_device, port_of_neighbour};
@@ -25,6 +24,7 @@ Proof: the packet had to leave by a veth device, or by a bridge port that is one
 carrier; it was dropped there or its neighbour did not answer.
 
 Fix: set the pod's interface up, or recreate the pod.",
+    references: &["Linux drivers/net/veth.c: a veth device has carrier only while its peer is up"],
     explains: &["neighbour-failed"],
     examine,
     audit,

@@ -1,8 +1,5 @@
 //! `vip-nodeport-unbound`: a NodePort answers on one address of the node and not on another, because
 //! kube-proxy in ipvs mode made no virtual server for the other.
-//!
-//! Source: kube-proxy's pkg/proxy/ipvs/netlink_linux.go up to 1.22 takes node addresses from the
-//! `src` of the local routes; kubernetes/kubernetes #75443, #101429, #114815.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -40,6 +37,15 @@ balance by IPVS too.
 
 Fix: give the virtual address its own prefix (/32) and restart kube-proxy; or name its prefix in
 nodePortAddresses; or upgrade kube-proxy to 1.27 or later.",
+    references: &[
+        "Kubernetes pkg/proxy/ipvs/netlink_linux.go: up to 1.22 kube-proxy takes node addresses from the src of \
+         the local routes",
+        "https://github.com/kubernetes/kubernetes/issues/75443",
+        "https://github.com/kubernetes/kubernetes/issues/101429",
+        "https://github.com/kubernetes/kubernetes/issues/114815",
+        "https://github.com/kubernetes/kubernetes/issues/115019",
+        "https://github.com/kubernetes/kubernetes/issues/123105",
+    ],
     explains: &["no-listener", "accept-queue-full"],
     examine,
     audit,

@@ -1,7 +1,4 @@
 //! `vxlan-checksum`: the outer UDP checksum of VXLAN packets is wrong.
-//!
-//! Source: kubernetes/kubernetes #88986: checksum offload of the tunnel device on some drivers and
-//! kernels computes the outer checksum wrongly when the inner packet was source-NATed.
 
 use super::audit::nothing;
 use super::bad_checksum::{counted, wrong_outside};
@@ -20,6 +17,7 @@ card get in each other's way. Clients retry for 63 s; then a retransmission with
 Proof: a UDP packet for the VXLAN port (8472 or 4789) was dropped with UDP_CSUM.
 
 Fix: turn the tunnel device's transmit checksum offload off on the sending node.",
+    references: &["https://github.com/kubernetes/kubernetes/issues/88986"],
     explains: &[],
     examine,
     audit: nothing,

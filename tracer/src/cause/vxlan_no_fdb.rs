@@ -1,7 +1,4 @@
 //! `vxlan-no-fdb`: a VXLAN device does not know at which node a pod's network is.
-//!
-//! Source: `vxlan_xmit` finds no entry and no default destination and drops (drivers/net/vxlan; reason
-//! NO_TX_TARGET where the kernel has it). Overlay daemons (flanneld) fill in neighbours and entries.
 
 use std::net::IpAddr;
 
@@ -28,6 +25,10 @@ Proof: the packet was handed to the VXLAN device and dropped there, or its neigh
 answer; and neither neighbour entry nor forwarding entry leads on.
 
 Fix: restart the overlay's daemon on both nodes; by hand: bridge fdb append, ip neigh replace.",
+    references: &[
+        "Linux drivers/net/vxlan, vxlan_xmit: finds no entry and no default destination and drops (reason \
+         NO_TX_TARGET where the kernel has it)",
+    ],
     explains: &["neighbour-failed"],
     examine,
     audit: nothing,

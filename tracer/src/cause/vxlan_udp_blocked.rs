@@ -1,8 +1,7 @@
 //! `vxlan-udp-blocked`: the overlay's packets are wrapped and sent, and the other node does not get them.
 //!
-//! Source: VXLAN packets are UDP to port 4789 (flannel: 8472), with source ports that differ by flow; any
-//! packet filter on the way sees them as such. Without a tunnel device on that port the other node answers
-//! ICMP port unreachable (net/ipv4/udp.c).
+//! VXLAN packets are UDP to port 4789 (flannel: 8472), with source ports that differ by flow; any packet filter
+//! on the way sees them as such.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -30,6 +29,10 @@ node for want of a tunnel device on that port. Where it is lost outside of what 
 the other node's tunnel came either, and the pods' connections stay unanswered.
 
 Fix: allow UDP on that port between all nodes, in both directions.",
+    references: &[
+        "Linux net/ipv4/udp.c: without a tunnel device on that port the other node answers ICMP port \
+         unreachable",
+    ],
     explains: &[
         "filter-rule-drop",
         "forward-policy-drop",

@@ -27,6 +27,8 @@ struct CauseView {
     cause: &'static str,
     title: &'static str,
     explanation: &'static str,
+    /// Where its facts come from.
+    references: &'static [&'static str],
     brings_about: &'static [&'static str],
     /// `tracer reproduce` builds it; else no traffic shows it, and `tracer check` finds it.
     built_in_lab: bool,
@@ -36,21 +38,9 @@ struct CauseView {
 
 pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failure> {
     let printer = Printer::new(output.printer_format(), Show::Nothing);
-    let view = |cause: &cause::Cause| CauseView {
-        cause: cause.code,
-        title: cause.title,
-        explanation: cause.explanation,
-        brings_about: cause.explains,
-        built_in_lab: scenario::builds(cause.code),
-        not_on: scenario::find(cause.code)
-            .into_iter()
-            .flat_map(|scenario| scenario.not_on)
-            .map(NotOn::words)
-            .collect(),
-    };
     let Some(code) = &arguments.code else {
         for cause in CATALOGUE {
-            let view = view(cause);
+            let view = CauseView::of(cause);
             printer.object("cause", &view, &view.line())?;
         }
         if CATALOGUE.iter().any(|cause| !scenario::builds(cause.code)) {
@@ -64,12 +54,28 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
             "no cause is called {code}; the nearest: {near} (all: tracer why --list)"
         )));
     };
-    let view = view(cause);
+    let view = CauseView::of(cause);
     printer.object("cause", &view, &view.words())?;
     Ok(Exit::Healthy)
 }
 
 impl CauseView {
+    fn of(cause: &cause::Cause) -> Self {
+        Self {
+            cause: cause.code,
+            title: cause.title,
+            explanation: cause.explanation,
+            references: cause.references,
+            brings_about: cause.explains,
+            built_in_lab: scenario::builds(cause.code),
+            not_on: scenario::find(cause.code)
+                .into_iter()
+                .flat_map(|scenario| scenario.not_on)
+                .map(NotOn::words)
+                .collect(),
+        }
+    }
+
     /// In the list of all.
     fn line(&self) -> String {
         let mark = if self.built_in_lab { ' ' } else { '*' };
@@ -86,7 +92,7 @@ impl CauseView {
         if !more.is_empty() {
             words += &format!("\n\n{}", more.join("\n"));
         }
-        words
+        words + &format!("\n\nSources:\n  {}", self.references.join("\n  "))
     }
 
     /// What it brings about, and the kernels that cannot show it.
@@ -108,6 +114,10 @@ mod tests {
             cause: "kube-proxy-stale",
             title: "title",
             explanation: "Explained.",
+            references: &[
+                "https://example.org/1",
+                "`ip_vs_in` (net/netfilter/ipvs/ip_vs_core.c)",
+            ],
             brings_about: &["no-route", "no-listener"],
             built_in_lab: false,
             not_on: vec!["5.10.x: no reason".into()],
@@ -117,15 +127,38 @@ mod tests {
                 text.contains("brings about: no-route, no-listener\n"),
                 "{text}"
             );
-            assert!(text.ends_with("not on 5.10.x: no reason"), "{text}");
+            assert!(
+                text.contains("\nnot on 5.10.x: no reason")
+                    || text.ends_with("  not on 5.10.x: no reason"),
+                "{text}"
+            );
         }
+        let sources = view.words();
+        let (_, sources) = sources.split_once("\n\nSources:\n").expect("sources");
+        let sources: Vec<_> = sources.lines().map(str::trim).collect();
+        assert_eq!(sources, view.references);
         assert!(view.line().starts_with('*'));
         let plain = CauseView {
             brings_about: &[],
             not_on: Vec::new(),
             ..view
         };
-        assert!(plain.words().ends_with("Explained."));
+        assert!(plain.words().contains("Explained.\n\nSources:"));
         assert_eq!(plain.line().lines().count(), 1);
+    }
+
+    #[test]
+    fn the_schema_allows_every_cause_and_asks_for_its_sources() {
+        let schema = serde_json::from_str(include_str!("../../schema/output.schema.json"))
+            .expect("the schema is JSON");
+        let validator = jsonschema::validator_for(&schema).expect("the schema is one");
+        for cause in CATALOGUE {
+            let mut object = serde_json::to_value(CauseView::of(cause)).expect("it is JSON");
+            object["type"] = "cause".into();
+            let allowed = validator.validate(&object);
+            assert!(allowed.is_ok(), "{}: {allowed:?}", cause.code);
+            object["references"] = serde_json::json!([]);
+            assert!(!validator.is_valid(&object), "{}", cause.code);
+        }
     }
 }

@@ -23,10 +23,14 @@ use crate::view::model::DiagnosisView;
 
 /// Batches that may wait for the thread.
 const WAITING: usize = 8;
-/// Events that may wait for room among the batches: 50 MiB. What comes then is lost to the capture.
+/// Events that may wait for room among the batches: 64 MiB. What comes then is lost to the capture.
 const MOST_PENDING: usize = 262_144;
 
 /// One thing for the thread.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are events, which would each be allocated"
+)]
 pub(super) enum Item {
     Event(raw::Event),
     Record(Box<Record>),

@@ -43,6 +43,9 @@ of a StatefulSet may then run twice, and its address may be given to another.",
 /// Longer than this after its time a pod is stuck, not slow.
 const SLOW: Duration = Duration::from_secs(30);
 
+/// Flows by their number, each with a packet that was lost.
+type Lost<'a> = BTreeMap<u64, (&'a Flow, &'a Journey)>;
+
 /// What is known of the endpoint that packets went to.
 #[derive(Clone, Copy)]
 struct Going<'a> {
@@ -56,7 +59,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let Some(cluster) = evidence.cluster else {
         return Vec::new();
     };
-    let mut lost: BTreeMap<(u8, SocketAddr), BTreeMap<u64, (&Flow, &Journey)>> = BTreeMap::new();
+    let mut lost: BTreeMap<(u8, SocketAddr), Lost<'_>> = BTreeMap::new();
     let failures = evidence
         .failures()
         .iter()

@@ -424,29 +424,31 @@ impl Detail {
     }
 }
 
+/// An event as the kernel gives it, without detail.
+#[cfg(test)]
+pub(crate) fn constructed(hook: HookId, valid: u16) -> raw::Event {
+    raw::Event {
+        time_ns: 1,
+        skb: 1,
+        netns: 0,
+        ifindex: 0,
+        length: 40,
+        mark: 0,
+        hook: hook as u16,
+        valid,
+        protocol: 0,
+        packet_len: 40,
+        network_offset: 0,
+        detail: raw::Detail {
+            words: [0; raw::DETAIL_BYTES / 8],
+        },
+        packet: [0; raw::PACKET_BYTES],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn raw(hook: HookId, valid: u16) -> raw::Event {
-        raw::Event {
-            time_ns: 1,
-            skb: 1,
-            netns: 0,
-            ifindex: 0,
-            length: 40,
-            mark: 0,
-            hook: hook as u16,
-            valid,
-            protocol: 0,
-            packet_len: 40,
-            network_offset: 0,
-            detail: raw::Detail {
-                words: [0; raw::DETAIL_BYTES / 8],
-            },
-            packet: [0; raw::PACKET_BYTES],
-        }
-    }
 
     fn decoded(raw: &raw::Event) -> Event {
         Event::decode(raw).expect("a known hook")
@@ -454,7 +456,7 @@ mod tests {
 
     #[test]
     fn a_clash_says_which_entry_was_refused() {
-        let mut raw = raw(HookId::ConntrackClash, raw::valid::DETAIL);
+        let mut raw = constructed(HookId::ConntrackClash, raw::valid::DETAIL);
         let tuple = |port: u16, family_or_status, direction| raw::Tuple {
             source: [0; 16],
             source_port: port.to_be(),
@@ -497,7 +499,7 @@ mod tests {
                     | Role::ToNeighbour
                     | Role::Fragment
             );
-            let mut raw = raw(*hook, raw::valid::DETAIL);
+            let mut raw = constructed(*hook, raw::valid::DETAIL);
             raw.detail.route = raw::Route {
                 kind: 0,
                 error: 101,
@@ -514,7 +516,7 @@ mod tests {
 
     #[test]
     fn a_buffer_of_no_network_is_no_packet_whatever_it_holds() {
-        let mut raw = raw(HookId::Drop, raw::valid::SKB | raw::valid::PACKET);
+        let mut raw = constructed(HookId::Drop, raw::valid::SKB | raw::valid::PACKET);
         raw.packet[0] = 0x45;
         raw.packet[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
         let event = decoded(&raw);

@@ -244,6 +244,7 @@ mod tests {
 
     use super::*;
     use crate::capture::{Full, Reader, Replay, Rotate};
+    use crate::event::constructed;
     use crate::node::{NetnsFacts, NetnsId, Occasion, Snapshot};
     use crate::printer::{Format, Printer, Show};
 
@@ -351,26 +352,6 @@ mod tests {
         recorder
     }
 
-    fn raw_event() -> raw::Event {
-        raw::Event {
-            time_ns: 1,
-            skb: 1,
-            netns: 0,
-            ifindex: 0,
-            length: 0,
-            mark: 0,
-            hook: HookId::DeviceReceive as u16,
-            valid: 0,
-            protocol: 0,
-            packet_len: 0,
-            network_offset: 0,
-            detail: raw::Detail {
-                words: [0; raw::DETAIL_BYTES / 8],
-            },
-            packet: [0; raw::PACKET_BYTES],
-        }
-    }
-
     /// The capture that is left of the files before the disk was full.
     fn is_whole(folder: &std::path::Path) {
         let mut reader = Reader::open(&folder.join("test.00001.pcapng")).expect("a capture");
@@ -397,7 +378,7 @@ mod tests {
         );
         assert_eq!(recorder.unwritten(), 0);
         for count in 1..=3 {
-            recorder.event(&raw_event());
+            recorder.event(&constructed(HookId::DeviceReceive, 0));
             recorder.control(Control::Forget);
             recorder.hand_over().expect("it was said");
             assert_eq!(recorder.unwritten(), count);

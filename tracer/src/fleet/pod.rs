@@ -13,7 +13,7 @@ use kube::api::{ListParams, LogParams, PostParams};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::run::{News, Stop, asked, in_time, passing, taken, within};
+use super::run::{News, Stop, absent, asked, in_time, passing, taken, within};
 use super::{Plan, manifest};
 use crate::kube::connect::words;
 
@@ -365,7 +365,7 @@ impl Task {
                     let rest = self.read(&mut read, false, &mut lost).await;
                     return match (rest, why) {
                         (_, Some(why)) => NodeEnd::Broken(why),
-                        (Err(error), None) if !gone(&error) => {
+                        (Err(error), None) if !absent(&error) => {
                             NodeEnd::Broken(format!("its last lines: {}", words(&error)))
                         }
                         _ => NodeEnd::Finished,
@@ -441,10 +441,6 @@ impl Task {
 
 fn conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
-}
-
-fn gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 #[cfg(test)]

@@ -368,7 +368,8 @@ pub(super) async fn within<T>(
         .unwrap_or_else(|late| Err(kube::Error::Service(late.into())))
 }
 
-fn absent(error: &kube::Error) -> bool {
+/// True when there is no such object, or no longer.
+pub(super) fn absent(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 

@@ -157,13 +157,17 @@ fn judge(
         )
         .fix([restart(&who)], "connections in its queue are lost")
         .fix(
-            ["a larger backlog in the program's listen(), and sysctl -w net.core.somaxconn=4096"],
+            [
+                "sysctl -w net.core.somaxconn=4096",
+                "a larger backlog in the program's listen(), and restart it",
+            ],
             "clients wait longer before they learn that the program is stuck",
         )
         .check(format!(
             "ss -lnt 'sport = :{}'   # Recv-Q below Send-Q",
             target.port()
-        ));
+        ))
+        .typed_for(Some(site));
     Some(diagnosis)
 }
 
@@ -214,7 +218,8 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
                         .check(format!(
                             "ss -lnt 'sport = :{}'   # Recv-Q below Send-Q",
                             target.port()
-                        )),
+                        ))
+                        .typed_for(Some(site)),
                 )
             })
         })

@@ -91,11 +91,12 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                     .map(|first| format!("{} {}", first.words(), first.drop_words())),
             )
             .prove_if("counter", site.and_then(counted))
+            .check("nstat -az TcpInCsumErrors UdpInCsumErrors   # no longer rise")
+            .typed_for(site)
             .fix(
                 ["ethtool -K DEVICE tx off   # on the sender, for the device that the packet left by"],
                 "the sender's processor computes the checksums",
             )
-            .check("nstat -az TcpInCsumErrors UdpInCsumErrors   # no longer rise")
         })
         .collect()
 }

@@ -40,6 +40,7 @@ hides its connections, net.ipv4.vs.conntrack=1.",
 };
 
 const LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+const LOOSE: &str = "net/netfilter/nf_conntrack_tcp_loose";
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let hiding: Hiding = evidence
@@ -56,7 +57,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         },
         |stop, subject| match hidden_by(evidence, &hiding, stop) {
             Some(site) => hidden(site, stop, subject),
-            None => strange(subject),
+            None => strange(evidence.site(stop.netns), subject),
         },
     );
     found.extend(
@@ -121,12 +122,12 @@ fn hidden(site: &Site<'_>, stop: &Stop<'_>, subject: String) -> Diagnosis {
         .check("sysctl net.ipv4.vs.conntrack   # 1")
 }
 
-fn strange(place: String) -> Diagnosis {
+fn strange(site: Option<&Site<'_>>, place: String) -> Diagnosis {
     let summary = format!(
         "Conntrack could make nothing of packets (outside of the TCP window, or of a connection that it does not \
          know), and {place} drops what is INVALID."
     );
-    heal(Diagnosis::new(&CAUSE, place, summary))
+    heal(site, Diagnosis::new(&CAUSE, place, summary))
 }
 
 /// An answer that its entry wants translated, and that reached the client as it was: where conntrack saw
@@ -168,7 +169,7 @@ fn refused(
     let counted = site.and_then(|site| site.facts.counters.get("conntrack invalid"));
     let asked = original.destination;
     Some(
-        heal(Diagnosis::new(
+        heal(site, Diagnosis::new(
             &CAUSE,
             format!("tcp {asked}"),
             format!(
@@ -194,7 +195,20 @@ fn refused(
     )
 }
 
-fn heal(diagnosis: Diagnosis) -> Diagnosis {
+fn heal(site: Option<&Site<'_>>, diagnosis: Diagnosis) -> Diagnosis {
+    let diagnosis = if site.and_then(|site| site.sysctl(LOOSE)) == Some(0) {
+        diagnosis
+            .prove("sysctl", "net.netfilter.nf_conntrack_tcp_loose = 0: connections are not picked up in their middle")
+            .fix(
+                [
+                    "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1",
+                    "echo 'net.netfilter.nf_conntrack_tcp_loose = 1' > /etc/sysctl.d/99-conntrack.conf   # lasting",
+                ],
+                "conntrack believes the first packet that it sees of a connection",
+            )
+    } else {
+        diagnosis
+    };
     diagnosis
         .fix(
             [
@@ -204,10 +218,7 @@ fn heal(diagnosis: Diagnosis) -> Diagnosis {
             "packets outside of the window are let through to the endpoints, which check them themselves",
         )
         .fix(
-            [
-                "sysctl net.netfilter.nf_conntrack_tcp_loose   # 0: connections are not picked up in their middle",
-                "ip route get CLIENT   # on both nodes: do both directions go the same way?",
-            ],
+            ["ip route get CLIENT   # on both nodes: do both directions go the same way?"],
             "none: this only looks; conntrack must see both directions",
         )
         .check("conntrack -S | grep -o 'invalid=[0-9]*'   # no longer rises")

@@ -1,7 +1,7 @@
 //! What a cause says when it is found at work.
 
-use super::Cause;
 use super::evidence::{Evidence, Failure};
+use super::{Cause, Site};
 
 /// How sure a diagnosis is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -168,6 +168,18 @@ impl Diagnosis {
             lines: lines.into_iter().map(Into::into).collect(),
             risk,
         });
+        self
+    }
+
+    /// The fixes and the check so far, as they are typed on the node where they are about the network of a pod.
+    #[must_use]
+    pub(super) fn typed_for(mut self, site: Option<&Site<'_>>) -> Self {
+        if let Some(site) = site {
+            let lines = self.fixes.iter_mut().flat_map(|fix| &mut fix.lines);
+            for line in lines.chain([&mut self.check]) {
+                *line = site.typed(line);
+            }
+        }
         self
     }
 

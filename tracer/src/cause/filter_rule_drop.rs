@@ -67,7 +67,7 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, place: String) -> Diagnosis
             "lets this connection through and nothing else; widen it as needed",
         );
     }
-    match ending.rule.map(|rule| ending.table.delete(ending.chain, rule)) {
+    let diagnosis = match ending.rule.map(|rule| ending.table.delete(ending.chain, rule)) {
         Some(Some(command)) => begun.fix(
             [command],
             "everything that the rule stopped passes; by its number or handle, so look again first: rules may have moved",
@@ -77,7 +77,8 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, place: String) -> Diagnosis
             [ending.table.accept_by_policy(ending.chain)],
             "everything that no rule drops reaches the node",
         ),
-    }
+    };
+    diagnosis.typed_for(evidence.site(stop.netns))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::audit::{Finding, is_node, pod_links};
 use super::evidence::Evidence;
+use super::source_check::device_setting;
 use super::{Cause, Diagnosis, Site};
 use crate::hook::Role;
 use crate::node::NetnsId;
@@ -87,7 +88,7 @@ fn say(evidence: &Evidence<'_>, netns: NetnsId, ifindex: u32, place: &str) -> Di
     let known = site.and_then(|site| forwards(site, ifindex));
     let only_device = all == Some(1);
     let name = if only_device {
-        format!("net.ipv4.conf.{device}.forwarding")
+        device_setting(&device, "forwarding")
     } else {
         "net.ipv4.ip_forward".into()
     };

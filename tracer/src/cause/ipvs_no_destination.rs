@@ -9,7 +9,7 @@ use super::{Cause, Diagnosis, Site};
 use crate::event::protocol;
 use crate::hook::Role;
 use crate::kube::Resource;
-use crate::node::{NetnsId, RealServer, VirtualServer, VirtualServerKey};
+use crate::node::{ForwardingMethod, NetnsId, RealServer, VirtualServer, VirtualServerKey};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "ipvs-no-destination",
@@ -135,14 +135,34 @@ fn judge(
     } else {
         diagnosis
     };
+    let resting =
+        server.and_then(|server| server.destinations.iter().find(|real| real.weight == 0));
+    let by_hand = match resting {
+        Some(real) => format!(
+            "ipvsadm -e {flag} {address} -r {} {} -w 1",
+            SocketAddr::new(real.address, real.port),
+            method(real.forwarding)
+        ),
+        None => format!("ipvsadm -a {flag} {address} -r REAL:PORT -m"),
+    };
     diagnosis
         .fix(
-            [format!(
-                "ipvsadm -a {flag} {address} -r REAL:PORT -m   # or -e … -w 1 for one whose weight is 0"
-            )],
+            [by_hand],
             "kube-proxy takes away what it did not make; use it only without kube-proxy",
         )
-        .check(format!("tracer probe {}://{address}", protocol::name(number)))
+        .check(format!(
+            "tracer probe {}://{address}",
+            protocol::name(number)
+        ))
+}
+
+/// How ipvsadm(8) is told the forwarding method.
+fn method(forwarding: ForwardingMethod) -> &'static str {
+    match forwarding {
+        ForwardingMethod::Tunnel => "-i",
+        ForwardingMethod::DirectRoute => "-g",
+        _ => "-m",
+    }
 }
 
 fn words(server: &VirtualServer) -> String {

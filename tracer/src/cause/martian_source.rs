@@ -2,7 +2,7 @@
 
 use super::audit::nothing;
 use super::evidence::Evidence;
-use super::source_check::{Refusal, is_impossible, refused};
+use super::source_check::{Refusal, device_setting, is_impossible, refused};
 use super::{Cause, Diagnosis, Site};
 
 pub(super) const CAUSE: Cause = Cause {
@@ -62,31 +62,48 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             .stopped(evidence, &failures)
             .prove_if(
                 "packet",
-                failures
-                    .first()
-                    .map(|first| format!("{} came in by {device}, {}", first.words(), first.drop_words())),
+                failures.first().map(|first| {
+                    format!(
+                        "{} came in by {device}, {}",
+                        first.words(),
+                        first.drop_words()
+                    )
+                }),
             )
             .prove_if(
                 "route",
-                site.and_then(|site| site.local_route(source).map(|route| site.route_words(route))),
+                site.and_then(|site| {
+                    site.local_route(source)
+                        .map(|route| site.route_words(route))
+                }),
             )
-            .lacking_if(!explained, format!("why {source} is impossible here; it may have been local then"))
+            .lacking_if(
+                !explained,
+                format!("why {source} is impossible here; it may have been local then"),
+            )
             .fix(
                 [
                     format!("tcpdump -eni {device} src {source}   # the sender's hardware address"),
-                    format!("take {source} from that host, or take away what sends the packet back here"),
+                    format!(
+                        "take {source} from that host, or take away what sends the packet back here"
+                    ),
                 ],
                 "the other host loses the address",
             );
             let diagnosis = if own {
                 diagnosis.fix(
-                    [format!("sysctl -w net.ipv4.conf.{device}.accept_local=1   # only where it is wanted")],
+                    [format!(
+                        "sysctl -w {}=1   # only where it is wanted",
+                        device_setting(&device, "accept_local")
+                    )],
                     "packets that claim to come from this host are taken from the network",
                 )
             } else {
                 diagnosis
             };
-            diagnosis.check(format!("arping -D -c 3 -I {device} {source}"))
+            diagnosis
+                .check(format!("arping -D -c 3 -I {device} {source}"))
+                .typed_for(site)
         })
         .collect()
 }

@@ -325,6 +325,7 @@ fn many(
         "none: nothing is changed",
     )
     .check(format!("ss -lntu   # in {place}"))
+    .typed_for(site)
 }
 
 #[cfg(test)]

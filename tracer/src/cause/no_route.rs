@@ -133,6 +133,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                 "a wrong route sends the packets elsewhere",
             )
             .check(format!("ip {flag}route get {destination}"))
+            .typed_for(site)
         })
         .collect()
 }

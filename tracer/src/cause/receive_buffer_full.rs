@@ -107,11 +107,13 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                     [format!("find out why {who} reads slowly; run more of it or give it more processor time")],
                     "none",
                 )
+                .check("nstat -az UdpRcvbufErrors   # no longer rises")
+                .typed_for(site)
+                // These two are the node's: no pod has them.
                 .fix(
                     ["sysctl -w net.core.rmem_max=8388608 net.core.rmem_default=1048576   # then restart the program"],
                     "more kernel memory for each socket",
                 )
-                .check("nstat -az UdpRcvbufErrors   # no longer rises")
         })
         .collect()
 }

@@ -121,7 +121,8 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                     "packets for its range follow the next route, often the default route",
                 ),
             };
-            Some(diagnosis.check(format!("ip {flag}route get {destination}")))
+            let check = format!("ip {flag}route get {destination}");
+            Some(diagnosis.check(check).typed_for(site))
         })
         .collect()
 }

@@ -2,7 +2,7 @@
 
 use super::audit::{Finding, is_node};
 use super::evidence::Evidence;
-use super::source_check::{Refusal, Refused, mode, refused};
+use super::source_check::{Refusal, Refused, device_setting, mode, refused};
 use super::{Cause, Diagnosis, Failure, Site};
 use crate::node::{Address, Prefix, RuleAction};
 
@@ -99,7 +99,8 @@ fn warn(site: &Site<'_>, entry: &Address) -> Option<Diagnosis> {
     .prove("route", format!("back to {network}: {}", site.route_words(back)))
     .lacking("a packet that was dropped for it: nothing was traced");
     Some(loosen(diagnosis, device).check(format!(
-        "sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.{device}.rp_filter   # the larger counts: not 1"
+        "sysctl net.ipv4.conf.all.rp_filter {}   # the larger counts: not 1",
+        device_setting(device, "rp_filter")
     )))
 }
 
@@ -108,10 +109,11 @@ fn strictness(device: &str, mode: i64) -> String {
 }
 
 fn loosen(diagnosis: Diagnosis, device: &str) -> Diagnosis {
+    let setting = device_setting(device, "rp_filter");
     diagnosis.fix(
         [
-            format!("sysctl -w net.ipv4.conf.{device}.rp_filter=2"),
-            format!("echo 'net.ipv4.conf.{device}.rp_filter = 2' > /etc/sysctl.d/99-rp-filter.conf   # lasting"),
+            format!("sysctl -w {setting}=2"),
+            format!("echo '{setting} = 2' > /etc/sysctl.d/99-rp-filter.conf   # lasting"),
         ],
         "packets with a false source address are held back less; every source still needs some route",
     )
@@ -169,10 +171,11 @@ fn say(evidence: &Evidence<'_>, refused: Refused, failures: &[&Failure<'_>]) -> 
         );
     loosen(diagnosis, &device)
         .fix(
-            [format!("ip route add {source}/32 dev {device}   # or give the whole network its route by {device}")],
+            [format!("ip route replace {source}/32 dev {device}   # or give the whole network its route by {device}")],
             "answers to that network go by this device from now on",
         )
         .check(format!("ip route get {source}   # should leave by {device}"))
+        .typed_for(site)
 }
 
 #[cfg(test)]
@@ -213,6 +216,23 @@ pub(super) mod tests {
                 "{found:#?}"
             );
         }
+    }
+
+    #[test]
+    fn a_setting_is_named_as_sysctl_takes_it_and_in_the_pod_that_has_it() {
+        let mut bench = with("IP_RPFILTER");
+        bench.site().links[2].name = "eth0.100".into();
+        let line = |bench: &Bench| bench.only().fixes[0].lines[0].clone();
+        assert_eq!(line(&bench), "sysctl -w net.ipv4.conf.eth0/100.rp_filter=2");
+
+        bench.site().is_pod = true;
+        bench.site().path = Some("/proc/7/ns/net".into());
+        assert_eq!(
+            line(&bench),
+            "nsenter --net=/proc/7/ns/net sysctl -w net.ipv4.conf.eth0/100.rp_filter=2"
+        );
+        let lasting = &bench.only().fixes[0].lines[1];
+        assert!(lasting.starts_with("echo "), "{lasting}");
     }
 
     #[test]

@@ -8,6 +8,24 @@ use crate::node::{
     VirtualServer, VirtualServerKey,
 };
 
+/// Commands that look at the network namespace that they are run in, or change it.
+const NETWORK_TOOLS: &[&str] = &[
+    "arping",
+    "conntrack",
+    "ip",
+    "ip6tables",
+    "ip6tables-legacy",
+    "ip6tables-nft",
+    "iptables",
+    "iptables-legacy",
+    "iptables-nft",
+    "nft",
+    "nstat",
+    "ss",
+    "sysctl",
+    "tcpdump",
+];
+
 /// One namespace's facts and where to find what in them.
 pub struct Site<'a> {
     /// The facts.
@@ -127,6 +145,33 @@ impl<'a> Site<'a> {
             .name
             .clone()
             .unwrap_or_else(|| format!("netns {}", self.facts.id))
+    }
+
+    /// A command as it is typed on the node to be run in this namespace.
+    pub fn inside(&self, command: &str) -> String {
+        match &self.facts.path {
+            Some(path) => format!("nsenter --net={path} {command}"),
+            None => format!("ip netns exec {} {command}", self.name()),
+        }
+    }
+
+    /// A line of commands as it is typed on the node to be about this namespace: for a pod's each command that looks
+    /// at the network or changes it is to be run inside.
+    pub fn typed(&self, line: &str) -> String {
+        if !self.facts.is_pod {
+            return line.to_owned();
+        }
+        let commands = line.split_inclusive("; ");
+        commands
+            .map(|command| {
+                let program = command.split(' ').next().unwrap_or("");
+                if NETWORK_TOOLS.contains(&program) {
+                    self.inside(command)
+                } else {
+                    command.to_owned()
+                }
+            })
+            .collect()
     }
 
     /// The device with an index.

@@ -56,6 +56,11 @@ pub(super) fn mode(site: &Site<'_>, ifindex: u32) -> Option<i64> {
     Some(of("all")?.max(of(&site.device(ifindex))?))
 }
 
+/// The name of a device's IPv4 setting for sysctl(8) and sysctl.d(5), where a slash stands for a dot of the device's name.
+pub(super) fn device_setting(device: &str, name: &str) -> String {
+    format!("net.ipv4.conf.{}.{name}", device.replace('.', "/"))
+}
+
 /// An address that no packet from outside may carry as source.
 pub(super) fn is_impossible(site: Option<&Site<'_>>, source: IpAddr) -> bool {
     let special = match source {

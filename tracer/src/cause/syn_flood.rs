@@ -158,6 +158,7 @@ fn say(
         "none: this only looks",
     )
     .check(format!("ss -ant state syn-recv 'sport = :{}' | wc -l", target.port()))
+    .typed_for(Some(site))
 }
 
 /// Sockets whose queue is full now.

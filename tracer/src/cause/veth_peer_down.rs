@@ -2,6 +2,8 @@
 //!
 //! Without carrier the device's queue is `noop`, which drops (QDISC_DROP), and no ARP passes.
 
+use std::net::IpAddr;
+
 use super::audit::Finding;
 use super::bridging::{out_device, port_of_neighbour};
 use super::evidence::{Evidence, Failure};
@@ -114,11 +116,18 @@ pub(super) fn say(evidence: &Evidence<'_>, site: &Site<'_>, link: &Link) -> Diag
         None => "its other end".into(),
     };
     let up = match peer {
-        Some((site, peer)) => format!("ip -n {} link set {} up", site.name(), peer.name),
-        None => format!(
+        Some((other, peer)) => {
+            let mut lines = vec![other.inside(&format!("ip link set {} up", peer.name))];
+            lines.extend(gateway(site, link).map(|gateway| {
+                let route = other.inside(&format!("ip route replace default via {gateway}"));
+                format!("{route}   # its routes went when it was set down")
+            }));
+            lines
+        }
+        None => vec![format!(
             "ip -d link show {}   # link-netns says where the other end is; set it up there",
             link.name
-        ),
+        )],
     };
     Diagnosis::new(
         &CAUSE,
@@ -134,12 +143,18 @@ pub(super) fn say(evidence: &Evidence<'_>, site: &Site<'_>, link: &Link) -> Diag
         "link",
         peer.map(|(_, peer)| format!("{other} is {}", if peer.up { "up" } else { "down" })),
     )
-    .fix([up], "none")
+    .fix(up, "none")
     .fix(
         ["kubectl delete pod POD -n NAMESPACE   # its controller makes it anew, with a new network"],
         "the pod's connections break",
     )
     .check(format!("ip link show {}   # LOWER_UP, no NO-CARRIER", link.name))
+}
+
+/// What the pods behind a port of a bridge have as their gateway: the bridge's own address.
+fn gateway(site: &Site<'_>, link: &Link) -> Option<IpAddr> {
+    let own = (site.facts.addresses.iter()).filter(|entry| Some(entry.link) == link.master);
+    own.map(|entry| entry.address).find(IpAddr::is_ipv4)
 }
 
 /// Devices to pods that lead nowhere.
@@ -159,9 +174,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::{Bench, ETH0, ip, link, neighbour, node};
+    use crate::cause::constructed::{Bench, CNI0, ETH0, ip, link, neighbour, node};
     use crate::event::Detail;
-    use crate::node::NeighbourState;
+    use crate::node::{NeighbourState, NetnsFacts};
 
     const VETH: u32 = 9;
 
@@ -210,6 +225,30 @@ pub(super) mod tests {
             (CAUSE.code, Certainty::Certain)
         );
         assert_eq!(found.consequences[0].code, "neighbour-failed");
+    }
+
+    #[test]
+    fn the_fix_is_typed_on_the_node_and_brings_the_route_back() {
+        let mut bench = with(false, true);
+        let id = NetnsId(7);
+        bench.facts.namespaces.push(NetnsFacts {
+            path: Some("/run/netns/cni-1".into()),
+            is_pod: true,
+            links: vec![Link {
+                up: false,
+                ..link(2, "eth0")
+            }],
+            ..NetnsFacts::unread(id, Some("default/web"))
+        });
+        let port = bench.site().links.last_mut().expect("the veth device");
+        (port.peer_netns, port.peer_index, port.master) = (Some(id), Some(2), Some(CNI0));
+        assert_eq!(
+            bench.only().fixes[0].lines,
+            [
+                "nsenter --net=/run/netns/cni-1 ip link set eth0 up",
+                "nsenter --net=/run/netns/cni-1 ip route replace default via 10.244.0.1   # its routes went when it was set down",
+            ]
+        );
     }
 
     #[test]

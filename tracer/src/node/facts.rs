@@ -28,6 +28,9 @@ pub struct NetnsFacts {
     pub id: NetnsId,
     /// Its name: of its file, or the one it was given.
     pub name: Option<String>,
+    /// A file that leads to it, for `nsenter --net=`; `None` where only a descriptor does.
+    #[serde(default)]
+    pub path: Option<String>,
     /// A pod's, by the cgroups of its processes.
     #[serde(default)]
     pub is_pod: bool,
@@ -77,6 +80,7 @@ impl NetnsFacts {
         // What a container runtime calls a namespace says nothing to a person.
         let pod = directory.pod(handle.id());
         let mut facts = Self::unread(handle.id(), pod.as_deref().or(handle.name()));
+        facts.path = directory.path(handle.id());
         facts.is_pod = pod.is_some();
         if let Err(error) = handle.run(|| facts.fill(directory)) {
             let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
@@ -95,6 +99,7 @@ impl NetnsFacts {
         Self {
             id,
             name: name.map(str::to_owned),
+            path: None,
             is_pod: false,
             links: Vec::new(),
             addresses: Vec::new(),

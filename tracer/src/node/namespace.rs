@@ -212,6 +212,14 @@ impl Directory {
         held.or_else(|| self.found.get(&id)?.name.as_deref())
     }
 
+    /// A file that leads to a namespace: one with a name, which stays, before one of a process.
+    pub fn path(&self, id: NetnsId) -> Option<String> {
+        let found = self.found.get(&id)?;
+        let file = found.files.first().map(|file| file.display().to_string());
+        let process = found.processes.first();
+        file.or_else(|| Some(format!("/proc/{}/ns/net", process?)))
+    }
+
     /// The namespace with this name.
     pub fn named(&self, name: &str) -> Option<NetnsId> {
         self.ids()

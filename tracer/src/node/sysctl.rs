@@ -73,6 +73,7 @@ const NAMES: &[&str] = &[
     "net/netfilter/nf_conntrack_count",
     "net/netfilter/nf_conntrack_max",
     "net/netfilter/nf_conntrack_tcp_be_liberal",
+    "net/netfilter/nf_conntrack_tcp_loose",
     "net/netfilter/nf_conntrack_udp_timeout",
     "net/netfilter/nf_conntrack_udp_timeout_stream",
 ];

@@ -21,6 +21,7 @@ pub mod namespace;
 mod objects;
 mod offload;
 pub mod options;
+mod printed;
 mod topology;
 pub mod traffic;
 mod world;
@@ -167,8 +168,23 @@ pub struct Plan {
     pub fix: Fix,
 }
 
+/// What a case does to mend its fault.
+type Work = Box<dyn FnOnce(&mut World) -> anyhow::Result<()> + Send>;
+
 /// Mends a fault.
-pub type Fix = Box<dyn FnOnce(&mut World) -> anyhow::Result<()> + Send>;
+pub enum Fix {
+    /// As the case knows how.
+    Own(Work),
+    /// With the commands that the diagnosis prints, as they stand.
+    Printed {
+        /// Where they are typed.
+        host: namespace::Namespace,
+        /// Which of the ways that the diagnosis names.
+        way: usize,
+        /// What stands for the lines that restart a program, and lets go of what the fault left behind.
+        then: Work,
+    },
+}
 
 impl Plan {
     /// A plan whose fix is a list of commands in one host.
@@ -190,8 +206,42 @@ impl Plan {
             targets,
             after: Vec::new(),
             shows: Vec::new(),
-            fix: Box::new(fix),
+            fix: Fix::Own(Box::new(fix)),
         }
+    }
+
+    /// A plan that is mended by the commands of the first way that the diagnosis names, typed in a host.
+    pub fn fixed_as_printed(targets: Vec<Target>, host: &namespace::Namespace) -> Self {
+        let fix = Fix::Printed {
+            host: host.clone(),
+            way: 0,
+            then: Box::new(|_| Ok(())),
+        };
+        Self {
+            fix,
+            ..Self::fixed_with(targets, |_| Ok(()))
+        }
+    }
+
+    /// The same plan with another of the printed ways, counted from 0.
+    #[must_use]
+    pub fn by_way(mut self, number: usize) -> Self {
+        if let Fix::Printed { way, .. } = &mut self.fix {
+            *way = number;
+        }
+        self
+    }
+
+    /// The same plan, and after the printed commands this.
+    #[must_use]
+    pub fn and_then(
+        mut self,
+        work: impl FnOnce(&mut World) -> anyhow::Result<()> + Send + 'static,
+    ) -> Self {
+        if let Fix::Printed { then, .. } = &mut self.fix {
+            *then = Box::new(work);
+        }
+        self
     }
 
     /// A plan whose fix is to use something else.
@@ -200,7 +250,7 @@ impl Plan {
             targets,
             after,
             shows: Vec::new(),
-            fix: Box::new(|_| Ok(())),
+            fix: Fix::Own(Box::new(|_| Ok(()))),
         }
     }
 
@@ -248,16 +298,24 @@ impl Case {
             .collect()
     }
 
-    /// Applies the fix, once.
+    /// Applies the fix, once; `printed` are the lines of each way that the diagnosis names.
     ///
     /// # Errors
-    /// When a command fails.
-    pub fn apply_fix(&mut self) -> anyhow::Result<()> {
+    /// When a command fails, or the diagnosis prints none where one is wanted.
+    pub fn apply_fix(&mut self, printed: &[Vec<String>]) -> anyhow::Result<()> {
         if !self.after.is_empty() {
             self.targets = std::mem::take(&mut self.after);
         }
         match self.fix.take() {
-            Some(fix) => fix(&mut self.world),
+            Some(Fix::Own(work)) => work(&mut self.world),
+            Some(Fix::Printed { host, way, then }) => {
+                printed::run(
+                    &self.world,
+                    &host,
+                    printed.get(way).map_or(&[], Vec::as_slice),
+                )?;
+                then(&mut self.world)
+            }
             None => Ok(()),
         }
     }

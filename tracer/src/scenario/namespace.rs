@@ -43,6 +43,11 @@ impl Namespace {
         })
     }
 
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The namespace as facts are read through.
     pub const fn handle(&self) -> &NetnsHandle {
         &self.handle

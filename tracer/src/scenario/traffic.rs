@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -168,14 +168,29 @@ pub fn tcp_attempt_from(
     to: SocketAddr,
 ) -> anyhow::Result<Attempt> {
     let from = SocketAddr::from((Ipv4Addr::UNSPECIFIED, from_port));
-    let connect = move || {
+    let connect = move || -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         socket.bind(&from.into())?;
         socket.connect_timeout(&to.into(), PATIENCE)?;
         Ok(TcpStream::from(socket))
     };
-    attempt(client, move || match connect() {
+    // The kernel frees the port with the last packet of the attempt before, which may still be under way.
+    let connect_once_free = move || {
+        let begun = Instant::now();
+        loop {
+            match connect() {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrNotAvailable
+                        && begun.elapsed() < PATIENCE =>
+                {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                ended => return ended,
+            }
+        }
+    };
+    attempt(client, move || match connect_once_free() {
         Ok(mut stream) => {
             let outcome = ask(&mut stream, PATIENCE);
             // Whoever closes first keeps the port for a minute: that is to be the server.
@@ -370,10 +385,10 @@ impl Server {
     fn spawn(mut serve: impl FnMut() -> bool + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
+        let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 if !serve() {
-                    std::thread::sleep(POLL);
+                    thread::sleep(POLL);
                 }
             }
         });

@@ -110,6 +110,11 @@ impl World {
         Ok(())
     }
 
+    /// The host that is called so.
+    pub(super) fn host_called(&self, name: &str) -> Option<&Namespace> {
+        self.hosts.iter().find(|host| host.name() == name)
+    }
+
     pub(super) fn namespaces(&self) -> Vec<NetnsHandle> {
         self.hosts
             .iter()

@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
     /// Processors of the guest
     #[arg(long, value_name = "N", default_value_t = CPUS)]
     cpus: u32,
-    /// Folder that the guest sees as /out and may write [default: target/lab/out]
+    /// Folder that the guest sees as /out and may write [default: target/lab/out/SERIES]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// More words for the kernel's command line
@@ -101,7 +101,7 @@ pub(crate) struct Lab {
     pub(crate) cpus: u32,
     /// Added to the kernel's command line.
     pub(crate) kernel_arguments: String,
-    /// What the guest sees as /out; target/lab/out when not given.
+    /// What the guest sees as /out; when not given a folder of its series, so that labs of two kernels can run at once.
     pub(crate) out: Option<PathBuf>,
     /// How long the command may take, boot not counted.
     pub(crate) time_limit: Option<Duration>,
@@ -139,7 +139,7 @@ impl Lab {
         let kernel = Kernel::obtain(self.kernel)?;
         let out = match &self.out {
             Some(folder) => folder.clone(),
-            None => workspace::target().join("lab/out"),
+            None => workspace::target().join("lab/out").join(self.kernel.name()),
         };
         workspace::create_folder(&out)?;
         let mut hardware = Hardware {

@@ -47,6 +47,9 @@ pub(super) struct FoundView {
     certainty: &'static str,
     consequences: Vec<&'static str>,
     missing: Vec<String>,
+    /// The lines of each way to fix it.
+    #[serde(skip)]
+    printed: Vec<Vec<String>>,
 }
 
 /// What a case came to.
@@ -172,7 +175,10 @@ impl<'a> Player<'a> {
         view.found = found;
         if variant.fault {
             self.session.printer().remark("applying the fix")?;
-            case = tokio::task::spawn_blocking(move || case.apply_fix().map(|()| case)).await??;
+            let root = view.found.first();
+            let printed = root.map_or_else(Vec::new, |found| found.printed.clone());
+            case = tokio::task::spawn_blocking(move || case.apply_fix(&printed).map(|()| case))
+                .await??;
             self.session.set_cluster(case.cluster());
             // What the fix itself sent is not the proof.
             self.quieten().await?;
@@ -292,6 +298,11 @@ fn take(found: &mut Vec<FoundView>, diagnoses: &[Diagnosis]) {
                 .map(|other| other.code)
                 .collect(),
             missing: diagnosis.missing.clone(),
+            printed: diagnosis
+                .fixes
+                .iter()
+                .map(|fix| fix.lines.clone())
+                .collect(),
         };
         let known = found
             .iter_mut()

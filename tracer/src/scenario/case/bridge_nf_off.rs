@@ -25,9 +25,6 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     site.node
         .run(&format!("{setting}={}", u8::from(!variant.fault)))?;
     let service = at(options.service, options.service_port);
-    Ok(Plan::fixed_by(
-        vec![Target::tcp("a service", &caller, service)],
-        &site.node,
-        [format!("{setting}=1")],
-    ))
+    let target = Target::tcp("a service", &caller, service);
+    Ok(Plan::fixed_as_printed(vec![target], &site.node))
 }

@@ -32,25 +32,16 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         ))?;
     }
     let bridge = &options.bridge;
-    let fix = match variant.name {
+    match variant.name {
         // Without the protocol the kernel itself leaves no other state alone.
-        "disabled" => {
-            site.node.run("bridge link set dev vethpod state 0")?;
-            vec!["bridge link set dev vethpod state 3".to_owned()]
-        }
-        "listening" => {
-            site.node.run_all(&[
-                format!("ip link set dev {bridge} type bridge forward_delay 3000 stp_state 1"),
-                "ip link set dev vethpod down".into(),
-                "ip link set dev vethpod up".into(),
-            ])?;
-            vec![
-                format!("ip link set dev {bridge} type bridge stp_state 0"),
-                "bridge link set dev vethpod state 3".into(),
-            ]
-        }
-        _ => Vec::new(),
-    };
+        "disabled" => site.node.run("bridge link set dev vethpod state 0")?,
+        "listening" => site.node.run_all(&[
+            format!("ip link set dev {bridge} type bridge forward_delay 3000 stp_state 1"),
+            "ip link set dev vethpod down".into(),
+            "ip link set dev vethpod up".into(),
+        ])?,
+        _ => {}
+    }
     let target = Target::tcp("the pod", &site.client, pod);
-    Ok(Plan::fixed_by(vec![target], &site.node, fix))
+    Ok(Plan::fixed_as_printed(vec![target], &site.node))
 }

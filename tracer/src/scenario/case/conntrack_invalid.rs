@@ -45,10 +45,13 @@ fn build_hidden(world: &mut World) -> anyhow::Result<Plan> {
     let server = at(node, port);
     let add = topology::virtual_server(world, &site, server)?;
     world.serve_tcp(&site.pod, world.options.pod_port)?;
-    let track = |value| format!("sysctl -qw net.ipv4.vs.conntrack={value}");
-    site.node.run_all(&[add, DROP_INVALID.into(), track(0)])?;
+    site.node.run_all(&[
+        add,
+        DROP_INVALID.into(),
+        "sysctl -qw net.ipv4.vs.conntrack=0".into(),
+    ])?;
     let target = Target::tcp("the virtual server", &site.client, server);
-    Ok(Plan::fixed_by(vec![target], &site.node, [track(1)]))
+    Ok(Plan::fixed_as_printed(vec![target], &site.node))
 }
 
 fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
@@ -62,9 +65,11 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     // It gives up soon: what it repeats of a lost connection after the fix is lost as well, since no flow begins
     // with FIN.
     site.pod.run("sysctl -qw net.ipv4.tcp_orphan_retries=1")?;
-    let pick_up = |value| format!("sysctl -qw net.netfilter.nf_conntrack_tcp_loose={value}");
-    site.node
-        .run_all(&[DROP_INVALID.into(), pick_up(u8::from(!variant.fault))])?;
+    let pick_up = u8::from(!variant.fault);
+    site.node.run_all(&[
+        DROP_INVALID.into(),
+        format!("sysctl -qw net.netfilter.nf_conntrack_tcp_loose={pick_up}"),
+    ])?;
     let node = site.node.clone();
     let target = Target::custom(
         "a connection in its middle",
@@ -94,5 +99,5 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
             Ok(attempt)
         },
     );
-    Ok(Plan::fixed_by(vec![target], &site.node, [pick_up(1)]))
+    Ok(Plan::fixed_as_printed(vec![target], &site.node))
 }

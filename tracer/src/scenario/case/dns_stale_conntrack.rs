@@ -75,13 +75,13 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         .service(&options, "UDP", json!({}))
         .slice(&options, "UDP", &[Endpoint::ready(options.pod)])
         .facts("iptables")?;
-    let fix = format!(
-        "conntrack -D -p udp --orig-dst {} --orig-port-dst {}",
-        service.ip(),
-        service.port()
-    );
     if !variant.fault {
-        node.run(&fix)?;
+        // What kube-proxy does.
+        node.run(&format!(
+            "conntrack -D -p udp --orig-dst {} --orig-port-dst {}",
+            service.ip(),
+            service.port()
+        ))?;
     }
     let kept = Target::custom(
         "the service from a port that was used before",
@@ -90,7 +90,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         move |from| datagrams(from, service, plan),
     );
     let fresh = Target::udp("the service from a new port", &site.client, service);
-    let plan = Plan::fixed_by(vec![fresh, kept], &node, [fix]);
+    let plan = Plan::fixed_as_printed(vec![fresh, kept], &node);
     Ok(plan.showing(&node, "conntrack -L -p udp"))
 }
 

@@ -30,16 +30,12 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         "legacy" => "iptables-legacy",
         _ => "iptables-nft",
     };
-    let accept = |way: &str| format!("{tool} -A FORWARD {way} {}/24 -j ACCEPT", options.pod);
-    let rules = [accept("-s"), accept("-d")];
     site.node.run(&format!("{tool} -P FORWARD DROP"))?;
     if !variant.fault {
-        site.node.run_all(&rules)?;
+        let accept = |way: &str| format!("{tool} -A FORWARD {way} {}/24 -j ACCEPT", options.pod);
+        site.node.run_all(&[accept("-s"), accept("-d")])?;
     }
     let pod = at(options.pod, options.pod_port);
-    Ok(Plan::fixed_by(
-        vec![Target::tcp("the pod", &site.client, pod)],
-        &site.node,
-        rules,
-    ))
+    let target = Target::tcp("the pod", &site.client, pod);
+    Ok(Plan::fixed_as_printed(vec![target], &site.node))
 }

@@ -25,14 +25,10 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         "iptables -t nat -A POSTROUTING -s {pod}/32 -d {pod}/32 -j MASQUERADE",
         pod = options.pod
     ))?;
-    let fix = "bridge link set dev vethpod hairpin on".to_owned();
     if !variant.fault {
-        site.node.run(&fix)?;
+        site.node.run("bridge link set dev vethpod hairpin on")?;
     }
     let service = at(options.service, options.service_port);
-    Ok(Plan::fixed_by(
-        vec![Target::tcp("its own service", &site.pod, service)],
-        &site.node,
-        [fix],
-    ))
+    let target = Target::tcp("its own service", &site.pod, service);
+    Ok(Plan::fixed_as_printed(vec![target], &site.node))
 }

@@ -26,9 +26,6 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     site.node
         .run(&format!("{setting}={}", u8::from(!variant.fault)))?;
     let pod = at(topology::ipv6(options.pod), options.pod_port);
-    Ok(Plan::fixed_by(
-        vec![Target::tcp("the pod", &site.client, pod)],
-        &site.node,
-        [format!("{setting}=1")],
-    ))
+    let target = Target::tcp("the pod", &site.client, pod);
+    Ok(Plan::fixed_as_printed(vec![target], &site.node))
 }

@@ -25,11 +25,13 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         world.serve_tcp(pod, port)?;
     }
     let (server, pod) = (at(options.node, options.node_port), options.pod);
-    let reuse = |mode| format!("sysctl -qw net.ipv4.vs.conn_reuse_mode={mode}");
     site.node.run_all(&[
         // With conntrack IPVS drops the first packet before it chooses anew.
         "sysctl -qw net.ipv4.vs.conntrack=0".into(),
-        reuse(u8::from(!variant.fault)),
+        format!(
+            "sysctl -qw net.ipv4.vs.conn_reuse_mode={}",
+            u8::from(!variant.fault)
+        ),
         format!("ipvsadm -A -t {server} -s rr"),
         format!("ipvsadm -a -t {server} -r {pod}:{port} -m -w 1"),
     ])?;
@@ -47,5 +49,5 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let target = Target::custom("the virtual server", &site.client, server, move |client| {
         tcp_attempt_from(client, from_port, server)
     });
-    Ok(Plan::fixed_by(vec![target], &site.node, [reuse(1)]))
+    Ok(Plan::fixed_as_printed(vec![target], &site.node))
 }

@@ -29,16 +29,18 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let fix = match variant.name {
         "weight-0" => {
             site.node.run(&format!("ipvsadm -a {real} -w 0"))?;
-            format!("ipvsadm -e {real} -w 1")
+            String::new()
         }
         _ => format!("ipvsadm -a {real} -w 1"),
     };
     if !variant.fault {
         site.node.run(&fix)?;
     }
-    Ok(Plan::fixed_by(
-        vec![Target::tcp("the virtual server", &site.client, server)],
-        &site.node,
-        [fix],
-    ))
+    let targets = vec![Target::tcp("the virtual server", &site.client, server)];
+    Ok(if variant.name == "weight-0" {
+        Plan::fixed_as_printed(targets, &site.node)
+    } else {
+        // The diagnosis cannot know the real server that is missing.
+        Plan::fixed_by(targets, &site.node, [fix])
+    })
 }

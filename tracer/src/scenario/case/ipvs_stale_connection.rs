@@ -28,10 +28,10 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         world.serve_udp(pod, port)?;
     }
     let server = at(options.node, options.node_port);
-    let expire = |value| format!("sysctl -qw net.ipv4.vs.expire_nodest_conn={value}");
+    let expire = u8::from(!variant.fault);
     site.node.run_all(&[
         "sysctl -qw net.ipv4.vs.conntrack=1".into(),
-        expire(u8::from(!variant.fault)),
+        format!("sysctl -qw net.ipv4.vs.expire_nodest_conn={expire}"),
         format!("ipvsadm -A -u {server} -s rr"),
         format!("ipvsadm -a -u {server} -r {}:{port} -m", options.pod),
     ])?;
@@ -54,9 +54,5 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let target = Target::custom("the virtual server", &site.client, server, move |from| {
         datagrams(from, server, plan)
     });
-    let node = site.node;
-    Ok(Plan::fixed_with(vec![target], move |_| {
-        node.run(&expire(1))?;
-        settle()
-    }))
+    Ok(Plan::fixed_as_printed(vec![target], &site.node).and_then(move |_| settle()))
 }

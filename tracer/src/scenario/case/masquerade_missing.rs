@@ -24,17 +24,13 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let options = world.options.clone();
     world.serve_tcp(&peer.pod, options.pod_port)?;
     topology::service(world, &site.node, options.peer_pod)?;
-    let fix = format!(
-        "iptables -t nat -A POSTROUTING -d {}/32 -p tcp --dport {} -j MASQUERADE",
-        options.peer_pod, options.pod_port
-    );
     if !variant.fault {
-        site.node.run(&fix)?;
+        site.node.run(&format!(
+            "iptables -t nat -A POSTROUTING -d {}/32 -p tcp --dport {} -j MASQUERADE",
+            options.peer_pod, options.pod_port
+        ))?;
     }
     let service = at(options.service, options.service_port);
-    Ok(Plan::fixed_by(
-        vec![Target::tcp("a service", &site.client, service)],
-        &site.node,
-        [fix],
-    ))
+    let target = Target::tcp("a service", &site.client, service);
+    Ok(Plan::fixed_as_printed(vec![target], &site.node).by_way(1))
 }

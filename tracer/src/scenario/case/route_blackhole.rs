@@ -23,24 +23,13 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let options = world.options.clone();
     let pod = options.pod;
     world.serve_tcp(&site.pod, options.pod_port)?;
-    let (fault, fix) = match variant.name {
-        "rule" => ("rule add", "rule del"),
-        _ => ("route add", "route del"),
-    };
-    let what = match variant.name {
-        "rule" => format!("to {pod}/32 prohibit"),
-        kind => format!("{kind} {pod}/32"),
-    };
-    if variant.fault {
-        site.node.run(&format!("ip {fault} {what}"))?;
+    match variant.name {
+        "rule" => site
+            .node
+            .run(&format!("ip rule add to {pod}/32 prohibit"))?,
+        kind if variant.fault => site.node.run(&format!("ip route add {kind} {pod}/32"))?,
+        _ => {}
     }
-    Ok(Plan::fixed_by(
-        vec![Target::tcp(
-            "the pod",
-            &site.client,
-            at(pod, options.pod_port),
-        )],
-        &site.node,
-        [format!("ip {fix} {what}")],
-    ))
+    let target = Target::tcp("the pod", &site.client, at(pod, options.pod_port));
+    Ok(Plan::fixed_as_printed(vec![target], &site.node))
 }

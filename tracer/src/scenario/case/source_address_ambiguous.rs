@@ -49,10 +49,7 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     site.node.run(if variant.fault { &wrong } else { &right })?;
     world.cluster = Objects::new(&options).peer(&options).facts("iptables")?;
     let port = at(options.peer, options.pod_port);
-    let plan = Plan::fixed_by(
-        vec![Target::tcp("the other node", &site.node, port)],
-        &site.node,
-        [right],
-    );
+    let target = Target::tcp("the other node", &site.node, port);
+    let plan = Plan::fixed_as_printed(vec![target], &site.node).by_way(2);
     Ok(plan.showing(&site.node, format!("ip route get {}", options.peer)))
 }

@@ -44,9 +44,6 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         ),
     ])?;
     let pod = at(options.pod, options.pod_port);
-    Ok(Plan::fixed_by(
-        vec![Target::tcp("the pod", &site.client, pod)],
-        &site.node,
-        [format!("tc filter del dev {device} {place}")],
-    ))
+    let target = Target::tcp("the pod", &site.client, pod);
+    Ok(Plan::fixed_as_printed(vec![target], &site.node).by_way(1))
 }

@@ -27,12 +27,6 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         ))?;
         site.pod.run("ip link set eth0 down")?;
     }
-    Ok(Plan::fixed_by(
-        vec![Target::tcp("the pod", &site.client, pod)],
-        &site.pod,
-        [
-            "ip link set eth0 up".into(),
-            format!("ip route add default via {}", options.bridge_address),
-        ],
-    ))
+    let target = Target::tcp("the pod", &site.client, pod);
+    Ok(Plan::fixed_as_printed(vec![target], &site.node))
 }

@@ -101,19 +101,17 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         "ip route show table local".into(),
         "ipvsadm -Ln".into(),
     ];
-    let looked_at = node.clone();
+    let (looked_at, restarted) = (node.clone(), node.clone());
     let only = (variant.name == "nodeport-addresses").then_some([options.node]);
     proxy.restart(world, &node, only.as_ref().map(<[_; 1]>::as_slice))?;
-    let plan = Plan::fixed_with(targets, move |world| {
-        if only.is_some() {
-            return proxy.restart(world, &node, Some(&[options.node, vip]));
-        }
-        node.run_all(&[
-            format!("ip addr del {vip}/{prefix} dev {interface}"),
-            format!("ip addr add {vip}/32 dev {interface}"),
-        ])?;
-        proxy.restart(world, &node, None)
-    });
+    let plan = if only.is_some() {
+        Plan::fixed_with(targets, move |world| {
+            proxy.restart(world, &node, Some(&[options.node, vip]))
+        })
+    } else {
+        Plan::fixed_as_printed(targets, &node)
+            .and_then(move |world| proxy.restart(world, &restarted, None))
+    };
     Ok(shows
         .into_iter()
         .fold(plan, |plan, line| plan.showing(&looked_at, line)))

@@ -38,16 +38,16 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let pod = at(options.peer_pod, options.pod_port);
     let target = Target::tcp("a pod of the other node", &site.pod, pod);
     // With the device its route and its neighbours went.
-    let fix = match variant.name {
-        "down" => vec![
-            format!("ip link set {device} up"),
-            format!(
-                "ip neigh replace {far} lladdr {} dev {device} nud permanent",
-                topology::vtep_mac(options.node)
-            ),
-            format!("ip route replace {far}/24 via {far} dev {device} onlink"),
-        ],
-        _ => vec![format!("iptables-nft -D {rule}")],
-    };
-    Ok(Plan::fixed_by(vec![target], &peer.node, fix))
+    let fix = [
+        format!("ip link set {device} up"),
+        format!(
+            "ip neigh replace {far} lladdr {} dev {device} nud permanent",
+            topology::vtep_mac(options.node)
+        ),
+        format!("ip route replace {far}/24 via {far} dev {device} onlink"),
+    ];
+    Ok(match variant.name {
+        "down" => Plan::fixed_by(vec![target], &peer.node, fix),
+        _ => Plan::fixed_as_printed(vec![target], &peer.node),
+    })
 }

@@ -7,10 +7,16 @@ use core::mem::MaybeUninit;
 use core::ptr::{addr_of, read_volatile, write_volatile};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::Array;
 use tracer_ebpf::layout::{ABSENT, Field, Layout, Settings, WINDOW_BYTES};
 
 #[unsafe(no_mangle)]
 static LAYOUT: Layout = Layout::UNKNOWN;
+
+/// The same for fields of modules that were loaded after the programs; zeroes until then.
+#[map]
+static LATER: Array<Layout> = Array::with_max_entries(1, 0);
 
 #[unsafe(no_mangle)]
 static SETTINGS: Settings = Settings {
@@ -48,6 +54,17 @@ pub fn offset(field: Field) -> Option<usize> {
     // SAFETY: as above; every `Field` is an index of the array.
     let offset = unsafe { read_volatile(addr_of!(LAYOUT.offset[field as usize])) };
     (offset != ABSENT).then_some(offset as usize)
+}
+
+/// Offset of a module's field, also where the module was loaded after the programs.
+#[inline(always)]
+pub fn module_offset(field: Field) -> Option<usize> {
+    if let Some(offset) = offset(field) {
+        return Some(offset);
+    }
+    let later = LATER.get(0)?;
+    let known = later.size[field as usize] != 0;
+    known.then_some(later.offset[field as usize] as usize)
 }
 
 /// Size of a field in bytes.
@@ -92,9 +109,24 @@ pub fn into<T: Copy>(to: &mut T, address: u64) -> bool {
 /// have the verifier go through all that follows twice.
 #[inline(always)]
 pub fn field<T: Copy + Default>(base: u64, field: Field) -> T {
-    let Some(offset) = offset(field) else {
-        return T::default();
-    };
+    match offset(field) {
+        Some(offset) => number(base.wrapping_add(offset as u64)),
+        None => T::default(),
+    }
+}
+
+/// The same for a field of a module.
+#[inline(always)]
+pub fn module_field<T: Copy + Default>(base: u64, field: Field) -> T {
+    match module_offset(field) {
+        Some(offset) => number(base.wrapping_add(offset as u64)),
+        None => T::default(),
+    }
+}
+
+/// Reads an integer; zero where it cannot be read.
+#[inline(always)]
+fn number<T: Copy>(address: u64) -> T {
     let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: the helper writes all of it, zeroes where it fails (`bpf_probe_read_kernel_common`); `T` is an integer at
     // every call.
@@ -102,7 +134,7 @@ pub fn field<T: Copy + Default>(base: u64, field: Field) -> T {
         bpf_probe_read_kernel(
             value.as_mut_ptr().cast(),
             size_of::<T>() as u32,
-            base.wrapping_add(offset as u64) as *const _,
+            address as *const _,
         );
         value.assume_init()
     }

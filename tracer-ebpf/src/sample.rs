@@ -3,7 +3,8 @@
 //!
 //! NAT changes addresses and the service's port. The client's port it keeps unless that is taken, and
 //! it is the higher one: Linux gives clients ports from 32,768 on, above services and NodePorts. So the
-//! higher port is what a flow is known by, without a table.
+//! higher port is what a flow is known by, without a table. Where the client gets another port (kube-proxy
+//! masquerades with --random-fully) each side of the flow goes by its own port, and may be traced without the other.
 //!
 //! Packets without ports go by their addresses, echoes by their identifier, fragments by their
 //! datagram, ICMP errors and tunnels by what they carry.

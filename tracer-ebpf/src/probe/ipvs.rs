@@ -103,14 +103,14 @@ fn transmit(hook: HookId, ctx: &impl Arguments) -> Option<()> {
 /// Says what the connection is that a packet is sent by; false where this kernel does not describe it.
 #[inline(always)]
 fn sent(detail: &mut Detail, connection: u64) -> bool {
-    if read::offset(Field::IpvsState).is_none() {
+    if read::module_offset(Field::IpvsState).is_none() {
         return false;
     }
     detail.sent = Sent {
-        real: read::field(connection, Field::IpvsReal),
-        real_port: read::field(connection, Field::IpvsRealPort),
-        state: read::field(connection, Field::IpvsState),
-        flags: read::field(connection, Field::IpvsFlags),
+        real: read::module_field(connection, Field::IpvsReal),
+        real_port: read::module_field(connection, Field::IpvsRealPort),
+        state: read::module_field(connection, Field::IpvsState),
+        flags: read::module_field(connection, Field::IpvsFlags),
     };
     true
 }

@@ -257,6 +257,12 @@ impl Tracing {
             let module = self.hooks[row].hook.place.module().unwrap_or_default();
             self.hooks[row].outcome = Err(Gap::ModuleNotLoaded(module));
         }
+        if FIELDS
+            .iter()
+            .any(|field| changes.come.contains(&field.module))
+        {
+            self.learn_fields(&now);
+        }
         let come = self.hooks_of(&changes.come);
         if !come.is_empty() {
             let mut programs = Programs::of_all(&mut self.ebpf);
@@ -282,6 +288,21 @@ impl Tracing {
             .chain(changes.come.iter().map(|&module| (module, true)))
             .map(|(module, loaded)| self.module_change(module, loaded))
             .collect()
+    }
+
+    /// Tells the programs where the fields of modules are that were loaded after them.
+    fn learn_fields(&mut self, modules: &Modules) {
+        // What cannot be learned now stays unknown, as it was.
+        let Ok(btf) = Btf::running() else { return };
+        let (layout, missing) = resolve(&btf, modules);
+        self.missing_fields = missing;
+        let Ok(layout) = <[u16; 2 * FIELDS.len()]>::try_from(layout) else {
+            return;
+        };
+        let later = self.ebpf.map_mut("LATER");
+        if let Some(Ok(mut later)) = later.map(Array::<_, [u16; 2 * FIELDS.len()]>::try_from) {
+            let _ = later.set(0, layout, 0);
+        }
     }
 
     /// Rows of the hooks in some modules, without those that are not wanted.

@@ -72,7 +72,7 @@ impl SamplingView {
             format!("every flow is traced again: {cost}")
         } else {
             format!(
-                "only 1 of {:.0} flows is traced, whole: {cost} (--max-cpu, --max-rate)",
+                "only 1 of {:.0} flows is traced, whole where NAT leaves the client its port: {cost} (--max-cpu, --max-rate)",
                 1.0 / self.share
             )
         };

@@ -50,6 +50,6 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     world.cluster = Objects::new(&options).peer(&options).facts("iptables")?;
     let port = at(options.peer, options.pod_port);
     let target = Target::tcp("the other node", &site.node, port);
-    let plan = Plan::fixed_as_printed(vec![target], &site.node).by_way(2);
+    let plan = Plan::fixed_as_printed(vec![target], &site.node).by_way(1);
     Ok(plan.showing(&site.node, format!("ip route get {}", options.peer)))
 }

@@ -229,15 +229,18 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     let Some(comparison) = comparison(evidence, cluster, site) else {
         return Vec::new();
     };
-    let (mode, differences) = (comparison.mode, comparison.differences);
+    let (mode, differences) = (comparison.mode, &comparison.differences);
     if differences.is_empty() {
         return Vec::new();
     }
     let keys: BTreeSet<_> = differences.iter().filter_map(key).collect();
     let subject = format!("{} service addresses of {}", keys.len(), site.name());
     let stalled = stalled(evidence, site);
-    let diagnosis = judge(cluster, mode, subject, &differences, stalled.as_deref())
+    let mut diagnosis = judge(cluster, mode, subject, differences, stalled.as_deref())
         .check("tracer cluster differences");
+    for words in comparison.not_compared() {
+        diagnosis = diagnosis.prove(evidence_label(mode), words);
+    }
     vec![if stalled.is_some() {
         Finding::error(diagnosis)
     } else {

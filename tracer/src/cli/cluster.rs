@@ -267,6 +267,9 @@ fn show_differences(arguments: &Facts, output: &Output) -> Result<Exit, Failure>
         };
         printer.object("difference", &view, &format!("✗ {}", view.difference))?;
     }
+    for words in comparison.not_compared() {
+        printer.warning(&words)?;
+    }
     if comparison.differences.is_empty() {
         printer.remark(&format!(
             "✓ {holder} holds what kube-proxy should have made for {} service addresses",

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{ExpectedServer, Mode, Programmed, Proxy, ServerKey, expected, programmed};
+use super::{ExpectedServer, Mode, Programmed, Proxy, ServerKey, Unsure, expected, programmed};
 use crate::event::protocol;
-use crate::kube::{ClusterFacts, Endpoint, ObjectName};
+use crate::kube::{ClusterFacts, Endpoint, ObjectName, TrafficPolicy};
 use crate::node::{NetnsFacts, Prefix};
 
 /// One difference.
@@ -75,6 +75,8 @@ pub struct Comparison {
     pub expected: usize,
     /// Every difference.
     pub differences: Vec<Difference>,
+    /// Services whose endpoints could not be compared, by why.
+    pub unsure: BTreeMap<Unsure, BTreeSet<ObjectName>>,
 }
 
 impl Comparison {
@@ -83,10 +85,35 @@ impl Comparison {
     pub fn of(cluster: &ClusterFacts, facts: &NetnsFacts, proxy: &Proxy) -> Option<Self> {
         let actual = programmed(facts, proxy.mode)?;
         let expected = expected(cluster, facts, proxy);
+        let mut unsure: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for server in &expected {
+            if let Err(why) = server.endpoints {
+                unsure
+                    .entry(why)
+                    .or_default()
+                    .insert(server.service.clone());
+            }
+        }
         Some(Self {
             mode: proxy.mode,
             expected: expected.len(),
             differences: compare(&expected, &actual, cluster, proxy),
+            unsure,
+        })
+    }
+
+    /// What could not be compared, in words.
+    pub fn not_compared(&self) -> impl Iterator<Item = String> {
+        self.unsure.iter().filter_map(|(why, services)| {
+            let first = services.first()?;
+            let more = match services.len() {
+                1 => String::new(),
+                count => format!(" and {} more services", count - 1),
+            };
+            Some(format!(
+                "the endpoints of s/{first}{more} are not compared: {}",
+                why.name()
+            ))
         })
     }
 }
@@ -102,6 +129,8 @@ pub enum Surplus {
     Terminating,
     /// An endpoint of another node, where only local ones are to serve.
     Remote,
+    /// An endpoint that hints leave to other nodes or zones.
+    HintedAway,
 }
 
 impl Surplus {
@@ -112,6 +141,7 @@ impl Surplus {
             Self::NotReady => "not ready",
             Self::Terminating => "terminating",
             Self::Remote => "on another node",
+            Self::HintedAway => "for other nodes or zones by its hints",
         }
     }
 }
@@ -276,7 +306,7 @@ fn compare_server(
             actual: actual.sources.clone(),
         });
     }
-    let Some(wanted) = &expected.endpoints else {
+    let Ok(wanted) = &expected.endpoints else {
         return;
     };
     for endpoint in wanted.difference(&actual.endpoints) {
@@ -303,17 +333,19 @@ fn compare_server(
             key,
             service: service.clone(),
             endpoint,
-            surplus: known.map_or(Surplus::Gone, |known| what_it_is(known)),
+            surplus: known.map_or(Surplus::Gone, |known| what_it_is(known, expected.policy)),
         });
     }
 }
 
-fn what_it_is(endpoint: &Endpoint) -> Surplus {
+fn what_it_is(endpoint: &Endpoint, policy: TrafficPolicy) -> Surplus {
     if endpoint.terminating {
         Surplus::Terminating
-    } else if endpoint.ready {
+    } else if !endpoint.ready {
+        Surplus::NotReady
+    } else if policy == TrafficPolicy::Local {
         Surplus::Remote
     } else {
-        Surplus::NotReady
+        Surplus::HintedAway
     }
 }

@@ -3,11 +3,35 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use super::hint::near;
 use super::{Habit, Proxy};
 use crate::kube::{ClusterFacts, Endpoint, Service, ServicePort, TrafficPolicy};
 
-/// The endpoints that clients of one address of a service's port are to reach. `None` when versions differ
-/// and the version is not known, or when zones decide (topology hints are not followed here).
+/// Why it cannot be told which endpoints are to serve.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Unsure {
+    /// Versions differ.
+    Version,
+    /// The node decides, and it or its zone is not known.
+    Node,
+    /// Another service claims the same address and port.
+    Contested,
+}
+
+impl Unsure {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Version => {
+                "kube-proxy's version decides which are to serve, and it is not known, or not what it does"
+            }
+            Self::Node => "the node and its zone decide which are to serve, and are not known",
+            Self::Contested => "another service claims the same address and port",
+        }
+    }
+}
+
+/// The endpoints that clients of one address of a service's port are to reach, or why they cannot be told.
 pub fn serving(
     cluster: &ClusterFacts,
     service: &Service,
@@ -15,7 +39,7 @@ pub fn serving(
     family: IpAddr,
     policy: TrafficPolicy,
     proxy: &Proxy,
-) -> Option<BTreeSet<SocketAddr>> {
+) -> Result<BTreeSet<SocketAddr>, Unsure> {
     let all: Vec<(&Endpoint, SocketAddr)> = cluster
         .endpoints_of(&service.name)
         .filter(|(endpoint, _)| endpoint.address.is_ipv4() == family.is_ipv4())
@@ -26,17 +50,16 @@ pub fn serving(
             Some((endpoint, SocketAddr::new(endpoint.address, found.port?)))
         })
         .collect();
-    if all
-        .iter()
-        .any(|(endpoint, _)| !endpoint.zone_hints.is_empty())
-    {
-        return None;
-    }
-    let everywhere = chosen(&all, proxy, |_| true);
+    let everywhere = || {
+        let ready = all.iter().filter(|(endpoint, _)| endpoint.ready);
+        let ready: Vec<&Endpoint> = ready.map(|(endpoint, _)| *endpoint).collect();
+        let near = near(cluster, service, &ready, proxy)?;
+        chosen(&all, proxy, |endpoint| near.takes(endpoint))
+    };
     if policy == TrafficPolicy::Cluster {
-        return everywhere;
+        return everywhere();
     }
-    let node = cluster.this_node.as_deref()?;
+    let node = cluster.this_node.as_deref().ok_or(Unsure::Node)?;
     let local = chosen(&all, proxy, |endpoint| {
         endpoint.node.as_deref() == Some(node)
     })?;
@@ -46,12 +69,15 @@ pub fn serving(
     let only_local = service.internal_policy == TrafficPolicy::Local
         && (one_policy || !service.reaches_outside());
     if !local.is_empty() || only_local {
-        return Some(local);
+        return Ok(local);
     }
     match proxy.does(Habit::AllWithoutLocal) {
-        Some(true) => everywhere,
-        Some(false) => Some(local),
-        None => everywhere.filter(BTreeSet::is_empty),
+        Some(true) => everywhere(),
+        Some(false) => Ok(local),
+        None => everywhere()
+            .ok()
+            .filter(BTreeSet::is_empty)
+            .ok_or(Unsure::Version),
     }
 }
 
@@ -60,7 +86,7 @@ fn chosen(
     all: &[(&Endpoint, SocketAddr)],
     proxy: &Proxy,
     wanted: impl Fn(&Endpoint) -> bool,
-) -> Option<BTreeSet<SocketAddr>> {
+) -> Result<BTreeSet<SocketAddr>, Unsure> {
     let pick = |also: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<SocketAddr> {
         all.iter()
             .filter(|(endpoint, _)| wanted(endpoint) && also(endpoint))
@@ -69,12 +95,13 @@ fn chosen(
     };
     let ready = pick(&|endpoint| endpoint.ready);
     if !ready.is_empty() {
-        return Some(ready);
+        return Ok(ready);
     }
     let going = pick(&|endpoint| endpoint.serving && endpoint.terminating);
     match proxy.does(Habit::ServingTerminating) {
-        Some(true) => Some(going),
-        Some(false) => Some(ready),
-        None => going.is_empty().then_some(going),
+        Some(true) => Ok(going),
+        Some(false) => Ok(ready),
+        None if going.is_empty() => Ok(going),
+        None => Err(Unsure::Version),
     }
 }

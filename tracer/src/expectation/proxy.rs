@@ -1,14 +1,11 @@
 //! kube-proxy's mode and version, and what it was told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Mode, SYNC_PERIOD};
 use crate::kube::ClusterFacts;
 use crate::node::{KubeProxy, NetnsFacts, NetnsId, Prefix, ProxyConfiguration, Snapshot};
-
-/// The feature gate by which endpoints that are going serve where none is ready (1.22 to 1.27).
-const TERMINATING: &str = "ProxyTerminatingEndpoints";
 
 /// What decides what kube-proxy makes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,8 +18,8 @@ pub struct Proxy {
     pub node_ports: NodePortAddresses,
     /// Virtual servers in these prefixes are not kube-proxy's.
     pub excluded: Vec<Prefix>,
-    /// The feature gate `ProxyTerminatingEndpoints`, where it is set.
-    pub terminating: Option<bool>,
+    /// The feature gates that are set.
+    pub gates: BTreeMap<String, bool>,
     /// How often it syncs at least.
     pub sync_period: Duration,
 }
@@ -50,7 +47,7 @@ impl Proxy {
             minor,
             node_ports: NodePortAddresses::parse(node_port_addresses),
             excluded: Vec::new(),
-            terminating: None,
+            gates: BTreeMap::new(),
             sync_period: SYNC_PERIOD,
         }
     }
@@ -62,7 +59,7 @@ impl Proxy {
             minor,
             node_ports: NodePortAddresses::parse(&configuration.node_port_addresses),
             excluded: prefixes(&configuration.excluded_prefixes),
-            terminating: configuration.feature_gates.get(TERMINATING).copied(),
+            gates: configuration.feature_gates.clone(),
             sync_period: configuration
                 .sync_period
                 .as_deref()
@@ -122,7 +119,7 @@ impl Proxy {
                 ..Self::new(mode, minor, &[])
             },
             None => Self {
-                terminating: proxy.feature_gates.get(TERMINATING).copied(),
+                gates: proxy.feature_gates.clone(),
                 excluded: prefixes(&proxy.excluded_prefixes),
                 ..Self::new(mode, minor, &proxy.node_port_addresses)
             },

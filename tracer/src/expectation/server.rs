@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::endpoint::serving;
 use super::node_address::node_addresses;
-use super::{Habit, Proxy};
+use super::{Habit, Proxy, Unsure};
 use crate::kube::{ClusterFacts, ObjectName, Service, ServiceKind, ServicePort, TrafficPolicy};
 use crate::node::{NetnsFacts, Prefix};
 
@@ -55,8 +55,8 @@ pub struct ExpectedServer {
     pub reach: Reach,
     /// Which endpoints may serve.
     pub policy: TrafficPolicy,
-    /// Endpoints that clients from outside the node are to reach; `None` when they cannot be told.
-    pub endpoints: Option<BTreeSet<SocketAddr>>,
+    /// Endpoints that clients from outside the node are to reach, or why they cannot be told.
+    pub endpoints: Result<BTreeSet<SocketAddr>, Unsure>,
     /// How long a client keeps its real server.
     pub affinity: Option<Duration>,
     /// Sources that are to be let through; `None`: all, or not known.
@@ -88,7 +88,7 @@ pub fn expected(cluster: &ClusterFacts, facts: &NetnsFacts, proxy: &Proxy) -> Ve
     servers.dedup_by(|other, kept| {
         let same = other.key == kept.key;
         if same && other.service != kept.service {
-            (kept.endpoints, kept.sources) = (None, None);
+            (kept.endpoints, kept.sources) = (Err(Unsure::Contested), None);
         }
         same
     });
@@ -134,12 +134,12 @@ fn of_port(
     }
     let wanted = places.into_iter().filter(|(address, ..)| families(address));
     // Servers of one service differ in family and policy only.
-    let mut known: Vec<(Kind, Option<BTreeSet<SocketAddr>>)> = Vec::new();
+    let mut known: Vec<(Kind, Result<BTreeSet<SocketAddr>, Unsure>)> = Vec::new();
     for (address, number, reach, policy) in wanted {
         let kind = (address.is_ipv4(), policy);
         let doubtful = reach == Reach::ExternalIp && policies.external_ip_is_doubtful;
         let endpoints = match known.iter().find(|(of, _)| *of == kind) {
-            _ if doubtful => None,
+            _ if doubtful => Err(Unsure::Version),
             Some((_, endpoints)) => endpoints.clone(),
             None => {
                 let endpoints = serving(cluster, service, port, address, policy, proxy);

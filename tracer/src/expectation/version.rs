@@ -28,6 +28,14 @@ pub enum Habit {
     AllWithoutLocal,
     /// Without ready endpoints those serve that are going and still answer (k/k#110191).
     ServingTerminating,
+    /// Hints of zones count (k/k#108747).
+    ZoneHints,
+    /// Hints of zones count whatever the service's annotations say (KEP-4444).
+    ZoneHintsWithoutAnnotation,
+    /// The annotation `topology-mode` counts, and any value but `disabled` (k/k#116522).
+    TopologyMode,
+    /// Hints of nodes count, before those of zones (KEP-3015).
+    NodeHints,
     /// NodePorts answer on the sources of the kernel's local routes (k/k#75443).
     NodePortsOnRouteSources,
     /// NodePorts answer on no address that is a service's as well (k/k#114815, k/k#115019).
@@ -46,6 +54,16 @@ struct Row {
     versions: (u16, u16),
     /// The same where it could not be found out.
     doubtful: Option<(u16, u16)>,
+    gate: Option<Gate>,
+}
+
+/// A feature gate that turns a habit on or off.
+struct Gate {
+    name: &'static str,
+    /// First and last version in which it does so.
+    versions: (u16, u16),
+    /// From here on the habit is known where the gate is on; before, versions differ.
+    known: u16,
 }
 
 const NEWEST: u16 = u16::MAX;
@@ -66,7 +84,24 @@ const TABLE: &[Row] = &[
         ..row(Habit::ExternalIpPolicy, RULES, (21, NEWEST))
     },
     row(Habit::AllWithoutLocal, &[Mode::Ipvs], (21, NEWEST)),
-    row(Habit::ServingTerminating, ALL, (26, NEWEST)),
+    Row {
+        // Before 1.26 it held for some traffic policies only, for which ones differs.
+        gate: gate("ProxyTerminatingEndpoints", (22, 27), 26),
+        ..row(Habit::ServingTerminating, ALL, (26, NEWEST))
+    },
+    Row {
+        gate: gate("TopologyAwareHints", (21, 30), 24),
+        ..row(Habit::ZoneHints, ALL, (24, NEWEST))
+    },
+    Row {
+        gate: gate("ServiceTrafficDistribution", (30, 32), 30),
+        ..row(Habit::ZoneHintsWithoutAnnotation, ALL, (31, NEWEST))
+    },
+    row(Habit::TopologyMode, ALL, (27, NEWEST)),
+    Row {
+        gate: gate("PreferSameTrafficDistribution", (33, 34), 33),
+        ..row(Habit::NodeHints, ALL, (34, NEWEST))
+    },
     row(Habit::NodePortsOnRouteSources, &[Mode::Ipvs], (0, 22)),
     row(Habit::NodePortsOffServiceAddresses, &[Mode::Ipvs], (23, 26)),
     Row {
@@ -82,7 +117,16 @@ const fn row(habit: Habit, modes: &'static [Mode], versions: (u16, u16)) -> Row 
         modes,
         versions,
         doubtful: None,
+        gate: None,
     }
+}
+
+const fn gate(name: &'static str, versions: (u16, u16), known: u16) -> Option<Gate> {
+    Some(Gate {
+        name,
+        versions,
+        known,
+    })
 }
 
 impl Mode {
@@ -119,16 +163,6 @@ impl Mode {
 impl Proxy {
     /// Whether kube-proxy has a habit; `None` when its version decides and is not known.
     pub fn does(&self, habit: Habit) -> Option<bool> {
-        if let (Habit::ServingTerminating, Some(gate), Some(minor)) =
-            (habit, self.terminating, self.minor)
-        {
-            match (gate, minor) {
-                // Before 1.26 it held for some traffic policies only, for which ones differs.
-                (true, 22..=25) => return None,
-                (false, 22..=27) => return Some(false),
-                _ => {}
-            }
-        }
         let mut rows = TABLE
             .iter()
             .filter(|row| row.habit == habit && row.modes.contains(&self.mode));
@@ -136,12 +170,19 @@ impl Proxy {
             return Some(false);
         };
         let within = |(first, last): (u16, u16), minor| (first..=last).contains(&minor);
-        match self.minor {
-            _ if row.versions == (0, NEWEST) => Some(true),
-            None => None,
-            Some(minor) if row.doubtful.is_some_and(|range| within(range, minor)) => None,
-            Some(minor) => Some(within(row.versions, minor)),
+        let Some(minor) = self.minor else {
+            return (row.versions == (0, NEWEST)).then_some(true);
+        };
+        if let Some(gate) = row
+            .gate
+            .as_ref()
+            .filter(|gate| within(gate.versions, minor))
+            && let Some(&on) = self.gates.get(gate.name)
+        {
+            return (!on || minor >= gate.known).then_some(on);
         }
+        let doubtful = row.doubtful.is_some_and(|range| within(range, minor));
+        (!doubtful).then(|| within(row.versions, minor))
     }
 }
 

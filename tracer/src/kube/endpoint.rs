@@ -64,6 +64,9 @@ pub struct Endpoint {
     pub pod: Option<ObjectName>,
     /// Zones that are to use it; empty: all.
     pub zone_hints: Vec<String>,
+    /// Nodes that are to use it; empty: all.
+    #[serde(default)]
+    pub node_hints: Vec<String>,
 }
 
 impl Slice {
@@ -163,6 +166,7 @@ impl Slice {
                                 node: found.node_name,
                                 pod: pod(found.target_ref, None),
                                 zone_hints: Vec::new(),
+                                node_hints: Vec::new(),
                             })
                         })
                 };
@@ -186,6 +190,7 @@ fn endpoint(found: discovery::Endpoint, namespace: &str) -> Option<Endpoint> {
     let conditions = found.conditions.unwrap_or_default();
     let ready = conditions.ready.unwrap_or(true);
     let topology = found.deprecated_topology;
+    let hints = found.hints.unwrap_or_default();
     Some(Endpoint {
         address: found.addresses.first()?.parse().ok()?,
         ready,
@@ -193,12 +198,11 @@ fn endpoint(found: discovery::Endpoint, namespace: &str) -> Option<Endpoint> {
         terminating: conditions.terminating.unwrap_or(false),
         node: found.node_name.or_else(|| topology?.remove(TOPOLOGY_NODE)),
         pod: pod(found.target_ref, Some(namespace)),
-        zone_hints: found
-            .hints
-            .and_then(|hints| hints.for_zones)
-            .unwrap_or_default()
-            .into_iter()
+        zone_hints: (hints.for_zones.into_iter().flatten())
             .map(|zone| zone.name)
+            .collect(),
+        node_hints: (hints.for_nodes.into_iter().flatten())
+            .map(|node| node.name)
             .collect(),
     })
 }

@@ -13,6 +13,10 @@ use crate::event::protocol;
 
 /// Set on services that another proxy than kube-proxy serves.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// Whether kube-proxy is to heed the hints of endpoints, in some of its versions.
+const TOPOLOGY_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
+/// The same, from 1.27 on.
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 /// Seconds that a client keeps its endpoint where the service does not say (v1 default).
 const DEFAULT_AFFINITY: u64 = 10_800;
 
@@ -45,6 +49,12 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// A proxy of this name serves it, not kube-proxy.
     pub other_proxy: Option<String>,
+    /// The annotation `topology-aware-hints`.
+    #[serde(default)]
+    pub topology_hints: Option<String>,
+    /// The annotation `topology-mode`, which came in its place.
+    #[serde(default)]
+    pub topology_mode: Option<String>,
 }
 
 /// How far a service reaches.
@@ -144,6 +154,7 @@ impl Service {
     pub(super) fn read(object: api::Service) -> Option<Self> {
         let name = ObjectName::of(&object.metadata)?;
         let spec = object.spec.unwrap_or_default();
+        let mut annotations = object.metadata.annotations.unwrap_or_default();
         let balancer = object.status.and_then(|status| status.load_balancer);
         let mut cluster_ips = addresses(spec.cluster_ips.as_deref().unwrap_or_default());
         if cluster_ips.is_empty() {
@@ -188,6 +199,8 @@ impl Service {
                 .metadata
                 .labels
                 .and_then(|mut labels| labels.remove(OTHER_PROXY)),
+            topology_hints: annotations.remove(TOPOLOGY_HINTS),
+            topology_mode: annotations.remove(TOPOLOGY_MODE),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! What each version of kube-proxy makes of the same cluster.
 
 mod difference;
+mod hint;
 mod mode;
 
 use std::collections::BTreeSet;
@@ -279,8 +280,8 @@ fn of_two_services_at_one_address_neither_is_expected_to_win() {
             found.count(),
         )
     };
-    assert_eq!(at_address("203.0.113.9:80"), (None, 0));
-    assert_eq!(at_address("10.96.0.99:80"), (Some(BTreeSet::new()), 0));
+    assert_eq!(at_address("203.0.113.9:80"), (Err(Unsure::Contested), 0));
+    assert_eq!(at_address("10.96.0.99:80"), (Ok(BTreeSet::new()), 0));
 }
 
 #[test]
@@ -310,15 +311,6 @@ fn only_what_kube_proxy_serves_is_expected() {
     balanced["status"] = json!({"loadBalancer": {"ingress": [
         {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}, {"hostname": "lb.example"}]}});
     assert_eq!(servers(balanced), 6);
-}
-
-#[test]
-fn zone_hints_leave_the_endpoints_open() {
-    let mut object = slice(&[READY_HERE, READY_THERE]);
-    object["endpoints"][0]["hints"] = json!({"forZones": [{"name": "a"}]});
-    let facts = cluster(NODE, &[node_object(), service(json!({})), object]);
-    let servers = expected(&facts, &node(), &proxy(31, &[]));
-    assert!(servers.iter().all(|server| server.endpoints.is_none()));
 }
 
 #[test]
@@ -383,7 +375,8 @@ fn the_gate_of_terminating_endpoints_counts() {
     // As the file has it.
     let yaml = "mode: ipvs\nfeatureGates: {ProxyTerminatingEndpoints: true}\n";
     let of_file = Proxy::of_cluster(&configured(facts(json!({}), &[]), yaml));
-    assert_eq!(of_file.and_then(|proxy| proxy.terminating), Some(true));
+    let gates = of_file.expect("its mode").gates;
+    assert_eq!(gates.get("ProxyTerminatingEndpoints"), Some(&true));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::evidence::{Evidence, Failure};
 use super::service::{is_this_nodes, lacking_fresh};
 use super::{Cause, Diagnosis, Site};
 use crate::event::protocol;
-use crate::expectation::{Comparison, Difference, Mode, Proxy, ServerKey, Surplus};
+use crate::expectation::{Comparison, Difference, Mode, Proxy, ServerKey, Surplus, Told};
 use crate::kube::{ClusterFacts, Resource};
 
 pub(super) const CAUSE: Cause = Cause {
@@ -44,21 +44,20 @@ Fix: look at kube-proxy's health and log, and restart it.",
 /// Differences that are named one by one.
 const NAMED: usize = 6;
 /// What the comparison relies on.
-const NEEDED: [Resource; 4] = [
-    Resource::Services,
-    Resource::Endpoints,
-    Resource::Nodes,
-    Resource::ProxyConfiguration,
-];
+const NEEDED: [Resource; 3] = [Resource::Services, Resource::Endpoints, Resource::Nodes];
 
-/// What differs on a node; nothing when kube-proxy's mode is not known, or what it made was not read.
+/// What differs on a node, and from where kube-proxy's mode is known; nothing when it is not, or what it
+/// made was not read.
 fn comparison(
     evidence: &Evidence<'_>,
     cluster: &ClusterFacts,
     site: &Site<'_>,
-) -> Option<Comparison> {
+) -> Option<(Comparison, Told)> {
     let running = evidence.facts.kube_proxies_in(site.facts.id);
-    Comparison::of(cluster, site.facts, &Proxy::known(Some(cluster), running)?)
+    let proxy =
+        Proxy::known(Some(cluster), running).or_else(|| Proxy::of_kernel(cluster, site.facts))?;
+    let comparison = Comparison::of(cluster, site.facts, &proxy)?;
+    Some((comparison, proxy.told))
 }
 
 /// In words, that the kube-proxy of a node does not sync, by what it says of itself.
@@ -97,7 +96,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let Some(site) = node_site(evidence) else {
         return Vec::new();
     };
-    let Some(comparison) = comparison(evidence, cluster, site) else {
+    let Some((comparison, told)) = comparison(evidence, cluster, site) else {
         return Vec::new();
     };
     let mode = comparison.mode;
@@ -127,8 +126,14 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let packet = failures
                 .first()
                 .map(|first| format!("{} did not arrive", first.words()));
-            let diagnosis = judge(cluster, mode, subject(&key), of_key, stalled.as_deref())
-                .prove_if("packet", packet);
+            let diagnosis = judge(
+                cluster,
+                (mode, told),
+                subject(&key),
+                of_key,
+                stalled.as_deref(),
+            )
+            .prove_if("packet", packet);
             diagnosis.stopped(evidence, &failures).check(format!(
                 "tracer probe {}",
                 subject(&key).replace(' ', "://")
@@ -179,7 +184,7 @@ const fn evidence_label(mode: Mode) -> &'static str {
 
 fn judge(
     cluster: &ClusterFacts,
-    mode: Mode,
+    (mode, told): (Mode, Told),
     subject: String,
     differences: &[Difference],
     stalled: Option<&str>,
@@ -200,7 +205,13 @@ fn judge(
         diagnosis = diagnosis.prove(evidence_label(mode), difference.words(mode));
     }
     let node = cluster.this_node.as_deref().unwrap_or("NODE");
-    lacking_fresh(diagnosis, cluster, &NEEDED)
+    let configuration: &[_] = match told {
+        Told::Itself => &[],
+        Told::ConfigMap | Told::ModeAlone | Told::Kernel => &[Resource::ProxyConfiguration],
+    };
+    let diagnosis = lacking_fresh(diagnosis, cluster, &NEEDED);
+    lacking_fresh(diagnosis, cluster, configuration)
+        .lacking_if(told.lacks().is_some(), told.lacks().unwrap_or_default())
         .prove_if("kube-proxy", stalled)
         .lacking_if(
             stalled.is_none(),
@@ -226,7 +237,7 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     let Some(site) = node_site(evidence) else {
         return Vec::new();
     };
-    let Some(comparison) = comparison(evidence, cluster, site) else {
+    let Some((comparison, told)) = comparison(evidence, cluster, site) else {
         return Vec::new();
     };
     let (mode, differences) = (comparison.mode, &comparison.differences);
@@ -236,8 +247,14 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
     let keys: BTreeSet<_> = differences.iter().filter_map(key).collect();
     let subject = format!("{} service addresses of {}", keys.len(), site.name());
     let stalled = stalled(evidence, site);
-    let mut diagnosis = judge(cluster, mode, subject, differences, stalled.as_deref())
-        .check("tracer cluster differences");
+    let mut diagnosis = judge(
+        cluster,
+        (mode, told),
+        subject,
+        differences,
+        stalled.as_deref(),
+    )
+    .check("tracer cluster differences");
     for words in comparison.not_compared() {
         diagnosis = diagnosis.prove(evidence_label(mode), words);
     }
@@ -258,8 +275,9 @@ pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::audit::Severity;
-    use crate::cause::constructed::{Bench, ETH0, NODE, node, service};
+    use crate::cause::constructed::{Bench, ETH0, NODE, link, node, service};
     use crate::event::Detail;
+    use crate::expectation::SERVICE_DEVICE;
     use crate::kube::constructed::{cluster, configured};
     use crate::node::{
         Destination, KubeProxy, NetnsId, PacketFilter, ProxyReport, ServiceRule, ServiceRules,
@@ -423,6 +441,101 @@ pub(super) mod tests {
             let sends = said.filter(|proof| proof.text.starts_with(words)).count();
             assert_eq!(sends, named, "{found:#?}");
         }
+    }
+
+    /// A node whose API server does not give kube-proxy's ConfigMap.
+    fn without_map(mut bench: Bench) -> Bench {
+        let mut facts = bench.cluster.take().expect("a cluster");
+        facts.proxy_configuration = None;
+        bench.cluster = Some(facts.without(Resource::ProxyConfiguration, "forbidden"));
+        bench
+    }
+
+    #[test]
+    fn without_the_config_map_the_process_says_its_mode() {
+        let by_line = |line: &str, report: Option<ProxyReport>| {
+            let mut bench = without_map(bench(&[]));
+            let mut proxy = KubeProxy::constructed(line);
+            proxy.netns = Some(NetnsId(NODE));
+            proxy.report = report;
+            bench.facts.kube_proxies = vec![proxy];
+            bench.with_evidence(audit)
+        };
+        let unhealthy = |mode: Option<&str>| {
+            Some(ProxyReport {
+                healthy: Some(false),
+                mode: mode.map(str::to_owned),
+                ..ProxyReport::default()
+            })
+        };
+        // Its flags are all there is: nothing is missing.
+        let found = by_line("kube-proxy --proxy-mode=ipvs", unhealthy(None));
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            found[0].diagnosis.certainty,
+            Certainty::Certain,
+            "{found:#?}"
+        );
+        // A file that nobody could read, and its answer on /proxyMode.
+        let found = by_line("kube-proxy --config=/etc/k.yml", unhealthy(Some("ipvs")));
+        assert_eq!(found.len(), 1);
+        let diagnosis = &found[0].diagnosis;
+        assert_eq!(diagnosis.certainty, Certainty::Likely);
+        let missing = diagnosis.missing.join("; ");
+        for said in ["forbidden", "kube-proxy's configuration: without it"] {
+            assert!(missing.contains(said), "{missing}");
+        }
+        assert!(diagnosis.summary.contains("10.244.0.9:8080"));
+    }
+
+    #[test]
+    fn without_anybodys_word_the_tables_say_the_mode() {
+        let by_ipvs = |device: bool| {
+            let mut bench = without_map(bench(&[]));
+            if device {
+                bench.site().links.push(link(9, SERVICE_DEVICE));
+            }
+            bench
+        };
+        let by_rules = || without_map(by_rules("10.244.0.8:8080"));
+        for mut bench in [by_ipvs(true), by_rules()] {
+            let found = bench.with_evidence(audit);
+            assert_eq!(found.len(), 1);
+            let diagnosis = &found[0].diagnosis;
+            assert_eq!(diagnosis.certainty, Certainty::Likely);
+            let missing = diagnosis.missing.join("; ");
+            assert!(
+                missing.contains("the mode is that of what the kernel holds"),
+                "{missing}"
+            );
+            // What nobody may have asked kube-proxy for is not held against it.
+            if let Some(servers) = &mut bench.site().ipvs {
+                servers.push(service(6, "192.0.2.77:80", &[]));
+            }
+            assert_eq!(
+                bench.with_evidence(audit)[0].diagnosis.summary,
+                diagnosis.summary
+            );
+        }
+        // Another program may balance by IPVS, and two modes' tables tell neither.
+        assert_eq!(by_ipvs(false).with_evidence(audit), []);
+        let mut both = by_ipvs(true);
+        both.site().service_rules = by_rules().site().service_rules.take();
+        assert_eq!(both.with_evidence(audit), []);
+    }
+
+    #[test]
+    fn an_old_config_map_is_used_and_named() {
+        let mut bench = bench(&[]);
+        let facts = bench.cluster.take().expect("a cluster");
+        bench.cluster = Some(facts.without(Resource::ProxyConfiguration, "away"));
+        let found = bench.with_evidence(audit);
+        assert_eq!(found.len(), 1);
+        let missing = found[0].diagnosis.missing.join("; ");
+        assert!(
+            missing.contains("fresh facts of kube-proxy's configuration"),
+            "{missing}"
+        );
     }
 
     #[test]

@@ -246,14 +246,17 @@ fn show_differences(arguments: &Facts, output: &Output) -> Result<Exit, Failure>
         }
         None => Proxy::of_cluster(facts),
     };
-    let Some(proxy) = proxy else {
+    let mut node = NetnsFacts::read(&handle, &Directory::default());
+    if proxy.as_ref().is_none_or(|proxy| proxy.mode != Mode::Ipvs) {
+        node.read_service_rules(&handle);
+    }
+    let Some(proxy) = proxy.or_else(|| Proxy::of_kernel(facts, &node)) else {
         return Err(Failure::cannot_trace(
-            "kube-proxy's mode on this node is not known: neither it nor its ConfigMap says it",
+            "kube-proxy's mode on this node is not known: neither it nor its ConfigMap says it, nor what the kernel holds",
         ));
     };
-    let mut node = NetnsFacts::read(&handle, &Directory::default());
-    if proxy.mode != Mode::Ipvs {
-        node.read_service_rules(&handle);
+    if let Some(lacks) = proxy.told.lacks() {
+        printer.warning(&format!("not known: {lacks}"))?;
     }
     let holder = proxy.mode.holder();
     let Some(comparison) = Comparison::of(facts, &node, &proxy) else {

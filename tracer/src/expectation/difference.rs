@@ -256,7 +256,10 @@ pub fn compare(
 /// Not kube-proxy's, or a NodePort of a service whose addresses could not be told.
 fn is_foreign(key: &ServerKey, cluster: &ClusterFacts, proxy: &Proxy) -> bool {
     let address = key.address.ip();
-    address.is_loopback()
+    // What it was told to leave alone in IPVS is not known.
+    let may_be_excluded = proxy.mode == Mode::Ipvs && proxy.told.lacks().is_some();
+    may_be_excluded
+        || address.is_loopback()
         || proxy.excluded.iter().any(|prefix| prefix.contains(address))
         || cluster
             .node_port(key.protocol, key.address.port())

@@ -29,7 +29,7 @@ pub use difference::{Comparison, Difference, Surplus, compare};
 pub use endpoint::{Unsure, serving};
 pub use node_address::node_addresses;
 pub use programmed::{Programmed, programmed};
-pub use proxy::{NodePortAddresses, Proxy, minor, ruled_namespaces};
+pub use proxy::{NodePortAddresses, Proxy, Told, minor, ruled_namespaces};
 pub use server::{ExpectedServer, Reach, ServerKey, expected};
 pub use version::{Habit, Mode};
 

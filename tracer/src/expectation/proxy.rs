@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Mode, SYNC_PERIOD};
+use super::{Mode, SERVICE_DEVICE, SYNC_PERIOD, programmed};
 use crate::kube::ClusterFacts;
 use crate::node::{KubeProxy, NetnsFacts, NetnsId, Prefix, ProxyConfiguration, Snapshot};
 
@@ -22,6 +22,38 @@ pub struct Proxy {
     pub gates: BTreeMap<String, bool>,
     /// How often it syncs at least.
     pub sync_period: Duration,
+    /// Where all this is from.
+    pub told: Told,
+}
+
+/// Where kube-proxy's mode and configuration are known from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Told {
+    /// The process: its flags, or its file.
+    Itself,
+    /// The ConfigMap.
+    ConfigMap,
+    /// The process says its mode; its configuration could not be read.
+    ModeAlone,
+    /// Nobody says anything: the mode is that of what the kernel holds.
+    Kernel,
+}
+
+impl Told {
+    /// What is not known, and what that comes to; `None` when everything is.
+    pub const fn lacks(self) -> Option<&'static str> {
+        match self {
+            Self::Itself | Self::ConfigMap => None,
+            Self::ModeAlone => Some(
+                "kube-proxy's configuration: without it NodePorts, and in ipvs mode virtual servers of no service, \
+                 are not compared",
+            ),
+            Self::Kernel => Some(
+                "kube-proxy's mode and configuration: the mode is that of what the kernel holds; NodePorts, and in \
+                 ipvs mode virtual servers of no service, are not compared",
+            ),
+        }
+    }
 }
 
 /// Where NodePorts are to answer.
@@ -49,14 +81,30 @@ impl Proxy {
             excluded: Vec::new(),
             gates: BTreeMap::new(),
             sync_period: SYNC_PERIOD,
+            told: Told::Itself,
+        }
+    }
+
+    /// From its mode and version; its configuration is not known.
+    fn unconfigured(mode: Mode, minor: Option<u16>, told: Told) -> Self {
+        Self {
+            node_ports: NodePortAddresses::Unknown,
+            told,
+            ..Self::new(mode, minor, &[])
         }
     }
 
     /// From kube-proxy's configuration and version.
-    fn configured(mode: Mode, configuration: &ProxyConfiguration, minor: Option<u16>) -> Self {
+    fn configured(
+        mode: Mode,
+        configuration: &ProxyConfiguration,
+        minor: Option<u16>,
+        told: Told,
+    ) -> Self {
         Self {
             mode,
             minor,
+            told,
             node_ports: NodePortAddresses::parse(&configuration.node_port_addresses),
             excluded: prefixes(&configuration.excluded_prefixes),
             gates: configuration.feature_gates.clone(),
@@ -78,7 +126,27 @@ impl Proxy {
             mode,
             configuration,
             kubelet_minor(cluster),
+            Told::ConfigMap,
         ))
+    }
+
+    /// From what a namespace holds for services: the only mode of which there is anything. `None` when
+    /// there is nothing, or something of two modes, as a change of the mode leaves it.
+    pub fn of_kernel(cluster: &ClusterFacts, facts: &NetnsFacts) -> Option<Self> {
+        // Others balance by IPVS too, and do not make this device.
+        let has_device = facts.links.iter().any(|link| link.name == SERVICE_DEVICE);
+        let by_kube_proxy = |mode| mode != Mode::Ipvs || has_device;
+        let holds = |mode: &Mode| {
+            by_kube_proxy(*mode) && programmed(facts, *mode).is_some_and(|found| !found.is_empty())
+        };
+        let mut modes = [Mode::Ipvs, Mode::Iptables, Mode::Nftables]
+            .into_iter()
+            .filter(holds);
+        let mode = modes.next()?;
+        modes
+            .next()
+            .is_none()
+            .then(|| Self::unconfigured(mode, kubelet_minor(cluster), Told::Kernel))
     }
 
     /// From the kube-proxy that runs here, and what the cluster knows. `None` when its mode is not known.
@@ -97,10 +165,9 @@ impl Proxy {
     pub fn running(proxy: &KubeProxy, cluster: Option<&ClusterFacts>) -> Option<Self> {
         let report = proxy.report.as_ref();
         let in_map = cluster.and_then(|cluster| cluster.proxy_configuration.as_deref());
-        let configuration = report
-            .and_then(|report| report.configuration.as_ref())
-            // Without a file its flags count, not the ConfigMap.
-            .or_else(|| in_map.filter(|_| proxy.config.is_some()));
+        let own = report.and_then(|report| report.configuration.as_ref());
+        // Without a file its flags count, not the ConfigMap.
+        let configuration = own.or_else(|| in_map.filter(|_| proxy.config.is_some()));
         // With a file that nobody could read, its mode may be any.
         let hidden = proxy.config.is_some() && configuration.is_none();
         let said = report
@@ -113,11 +180,11 @@ impl Proxy {
         let mode = Mode::parse(said)?;
         let minor = Self::minor_of(proxy, cluster);
         Some(match configuration {
-            Some(configuration) => Self::configured(mode, configuration, minor),
-            None if hidden => Self {
-                node_ports: NodePortAddresses::Unknown,
-                ..Self::new(mode, minor, &[])
-            },
+            Some(configuration) => {
+                let told = own.map_or(Told::ConfigMap, |_| Told::Itself);
+                Self::configured(mode, configuration, minor, told)
+            }
+            None if hidden => Self::unconfigured(mode, minor, Told::ModeAlone),
             None => Self {
                 gates: proxy.feature_gates.clone(),
                 excluded: prefixes(&proxy.excluded_prefixes),
@@ -149,7 +216,7 @@ fn kubelet_minor(cluster: &ClusterFacts) -> Option<u16> {
 }
 
 /// The namespaces in which kube-proxy writes packet filter rules for services: those with an address of
-/// this node, in a mode that does so.
+/// this node, in a mode that does so, or one that only they can tell.
 pub fn ruled_namespaces(cluster: &ClusterFacts, facts: &Snapshot) -> BTreeSet<NetnsId> {
     let node = cluster
         .this_node
@@ -162,7 +229,7 @@ pub fn ruled_namespaces(cluster: &ClusterFacts, facts: &Snapshot) -> BTreeSet<Ne
         let mut own = node.internal_ips.iter();
         let proxy = Proxy::known(Some(cluster), facts.kube_proxies_in(namespace.id));
         own.any(|address| namespace.address(*address).is_some())
-            && proxy.is_some_and(|proxy| proxy.mode != Mode::Ipvs)
+            && proxy.is_none_or(|proxy| proxy.mode != Mode::Ipvs)
     };
     let wanted = facts.namespaces.iter().filter(of_node);
     wanted.map(|namespace| namespace.id).collect()

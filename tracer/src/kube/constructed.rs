@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::ClusterFacts;
 use super::objects::read;
+use super::{ClusterFacts, Resource};
 
 /// Facts of the objects, each with its kind, as this node knows them; every kind is complete.
 pub(crate) fn cluster(this_node: &str, objects: &[Value]) -> ClusterFacts {
@@ -25,6 +25,12 @@ impl ClusterFacts {
     /// The same facts of a server that is away.
     pub(crate) fn with_trouble(mut self, why: &str) -> Self {
         self.set_server(Err(why.to_owned()));
+        self
+    }
+
+    /// The same facts, of which one kind cannot be read any more.
+    pub(crate) fn without(mut self, resource: Resource, why: &str) -> Self {
+        self.sources[resource as usize].fail(why.to_owned());
         self
     }
 }

@@ -14,7 +14,7 @@ use crate::kube::ClusterFacts;
 use crate::kube::constructed::{cluster, configured};
 use crate::node::{
     Address, KubeProxy, Link, NetnsFacts, NetnsId, OperState, Prefix, ProxyConfiguration,
-    ProxyReport, Route, Scope,
+    ProxyReport, Route, Scope, Snapshot,
 };
 
 const NODE: &str = "node-a";
@@ -341,6 +341,17 @@ fn a_running_kube_proxy_says_what_it_is_like() {
     running.report = None;
     assert_eq!(Proxy::minor_of(&running, Some(&cluster)), Some(22));
     assert_eq!(Proxy::minor_of(&running, None), None);
+}
+
+#[test]
+fn rules_are_read_where_they_may_tell_the_mode() {
+    let mut snapshot = Snapshot::empty();
+    snapshot.namespaces.push(node());
+    let unknown = cluster(NODE, &[node_object()]);
+    let read = |facts: &ClusterFacts| !ruled_namespaces(facts, &snapshot).is_empty();
+    assert!(read(&unknown));
+    assert!(read(&configured(unknown.clone(), "mode: iptables")));
+    assert!(!read(&configured(unknown, "mode: ipvs")));
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! kube-proxy as it runs on this node: its process and the flags that decide where NodePorts answer.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use super::{NetnsId, ProxyReport};
 use nix::time::{ClockId, clock_gettime};
@@ -177,8 +178,8 @@ pub(super) fn flag(words: &[String], name: &str) -> Option<String> {
     })
 }
 
-/// Whether a process finds a program by its PATH in its own mount namespace; `None` when that cannot
-/// be looked at.
+/// Whether a process finds a program that it can run by its PATH in its own mount namespace; `None` when
+/// that cannot be looked at.
 fn finds(pid: u32, program: &str) -> Option<bool> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
     // A process that is just being started has none yet.
@@ -201,10 +202,43 @@ fn finds_below(root: &Path, environment: &[u8], program: &str) -> bool {
             |path| String::from_utf8_lossy(path).into_owned(),
         );
     path.split(':').any(|directory| {
-        // Below the root, wherever the path begins.
-        let file = root.join(directory.trim_start_matches('/')).join(program);
-        fs::metadata(file).is_ok_and(|file| file.is_file())
+        let file = within(root, &Path::new(directory).join(program));
+        // Programs run what may be executed by anybody when they run as root.
+        let runs = |file: fs::Metadata| file.is_file() && file.mode() & 0o111 != 0;
+        file.and_then(|file| fs::symlink_metadata(file).ok())
+            .is_some_and(runs)
     })
+}
+
+/// Where a path leads for a process that has this root: links are followed below it, wherever they point.
+/// `None` where they lead in a circle.
+fn within(root: &Path, path: &Path) -> Option<PathBuf> {
+    // As many as the kernel follows.
+    let mut links = 40;
+    let mut found = PathBuf::new();
+    let mut rest: Vec<OsString> = Vec::new();
+    let push = |rest: &mut Vec<OsString>, path: &Path| {
+        let parts = path.components().rev();
+        rest.extend(parts.map(|part| part.as_os_str().to_owned()));
+    };
+    push(&mut rest, path);
+    while let Some(part) = rest.pop() {
+        match Path::new(&part).components().next() {
+            Some(Component::RootDir) => found = PathBuf::new(),
+            Some(Component::ParentDir) => {
+                found.pop();
+            }
+            Some(Component::Normal(name)) => match fs::read_link(root.join(&found).join(name)) {
+                Ok(target) => {
+                    links = usize::checked_sub(links, 1)?;
+                    push(&mut rest, &target);
+                }
+                Err(_) => found.push(name),
+            },
+            Some(Component::CurDir | Component::Prefix(_)) | None => {}
+        }
+    }
+    Some(root.join(found))
 }
 
 /// Where programs are looked for without PATH.
@@ -212,7 +246,16 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
     use super::*;
+
+    /// A file that may be executed, or not, and the folders that it is in.
+    fn put(path: &Path, mode: u32) {
+        fs::create_dir_all(path.parent().expect("a folder")).expect("folders");
+        fs::write(path, "").expect("a file");
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("its mode");
+    }
 
     fn proxy(line: &str) -> Option<KubeProxy> {
         KubeProxy::parse(1, line.replace(' ', "\0").as_bytes())
@@ -303,11 +346,7 @@ mod tests {
     #[test]
     fn a_program_is_looked_for_where_the_process_would() {
         let root = tempfile::tempdir().expect("a folder");
-        let put = |path: &str| {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().expect("a folder")).expect("folders");
-            fs::write(path, "").expect("a file");
-        };
+        let put = |path: &str| put(&root.path().join(path), 0o755);
         put("opt/tools/conntrack");
         fs::create_dir_all(root.path().join("usr/bin/conntrack")).expect("a folder");
         let found = |environment: &[u8]| finds_below(root.path(), environment, "conntrack");
@@ -320,9 +359,85 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_nobody_may_execute_is_no_program() {
+        for (mode, found) in [(0o755, true), (0o100, true), (0o001, true), (0o644, false)] {
+            let root = tempfile::tempdir().expect("a folder");
+            put(&root.path().join("usr/sbin/conntrack"), mode);
+            assert_eq!(
+                finds_below(root.path(), b"", "conntrack"),
+                found,
+                "{mode:o}"
+            );
+        }
+    }
+
+    #[test]
+    fn links_are_followed_below_the_root_of_the_process() {
+        // What the host has at the same place is somebody else's.
+        let host = tempfile::tempdir().expect("a folder");
+        put(&host.path().join("conntrack"), 0o755);
+        let of_host = host.path().join("conntrack");
+        let found = |links: &[(&str, &Path)], file: Option<&str>| {
+            let root = tempfile::tempdir().expect("a folder");
+            if let Some(file) = file {
+                put(&root.path().join(file.trim_start_matches('/')), 0o755);
+            }
+            for (link, target) in links {
+                let link = root.path().join(link);
+                fs::create_dir_all(link.parent().expect("a folder")).expect("folders");
+                symlink(target, link).expect("a link");
+            }
+            finds_below(root.path(), b"PATH=/usr/sbin:/sbin", "conntrack")
+        };
+        let tool = Path::new("/opt/tools/conntrack");
+        for (links, file, wanted) in [
+            // The link points to a file of the process, by an absolute path or a relative one.
+            (
+                &[("usr/sbin/conntrack", tool)][..],
+                Some("/opt/tools/conntrack"),
+                true,
+            ),
+            (
+                &[("usr/sbin/conntrack", Path::new("../../opt/tools/conntrack"))],
+                Some("/opt/tools/conntrack"),
+                true,
+            ),
+            // No more than the root is above it.
+            (
+                &[(
+                    "usr/sbin/conntrack",
+                    Path::new("../../../../../opt/tools/conntrack"),
+                )],
+                Some("/opt/tools/conntrack"),
+                true,
+            ),
+            // The folder is a link, and the link a link.
+            (
+                &[
+                    ("sbin", Path::new("/usr/tools")),
+                    ("usr/tools/conntrack", Path::new("/usr/lib/again")),
+                    ("usr/lib/again", tool),
+                ],
+                Some("/opt/tools/conntrack"),
+                true,
+            ),
+            // It points to what only the host has, to nothing, and to itself.
+            (&[("usr/sbin/conntrack", &of_host)], None, false),
+            (&[("usr/sbin/conntrack", tool)], None, false),
+            (
+                &[("sbin/conntrack", Path::new("/sbin/conntrack"))],
+                None,
+                false,
+            ),
+        ] {
+            assert_eq!(found(links, file), wanted, "{links:?}");
+        }
+    }
+
+    #[test]
     fn a_process_has_its_own_path() {
         let folder = tempfile::tempdir().expect("a folder");
-        fs::write(folder.path().join("tool"), "").expect("a file");
+        put(&folder.path().join("tool"), 0o755);
         let mut child = std::process::Command::new("/bin/sleep")
             .arg("60")
             .env("PATH", folder.path())

@@ -284,6 +284,24 @@ impl ApiServer {
         self.folder.path().join("wrong-token")
     }
 
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A folder with what a pod finds of its service account: token, certificate and namespace.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn service_account(&self) -> anyhow::Result<PathBuf> {
+        let folder = self.folder.path().join("serviceaccount");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("token"), TOKEN)?;
+        std::fs::write(folder.join("namespace"), "default")?;
+        std::fs::copy(self.folder.path().join("ca.pem"), folder.join("ca.crt"))?;
+        Ok(folder)
+    }
+
     /// A folder that ends with the server.
     pub fn folder(&self) -> &Path {
         self.folder.path()

@@ -1,9 +1,11 @@
 //! Facts of a cluster, read from an API server that behaves, and from one that does not.
 //!
 //! Map: `facts` are read and followed, `trouble` is what servers and networks do to that, `shown` is what
-//! becomes of it in views, and whether kubectl takes the server for a real one.
+//! becomes of it in views, and whether kubectl takes the server for a real one, `place` which server is
+//! chosen.
 
 mod facts;
+mod place;
 mod shown;
 mod trouble;
 

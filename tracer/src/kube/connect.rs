@@ -1,12 +1,13 @@
 //! How to reach the API server, and asking it what it serves.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
 use kube::client::Body;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use serde::Deserialize;
 use tokio::sync::Mutex;
@@ -41,25 +42,26 @@ pub(crate) enum NoServer {
 
 /// Reads the configuration; asks nobody.
 pub(crate) async fn configuration(place: &Place) -> Result<Config, NoServer> {
-    let named = place.kubeconfig.is_some()
-        || std::env::var_os("KUBECONFIG").is_some_and(|files| !files.is_empty());
+    let named = match &place.kubeconfig {
+        Some(path) => Some(Kubeconfig::read_from(path)),
+        None => std::env::var_os("KUBECONFIG").and_then(|files| listed(&files)),
+    };
     let options = KubeConfigOptions {
         context: place.context.clone(),
         ..KubeConfigOptions::default()
     };
-    let from_file = match &place.kubeconfig {
-        Some(path) => match Kubeconfig::read_from(path) {
-            Ok(file) => Config::from_custom_kubeconfig(file, &options).await,
-            Err(error) => Err(error),
-        },
+    let is_named = named.is_some();
+    let from_file = match named {
+        Some(Ok(file)) => Config::from_custom_kubeconfig(file, &options).await,
+        Some(Err(error)) => Err(error),
         None => Config::from_kubeconfig(&options).await,
     };
     let mut config = match from_file {
         Ok(config) => config,
-        Err(error) if named || !missing_file(&error) => {
+        Err(error) if is_named || !missing_file(&error) => {
             return Err(NoServer::Unusable(with_causes(&error)));
         }
-        Err(_) => Config::incluster().map_err(|_| NoServer::NotConfigured)?,
+        Err(_) => Config::incluster().map_err(|error| without_account(&error))?,
     };
     config.connect_timeout = Some(ANSWER);
     // The watcher waits between tries, and every error is to be seen.
@@ -67,8 +69,43 @@ pub(crate) async fn configuration(place: &Place) -> Result<Config, NoServer> {
     Ok(config)
 }
 
-fn missing_file(error: &kube::config::KubeconfigError) -> bool {
-    use kube::config::KubeconfigError::{FindPath, ReadConfig};
+/// What the files of `KUBECONFIG` say together; in doubt the first counts. As kubectl does it, one that is
+/// not there is left out. `None` where it lists nothing.
+fn listed(files: &OsStr) -> Option<Result<Kubeconfig, KubeconfigError>> {
+    let (mut found, mut missing) = (None::<Kubeconfig>, None);
+    for path in std::env::split_paths(files).filter(|path| !path.as_os_str().is_empty()) {
+        match Kubeconfig::read_from(path) {
+            Ok(next) => match found.take().unwrap_or_default().merge(next) {
+                Ok(merged) => found = Some(merged),
+                Err(error) => return Some(Err(error)),
+            },
+            Err(error) if missing_file(&error) => missing = missing.or(Some(error)),
+            Err(error) => return Some(Err(error)),
+        }
+    }
+    // With none of them there is nothing to do what was asked for.
+    found.map(Ok).or(missing.map(Err))
+}
+
+/// Why a pod's service account leads nowhere: this is no pod, it has none, or it cannot be used.
+fn without_account(error: &InClusterError) -> NoServer {
+    use InClusterError::{ReadCertificateBundle, ReadDefaultNamespace, ReadEnvironmentVariable};
+    match error {
+        ReadEnvironmentVariable(_) => NoServer::NotConfigured,
+        ReadDefaultNamespace(why) | ReadCertificateBundle(why)
+            if why.kind() == std::io::ErrorKind::NotFound =>
+        {
+            NoServer::NotConfigured
+        }
+        other => NoServer::Unusable(format!(
+            "the pod's service account cannot be used: {}",
+            with_causes(other)
+        )),
+    }
+}
+
+fn missing_file(error: &KubeconfigError) -> bool {
+    use KubeconfigError::{FindPath, ReadConfig};
     match error {
         FindPath => true,
         ReadConfig(error, _) => error.kind() == std::io::ErrorKind::NotFound,

@@ -2,6 +2,7 @@
 //! programs' files.
 
 mod kept;
+mod named;
 mod others;
 mod shown;
 

@@ -1,12 +1,18 @@
 //! Tables of expressions: what they mean, and how wrong ones are shown. That tcpdump gives the same
 //! answers is tested in `against_tcpdump`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use serde_json::json;
+use tracer_ebpf::header::ethertype;
+use tracer_ebpf::hook::HookId;
 
 use super::*;
-use crate::event::Arp;
-use crate::journey::constructed::event;
+use crate::event::{Arp, protocol};
+use crate::journey::constructed::{event, packet};
 use crate::kube::ObjectName;
+use crate::kube::constructed::cluster;
 
 /// A cluster and a node that know a few names.
 struct Known;
@@ -214,7 +220,7 @@ fn arp_that_is_followed_matches_as_it_does_in_the_kernel() {
         packet: None,
         not_ip: true,
         arp: Some(arp),
-        ..event(tracer_ebpf::hook::HookId::DeviceReceive, 1, 1, 0)
+        ..event(HookId::DeviceReceive, 1, 1, 0)
     };
     let matches = |event: &Event, text: &str| {
         let filter = Expression::parse(text).expect(text);
@@ -228,5 +234,99 @@ fn arp_that_is_followed_matches_as_it_does_in_the_kernel() {
     }
     for text in ["ip", "udp", "host 192.0.2.3", "port 53", "proto 255"] {
         assert!(!matches(&event, text), "{text}");
+    }
+}
+
+/// An IP packet of UDP as it is on the wire, and its ethertype.
+fn udp(source: SocketAddr, destination: SocketAddr) -> (Vec<u8>, u16) {
+    let mut ports = Vec::new();
+    for port in [source.port(), destination.port(), 8, 0] {
+        ports.extend(port.to_be_bytes());
+    }
+    match (source.ip(), destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut bytes = vec![0x45, 0, 0, 28, 0, 7, 0, 0, 64, protocol::UDP, 0, 0];
+            bytes.extend(source.octets());
+            bytes.extend(destination.octets());
+            bytes.extend(ports);
+            (bytes, ethertype::IPV4)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let mut bytes = vec![0x60, 0, 0, 0, 0, 8, protocol::UDP, 64];
+            bytes.extend(source.octets());
+            bytes.extend(destination.octets());
+            bytes.extend(ports);
+            (bytes, ethertype::IPV6)
+        }
+        _ => panic!("addresses of two families"),
+    }
+}
+
+#[test]
+fn a_nodes_name_means_each_of_its_addresses_and_no_other() {
+    let node = |name: &str, addresses: &[(&str, &str)]| {
+        let address = |(kind, address): &(&str, &str)| json!({"type": kind, "address": address});
+        let addresses: Vec<_> = addresses.iter().map(address).collect();
+        json!({"kind": "Node", "metadata": {"name": name}, "status": {"addresses": addresses}})
+    };
+    let here = Here {
+        cluster: Some(Arc::new(cluster(
+            "node-a",
+            &[
+                node("node-a", &[("InternalIP", "192.0.2.1")]),
+                node(
+                    "node-b.example",
+                    &[
+                        ("InternalIP", "192.0.2.2"),
+                        ("InternalIP", "2001:db8::2"),
+                        ("ExternalIP", "203.0.113.2"),
+                        ("Hostname", "node-b"),
+                    ],
+                ),
+            ],
+        ))),
+        ..Here::default()
+    };
+    for (source, destination, from, to) in [
+        ("10.244.0.5:4000", "192.0.2.2:53", false, true),
+        ("192.0.2.2:53", "10.244.0.5:4000", true, false),
+        ("203.0.113.2:53", "192.0.2.2:53", true, true),
+        ("[2001:db8::5]:1", "[2001:db8::2]:2", false, true),
+        ("[2001:db8::2]:2", "[2001:db8::1]:1", true, false),
+        // Another node, an address beside it, and pods.
+        ("192.0.2.1:1", "192.0.2.3:2", false, false),
+        ("10.244.1.5:1", "10.244.0.5:2", false, false),
+        ("[2001:db8::1]:1", "[2001:db8::3]:2", false, false),
+    ] {
+        let ends = [source, destination].map(|end| end.parse().expect("an address"));
+        let (bytes, ethertype) = udp(ends[0], ends[1]);
+        let seen = Event {
+            packet: Some(packet(protocol::UDP, (source, destination))),
+            ..event(HookId::DeviceReceive, 1, 1, 0)
+        };
+        for (text, wanted) in [
+            ("node node-b.example", from || to),
+            ("src node node-b.example", from),
+            ("dst node node-b.example", to),
+            ("not node node-b.example", !from && !to),
+            ("node node-b.example and tcp", false),
+        ] {
+            let filter = Expression::parse(text).and_then(|parsed| parsed.resolve(&here));
+            let filter = filter.expect(text);
+            let words = format!("{text}: {source} > {destination}");
+            // As the kernel's program sees the packet.
+            assert_eq!(filter.matches_packet(&bytes, ethertype), wanted, "{words}");
+            // What follows a packet takes its answers for it as well.
+            let either = match text.split_once(" node") {
+                Some(("src" | "dst", _)) => from || to,
+                _ => wanted,
+            };
+            assert_eq!(filter.matches_event(&seen, &|_, _| None), either, "{words}");
+        }
+    }
+    for unknown in ["node node-b", "node node-c"] {
+        let refused = Expression::parse(unknown).and_then(|parsed| parsed.resolve(&here));
+        let said = refused.expect_err(unknown).to_string();
+        assert!(said.contains("no such node"), "{said}");
     }
 }

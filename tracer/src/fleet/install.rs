@@ -8,18 +8,18 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::core::v1::{
     ContainerPort, HTTPGetAction, HostPathVolumeSource, Namespace,
-    PersistentVolumeClaimVolumeSource, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-    Volume, VolumeMount,
+    PersistentVolumeClaimVolumeSource, PodSpec, PodTemplateSpec, Probe, Volume, VolumeMount,
 };
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::manifest::{
-    APPARMOR_FIELD, apparmor_annotation, node_labels, set_apparmor_field, tracing,
+    APPARMOR_FIELD, Amounts, apparmor_annotation, node_labels, resources, set_apparmor_field,
+    tracing,
 };
+use super::plan::SYSTEM;
 use crate::kube::RBAC;
 
 /// Where the least rights are written for.
@@ -28,9 +28,9 @@ const USUAL_NAMESPACE: &str = "kube-system";
 const CAPTURES: &str = "captures";
 const CAPTURES_AT: &str = "/captures";
 /// What a node gives the tracer. Its stores are bounded; the limit is several times what was measured.
-const REQUESTS: [(&str, &str); 2] = [("cpu", "50m"), ("memory", "128Mi")];
+const REQUESTS: Amounts = [("cpu", "50m"), ("memory", "128Mi")];
 /// The second with captures: the last while before a diagnosis is kept in memory, up to 256 MiB.
-const LIMITS: [[(&str, &str); 2]; 2] = [
+const LIMITS: [Amounts; 2] = [
     [("cpu", "1"), ("memory", "512Mi")],
     [("cpu", "1"), ("memory", "768Mi")],
 ];
@@ -133,7 +133,11 @@ fn daemon_set(installation: &Installation) -> DaemonSet {
         words.push(format!("--capture={CAPTURES_AT}"));
         words.push(format!("--capture-limit={}", captures.limit));
     }
-    let mut spec = tracing(&installation.image, words, Some("tracer"));
+    let most = LIMITS[usize::from(installation.captures.is_some())];
+    let amounts = resources(REQUESTS, most);
+    let mut spec = tracing(&installation.image, words, Some("tracer"), amounts);
+    // It would only fail on others, again and again.
+    spec.node_selector = Some(BTreeMap::from([(SYSTEM.into(), "linux".into())]));
     spec.priority_class_name =
         (installation.namespace == USUAL_NAMESPACE).then(|| "system-node-critical".into());
     if let Some(container) = spec.containers.first_mut() {
@@ -144,8 +148,6 @@ fn daemon_set(installation: &Installation) -> DaemonSet {
         }]);
         container.liveness_probe = Some(probe("/livez", port, 30));
         container.readiness_probe = Some(probe("/healthz", port, 5));
-        let most = LIMITS[usize::from(installation.captures.is_some())];
-        container.resources = Some(resources(most));
     }
     if let Some(captures) = &installation.captures {
         mount(&mut spec, &captures.volume);
@@ -245,22 +247,11 @@ fn probe(path: &str, port: i32, delay: i32) -> Probe {
     }
 }
 
-fn resources(limits: [(&str, &str); 2]) -> ResourceRequirements {
-    let amounts = |amounts: [(&str, &str); 2]| {
-        let named = amounts.map(|(what, much)| (what.to_owned(), Quantity(much.into())));
-        Some(BTreeMap::from(named))
-    };
-    ResourceRequirements {
-        requests: amounts(REQUESTS),
-        limits: amounts(limits),
-        ..ResourceRequirements::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::manifest::tests::needed;
     use super::*;
 
     /// Every field that is written, as Kubernetes 1.20 has it (release-1.20 of k8s.io/api: apps/v1, core/v1,
@@ -283,7 +274,7 @@ mod tests {
         "rollingUpdate maxUnavailable",
         "template metadata spec",
         "spec automountServiceAccountToken containers dnsPolicy enableServiceLinks hostNetwork hostPID",
-        "spec priorityClassName serviceAccountName terminationGracePeriodSeconds tolerations volumes",
+        "spec nodeSelector priorityClassName serviceAccountName terminationGracePeriodSeconds tolerations volumes",
         "containers args command env image livenessProbe name ports readinessProbe resources",
         "containers securityContext volumeMounts",
         "env name valueFrom",
@@ -330,7 +321,14 @@ mod tests {
             Value::Object(object) => {
                 for (name, value) in object {
                     found.insert((of.to_owned(), name.clone()));
-                    let names = ["annotations", "labels", "matchLabels", "limits", "requests"];
+                    let names = [
+                        "annotations",
+                        "labels",
+                        "matchLabels",
+                        "nodeSelector",
+                        "limits",
+                        "requests",
+                    ];
                     if !names.contains(&name.as_str()) {
                         fields(name, value, found);
                     }
@@ -370,6 +368,62 @@ mod tests {
             }
         }
         assert_eq!(found, known);
+    }
+
+    #[test]
+    fn the_pods_of_the_daemon_set_have_what_they_need_and_no_more() {
+        let captures = |volume: CaptureVolume| Installation {
+            minor: APPARMOR_FIELD,
+            ..installation(volume, 20)
+        };
+        let without = Installation {
+            captures: None,
+            namespace: "tracing".into(),
+            ..captures(CaptureVolume::Claim(String::new()))
+        };
+        let probe = |path: &str, delay: u32| {
+            json!({"httpGet": {"path": path, "port": 9464}, "initialDelaySeconds": delay,
+                "periodSeconds": 20, "timeoutSeconds": 5})
+        };
+        let amounts = |memory: &str| json!({"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": memory}});
+        for (installed, volume) in [
+            (&without, None),
+            (
+                &captures(CaptureVolume::HostPath("/var/tracer".into())),
+                Some(
+                    json!({"name": "captures", "hostPath": {"path": "/var/tracer", "type": "DirectoryOrCreate"}}),
+                ),
+            ),
+            (
+                &captures(CaptureVolume::Claim("kept".into())),
+                Some(json!({"name": "captures", "persistentVolumeClaim": {"claimName": "kept"}})),
+            ),
+        ] {
+            let mut words = vec!["serve", "--listen=[::]:9464"];
+            let mut memory = "512Mi";
+            if volume.is_some() {
+                words.extend(["--capture=/captures", "--capture-limit=1G"]);
+                memory = "768Mi";
+            }
+            let mut wanted = needed(&json!(words), &amounts(memory));
+            wanted["nodeSelector"] = json!({"kubernetes.io/os": "linux"});
+            if installed.namespace == USUAL_NAMESPACE {
+                wanted["priorityClassName"] = json!("system-node-critical");
+            }
+            let container = &mut wanted["containers"][0];
+            container["ports"] = json!([{"name": "metrics", "containerPort": 9464}]);
+            container["livenessProbe"] = probe("/livez", 30);
+            container["readinessProbe"] = probe("/healthz", 5);
+            // The only place that it writes to.
+            if let Some(volume) = volume {
+                let mounts = container["volumeMounts"].as_array_mut().expect("mounts");
+                mounts.push(json!({"name": "captures", "mountPath": "/captures"}));
+                let volumes = wanted["volumes"].as_array_mut().expect("volumes");
+                volumes.push(volume);
+            }
+            let set = written(installed);
+            assert_eq!(set["spec"]["template"]["spec"], wanted);
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, Container, EnvVar, EnvVarSource, HostPathVolumeSource,
-    ObjectFieldSelector, Pod, PodSpec, PodTemplateSpec, SELinuxOptions, SeccompProfile,
-    SecurityContext, Toleration, Volume, VolumeMount,
+    ObjectFieldSelector, Pod, PodSpec, PodTemplateSpec, ResourceRequirements, SELinuxOptions,
+    SeccompProfile, SecurityContext, Toleration, Volume, VolumeMount,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::Plan;
@@ -27,6 +28,14 @@ pub(super) const CONTAINER: &str = "tracer";
 const REMOVED_AFTER: i32 = 60;
 /// Where `ip netns` keeps its names; the rest of what is read is under /proc and /sys.
 const NETNS_NAMES: &str = "/run/netns";
+
+/// Amounts of a node's resources, by name.
+pub(super) type Amounts = [(&'static str, &'static str); 2];
+/// What a run sets aside: nothing, so that a node that is full can be traced as well. Not written, it would
+/// be as much as its limits.
+const RUN_REQUESTS: Amounts = [("cpu", "0"), ("memory", "0")];
+/// What a run takes at most. Its queues are bounded by 160 MiB; flows and the cluster's facts come on top.
+const RUN_LIMITS: Amounts = [("cpu", "2"), ("memory", "1Gi")];
 
 /// What the tracer may do, instead of `privileged`: load programs and enter other network namespaces
 /// (SYS_ADMIN, which holds BPF and PERFMON too; runtimes older than those names refuse them), ask netlink,
@@ -110,7 +119,9 @@ pub(super) fn pod(plan: &Plan, owner: &OwnerReference, number: usize, node: &str
         words.push("--no-kube".into());
     }
     words.extend(plan.arguments.iter().cloned());
-    let mut spec = tracing(&plan.image, words, plan.service_account.as_deref());
+    let account = plan.service_account.as_deref();
+    let amounts = resources(RUN_REQUESTS, RUN_LIMITS);
+    let mut spec = tracing(&plan.image, words, account, amounts);
     // Not through the scheduler: a node that takes no new pods can be traced as well.
     spec.node_name = Some(node.into());
     spec.restart_policy = Some("Never".into());
@@ -151,14 +162,33 @@ pub(super) fn set_apparmor_field(spec: &mut PodSpec) {
     }
 }
 
+/// What a container sets aside, and takes at most.
+pub(super) fn resources(requests: Amounts, limits: Amounts) -> ResourceRequirements {
+    let amounts = |amounts: Amounts| {
+        let named = amounts.map(|(what, much)| (what.to_owned(), Quantity(much.into())));
+        Some(BTreeMap::from(named))
+    };
+    ResourceRequirements {
+        requests: amounts(requests),
+        limits: amounts(limits),
+        ..ResourceRequirements::default()
+    }
+}
+
 /// A pod that can trace the node that it is on.
-pub(super) fn tracing(image: &str, words: Vec<String>, account: Option<&str>) -> PodSpec {
+pub(super) fn tracing(
+    image: &str,
+    words: Vec<String>,
+    account: Option<&str>,
+    amounts: ResourceRequirements,
+) -> PodSpec {
     PodSpec {
         containers: vec![Container {
             name: CONTAINER.into(),
             image: Some(image.into()),
             command: Some(vec!["tracer".into()]),
             args: Some(words),
+            resources: Some(amounts),
             env: Some(vec![EnvVar {
                 name: "NODE_NAME".into(),
                 value_from: Some(EnvVarSource {
@@ -223,7 +253,7 @@ pub(super) fn tracing(image: &str, words: Vec<String>, account: Option<&str>) ->
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use serde_json::{Value, json};
@@ -272,6 +302,108 @@ mod tests {
                 .metadata
                 .labels
                 .is_some_and(|found| of_all(&found))
+        );
+    }
+
+    /// Exactly what a pod needs to trace its node: other processes and namespaces, capabilities in the place
+    /// of `privileged`, no file system to write to, every taint tolerated.
+    pub(in crate::fleet) fn needed(words: &Value, amounts: &Value) -> Value {
+        json!({
+            "hostPID": true,
+            "hostNetwork": true,
+            "dnsPolicy": "Default",
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": 10,
+            "tolerations": [{"operator": "Exists"}],
+            "automountServiceAccountToken": true,
+            "serviceAccountName": "tracer",
+            "containers": [{
+                "name": "tracer",
+                "image": "registry.example/tracer:1",
+                "command": ["tracer"],
+                "args": words,
+                "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+                "resources": amounts,
+                "securityContext": {
+                    "privileged": false,
+                    "runAsUser": 0,
+                    "readOnlyRootFilesystem": true,
+                    "capabilities": {
+                        "drop": ["ALL"],
+                        "add": [
+                            "SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "SYSLOG", "SYS_RESOURCE",
+                        ],
+                    },
+                    "seccompProfile": {"type": "Unconfined"},
+                    "seLinuxOptions": {"type": "spc_t"},
+                    "appArmorProfile": {"type": "Unconfined"},
+                },
+                "volumeMounts": [{
+                    "name": "netns",
+                    "mountPath": "/run/netns",
+                    "readOnly": true,
+                    "mountPropagation": "HostToContainer",
+                }],
+            }],
+            "volumes": [
+                {"name": "netns", "hostPath": {"path": "/run/netns", "type": "DirectoryOrCreate"}},
+            ],
+        })
+    }
+
+    #[test]
+    fn a_pod_of_a_run_has_what_it_needs_and_no_more() {
+        let reference = OwnerReference {
+            api_version: "batch/v1".into(),
+            kind: "Job".into(),
+            name: "tracer-run-x".into(),
+            uid: "1".into(),
+            ..OwnerReference::default()
+        };
+        let amounts = json!({
+            // A node that is full is traced as well, and not brought down.
+            "requests": {"cpu": "0", "memory": "0"},
+            "limits": {"cpu": "2", "memory": "1Gi"},
+        });
+        let alone = json!([
+            "run",
+            "--format=json",
+            "--for=60000ms",
+            "--no-kube",
+            "host 192.0.2.1"
+        ]);
+        let named = json!(["run", "--format=json", "--for=60000ms", "host 192.0.2.1"]);
+        for account in [None, Some("tracer")] {
+            let plan = Plan {
+                service_account: account.map(str::to_owned),
+                ..plan()
+            };
+            let mut wanted = needed(account.map_or(&alone, |_| &named), &amounts);
+            wanted["nodeName"] = json!("node-a");
+            wanted["restartPolicy"] = json!("Never");
+            wanted["activeDeadlineSeconds"] = json!(60 + 90 + 30);
+            if account.is_none() {
+                wanted["automountServiceAccountToken"] = json!(false);
+                let fields = wanted.as_object_mut().expect("an object");
+                fields.remove("serviceAccountName");
+            }
+            let pod = json!(pod(&plan, &reference, 0, "node-a"));
+            assert_eq!(pod["spec"], wanted);
+            assert_eq!(
+                pod["metadata"]["ownerReferences"],
+                json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "tracer-run-x", "uid": "1"}])
+            );
+        }
+        // What owns them starts nothing, and could do nothing.
+        let job = json!(owner(&plan(), "tracer-run-x"));
+        let template = json!({"spec": {
+            "containers": [{"name": "tracer", "image": "registry.example/tracer:1"}],
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": false,
+        }});
+        assert_eq!(
+            (&job["spec"]["parallelism"], &job["spec"]["template"]),
+            (&json!(0), &template)
         );
     }
 

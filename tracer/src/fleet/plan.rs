@@ -14,6 +14,9 @@ use crate::kube::connect::words;
 /// Time that a pod has beyond the trace itself: attaching, last diagnoses, ending.
 pub(super) const MARGIN: Duration = Duration::from_secs(30);
 
+/// Label with a node's operating system.
+pub(super) const SYSTEM: &str = "kubernetes.io/os";
+
 /// Which nodes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Choice {
@@ -95,7 +98,7 @@ impl Plan {
         let (mut nodes, mut not) = (Vec::new(), Vec::new());
         for node in found.items {
             let labels = node.metadata.labels.unwrap_or_default();
-            let system = labels.get("kubernetes.io/os").cloned();
+            let system = labels.get(SYSTEM).cloned();
             let Some(name) = node.metadata.name else {
                 continue;
             };

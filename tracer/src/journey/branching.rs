@@ -5,7 +5,7 @@
 
 use std::cmp::Reverse;
 
-use super::layer::{Layers, Relation};
+use super::layer::{Layers, Relation, comes_again};
 use super::{Area, Branch, BranchKind, Ending, Event, Journey, Role};
 use crate::event::Packet;
 
@@ -125,8 +125,12 @@ impl Origins {
         let Some(origin) = self.0.get(index) else {
             return Relation::Other;
         };
-        match origin.layers.relation(events(journey, Some(index)), event) {
-            Relation::Same => Relation::Same,
+        let own = events(journey, Some(index));
+        let parted = events(journey, origin.part).get(..origin.from);
+        let returned = own.last().is_some_and(|last| last.role() == Role::Transmit)
+            && comes_again(parted.unwrap_or_default(), event);
+        match origin.layers.relation(own, event) {
+            Relation::Same if !returned => Relation::Same,
             _ => Relation::Other,
         }
     }

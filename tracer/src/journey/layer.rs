@@ -6,7 +6,7 @@
 //! it from an skb that was freed and is used again.
 
 use super::{Area, Detail, Event, Journey, Role};
-use crate::event::{Packet, protocol};
+use crate::event::{NetfilterHook, Packet, protocol};
 
 /// Bytes of a VXLAN packet's outer IP, UDP and VXLAN headers, IPv4 and IPv6.
 const VXLAN: [u32; 2] = [20 + 8 + 8, 40 + 8 + 8];
@@ -49,7 +49,7 @@ impl Layers {
         }
         let last = events.last();
         // A packet enters local output only once, but for the one that a tunnel put around it.
-        if event.role() == Role::LocalOut {
+        if begins(last, event) {
             return match last {
                 Some(last) if wraps(last, event) => Relation::Wrapped,
                 _ => Relation::Other,
@@ -80,6 +80,10 @@ impl Layers {
             .or(self.expected.as_ref());
         match (before, &event.packet) {
             (Some(before), Some(now)) if !before.may_be(now) => Relation::Other,
+            (Some(before), Some(now)) if crosses(last, event) && before.tuple != now.tuple => {
+                Relation::Other
+            }
+            _ if comes_again(present, event) => Relation::Other,
             _ => Relation::Same,
         }
     }
@@ -110,6 +114,53 @@ impl Layers {
             journey.carried.push(self.since..journey.events.len());
         }
     }
+}
+
+/// The event is in local output. TCP over IPv6 has no hook of its own there (`ip6_xmit`); behind a device its
+/// next one begins all over, mostly when a packet is sent again in the same skb.
+fn begins(last: Option<&Event>, event: &Event) -> bool {
+    let sent = || last.is_some_and(|last| last.role() == Role::Transmit);
+    match event.role() {
+        Role::LocalOut => true,
+        Role::Output => sent(),
+        Role::Netfilter => {
+            matches!(event.detail, Detail::Netfilter(NetfilterHook::Output)) && sent()
+        }
+        _ => false,
+    }
+}
+
+/// The event shows what came out of a device at another one, as from one end of a virtual pair at the other:
+/// nothing translates addresses in between.
+fn crosses(last: Option<&Event>, event: &Event) -> bool {
+    event.role() == Role::Receive
+        && last.is_some_and(|last| matches!(last.role(), Role::Transmit | Role::Veth))
+}
+
+/// The event shows a packet that comes in where these events came in already. A device that belongs to a
+/// network outside frees what it sent without a trace, and its skb is the next that comes in.
+///
+/// Two packets come in at a device twice: one that is sent round and round through virtual pairs, and one
+/// whose reception is held up by an `ifb` device (`tcf_mirred_act`), which hands it back to where it came in.
+pub(super) fn comes_again(before: &[Event], event: &Event) -> bool {
+    let came_in = |seen: &Event| seen.role() == Role::Receive && is_at(seen, event);
+    if event.role() != Role::Receive || event.netns.is_none() || event.ifindex.is_none() {
+        return false;
+    }
+    match before {
+        [.., last] if last.role() == Role::Veth => false,
+        [.., came, held]
+            if came_in(came) && held.role() == Role::Transmit && !is_at(held, event) =>
+        {
+            false
+        }
+        _ => before.iter().any(came_in),
+    }
+}
+
+/// Both events are at one device of one namespace.
+fn is_at(one: &Event, other: &Event) -> bool {
+    (one.netns, one.ifindex) == (other.netns, other.ifindex)
 }
 
 /// Bytes that the second event's packet has more than the first's.

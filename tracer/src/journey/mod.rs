@@ -100,7 +100,8 @@ pub struct Journey {
     /// Its other fragments or copies. Of fragments the way above is that of one that was lost, of copies
     /// that of the one that came farthest.
     pub branches: Vec<Branch>,
-    /// Events were lost while it was under way: what is not here may have happened all the same.
+    /// Events were lost while it was under way, or were too many to be kept: what is not here may have
+    /// happened all the same.
     pub gap: bool,
 }
 

@@ -18,7 +18,7 @@ const NEIGHBOUR_IDLE_NS: u64 = 4_000_000_000;
 const MOST_ACTIVE: usize = 65_536;
 /// Events of a usual journey, so that its list seldom grows.
 const USUAL_EVENTS: usize = 32;
-/// Most events kept of one journey: a loop of a broken network ends here.
+/// Most events kept of one journey: a loop of a broken network ends here, and the journey says that there was more.
 const MOST_EVENTS: usize = 512;
 /// A fragment or copy appears right after something happened to its packet: so many journeys are looked at.
 const LOOKED_BACK: usize = 32;
@@ -316,11 +316,20 @@ impl Tracker {
             }
         }
         let mut journey = active.finish();
-        journey.gap = self
+        journey.gap |= self
             .lost_ns
             .is_some_and(|lost_ns| lost_ns >= journey.start_ns());
         ended.push(journey);
     }
+}
+
+/// Keeps an event, unless there are too many.
+fn keep(events: &mut Vec<Event>, event: Event) -> bool {
+    let room = events.len() < MOST_EVENTS;
+    if room {
+        events.push(event);
+    }
+    room
 }
 
 impl Active {
@@ -337,9 +346,8 @@ impl Active {
         let over = ending(|| self.journey.was_taken(), &event, reasons).map(|ending| {
             for_another_host(&self.journey.events, ending, reasons).unwrap_or(ending)
         });
-        if self.journey.events.len() < MOST_EVENTS {
-            self.journey.events.push(event);
-        }
+        let journey = &mut self.journey;
+        journey.gap |= !keep(&mut journey.events, event);
         if let Some(ending) = over {
             self.journey.ending = ending;
         }
@@ -351,12 +359,11 @@ impl Active {
             return true;
         };
         let over = ending(|| branch.was_taken(), &event, reasons);
-        if branch.events.len() < MOST_EVENTS {
-            branch.events.push(event);
-        }
+        let kept = keep(&mut branch.events, event);
         if let Some(ending) = over {
             branch.ending = ending;
         }
+        self.journey.gap |= !kept;
         over.is_some()
     }
 

@@ -20,6 +20,134 @@ fn a_reused_skb_is_another_packet() {
     assert_eq!(ended.len(), 2);
 }
 
+/// A datagram without an identification, as unconnected sockets send it, at a device.
+fn at_device(hook: HookId, time_ns: u64, ifindex: u32, ends: (&str, &str)) -> Event {
+    let mut event = other(event(hook, 1, time_ns, 0), 17, ends, 0, 100);
+    event.ifindex = Some(ifindex);
+    event
+}
+
+fn lengths(events: impl IntoIterator<Item = Event>) -> Vec<usize> {
+    let mut tracker = Tracker::new(SocketReasons::default());
+    let mut ended = Vec::new();
+    for event in events {
+        tracker.push(event, &mut ended);
+    }
+    tracker.finish(&mut ended);
+    ended.iter().map(|journey| journey.events.len()).collect()
+}
+
+/// The end of what a network card sent is not seen, and its skb is the next that comes in.
+#[test]
+fn the_skb_of_a_packet_that_left_is_another_packets() {
+    const ANSWER: (&str, &str) = ("10.0.0.2:53", "192.0.2.1:1000");
+    const ANOTHER: (&str, &str) = ("192.0.2.7:2000", "10.0.0.2:53");
+    let sent = [
+        at_device(HookId::LocalOut, 1, 2, ANSWER),
+        at_device(HookId::DeviceTransmit, 2, 2, ANSWER),
+    ];
+    let came = |ends| at_device(HookId::DeviceReceive, 3, 2, ends);
+    assert_eq!(
+        lengths(sent.clone().into_iter().chain([came(ANOTHER)])),
+        [2, 1]
+    );
+    // TCP over IPv6 sends the same again without the hook of local output.
+    let again = at_device(HookId::Output6, 3, 2, ANSWER);
+    assert_eq!(lengths(sent.into_iter().chain([again])), [2, 1]);
+}
+
+#[test]
+fn a_packet_comes_in_at_a_network_card_once() {
+    const ENDS: (&str, &str) = ("192.0.2.7:2000", "10.0.0.2:53");
+    let (receive, transmit) = (HookId::DeviceReceive, HookId::DeviceTransmit);
+    for (way, expected) in [
+        // Forwarded, and the next one of the client.
+        (
+            &[
+                (receive, 2),
+                (HookId::Forward, 2),
+                (transmit, 3),
+                (receive, 2),
+            ][..],
+            &[3, 1][..],
+        ),
+        (&[(receive, 2), (transmit, 2), (receive, 2)], &[2, 1]),
+        // No hook sees what takes packets of other protocols.
+        (
+            &[(receive, 2), (HookId::LocalDeliverFinish, 2), (receive, 2)],
+            &[2, 1],
+        ),
+        // Through a virtual pair, also where its own hook is not there.
+        (
+            &[
+                (receive, 2),
+                (HookId::Forward, 2),
+                (transmit, 3),
+                (receive, 4),
+            ],
+            &[4],
+        ),
+        // Round and round through virtual pairs.
+        (
+            &[
+                (receive, 2),
+                (transmit, 3),
+                (HookId::VethTransmit, 3),
+                (receive, 2),
+                (transmit, 3),
+            ],
+            &[5],
+        ),
+        // Held up by a device of its own for what comes in.
+        (
+            &[
+                (receive, 2),
+                (transmit, 9),
+                (receive, 2),
+                (HookId::Ip4Receive, 2),
+            ],
+            &[4],
+        ),
+    ] {
+        let events = (1..)
+            .zip(way)
+            .map(|(time, &(hook, at))| at_device(hook, time, at, ENDS));
+        assert_eq!(lengths(events), expected, "{way:?}");
+    }
+}
+
+/// A bridge copies what is for all to every port.
+#[test]
+fn the_skb_of_a_copy_that_left_is_another_packets() {
+    const ENDS: (&str, &str) = ("192.0.2.7:2000", "192.0.2.255:53");
+    let at = |hook, skb, time, ifindex| Event {
+        skb,
+        ..at_device(hook, time, ifindex, ENDS)
+    };
+    let events = [
+        at(HookId::DeviceReceive, 1, 1, 2),
+        at(HookId::BridgeFlood, 1, 2, 2),
+        at(HookId::BridgeForward, 2, 3, 3),
+        at(HookId::DeviceTransmit, 2, 4, 3),
+        at(HookId::DeviceReceive, 2, 5, 2),
+    ];
+    assert_eq!(lengths(events), [4, 1]);
+}
+
+#[test]
+fn a_journey_of_too_many_events_says_that_there_was_more() {
+    for (more, gap) in [(0, false), (1, true)] {
+        let mut tracker = Tracker::new(SocketReasons::default());
+        let mut ended = Vec::new();
+        for at in 0..MOST_EVENTS + more {
+            tracker.push(event(HookId::Forward, 1, at as u64, 100), &mut ended);
+        }
+        tracker.finish(&mut ended);
+        assert_eq!(ended.len(), 1);
+        assert_eq!((ended[0].events.len(), ended[0].gap), (MOST_EVENTS, gap));
+    }
+}
+
 #[test]
 fn a_drop_after_delivery_needs_a_reason_to_be_a_loss() {
     for (reason, expected_loss) in [(Some(2), false), (Some(9), true), (None, false)] {

@@ -5,6 +5,9 @@
 //! flow, all together in [`MOST_JOURNEY_BYTES`]. Where that is too little, answered flows without a
 //! failure give theirs up first, the quietest before the others; causes read failures and flows
 //! without an answer.
+//!
+//! Ports are used again. An address that a newer request is translated to is that one's from then on, and a
+//! TCP connection that is opened anew is another flow.
 
 mod leg;
 mod quiet;
@@ -16,7 +19,7 @@ use std::collections::VecDeque;
 
 use smallvec::SmallVec;
 
-use crate::event::{Event, Packet, Tuple};
+use crate::event::{Event, Packet, Transport, Tuple, tcp_flag};
 use crate::journey::Journey;
 use leg::{Leg, Legs, Place};
 use quiet::Quiet;
@@ -34,6 +37,10 @@ const USUAL_LEGS: usize = 2;
 /// Most tuples of one flow beside the client's: a client that never changes its port meets new ones
 /// with every new translation.
 const MOST_LEGS: u8 = 32;
+/// Conntrack keeps a TCP connection that is not established, or was closed, for two minutes at most
+/// (`tcp_timeouts` in net/netfilter/nf_conntrack_proto_tcp.c: SYN_SENT, FIN_WAIT, TIME_WAIT). Behind that NAT
+/// takes an opening for another connection whatever became of the one before.
+const TCP_FORGOTTEN_NS: u64 = 120_000_000_000;
 
 /// Which way a journey goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,11 +68,15 @@ pub struct Flow {
     pub first_ns: u64,
     /// Start of the last journey, CLOCK_MONOTONIC nanoseconds.
     pub last_ns: u64,
-    /// Addresses on the way beside the client's, in the direction of requests; those that another
-    /// flow had first are not here.
+    /// Addresses on the way beside the client's, in the direction of requests; those that are another
+    /// flow's are not here.
     legs: SmallVec<[Leg; USUAL_LEGS]>,
     /// Which of a full `legs` is replaced next.
     next_leg: u8,
+    /// Sequence number that its TCP connection began with, as far as it was seen.
+    opening: Option<u32>,
+    /// Its TCP connection was closed or reset.
+    over: bool,
     kept: Option<Box<Kept>>,
 }
 
@@ -128,6 +139,25 @@ impl Flow {
         self.replies > 0 && self.suspicious == 0
     }
 
+    /// What a TCP packet that is sent now opens is another connection than this flow's.
+    fn is_opened_anew(&self, transport: Transport, now_ns: u64) -> bool {
+        let Some(sequence) = opening(transport) else {
+            return false;
+        };
+        let forgotten = now_ns.saturating_sub(self.last_ns) > TCP_FORGOTTEN_NS;
+        self.opening != Some(sequence) && (self.over || forgotten)
+    }
+
+    /// Notes what a packet says of the TCP connection.
+    fn note(&mut self, transport: Transport) {
+        const ENDS: u8 = tcp_flag::FIN | tcp_flag::RST;
+        if let Some(sequence) = opening(transport) {
+            self.opening = Some(sequence);
+        } else if matches!(transport, Transport::Tcp { flags, .. } if flags & ENDS != 0) {
+            self.over = true;
+        }
+    }
+
     fn leg(&self, number: u8) -> Option<Tuple> {
         match number {
             0 => Some(self.client),
@@ -143,6 +173,17 @@ impl Flow {
     fn places(&self) -> impl Iterator<Item = (Tuple, Place)> + '_ {
         let all = (0..=MOST_LEGS).map_while(|number| Some((number, self.leg(number)?)));
         all.map(|(number, tuple)| (tuple, Place::new(self.id, number)))
+    }
+}
+
+/// The sequence number that a packet opens a TCP connection with.
+const fn opening(transport: Transport) -> Option<u32> {
+    const SYN_AND_ACK: u8 = tcp_flag::SYN | tcp_flag::ACK;
+    match transport {
+        Transport::Tcp { sequence, flags } if flags & SYN_AND_ACK == tcp_flag::SYN => {
+            Some(sequence)
+        }
+        _ => None,
     }
 }
 
@@ -207,11 +248,24 @@ impl Flows {
 
     /// Adds a journey; `None` for a journey without addresses, which is nobody's.
     pub fn add(&mut self, journey: Journey) -> Option<Added> {
-        let first = journey.first_tuple()?;
-        let (id, direction) = self
-            .find(first)
+        let &Packet {
+            tuple: first,
+            transport,
+            ..
+        } = journey.first_packet()?;
+        let mut found = self.find_any(first, journey.last_tuple()?);
+        if let Some(flow) = found.and_then(|(id, _)| self.flows.get(id))
+            && flow.is_opened_anew(transport, journey.start_ns())
+        {
+            self.release(&first);
+            found = None;
+        }
+        let (id, direction) = found
             .or_else(|| self.adopt(first, &journey))
             .unwrap_or_else(|| self.begin(first, &journey));
+        if let Some(flow) = self.flows.get_mut(id) {
+            flow.note(transport);
+        }
         self.learn(id, direction, &journey);
         let suspicious = journey.is_suspicious();
         self.push(id, direction, journey, suspicious);
@@ -249,12 +303,24 @@ impl Flows {
 
     /// The flow of a tuple, and which way the tuple goes.
     pub fn find(&self, tuple: Tuple) -> Option<(u64, Direction)> {
-        let at = |place| tuple_at(&self.flows, place);
-        if let Some(place) = self.legs.find(&tuple, at) {
+        self.find_any(tuple, tuple)
+    }
+
+    /// The flow of a packet with these addresses at first and last sight, and which way it goes. A reply's last
+    /// are its client's, who has them alone; the first, behind NAT, may have been another's before.
+    fn find_any(&self, first: Tuple, last: Tuple) -> Option<(u64, Direction)> {
+        if let Some(place) = self.place(&first) {
             return Some((place.flow(), Direction::Request));
         }
-        let place = self.legs.find(&tuple.reversed(), at)?;
+        let translated = (last != first).then(|| self.place(&last.reversed()));
+        let place = translated
+            .flatten()
+            .or_else(|| self.place(&first.reversed()))?;
         Some((place.flow(), Direction::Reply))
+    }
+
+    fn place(&self, tuple: &Tuple) -> Option<Place> {
+        self.legs.find(tuple, |place| tuple_at(&self.flows, place))
     }
 
     /// A flow whose first journey this is. The answer may end before what it answers does: its flags tell.
@@ -302,6 +368,8 @@ impl Flows {
             last_ns: start_ns,
             legs: SmallVec::new(),
             next_leg: 0,
+            opening: None,
+            over: false,
             kept: None,
         };
         self.flows.insert(flow);
@@ -312,7 +380,8 @@ impl Flows {
         id
     }
 
-    /// Takes up the addresses that a journey had on its way.
+    /// Takes up the addresses that a journey had on its way. NAT gives one flow at a time each of them: a
+    /// request that is translated to what was an older flow's has it now.
     fn learn(&mut self, id: u64, direction: Direction, journey: &Journey) {
         let mut before = None;
         for tuple in journey.tuples() {
@@ -325,14 +394,39 @@ impl Flows {
                 Direction::Reply => tuple.reversed(),
             };
             let known = self.flows.get(id).is_none_or(|flow| flow.has_leg(&request));
-            if !known
-                && self
-                    .legs
-                    .find(&request, |place| tuple_at(&self.flows, place))
-                    .is_none()
-            {
-                self.add_leg(id, request);
+            if known {
+                continue;
             }
+            let owner = self.place(&request);
+            let heard_ns = owner.and_then(|place| heard(&self.flows, place.flow()));
+            let newer = heard_ns.is_some_and(|heard_ns| heard_ns < journey.start_ns());
+            if direction == Direction::Request && newer {
+                self.release(&request);
+            } else if owner.is_some() {
+                continue;
+            }
+            self.add_leg(id, request);
+        }
+    }
+
+    /// Takes a tuple away from its flow, which keeps only the name of its client.
+    fn release(&mut self, tuple: &Tuple) {
+        let Some(place) = self.place(tuple) else {
+            return;
+        };
+        self.legs.remove(tuple, place);
+        let (Some(index), Some(flow)) =
+            (place.leg().checked_sub(1), self.flows.get_mut(place.flow()))
+        else {
+            return;
+        };
+        flow.legs.swap_remove(usize::from(index));
+        // The last one has its place now.
+        if let Some(moved) = flow.leg(place.leg()) {
+            let before = Place::new(flow.id, flow.legs.len() as u8 + 1);
+            self.legs.remove(&moved, before);
+            self.legs
+                .insert(&moved, place, |place| tuple_at(&self.flows, place));
         }
     }
 

@@ -238,3 +238,101 @@ fn old_translations_make_room() {
     assert_eq!(find(1000 - u16::from(MOST_LEGS)), None);
     assert_eq!(flows.len(), 1);
 }
+
+const POD: (&str, &str) = ("10.0.0.1:40000", "10.0.0.2:3000");
+
+fn back((source, destination): (&'static str, &'static str)) -> (&'static str, &'static str) {
+    (destination, source)
+}
+
+fn counts(flows: &Flows, id: u64) -> (u64, u64) {
+    let flow = flows.get(id).expect("the flow");
+    (flow.requests, flow.replies)
+}
+
+/// The port that one client was masqueraded to is the next one's.
+#[test]
+fn the_answer_to_addresses_that_are_used_again_is_the_newer_flow_s() {
+    const ONE: (&str, &str) = ("192.0.2.1:40000", "192.0.2.100:30000");
+    const TWO: (&str, &str) = ("192.0.2.2:40000", "192.0.2.100:30000");
+    let mut flows = Flows::bounded(2, usize::MAX);
+    let mut add = |id, ends: &[_]| flows.add(journey(id, ends)).expect("a flow").flow;
+    let one = add(1, &[ONE, ("10.0.0.1:40000", "10.0.0.3:3000"), POD]);
+    assert_eq!(add(2, &[back(POD), back(ONE)]), one);
+    let two = add(1_000, &[TWO, POD]);
+    assert_eq!(add(1_001, &[back(POD), back(TWO)]), two);
+    // One that was not translated back.
+    assert_eq!(add(1_002, &[back(POD)]), two);
+    // What began before the newer flow was heard of takes nothing away.
+    assert_eq!(add(999, &[ONE, POD]), one);
+    assert_eq!(add(1_003, &[back(POD)]), two);
+    // Its other addresses are still the older one's.
+    assert_eq!(add(1_004, &[("10.0.0.3:3000", "10.0.0.1:40000")]), one);
+    assert_eq!(counts(&flows, one), (2, 2));
+    assert_eq!(counts(&flows, two), (1, 3));
+    // When the older one is forgotten, they stay with the newer one.
+    let mut add = |id, ends: &[_]| flows.add(journey(id, ends)).expect("a flow").flow;
+    for id in [1_005, 1_006] {
+        add(id, &[TWO, POD]);
+    }
+    add(2_000, &[("192.0.2.3:1", "192.0.2.100:30000")]);
+    assert_eq!(add(2_001, &[back(POD)]), two);
+    assert!(flows.get(one).is_none());
+}
+
+/// A reply that was not expected where the addresses behind NAT are an older flow's, which is still in use.
+#[test]
+fn an_answer_is_its_client_s() {
+    const ONE: (&str, &str) = ("192.0.2.1:5000", "192.0.2.100:80");
+    const TWO: (&str, &str) = ("192.0.2.1:5000", "192.0.2.200:80");
+    const POD: (&str, &str) = ("192.0.2.1:5000", "10.0.0.2:3000");
+    let mut flows = Flows::default();
+    let mut add = |id, ends: &[_]| flows.add(journey(id, ends)).expect("a flow").flow;
+    let (one, two) = (add(10, &[ONE, POD]), add(10, &[TWO, POD]));
+    assert_eq!(add(11, &[back(POD), back(TWO)]), two);
+    assert_eq!(add(12, &[back(POD), back(ONE)]), one);
+}
+
+fn tcp(at_s: u64, ends: (&str, &str), sequence: u32, flags: u8) -> Journey {
+    let mut journey = journey(1 + at_s * 1_000_000_000, &[ends, ends]);
+    for event in &mut journey.events {
+        let packet = event.packet.as_mut().expect("headers");
+        packet.tuple.protocol = crate::event::protocol::TCP;
+        packet.transport = Transport::Tcp { sequence, flags };
+    }
+    journey
+}
+
+#[test]
+fn a_connection_that_is_opened_anew_is_another_flow() {
+    use tcp_flag::{ACK, FIN, RST, SYN};
+    const ENDS: (&str, &str) = ("192.0.2.1:5000", "192.0.2.100:80");
+    for (last_flags, behind_s, sequence, another) in [
+        (FIN | ACK, 1, 900, true),
+        (RST, 1, 900, true),
+        // Sent again.
+        (RST, 1, 100, false),
+        // It may have been lost before it was known, and is tried otherwise.
+        (ACK, 119, 900, false),
+        (ACK, 121, 900, true),
+        (ACK, 121, 100, false),
+    ] {
+        let mut flows = Flows::default();
+        let mut add = |at_s, ends, sequence, flags| {
+            let added = flows.add(tcp(at_s, ends, sequence, flags));
+            added.expect("a flow").flow
+        };
+        let old = add(0, ENDS, 100, SYN);
+        assert_eq!(add(0, back(ENDS), 500, SYN | ACK), old);
+        assert_eq!(add(1, back(ENDS), 501, last_flags), old);
+        let new = add(1 + behind_s, ENDS, sequence, SYN);
+        assert_eq!(new != old, another, "{last_flags} {behind_s} {sequence}");
+        // Its opening that is sent again, its answer, and what is left of the old one are of the same flow.
+        assert_eq!(add(2 + behind_s, ENDS, sequence, SYN), new);
+        let stalled = flows.get(new).expect("the flow").is_stalled();
+        assert_eq!(stalled, another);
+        let answer = flows.add(tcp(3 + behind_s, back(ENDS), 600, SYN | ACK));
+        assert_eq!(answer.map(|added| added.flow), Some(new));
+        assert_eq!(flows.len(), 1 + usize::from(another));
+    }
+}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::cause::{Certainty, Diagnosis, DropNames, REFUSE_DATAGRAMS};
 use crate::collector::{Collector, Extent};
 use crate::event::Event;
-use crate::filter::Filter;
+use crate::filter::{Filter, Following};
 use crate::flow::{Flow, Flows};
 use crate::journey::{Ending, Journey};
 use crate::kernel::reasons::DropReasons;
@@ -52,8 +52,8 @@ pub struct Analysis {
     printer: Printer,
     /// Journeys that ended and are not yet told.
     ended: Vec<Journey>,
-    /// Only journeys that match are told and judged.
-    only: Filter,
+    /// Only journeys that it picks are told and judged.
+    only: Following,
     depth: Depth,
     /// Namespaces are named even when nothing is shown: a capture holds their names.
     name_all: bool,
@@ -81,7 +81,7 @@ impl Analysis {
             kernel,
             printer,
             ended: Vec::new(),
-            only: Filter::default(),
+            only: Following::default(),
             depth: Depth::Causes,
             name_all: false,
             losses_only: false,
@@ -89,10 +89,16 @@ impl Analysis {
         }
     }
 
-    /// Tells and judges only journeys that match.
+    /// Tells and judges only journeys that match, and what belongs to their flows.
     pub fn only(&mut self, filter: Filter) {
         self.collector.follow_arp(filter.asks_for_arp());
-        self.only = filter;
+        self.only = Following::new(filter);
+    }
+
+    /// Forgets flows, facts and diagnoses: what comes next is judged by itself.
+    pub fn forget(&mut self) {
+        self.collector.forget();
+        self.only.forget();
     }
 
     /// Follows events no further than this; else to their causes.
@@ -332,14 +338,12 @@ impl Analysis {
         mut met: impl FnMut(&Journey, &Names<'_>),
     ) -> anyhow::Result<bool> {
         let mut ended = std::mem::take(&mut self.ended);
-        if !self.only.is_everything() {
-            let facts = self.collector.facts();
-            let name_of = |netns, ifindex| {
-                let link = facts.namespace(NetnsId(netns))?.link(ifindex)?;
-                Some(link.name.clone())
-            };
-            ended.retain(|journey| self.only.matches_journey(journey, &name_of));
-        }
+        let facts = self.collector.facts();
+        let name_of = |netns, ifindex| {
+            let link = facts.namespace(NetnsId(netns))?.link(ifindex)?;
+            Some(link.name.clone())
+        };
+        self.only.pick(&mut ended, now_ns, &name_of);
         if self.name_all {
             self.collector.name_namespaces(now_ns);
         }

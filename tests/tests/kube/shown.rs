@@ -34,6 +34,7 @@ fn journey() -> Journey {
                 source: source.parse().expect("an address"),
                 destination: destination.parse().expect("an address"),
             },
+            named_protocol: protocol::TCP,
             ip_id: None,
             transport: Transport::Other,
         }),

@@ -168,10 +168,9 @@ impl Replay {
                 return Ok(());
             }
             Control::Forget => {
-                let collector = self.analysis.collector();
                 // What was read before it is forgotten with the rest.
-                collector.catch_up();
-                collector.forget();
+                self.analysis.collector().catch_up();
+                self.analysis.forget();
                 self.phase += 1;
                 self.concluded = self.diagnoses.len();
             }

@@ -236,6 +236,7 @@ impl Bench {
                     source: at(source),
                     destination: at(destination),
                 },
+                named_protocol: number,
                 ip_id: Some(id as u32 & 0xffff),
                 transport,
             },

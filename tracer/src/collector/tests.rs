@@ -29,6 +29,7 @@ fn journey(id: u64, to: &str, hooks: &[HookId], start_ns: u64, ending: Ending) -
         detail: Detail::None,
         packet: Some(Packet {
             tuple,
+            named_protocol: tuple.protocol,
             ip_id: None,
             transport: Transport::Tcp {
                 sequence: 1,

@@ -50,6 +50,8 @@ impl Arp {
                 source: end(self.sender),
                 destination: end(self.target),
             },
+            // Nothing in ARP names a protocol of IP's.
+            named_protocol: 0,
             ip_id: None,
             transport: Transport::Arp { reply: self.reply },
         }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{Ipv6Extensions, LaxIpSlice};
+use etherparse::{IpNumber, Ipv6Extensions, LaxIpSlice};
 use serde::{Deserialize, Serialize};
 
 /// Transport protocol and both ends of a packet or connection.
@@ -62,6 +62,9 @@ pub mod protocol {
 pub struct Packet {
     /// Both ends.
     pub tuple: Tuple,
+    /// The protocol that the network header names, or IPv6's fragment header right behind it: another than
+    /// the tuple's where more headers are between. Filters look no further, as tcpdump does.
+    pub named_protocol: u8,
     /// IPv4's identification, or that of IPv6's fragment header.
     pub ip_id: Option<u32>,
     /// What the transport header adds.
@@ -147,10 +150,11 @@ impl Packet {
     /// Parses headers; `network` is where the network header begins.
     pub fn parse(bytes: &[u8], network: usize) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes.get(network..)?).ok()?;
-        let (source, destination, ip_id, offset) = match &ip {
+        let (named_protocol, source, destination, ip_id, offset) = match &ip {
             LaxIpSlice::Ipv4(ip) => {
                 let header = ip.header();
                 (
+                    header.protocol().0,
                     IpAddr::from(header.source_addr()),
                     IpAddr::from(header.destination_addr()),
                     Some(u32::from(header.identification())),
@@ -165,7 +169,14 @@ impl Packet {
                         .0
                         .fragment
                 });
+                let named = ip.header().next_header();
+                let fragment_first = fragment
+                    .as_ref()
+                    .filter(|_| named == IpNumber::IPV6_FRAGMENTATION_HEADER);
                 (
+                    fragment_first
+                        .map_or(named, |fragment| fragment.next_header)
+                        .0,
                     IpAddr::from(ip.header().source_addr()),
                     IpAddr::from(ip.header().destination_addr()),
                     fragment.as_ref().map(|fragment| fragment.identification),
@@ -186,6 +197,7 @@ impl Packet {
                 source: SocketAddr::new(source, source_port),
                 destination: SocketAddr::new(destination, destination_port),
             },
+            named_protocol,
             ip_id,
             transport,
         })
@@ -276,6 +288,9 @@ fn transport(number: u8, header: &[u8]) -> (u16, u16, Transport) {
         protocol::UDP => word(0)
             .zip(word(2))
             .map(|(source, destination)| (source, destination, Transport::Udp)),
+        protocol::SCTP => word(0)
+            .zip(word(2))
+            .map(|(source, destination)| (source, destination, Transport::Other)),
         protocol::ICMP | protocol::ICMP6 => header
             .first()
             .zip(header.get(1))
@@ -383,6 +398,31 @@ mod tests {
         assert!(!whole.shares_fragments_with(&whole) && whole.may_be(&whole));
         whole.tuple.destination = "[2001:db8::3]:53".parse().expect("an address");
         assert!(!whole.may_be(&later) && !whole.shares_fragments_with(&later));
+    }
+
+    #[test]
+    fn sctp_has_ports() {
+        let mut bytes = vec![
+            0x45, 0, 0, 40, 0, 7, 0, 0, 64, 132, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2,
+        ];
+        bytes.extend([0x9c, 0x40, 0x0f, 0x1c, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let packet = Packet::parse(&bytes, 0).expect("a packet");
+        let ports = [packet.tuple.source, packet.tuple.destination].map(|end| end.port());
+        assert_eq!(ports, [40_000, 3868]);
+    }
+
+    #[test]
+    fn headers_between_are_told_from_the_protocol_behind_them() {
+        let ports = [3, 0xe8, 0, 53, 0, 16, 0, 0];
+        for (first, between, named) in [
+            (60, vec![protocol::UDP, 0, 1, 4, 0, 0, 0, 0], 60),
+            (44, vec![protocol::UDP, 0, 0, 1, 0, 0, 0, 7], protocol::UDP),
+            (protocol::UDP, vec![], protocol::UDP),
+        ] {
+            let packet = ipv6(first, &[&between[..], &ports].concat());
+            assert_eq!(packet.named_protocol, named, "{first}");
+            assert_eq!(packet.tuple.protocol, protocol::UDP, "{first}");
+        }
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use tracer_ebpf::header::{NETWORK_BYTES, Network, TRANSPORT_BYTES};
 use tracer_ebpf::program::{Key, network};
 
+use super::NameOf;
 use super::compile::{device_name, octets, words};
-use crate::event::{Event, Tuple, protocol};
+use crate::event::{Event, Packet, Tuple, protocol};
 
-/// From bytes that begin at the network header; EtherType in host order.
+/// From bytes that begin at the network header, as the kernel's programs read them; EtherType in host order.
 pub(super) fn of_packet(bytes: &[u8], ethertype: u16) -> Key {
     let mut found = Network::default();
     found.read(&padded::<NETWORK_BYTES>(bytes), ethertype);
@@ -38,13 +39,25 @@ fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 /// Where an event was, without the packet.
-pub(super) fn of_place(event: &Event, name_of: &dyn Fn(u32, u32) -> Option<String>) -> Key {
+pub(super) fn of_place(event: &Event, name_of: &NameOf<'_>) -> Key {
     let netns = event.netns.unwrap_or(0);
     let name = event.ifindex.and_then(|ifindex| name_of(netns, ifindex));
     Key {
         netns,
         interface: name.map_or([0; 2], |name| device_name(&name)),
         ..Key::default()
+    }
+}
+
+/// Headers at a place: no more of them than tcpdump and the kernel's programs look at.
+pub(super) fn of_headers(packet: &Packet, place: Key) -> Key {
+    let key = of_tuple(&packet.tuple, place);
+    let is_fragment6 = key.network == network::IPV6 && packet.ip_id.is_some();
+    let hides_ports = is_fragment6 || packet.named_protocol != packet.tuple.protocol;
+    Key {
+        protocol: packet.named_protocol,
+        has_ports: if hides_ports { 0 } else { key.has_ports },
+        ..key
     }
 }
 
@@ -55,7 +68,7 @@ pub(super) fn of_tuple(tuple: &Tuple, place: Key) -> Key {
     let has_ports = matches!(
         tuple.protocol,
         protocol::TCP | protocol::UDP | protocol::SCTP
-    ) && tuple.source.port() != 0;
+    ) && (tuple.source.port(), tuple.destination.port()) != (0, 0);
     Key {
         source: address(tuple.source),
         destination: address(tuple.destination),

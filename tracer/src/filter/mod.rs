@@ -6,7 +6,7 @@
 //!
 //! The program is the kernel's as well (`tracer_ebpf::program`), so live traces and captures agree.
 //! Following is the history's, not the program's: a journey matches when any address that it had on
-//! its way does, in either direction, and a flow when one of its journeys does.
+//! its way does, in either direction, and what belongs to the same flow is picked with it ([`Following`]).
 //!
 //! ARP is followed where the expression says `arp`; addresses alone do not ask for it.
 //!
@@ -20,12 +20,12 @@ use std::fmt;
 use tracer_ebpf::program::{Program, kind, network, side};
 
 use crate::event::{Detail, Event};
-use crate::flow::Flow;
 use crate::journey::Journey;
 use crate::kube::ObjectName;
 
 mod compile;
 mod error;
+mod following;
 mod key;
 pub mod meaning;
 mod name;
@@ -35,10 +35,14 @@ pub mod syntax;
 mod token;
 
 pub use error::Error;
+pub use following::Following;
 pub use resolver::{Front, Here, Resolver};
 
 use meaning::{Predicate, Test};
 use syntax::{Kind, Node, Term};
+
+/// The name of a device by namespace and interface index.
+pub type NameOf<'a> = dyn Fn(u32, u32) -> Option<String> + 'a;
 
 /// An expression as typed: the grammar holds, nothing is looked up yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -207,33 +211,17 @@ impl Filter {
         self.program.matches(&key::of_packet(bytes, ethertype))
     }
 
-    /// True when the packet's addresses at any of its events match, in either direction.
+    /// True when the packet matches at any of its events, also at those of its pieces and copies.
     ///
     /// `name_of` gives the name of a device by namespace and interface index.
-    pub fn matches_journey(
-        &self,
-        journey: &Journey,
-        name_of: &dyn Fn(u32, u32) -> Option<String>,
-    ) -> bool {
-        self.is_everything()
-            || journey
-                .events
-                .iter()
-                .any(|event| self.matches_event(event, name_of))
-    }
-
-    /// True when one of the flow's journeys matches.
-    pub fn matches_flow(&self, flow: &Flow, name_of: &dyn Fn(u32, u32) -> Option<String>) -> bool {
-        flow.kept()
-            .any(|(_, journey)| self.matches_journey(journey, name_of))
+    fn matches_journey(&self, journey: &Journey, name_of: &NameOf<'_>) -> bool {
+        journey
+            .every_event()
+            .any(|event| self.matches_event(event, name_of))
     }
 
     /// True when one of the event's own addresses matches, in either direction.
-    pub fn matches_event(
-        &self,
-        event: &Event,
-        name_of: &dyn Fn(u32, u32) -> Option<String>,
-    ) -> bool {
+    pub fn matches_event(&self, event: &Event, name_of: &NameOf<'_>) -> bool {
         if self.is_everything() {
             return true;
         }
@@ -249,7 +237,7 @@ impl Filter {
             event
                 .packet
                 .as_ref()
-                .map(|packet| key::of_tuple(&packet.tuple, place)),
+                .map(|packet| key::of_headers(packet, place)),
         );
         keys.iter()
             .any(|key| self.program.matches(key) || self.program.matches_reversed(key))

@@ -24,6 +24,7 @@ fn journey(id: u64, tuples: &[(&str, &str)]) -> Journey {
                     source: source.parse().expect("an address"),
                     destination: destination.parse().expect("an address"),
                 },
+                named_protocol: 17,
                 ip_id: None,
                 transport: Transport::Udp,
             }),

@@ -13,6 +13,7 @@ pub(crate) fn packet(protocol: u8, (source, destination): (&str, &str)) -> Packe
             source: source.parse().expect("an address"),
             destination: destination.parse().expect("an address"),
         },
+        named_protocol: protocol,
         ip_id: None,
         transport: Transport::Udp,
     }

@@ -64,6 +64,7 @@ fn event(hook: HookId, detail: Detail) -> Event {
                 source: "192.0.2.1:4000".parse().expect("an address"),
                 destination: "10.0.0.9:80".parse().expect("an address"),
             },
+            named_protocol: protocol::TCP,
             ip_id: Some(1),
             transport: Transport::Tcp {
                 sequence: 1,

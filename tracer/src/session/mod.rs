@@ -266,7 +266,7 @@ impl Session {
 
     /// Judges what comes next by itself.
     pub fn forget(&mut self) {
-        self.analysis.collector().forget();
+        self.analysis.forget();
         if let Some(recorder) = &mut self.recorder {
             recorder.control(Control::Forget);
         }

@@ -74,8 +74,8 @@ pub struct Instruction {
     pub low: u16,
     /// Highest port, host order.
     pub high: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// 1 under an odd number of `not`, for [`Program::matches_one_of`].
+    pub negated: u16,
     /// Inode number of a namespace.
     pub netns: u32,
     /// An address, IPv4 in the first four bytes, or a device's name; both with zeros behind.
@@ -136,17 +136,40 @@ impl Program {
     /// True when the key matches.
     #[inline(always)]
     pub fn matches(&self, key: &Key) -> bool {
-        self.run(key, false)
+        self.run(|test| test.holds(key, false))
     }
 
     /// True when the key matches with its ends exchanged.
     #[inline(always)]
     pub fn matches_reversed(&self, key: &Key) -> bool {
-        self.run(key, true)
+        self.run(|test| test.holds(key, true))
+    }
+
+    /// True when one of the keys that are known of a packet matches, in either direction. Addresses, ports
+    /// and places under `not` may be in none of them: behind NAT nearly every packet has some without.
+    pub fn matches_one_of(&self, keys: &[Key]) -> bool {
+        let matches = |key, exchanged| {
+            self.run(|test| {
+                if test.negated != 0 && test.changes_on_the_way() {
+                    test.holds_for_one_of(keys)
+                } else {
+                    test.holds(key, exchanged)
+                }
+            })
+        };
+        keys.iter()
+            .any(|key| matches(key, false) || matches(key, true))
+    }
+
+    /// True when a packet of which these keys are known cannot match, whatever else becomes known of it.
+    pub fn leaves_out(&self, keys: &[Key]) -> bool {
+        !self.run(|test| {
+            test.negated == 0 || test.changes_on_the_way() && test.holds_for_one_of(keys)
+        })
     }
 
     #[inline(always)]
-    fn run(&self, key: &Key, exchanged: bool) -> bool {
+    fn run(&self, holds: impl Fn(&Instruction) -> bool) -> bool {
         if self.length == 0 {
             return true;
         }
@@ -156,7 +179,7 @@ impl Program {
             let Some(instruction) = self.instructions.get(at) else {
                 return false;
             };
-            let next = if instruction.holds(key, exchanged) {
+            let next = if holds(instruction) {
                 instruction.on_match
             } else {
                 instruction.on_miss
@@ -187,7 +210,7 @@ impl Instruction {
         on_miss: REJECT,
         low: 0,
         high: 0,
-        reserved: 0,
+        negated: 0,
         netns: 0,
         value: [0; 2],
         mask: [0; 2],
@@ -227,6 +250,17 @@ impl Instruction {
             }
             _ => false,
         }
+    }
+
+    /// What it looks at may be another at each hook, and on both sides of NAT.
+    const fn changes_on_the_way(&self) -> bool {
+        !matches!(self.kind, kind::NETWORK | kind::PROTOCOL)
+    }
+
+    /// True when this test holds for one of the keys, in either direction.
+    fn holds_for_one_of(&self, keys: &[Key]) -> bool {
+        keys.iter()
+            .any(|key| self.holds(key, false) || self.holds(key, true))
     }
 
     #[inline(always)]

@@ -95,6 +95,11 @@ impl Analysis {
         self.only = Following::new(filter);
     }
 
+    /// Tells and judges of what the kernel followed by a filter only what its `not` does not exclude.
+    pub fn leave_out(&mut self, filter: Filter) {
+        self.only = Following::of_traced(filter);
+    }
+
     /// Forgets flows, facts and diagnoses: what comes next is judged by itself.
     pub fn forget(&mut self) {
         self.collector.forget();

@@ -1,6 +1,7 @@
 //! What a capture promises, on one made here: round trip, damage at every byte, both byte orders, other
 //! programs' files.
 
+mod filtered;
 mod kept;
 mod named;
 mod others;

@@ -26,6 +26,10 @@ use crate::view::cluster::ClusterView;
 /// Packets of a command that are still on their way when it ends are waited for this long.
 const AFTER_COMMAND: Duration = Duration::from_secs(1);
 
+/// Of a filter with `not`.
+const NOT_SHOWN: &str = "what `not` excludes is not shown; where only the other side of NAT shows that it is \
+                         excluded, it is traced, and captured, all the same";
+
 /// What was typed.
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
@@ -114,6 +118,9 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         let ready = ready(&session, &options);
         let words = ready.words();
         session.printer().object("ready", &ready, &words)?;
+        if options.leaves_out() {
+            session.printer().remark(NOT_SHOWN)?;
+        }
         if let Some(path) = &arguments.ready_file {
             std::fs::write(path, format!("{}\n", std::process::id()))
                 .with_context(|| format!("{} cannot be written", path.display()))?;

@@ -13,7 +13,8 @@ use crate::node::{Directory, NetnsFacts, Snapshot};
 #[derive(Args, Debug)]
 pub(super) struct Traced {
     /// Packets to trace, in tcpdump's words and `iface`, `netns`, `pid`, `pod`, `svc`, `node`; none for all.
-    /// What belongs to a matching packet is traced as well, through NAT and in both directions.
+    /// What belongs to a matching packet is traced as well, through NAT and in both directions. What `not`
+    /// excludes is shown neither before nor behind NAT, though a capture may hold the side that matches.
     /// Example: udp port 53 and not host 192.0.2.1
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,

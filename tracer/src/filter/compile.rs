@@ -18,7 +18,7 @@ enum Target {
 /// Compiles; the number of tests that it would need where they are too many.
 pub(super) fn compile(predicate: &Predicate) -> Result<Program, usize> {
     let mut code = Vec::new();
-    lower(predicate, Target::Accept, Target::Reject, &mut code);
+    lower(predicate, false, Target::Accept, Target::Reject, &mut code);
     let length = code.len();
     if length > MOST_INSTRUCTIONS {
         return Err(length);
@@ -44,26 +44,31 @@ pub(super) fn compile(predicate: &Predicate) -> Result<Program, usize> {
 }
 
 /// Writes a predicate back to front, so that every jump goes to what is already there. Returns where
-/// the predicate begins.
+/// the predicate begins. `negated` under an odd number of `not`.
 fn lower(
     predicate: &Predicate,
+    negated: bool,
     holds: Target,
     fails: Target,
     code: &mut Vec<(Instruction, Target, Target)>,
 ) -> Target {
     match predicate {
         Predicate::Test(test) => {
-            code.push((instruction(test), holds, fails));
+            let instruction = Instruction {
+                negated: u16::from(negated),
+                ..instruction(test)
+            };
+            code.push((instruction, holds, fails));
             Target::FromEnd(code.len() - 1)
         }
-        Predicate::Not(one) => lower(one, fails, holds, code),
+        Predicate::Not(one) => lower(one, !negated, fails, holds, code),
         Predicate::And(one, two) => {
-            let two = lower(two, holds, fails, code);
-            lower(one, two, fails, code)
+            let two = lower(two, negated, holds, fails, code);
+            lower(one, negated, two, fails, code)
         }
         Predicate::Or(one, two) => {
-            let two = lower(two, holds, fails, code);
-            lower(one, holds, two, code)
+            let two = lower(two, negated, holds, fails, code);
+            lower(one, negated, holds, two, code)
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use hashlink::LruCache;
 
-use super::{Filter, NameOf};
+use super::{Filter, NameOf, key};
 use crate::event::{Detail, Event, Tuple};
 use crate::journey::Journey;
 
@@ -22,6 +22,8 @@ const PATIENCE_NS: u64 = 1_000_000_000;
 /// Picks the journeys of a filter out of those that ended.
 pub struct Following {
     filter: Filter,
+    /// The journeys are of what the kernel followed by the filter.
+    traced: bool,
     /// Addresses of flows that were picked, the same for both directions.
     known: LruCache<Tuple, ()>,
     /// Journeys that may turn out to belong to such a flow, in the order of their ends.
@@ -40,8 +42,17 @@ impl Following {
     pub fn new(filter: Filter) -> Self {
         Self {
             filter,
+            traced: false,
             known: LruCache::new(MOST_KNOWN),
             waiting: VecDeque::new(),
+        }
+    }
+
+    /// For journeys of what the kernel followed by the filter: all of them, but for what `not` excludes.
+    pub fn of_traced(filter: Filter) -> Self {
+        Self {
+            traced: true,
+            ..Self::new(filter)
         }
     }
 
@@ -56,10 +67,20 @@ impl Following {
         if self.filter.is_everything() {
             return;
         }
+        if self.traced {
+            let program = self.filter.program();
+            ended.retain(|journey| !program.leaves_out(&key::of_journey(journey, name_of)));
+            return;
+        }
         let mut learned = false;
         let mut picked = Vec::new();
+        let program = *self.filter.program();
         for journey in ended.drain(..) {
-            if self.filter.matches_journey(&journey, name_of) || self.is_known(&journey) {
+            let keys = key::of_journey(&journey, name_of);
+            if program.leaves_out(&keys) {
+                continue;
+            }
+            if program.matches_one_of(&keys) || self.is_known(&journey) {
                 learned |= self.learn(&journey);
                 picked.push(journey);
             } else {
@@ -210,6 +231,34 @@ mod tests {
         };
         let mut following = following("port 30000");
         assert_eq!(picked(&mut following, vec![reply, request], 1), [1, 2]);
+    }
+
+    #[test]
+    fn what_is_excluded_on_one_side_of_nat_is_left_out() {
+        let answer = |one: (_, _), two: (_, _)| journey(4, 17, &[(one.1, one.0), (two.1, two.0)]);
+        let [request, _, other] = journeys();
+        let all = vec![request, answer(POD, CLIENT), other];
+        for (words, expected) in [
+            ("udp and not port 30000", &[3][..]),
+            ("not src host 192.0.2.2", &[3]),
+            ("not (host 192.0.2.2 and port 53)", &[1, 4, 3]),
+            ("not (host 192.0.2.2 and port 4000)", &[3]),
+            ("not not port 30000", &[1, 4]),
+            // Its flow is known, and excluded all the same.
+            ("port 3000 and not host 192.0.2.1", &[3]),
+            ("port 30000 or not port 3000", &[1, 4]),
+            ("not tcp", &[1, 4, 3]),
+            ("not udp", &[]),
+        ] {
+            assert_eq!(
+                picked(&mut following(words), all.clone(), 1),
+                expected,
+                "{words}"
+            );
+        }
+        // The kernel has followed them.
+        let mut traced = Following::of_traced(following("tcp and not port 30000").filter);
+        assert_eq!(picked(&mut traced, all, 1), [3]);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use tracer_ebpf::program::{Key, network};
 
 use super::NameOf;
 use super::compile::{device_name, octets, words};
-use crate::event::{Event, Packet, Tuple, protocol};
+use crate::event::{Detail, Event, Packet, Tuple, protocol};
+use crate::journey::Journey;
 
 /// From bytes that begin at the network header, as the kernel's programs read them; EtherType in host order.
 pub(super) fn of_packet(bytes: &[u8], ethertype: u16) -> Key {
@@ -38,8 +39,37 @@ fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
     padded
 }
 
+/// Every key that is known of a journey, also by its pieces and copies.
+pub(super) fn of_journey(journey: &Journey, name_of: &NameOf<'_>) -> Vec<Key> {
+    let mut keys: Vec<Key> = (journey.every_event())
+        .flat_map(|event| of_event(event, name_of))
+        .collect();
+    // Most hooks see what the hook before saw.
+    keys.dedup();
+    keys
+}
+
+/// Every key that an event shows of its packet.
+pub(super) fn of_event(event: &Event, name_of: &NameOf<'_>) -> Vec<Key> {
+    let place = of_place(event, name_of);
+    let mut keys = Vec::new();
+    if let Detail::Conntrack {
+        original, reply, ..
+    } = &event.detail
+    {
+        keys.extend([original, reply].map(|tuple| of_tuple(tuple, place)));
+    }
+    keys.extend(
+        event
+            .packet
+            .as_ref()
+            .map(|packet| of_headers(packet, place)),
+    );
+    keys
+}
+
 /// Where an event was, without the packet.
-pub(super) fn of_place(event: &Event, name_of: &NameOf<'_>) -> Key {
+fn of_place(event: &Event, name_of: &NameOf<'_>) -> Key {
     let netns = event.netns.unwrap_or(0);
     let name = event.ifindex.and_then(|ifindex| name_of(netns, ifindex));
     Key {
@@ -50,7 +80,7 @@ pub(super) fn of_place(event: &Event, name_of: &NameOf<'_>) -> Key {
 }
 
 /// Headers at a place: no more of them than tcpdump and the kernel's programs look at.
-pub(super) fn of_headers(packet: &Packet, place: Key) -> Key {
+fn of_headers(packet: &Packet, place: Key) -> Key {
     let key = of_tuple(&packet.tuple, place);
     let is_fragment6 = key.network == network::IPV6 && packet.ip_id.is_some();
     let hides_ports = is_fragment6 || packet.named_protocol != packet.tuple.protocol;
@@ -62,7 +92,7 @@ pub(super) fn of_headers(packet: &Packet, place: Key) -> Key {
 }
 
 /// A tuple at a place.
-pub(super) fn of_tuple(tuple: &Tuple, place: Key) -> Key {
+fn of_tuple(tuple: &Tuple, place: Key) -> Key {
     let is_arp = tuple.protocol == protocol::ARP;
     let address = |end: SocketAddr| words(&octets(end.ip()));
     let has_ports = matches!(

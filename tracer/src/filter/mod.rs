@@ -7,6 +7,8 @@
 //! The program is the kernel's as well (`tracer_ebpf::program`), so live traces and captures agree.
 //! Following is the history's, not the program's: a journey matches when any address that it had on
 //! its way does, in either direction, and what belongs to the same flow is picked with it ([`Following`]).
+//! What `not` excludes may then be nowhere on its way. The kernel sees one place at a time, so live it
+//! follows what it does not yet know to be excluded, and such journeys are left out of what is told.
 //!
 //! ARP is followed where the expression says `arp`; addresses alone do not ask for it.
 //!
@@ -19,8 +21,7 @@ use std::fmt;
 
 use tracer_ebpf::program::{Program, kind, network, side};
 
-use crate::event::{Detail, Event};
-use crate::journey::Journey;
+use crate::event::Event;
 use crate::kube::ObjectName;
 
 mod compile;
@@ -211,36 +212,14 @@ impl Filter {
         self.program.matches(&key::of_packet(bytes, ethertype))
     }
 
-    /// True when the packet matches at any of its events, also at those of its pieces and copies.
-    ///
-    /// `name_of` gives the name of a device by namespace and interface index.
-    fn matches_journey(&self, journey: &Journey, name_of: &NameOf<'_>) -> bool {
-        journey
-            .every_event()
-            .any(|event| self.matches_event(event, name_of))
+    /// It has a `not`.
+    pub fn negates(&self) -> bool {
+        (self.program.used().iter()).any(|test| test.negated != 0)
     }
 
     /// True when one of the event's own addresses matches, in either direction.
     pub fn matches_event(&self, event: &Event, name_of: &NameOf<'_>) -> bool {
-        if self.is_everything() {
-            return true;
-        }
-        let mut keys = Vec::new();
-        let place = key::of_place(event, name_of);
-        if let Detail::Conntrack {
-            original, reply, ..
-        } = &event.detail
-        {
-            keys.extend([original, reply].map(|tuple| key::of_tuple(tuple, place)));
-        }
-        keys.extend(
-            event
-                .packet
-                .as_ref()
-                .map(|packet| key::of_headers(packet, place)),
-        );
-        keys.iter()
-            .any(|key| self.program.matches(key) || self.program.matches_reversed(key))
+        self.is_everything() || self.program.matches_one_of(&key::of_event(event, name_of))
     }
 }
 

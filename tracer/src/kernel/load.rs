@@ -56,6 +56,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// More is followed than the filter's `not` lets be told: the kernel sees one side of NAT at a time.
+    pub fn leaves_out(&self) -> bool {
+        self.follow && self.filter.negates()
+    }
+}
+
 /// Has the programs keep the events of these namespaces and no others.
 fn keep_namespaces(ebpf: &mut Ebpf, namespaces: &[u32]) -> anyhow::Result<()> {
     let map = ebpf

@@ -110,6 +110,9 @@ impl Session {
         };
         let mut analysis = Analysis::new(Source::live(held), kernel, printer);
         (analysis.collector()).follow_arp(options.filter.asks_for_arp());
+        if options.leaves_out() {
+            analysis.leave_out(options.filter.clone());
+        }
         if options.low_cost {
             analysis.sees_losses_only();
         }

@@ -37,7 +37,7 @@ fn term() -> impl Strategy<Value = String> {
         "80 or 53",
         "(1 or 443)",
     ];
-    const RANGES: &[&str] = &["1-80", "53-53", "443-30000"];
+    const RANGES: &[&str] = &["1-80", "53-53", "443-30000", "ssh-http", "ssh-domain"];
     const HOSTS: &[&str] = &["10.0.0.1", "10.0.1.2", "192.0.2.1", "10.0.0.1 or 192.0.2.1"];
     const NETS: &[&str] = &[
         "10",

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use unicode_width::UnicodeWidthStr as _;
+
 /// An expression that is not understood, or that means nothing here.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Error {
@@ -36,17 +38,38 @@ impl std::error::Error for Error {}
 
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns =
-            |range: Range<usize>| self.text.get(range).map_or(0, |part| part.chars().count());
-        let before = columns(0..self.span.start);
-        let carets = columns(self.span.clone()).max(1);
+        // A line break would tear the expression from the marks under it.
+        let shown = |range: Range<usize>| -> String {
+            let part = self.text.get(range).unwrap_or_default().chars();
+            part.map(|letter| if letter.is_control() { ' ' } else { letter })
+                .collect()
+        };
+        let before = shown(0..self.span.start).width();
+        let carets = shown(self.span.clone()).width().max(1);
         write!(
             formatter,
             "filter: {}\n    {}\n    {}{}",
             self.message,
-            self.text,
+            shown(0..self.text.len()),
             " ".repeat(before),
             "^".repeat(carets)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_stand_under_the_words_they_are_of() {
+        let text = "host 日本語 and\nprot\t80";
+        let begin = text.find("prot").expect("the word");
+        let shown = Error::new(text, begin..begin + 4, "why").to_string();
+        // Four columns of indent, and sixteen of `host 日本語 and `.
+        let expected = "filter: why\n    host 日本語 and prot 80\n                    ^^^^";
+        assert_eq!(shown, expected);
+        let wide = Error::new(text, 5..14, "why").to_string();
+        assert!(wide.ends_with("\n         ^^^^^^"), "{wide}");
     }
 }

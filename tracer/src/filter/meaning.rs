@@ -195,7 +195,11 @@ impl Value<'_> {
                 let (low, high) = name.split_once('-').ok_or_else(|| self.unreadable())?;
                 let (low, high) = (self.named_port(low)?, self.named_port(high)?);
                 let range = low.port.min(high.port)..=low.port.max(high.port);
-                Ok(self.ports(&range, None))
+                // tcpdump takes the names' protocol where both have the same.
+                self.ports(
+                    &range,
+                    low.protocol.filter(|_| low.protocol == high.protocol),
+                )
             }
             Kind::Proto => self.proto(),
             Kind::Interface => {
@@ -363,7 +367,8 @@ impl Value<'_> {
     fn front(&self, front: Front) -> Result<Predicate, Error> {
         let port = front
             .port
-            .map(|port| self.ports(&(port..=port), front.protocol));
+            .map(|port| self.ports(&(port..=port), front.protocol))
+            .transpose()?;
         let address = front
             .address
             .map(|address| self.address(address, whole(address)))
@@ -387,17 +392,7 @@ impl Value<'_> {
 
     fn port(&self) -> Result<Predicate, Error> {
         let named = self.named_port(&self.word.text)?;
-        let typed = self
-            .qualifiers
-            .protocol
-            .as_ref()
-            .and_then(|&(word, _)| number(word));
-        if let (Some(typed), Some(named)) = (typed, named.protocol)
-            && typed != named
-        {
-            return Err(self.wrong(format!("this port is {}'s", protocol::name(named))));
-        }
-        Ok(self.ports(&(named.port..=named.port), named.protocol))
+        self.ports(&(named.port..=named.port), named.protocol)
     }
 
     fn named_port(&self, text: &str) -> Result<name::NamedPort, Error> {
@@ -416,18 +411,23 @@ impl Value<'_> {
         })
     }
 
-    /// A test of a port; the protocol typed goes before the one that comes with a name.
-    fn ports(&self, range: &RangeInclusive<u16>, named: Option<u8>) -> Predicate {
+    /// A test of a port, of the protocol that was typed or comes with a name.
+    fn ports(&self, range: &RangeInclusive<u16>, named: Option<u8>) -> Result<Predicate, Error> {
         let typed = self
             .qualifiers
             .protocol
             .as_ref()
             .and_then(|&(word, _)| number(word));
-        self.directed(|side| Test::Port {
+        if let (Some(typed), Some(named)) = (typed, named)
+            && typed != named
+        {
+            return Err(self.wrong(format!("this port is {}'s", protocol::name(named))));
+        }
+        Ok(self.directed(|side| Test::Port {
             side,
             protocol: typed.or(named),
             range: range.clone(),
-        })
+        }))
     }
 
     fn proto(&self) -> Result<Predicate, Error> {

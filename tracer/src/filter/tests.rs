@@ -101,6 +101,9 @@ fn short_forms_mean_their_long_ones() {
         ("src or dst port 53", "port 53"),
         ("src and dst port 53", "src port 53 and dst port 53"),
         ("portrange 443-80", "portrange 80-443"),
+        ("portrange ssh-http", "tcp portrange 22-80"),
+        ("portrange ssh-domain", "portrange 22-53"),
+        ("portrange ssh-80", "portrange 22-80"),
         ("port ssh", "tcp port 22"),
         ("port domain", "port 53"),
         ("proto \\udp", "proto 17"),
@@ -161,6 +164,19 @@ fn wrong_words_are_pointed_at() {
         }
     }
     insta::assert_snapshot!(shown);
+}
+
+#[test]
+fn ports_of_another_protocol_are_refused() {
+    for text in [
+        "udp port ssh",
+        "udp portrange ssh-http",
+        "sctp portrange http-ssh",
+    ] {
+        let error = compiled(text).expect_err(text);
+        assert_eq!(error.message(), "this port is tcp's", "{text}");
+    }
+    assert!(compiled("udp portrange ssh-domain").is_ok());
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! `tracer probe`: sends a bounded test, traces only it, and sets two ways side by side.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -62,12 +64,26 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     need_root("tracing a test")?;
     let from = arguments.from.as_deref().map(namespace).transpose()?;
     let printer = Printer::new(output.printer_format(), Show::Nothing);
-    runtime()?.block_on(async {
+    let stopped = Arc::new(AtomicBool::new(false));
+    // Before what is under way is dropped, which takes a moment.
+    let stop = async {
+        interrupted().await;
+        stopped.store(true, Ordering::Relaxed);
+    };
+    without_waiting(runtime()?, async {
         tokio::select! {
-            done = probe(arguments, from, printer) => done,
-            () = interrupted() => Err(Failure::cannot_trace("interrupted")),
+            done = probe(arguments, from, printer, &stopped) => done,
+            () = stop => Err(Failure::cannot_trace("interrupted")),
         }
     })
+}
+
+/// Runs to the end of this and no longer: a test that was left under way on another thread takes as long as its
+/// patience.
+fn without_waiting<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>) -> T {
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
 }
 
 /// The namespace that was meant.
@@ -109,6 +125,7 @@ async fn probe(
     arguments: &Arguments,
     from: Option<NetnsHandle>,
     printer: Printer,
+    stopped: &Arc<AtomicBool>,
 ) -> Result<Exit, Failure> {
     let held = from.iter().cloned().collect();
     let targets = [Some(&arguments.target), arguments.against.as_ref()];
@@ -133,6 +150,7 @@ async fn probe(
         count: arguments.count,
         timeout: arguments.timeout,
         pause: PAUSE,
+        stopped: Arc::clone(stopped),
     };
     let mut tested = Vec::new();
     for target in targets.into_iter().flatten() {
@@ -255,6 +273,20 @@ fn show(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_that_is_left_under_way_is_not_waited_for() {
+        let begun = std::time::Instant::now();
+        without_waiting(runtime().expect("a runtime"), async {
+            let (begins, begun) = tokio::sync::oneshot::channel();
+            tokio::task::spawn_blocking(move || {
+                let _ = begins.send(());
+                std::thread::sleep(Duration::from_secs(20));
+            });
+            begun.await.expect("it begins");
+        });
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
 
     #[test]
     fn only_the_targets_packets_are_traced() {

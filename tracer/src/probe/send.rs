@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -83,10 +85,12 @@ pub struct Send {
     pub timeout: Duration,
     /// Pause between them.
     pub pause: Duration,
+    /// Set from elsewhere: no further test is sent.
+    pub stopped: Arc<AtomicBool>,
 }
 
 impl Send {
-    /// Sends the tests and waits for what comes of them.
+    /// Sends the tests and waits for what comes of them, as far as it is not stopped.
     ///
     /// # Errors
     /// When the namespace cannot be entered.
@@ -97,8 +101,10 @@ impl Send {
                     if number > 0 {
                         std::thread::sleep(self.pause);
                     }
-                    attempt(target, self.timeout)
+                    let stopped = self.stopped.load(Ordering::Relaxed);
+                    (!stopped).then(|| attempt(target, self.timeout))
                 })
+                .map_while(|attempt| attempt)
                 .collect()
         };
         match &self.from {
@@ -251,6 +257,29 @@ mod tests {
         assert_eq!(once(&format!("udp://{address}")).outcome, Outcome::Silent);
         let query = once(&format!("dns://{address}/a.example"));
         assert_eq!(query.outcome, Outcome::TimedOut);
+    }
+
+    #[test]
+    fn no_test_is_sent_once_it_is_stopped() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let send = Send {
+            from: None,
+            count: 100,
+            timeout: Duration::from_secs(1),
+            pause: Duration::from_millis(10),
+            stopped: Arc::default(),
+        };
+        let stopped = Arc::clone(&send.stopped);
+        let stopping = std::thread::spawn(move || {
+            listener.accept().expect("a connection");
+            stopped.store(true, Ordering::Relaxed);
+        });
+        let url = format!("tcp://{address}");
+        let attempts = send.run(&url.parse().expect("a target"));
+        stopping.join().expect("it was reached");
+        let count = attempts.expect("tests").len();
+        assert!((1..100).contains(&count), "{count}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod browser;
 pub mod capture;
 pub mod check;
 pub mod cluster;
+pub mod ends;
 mod export;
 pub mod field_notes;
 pub mod filter;
@@ -240,6 +241,14 @@ impl Running {
     /// Its process.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// True once it has ended.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
     }
 
     /// Asks it to end as Ctrl-C does.

@@ -118,6 +118,7 @@ fn list() -> Vec<Test> {
         ),
     ];
     tests.extend(tests::attach::tests());
+    tests.extend(tests::ends::tests());
     tests.extend(tests::paths::tests());
     tests.extend(tests::tcp::tests());
     tests.extend(tests::rules::tests());

@@ -71,6 +71,15 @@ impl Command {
         tokio::task::spawn_blocking(move || child.wait()).await?
     }
 
+    /// Ends it, where it has not ended.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub(super) fn end(&self) -> io::Result<ExitStatus> {
+        self.child.kill()?;
+        self.child.wait()
+    }
+
     /// How it ended, as shown.
     pub(super) fn view(&self, status: ExitStatus) -> CommandView {
         CommandView {

@@ -44,8 +44,8 @@ pub(super) struct Arguments {
     /// Stop at the first cause that is named.
     #[arg(long)]
     until_diagnosis: bool,
-    /// Run this shell command, with the rights and input that this one has, and trace until it ends;
-    /// its output goes to standard error with --format json.
+    /// Run this shell command, with the rights and input that this one has, and trace until it ends; it is
+    /// ended by what else stops the trace. Its output goes to standard error with --format json.
     #[arg(long = "cmd", value_name = "COMMAND")]
     command: Option<String>,
     /// Show packets that arrived as well; with a filter, --cmd or --count they are shown anyway.
@@ -137,8 +137,14 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         let (stop, mut diagnoses) = session
             .collect_until(stop(arguments.time, command.as_ref()), enough)
             .await?;
-        if let (Some(command), Stop::Command(status)) = (&command, stop) {
-            diagnoses.extend(session.settle(AFTER_COMMAND).await?);
+        if let Some(command) = &command {
+            let status = match stop {
+                Stop::Command(status) => {
+                    diagnoses.extend(session.settle(AFTER_COMMAND).await?);
+                    status
+                }
+                Stop::Now => command.end(),
+            };
             let view = command.view(status.context("the command cannot be waited for")?);
             session.printer().object("command", &view, &view.words())?;
         }

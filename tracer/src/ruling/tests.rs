@@ -164,12 +164,11 @@ fn policy_and_accept() {
 
 #[test]
 fn what_cannot_be_decided_is_certain_only_when_it_stands_alone() {
-    let unknown = || vec![Subject::Other("-m set (…)".into())];
     let one = facts(vec![chain(
         "FORWARD",
         FORWARD,
         false,
-        vec![rule(1, unknown(), Action::Drop)],
+        vec![rule(1, undecided(), Action::Drop)],
     )]);
     assert_eq!(
         place(&one, &journey(&[])),
@@ -180,8 +179,8 @@ fn what_cannot_be_decided_is_certain_only_when_it_stands_alone() {
         FORWARD,
         true,
         vec![
-            rule(1, unknown(), Action::Drop),
-            rule(2, unknown(), Action::Accept),
+            rule(1, undecided(), Action::Drop),
+            rule(2, undecided(), Action::Accept),
         ],
     )]);
     assert_eq!(
@@ -195,6 +194,111 @@ fn what_cannot_be_decided_is_certain_only_when_it_stands_alone() {
         place(&two, &journey(&[])),
         Some(("FORWARD".into(), 0, true, 0))
     );
+}
+
+/// The places that are possible, in order: chain and rule number.
+fn places(facts: &NetnsFacts, journey: &Journey) -> Vec<(String, u32)> {
+    let filtered = filtered(journey, true).expect("netfilter dropped it");
+    let ruling = judge(journey, filtered, facts).expect("a place");
+    assert!(!ruling.certain, "{ruling:?}");
+    std::iter::once(&ruling.ending)
+        .chain(&ruling.others)
+        .map(|ending| {
+            let number = ending.rule.map_or(0, |rule| rule.number);
+            (ending.chain.name.clone(), number)
+        })
+        .collect()
+}
+
+fn undecided() -> Vec<Subject> {
+    vec![Subject::Other("-m set (…)".into())]
+}
+
+#[test]
+fn an_undecided_accept_leads_to_the_next_base_chain() {
+    let mut facts = facts(vec![
+        chain(
+            "FIRST",
+            FORWARD,
+            true,
+            vec![
+                rule(1, undecided(), Action::Accept),
+                rule(2, vec![to(80)], Action::Drop),
+            ],
+        ),
+        chain("LATER", FORWARD, true, Vec::new()),
+    ]);
+    assert_eq!(
+        places(&facts, &journey(&[])),
+        [("FIRST".into(), 2), ("LATER".into(), 0)]
+    );
+    // The same when it stands behind a jump that may come back as well.
+    let tables = &mut facts.ruleset.as_mut().expect("rules").tables;
+    let jump = rule(1, vec![], Action::Jump("MAY_ACCEPT".into()));
+    tables[0].chains[0].rules[0] = jump;
+    tables[0].chains.push(chain(
+        "MAY_ACCEPT",
+        None,
+        false,
+        vec![rule(1, undecided(), Action::Accept)],
+    ));
+    assert_eq!(
+        places(&facts, &journey(&[])),
+        [("FIRST".into(), 2), ("LATER".into(), 0)]
+    );
+}
+
+#[test]
+fn an_undecided_return_or_goto_leads_to_the_rules_behind_the_jump() {
+    for leaves in [Action::Return, Action::Goto("EMPTY".into())] {
+        let facts = facts(vec![
+            chain(
+                "FORWARD",
+                FORWARD,
+                false,
+                vec![
+                    rule(1, vec![], Action::Jump("USER".into())),
+                    rule(2, vec![to(80)], Action::Drop),
+                    rule(3, vec![], Action::Drop),
+                ],
+            ),
+            chain(
+                "USER",
+                None,
+                false,
+                vec![rule(1, undecided(), leaves), rule(2, vec![], Action::Drop)],
+            ),
+            chain("EMPTY", None, false, Vec::new()),
+        ]);
+        assert_eq!(
+            places(&facts, &journey(&[])),
+            [("USER".into(), 2), ("FORWARD".into(), 2)]
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_followed_may_have_done_anything() {
+    for unknown in [Action::Other("queue".into()), Action::Jump("GONE".into())] {
+        let facts = facts(vec![
+            chain(
+                "FIRST",
+                FORWARD,
+                true,
+                vec![rule(1, vec![], unknown), rule(2, vec![], Action::Drop)],
+            ),
+            chain("LATER", FORWARD, true, Vec::new()),
+        ]);
+        assert_eq!(
+            places(&facts, &journey(&[])),
+            [
+                ("FIRST".into(), 1),
+                ("FIRST".into(), 2),
+                ("FIRST".into(), 0),
+                ("LATER".into(), 0)
+            ]
+        );
+    }
 }
 
 #[test]

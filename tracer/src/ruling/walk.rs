@@ -1,7 +1,8 @@
 //! Walks the rules of a hook with one packet, as the kernel does, and tells where it may end.
 //!
 //! A condition holds, does not hold, or cannot be decided. What comes behind something undecided is not
-//! sure any more; the walk goes on, so that every place where the packet may have ended is found.
+//! sure any more; the walk goes on, so that every place where the packet may have ended is found. A chain
+//! may then be left in several ways, and each of them is followed.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -80,14 +81,39 @@ impl From<bool> for Truth {
     }
 }
 
-/// How a chain was left.
-enum Left {
-    /// At its end or by `return`.
-    Back,
+/// The ways in which a packet may have left a chain alive; none when it surely ended there.
+#[derive(Clone, Copy)]
+struct Left {
+    /// At the chain's end or by `return`.
+    back: bool,
     /// Accepted by this table.
-    Accepted,
-    /// Dropped.
-    Ended,
+    accepted: bool,
+}
+
+impl Left {
+    const ENDED: Self = Self {
+        back: false,
+        accepted: false,
+    };
+    const BACK: Self = Self {
+        back: true,
+        accepted: false,
+    };
+    const ACCEPTED: Self = Self {
+        back: false,
+        accepted: true,
+    };
+    const ANY: Self = Self {
+        back: true,
+        accepted: true,
+    };
+
+    const fn or(self, other: Self) -> Self {
+        Self {
+            back: self.back || other.back,
+            accepted: self.accepted || other.accepted,
+        }
+    }
 }
 
 struct Walk<'a, 'p> {
@@ -118,15 +144,13 @@ pub(super) fn endings<'a>(ruleset: &'a Ruleset, packet: &Packet<'_>) -> Vec<Endi
         found: Vec::new(),
     };
     for (table, chain, base) in bases {
-        match walk.chain(table, chain) {
-            Left::Ended => break,
-            Left::Back if base.drops => {
-                walk.end(table, chain, None, Truth::Yes);
-                if walk.sure {
-                    break;
-                }
-            }
-            Left::Back | Left::Accepted => {}
+        let left = walk.chain(table, chain);
+        if left.back && base.drops {
+            walk.end(table, chain, None, Truth::Yes);
+        }
+        let passes = left.accepted || left.back && !base.drops;
+        if !passes {
+            break;
         }
     }
     walk.found
@@ -163,51 +187,62 @@ impl<'a> Walk<'a, '_> {
     }
 
     fn rules(&mut self, table: &'a RuleTable, chain: &'a Chain) -> Left {
+        let mut left = Left::ENDED;
         for rule in &chain.rules {
             self.visited += 1;
             if self.visited > MOST_RULES {
                 self.sure = false;
-                return Left::Back;
+                return Left::ANY;
             }
             let truth = self.matches(rule);
             if truth == Truth::No {
                 continue;
             }
-            let left = match &rule.action {
+            let here = match &rule.action {
                 Action::Continue => continue,
                 Action::Drop | Action::Reject(_) => {
                     self.end(table, chain, Some(rule), truth);
-                    Left::Ended
+                    Left::ENDED
                 }
-                Action::Accept | Action::Translate(_) | Action::Dnat(_) => Left::Accepted,
-                Action::Return => Left::Back,
+                Action::Accept | Action::Translate(_) | Action::Dnat(_) => Left::ACCEPTED,
+                Action::Return => Left::BACK,
                 // A map may drop, and a target that is not known may do anything.
                 Action::Map { .. } | Action::Other(_) => {
-                    self.end(table, chain, Some(rule), Truth::Unknown);
-                    self.sure = false;
+                    self.cannot_follow(table, chain, rule);
+                    left = Left::ANY;
                     continue;
                 }
                 Action::Jump(name) | Action::Goto(name) => {
                     let (Some(next), true) = (table.chain(name), self.path.len() < MOST_JUMPS)
                     else {
-                        self.sure = false;
+                        self.cannot_follow(table, chain, rule);
+                        left = Left::ANY;
                         continue;
                     };
                     if truth == Truth::Unknown {
                         self.sure = false;
                     }
-                    match (self.chain(table, next), &rule.action) {
-                        (Left::Back, Action::Jump(_)) => continue,
-                        (left, _) => left,
+                    let there = self.chain(table, next);
+                    if there.back && matches!(rule.action, Action::Jump(_)) {
+                        left.accepted |= there.accepted;
+                        continue;
                     }
+                    there
                 }
             };
+            left = left.or(here);
             if truth == Truth::Yes {
                 return left;
             }
             self.sure = false;
         }
-        Left::Back
+        left.or(Left::BACK)
+    }
+
+    /// The packet may have ended by this rule, or gone on in any way.
+    fn cannot_follow(&mut self, table: &'a RuleTable, chain: &'a Chain, rule: &'a Rule) {
+        self.end(table, chain, Some(rule), Truth::Unknown);
+        self.sure = false;
     }
 
     fn matches(&self, rule: &Rule) -> Truth {

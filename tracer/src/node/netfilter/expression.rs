@@ -38,6 +38,15 @@ const AT_MOST: u32 = 3;
 const MORE: u32 = 4;
 const AT_LEAST: u32 = 5;
 
+/// Objects that a rule passes whatever they say (`NFT_OBJECT_*`): counters, connection tracking's helpers,
+/// timeouts and expectations, tunnels and security marks. Quotas, limits and maps of objects may stop it.
+const HARMLESS_OBJECTS: [u32; 6] = [1, 3, 6, 7, 8, 9];
+/// Expressions that run with the element which `dynset` adds: a limit, for one, stops the rule.
+const DYNSET_EXPRESSIONS: [u16; 2] = [7, 10];
+const DYNSET_FLAGS: u16 = 9;
+/// The rule goes on only where the element was there before.
+const DYNSET_INVERTED: u32 = 1;
+
 struct Reader {
     family: Family,
     /// The network header that the rule looks at, once it is known.
@@ -119,6 +128,8 @@ pub(super) fn read(list: &[u8], family: Family) -> Rule {
         if let Some(name) = expression.text(EXPRESSION_NAME) {
             let data = Data::new(expression.bytes(EXPRESSION_DATA).unwrap_or_default());
             if reader.expression(&name, &data).is_none() {
+                // It may have loaded a register, in any way; what was there before is not compared.
+                reader.registers.clear();
                 reader.test(false, Subject::Other(format!("({name} …)")));
             }
         }
@@ -214,9 +225,21 @@ impl Reader {
                 self.rule.action = Action::Other(name.into());
                 Some(())
             }
-            "byteorder" | "objref" | "dup" | "flow_offload" | "dynset" | "last" => {
-                self.note(format!("({name} …)"))
+            "byteorder" => self.load(data.number(2), Field::Other("(byteorder …)".into())),
+            "objref" => {
+                let harmless = data
+                    .number(1)
+                    .is_some_and(|kind| HARMLESS_OBJECTS.contains(&kind));
+                harmless.then(|| self.note("(objref …)"))?
             }
+            "dynset" => {
+                let stops = DYNSET_EXPRESSIONS
+                    .iter()
+                    .any(|&kind| data.bytes(kind).is_some())
+                    || data.number(DYNSET_FLAGS).unwrap_or(0) & DYNSET_INVERTED != 0;
+                (!stops).then(|| self.note("(dynset …)"))?
+            }
+            "dup" | "flow_offload" | "last" => self.note(format!("({name} …)")),
             _ => None,
         }
     }

@@ -493,4 +493,53 @@ mod tests {
                 .all(|test| matches!(test.on, Subject::Other(_)))
         );
     }
+
+    #[test]
+    fn what_an_unknown_expression_loads_is_not_compared_as_what_was_there_before() {
+        let list = [
+            expression("meta", &[number(2, 16), number(1, 1)]),
+            expression("cmp", &[number(1, 1), number(2, 0), data(3, &[17])]),
+            expression("numgen", &[number(1, 1), number(2, 2), number(3, 1)]),
+            expression("cmp", &[number(1, 1), number(2, 0), data(3, &[0; 4])]),
+        ]
+        .concat();
+        let rule = expression::read(&list, Family::Inet);
+        let subjects: Vec<_> = rule.tests.into_iter().map(|test| test.on).collect();
+        assert_eq!(subjects[0], Subject::Protocol(17));
+        assert!(
+            subjects[1..]
+                .iter()
+                .all(|on| matches!(on, Subject::Other(_))),
+            "{subjects:?}"
+        );
+        // The same value in another order of bytes is another value.
+        let list = [
+            expression("meta", &[number(2, 3), number(1, 1)]),
+            expression("byteorder", &[number(1, 1), number(2, 1)]),
+            expression("cmp", &[number(1, 1), number(2, 0), data(3, &[0, 0, 0, 9])]),
+        ]
+        .concat();
+        let rule = expression::read(&list, Family::Inet);
+        assert!(matches!(rule.tests[0].on, Subject::Other(_)), "{rule:?}");
+    }
+
+    #[test]
+    fn statements_that_may_stop_a_rule_are_conditions() {
+        let limit = expression("limit", &[]);
+        for (name, parts, stops) in [
+            ("dynset", vec![number(3, 1)], false),
+            ("dynset", vec![number(3, 1), attribute(7, &limit)], true),
+            ("dynset", vec![number(3, 1), attribute(10, &limit)], true),
+            ("dynset", vec![number(3, 0), number(9, 1)], true),
+            ("objref", vec![number(1, 1)], false),
+            ("objref", vec![number(1, 2)], true),
+            ("objref", vec![number(1, 4)], true),
+            ("objref", vec![number(1, 5)], true),
+            ("objref", vec![number(3, 1)], true),
+        ] {
+            let rule = expression::read(&expression(name, &parts), Family::Inet);
+            assert_eq!(rule.tests.len(), usize::from(stops), "{name} {parts:?}");
+            assert_eq!(rule.notes.len(), usize::from(!stops), "{name} {parts:?}");
+        }
+    }
 }

@@ -337,10 +337,16 @@ impl Detail {
                     let raw::Conntrack { original, reply } = detail.conntrack;
                     let protocol = original.protocol_or_manipulation;
                     let family = original.family_or_status & 0xff;
+                    // ICMP's tuples have its id, type and code where others have ports.
+                    let port = |port| if protocol::is_icmp(protocol) { 0 } else { port };
                     let tuple = |tuple: raw::Tuple| Tuple {
                         protocol,
-                        source: endpoint(&tuple.source, tuple.source_port, family),
-                        destination: endpoint(&tuple.destination, tuple.destination_port, family),
+                        source: endpoint(&tuple.source, port(tuple.source_port), family),
+                        destination: endpoint(
+                            &tuple.destination,
+                            port(tuple.destination_port),
+                            family,
+                        ),
                     };
                     Self::Conntrack {
                         original: tuple(original),
@@ -484,6 +490,40 @@ mod tests {
         assert_eq!((original.protocol, original.source.port()), (17, 4000));
         assert_eq!(reply.source.port(), 4001);
         assert_eq!((relation, status, zone), (None, 0x10, 7));
+    }
+
+    #[test]
+    fn an_entry_of_icmp_has_no_ports() {
+        for (number, ports) in [
+            (protocol::ICMP, 0),
+            (protocol::ICMP6, 0),
+            (protocol::TCP, 77),
+        ] {
+            let mut raw = constructed(HookId::ConntrackIcmp, raw::valid::DETAIL);
+            let tuple = raw::Tuple {
+                source: [0; 16],
+                source_port: 77_u16.to_be(),
+                family_or_status: AF_INET,
+                destination: [0; 16],
+                destination_port: 77_u16.to_be(),
+                protocol_or_manipulation: number,
+                direction: 0,
+            };
+            raw.detail.conntrack = raw::Conntrack {
+                original: tuple,
+                reply: tuple,
+            };
+            let Detail::Conntrack {
+                original, reply, ..
+            } = decoded(&raw).detail
+            else {
+                panic!("no entry");
+            };
+            for tuple in [original, reply] {
+                let found = (tuple.source.port(), tuple.destination.port());
+                assert_eq!(found, (ports, ports), "{number}");
+            }
+        }
     }
 
     #[test]

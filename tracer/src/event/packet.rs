@@ -43,6 +43,11 @@ pub mod protocol {
     /// ARP, which has no number of IP's; this one is reserved.
     pub const ARP: u8 = 255;
 
+    /// ICMP of either family, which has no ports.
+    pub const fn is_icmp(number: u8) -> bool {
+        matches!(number, ICMP | ICMP6)
+    }
+
     /// Usual name of a protocol.
     pub fn name(number: u8) -> String {
         match number {

@@ -7,9 +7,9 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use crate::event::{Detail, Event, NetfilterHook, Packet, Transport, Tuple, tcp_flag};
+use crate::event::{Detail, Event, NetfilterHook, Packet, Transport, Tuple, protocol, tcp_flag};
 use crate::hook::Role;
 use crate::journey::{Ending as JourneyEnding, Journey};
 use crate::node::netfilter::{Action, state};
@@ -219,7 +219,10 @@ fn states(journey: &Journey, packet: &Packet) -> Vec<u8> {
 
 /// The bits of a translated connection.
 fn translated(original: &Tuple, reply: &Tuple) -> u8 {
-    let destination = original.destination != reply.source;
-    let source = original.source != reply.destination;
+    // Captures made by earlier versions have ICMP's id and type where there are ports.
+    let no_ports = protocol::is_icmp(original.protocol);
+    let differ = |one: SocketAddr, two: SocketAddr| one.ip() != two.ip() || !no_ports && one != two;
+    let destination = differ(original.destination, reply.source);
+    let source = differ(original.source, reply.destination);
     (u8::from(destination) * state::DNAT) | (u8::from(source) * state::SNAT)
 }

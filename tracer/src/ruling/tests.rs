@@ -361,6 +361,21 @@ fn the_state_that_conntrack_saw() {
 }
 
 #[test]
+fn a_tracked_echo_is_not_translated() {
+    let tuple = |source: &str, destination: &str| Tuple {
+        protocol: protocol::ICMP,
+        source: source.parse().expect("an address"),
+        destination: destination.parse().expect("an address"),
+    };
+    // As captures of earlier versions have it: the echo's id, its type, and the reply's.
+    let original = tuple("192.0.2.1:77", "10.0.0.9:2048");
+    let reply = tuple("10.0.0.9:77", "192.0.2.1:0");
+    assert_eq!(translated(&original, &reply), 0);
+    let elsewhere = tuple("10.0.0.7:77", "192.0.2.1:0");
+    assert_eq!(translated(&original, &elsewhere), state::DNAT);
+}
+
+#[test]
 fn drops_of_ipvs_are_not_the_rules() {
     let facts = facts(vec![chain("FORWARD", FORWARD, true, Vec::new())]);
     let leave = event(HookId::IpvsLeave, Detail::None);

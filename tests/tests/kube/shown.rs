@@ -37,6 +37,7 @@ fn journey() -> Journey {
             named_protocol: protocol::TCP,
             ip_id: None,
             transport: Transport::Other,
+            about: None,
         }),
         not_ip: false,
         arp: None,

@@ -119,6 +119,7 @@ impl Anonymizer {
         Event {
             packet: event.packet.map(|packet| Packet {
                 tuple: self.tuple(packet.tuple),
+                about: packet.about.map(|about| Box::new(self.tuple(*about))),
                 ..packet
             }),
             detail: self.detail(event.detail),

@@ -239,6 +239,7 @@ impl Bench {
                 named_protocol: number,
                 ip_id: Some(id as u32 & 0xffff),
                 transport,
+                about: None,
             },
             netns: NODE,
             ifindex: None,

@@ -310,6 +310,11 @@ impl Journey {
     }
 }
 
+fn is_icmp_error(journey: &Journey) -> bool {
+    let packet = journey.first_packet();
+    packet.is_some_and(|packet| packet.about.is_some())
+}
+
 impl Flow {
     /// The TCP connection was reset before this packet of it was lost: nobody wants it any more, and conntrack
     /// calls it invalid. What is answered with RST itself is no such packet.
@@ -335,11 +340,14 @@ impl Flow {
         })
     }
 
-    /// Somebody tries to open it again and again, and nothing comes back.
+    /// Somebody tries to open it again and again, and nothing comes back but word that it does not arrive.
     pub fn is_stalled(&self) -> bool {
         let mut openings = 0;
         for (direction, journey) in self.kept() {
             if direction == Direction::Reply {
+                if is_icmp_error(journey) {
+                    continue;
+                }
                 return false;
             }
             let syn = journey

@@ -35,6 +35,7 @@ fn journey(id: u64, to: &str, hooks: &[HookId], start_ns: u64, ending: Ending) -
                 sequence: 1,
                 flags: 2,
             },
+            about: None,
         }),
         not_ip: false,
         arp: None,

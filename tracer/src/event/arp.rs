@@ -54,6 +54,7 @@ impl Arp {
             named_protocol: 0,
             ip_id: None,
             transport: Transport::Arp { reply: self.reply },
+            about: None,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{IpNumber, Ipv6Extensions, LaxIpSlice};
 use serde::{Deserialize, Serialize};
+use tracer_ebpf::header::quotes;
 
 /// Transport protocol and both ends of a packet or connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -74,6 +75,8 @@ pub struct Packet {
     pub ip_id: Option<u32>,
     /// What the transport header adds.
     pub transport: Transport,
+    /// The packet that an ICMP error quotes, because it did not arrive.
+    pub about: Option<Box<Tuple>>,
 }
 
 /// What the transport header adds to the tuple.
@@ -111,6 +114,11 @@ pub enum Transport {
 
 /// ICMPv6 types of neighbour discovery: solicitations, advertisements, redirect.
 pub(super) const DISCOVERY: std::ops::RangeInclusive<u8> = 133..=137;
+
+/// Protocol and type of ICMP's redirect, which quotes a packet that goes on all the same.
+const REDIRECT: (u8, u8) = (protocol::ICMP, 5);
+/// Bytes of an ICMP error before the packet that it quotes.
+const ICMP_HEADER: usize = 8;
 
 /// TCP flag bits.
 pub mod tcp_flag {
@@ -152,9 +160,28 @@ impl Packet {
         matches!(self.transport, Transport::Tcp { flags, .. } if flags & ACCEPTS == ACCEPTS)
     }
 
+    /// Both ends as an answer has them: an ICMP error answers the packet that it quotes.
+    pub fn as_answer(&self) -> Tuple {
+        let about = self.about.as_ref();
+        about.map_or(self.tuple, |about| about.reversed())
+    }
+
     /// Parses headers; `network` is where the network header begins.
     pub fn parse(bytes: &[u8], network: usize) -> Option<Self> {
-        let (ip, _) = LaxIpSlice::from_slice(bytes.get(network..)?).ok()?;
+        let (mut packet, payload) = Self::parse_one(bytes.get(network..)?)?;
+        if let Transport::Icmp { kind, .. } = packet.transport
+            && quotes(packet.tuple.protocol, kind)
+            && (packet.tuple.protocol, kind) != REDIRECT
+        {
+            let quoted = payload.get(ICMP_HEADER..).and_then(Self::parse_one);
+            packet.about = quoted.map(|(packet, _)| Box::new(packet.tuple));
+        }
+        Some(packet)
+    }
+
+    /// Parses an IP packet's own headers; gives what is behind those of IP too.
+    fn parse_one(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
         let (named_protocol, source, destination, ip_id, offset) = match &ip {
             LaxIpSlice::Ipv4(ip) => {
                 let header = ip.header();
@@ -196,7 +223,7 @@ impl Packet {
         } else {
             (0, 0, Transport::Fragment { offset })
         };
-        Some(Self {
+        let packet = Self {
             tuple: Tuple {
                 protocol: ip_protocol,
                 source: SocketAddr::new(source, source_port),
@@ -205,7 +232,9 @@ impl Packet {
             named_protocol,
             ip_id,
             transport,
-        })
+            about: None,
+        };
+        Some((packet, payload.payload))
     }
 
     /// Where this fragment begins in the whole, in units of eight bytes; 0 for a whole packet.
@@ -278,24 +307,21 @@ impl Packet {
 /// options are not kept), which the parsers of whole headers refuse.
 fn transport(number: u8, header: &[u8]) -> (u16, u16, Transport) {
     let word = |at: usize| Some(u16::from_be_bytes([*header.get(at)?, *header.get(at + 1)?]));
+    let with_ports = |transport| {
+        let (source, destination) = word(0).zip(word(2))?;
+        Some((source, destination, transport))
+    };
+    let tcp = || {
+        Some(Transport::Tcp {
+            sequence: u32::from(word(4)?) << 16 | u32::from(word(6)?),
+            flags: *header.get(13)?,
+        })
+    };
     let parsed = match number {
-        protocol::TCP => (|| {
-            let sequence = u32::from(word(4)?) << 16 | u32::from(word(6)?);
-            Some((
-                word(0)?,
-                word(2)?,
-                Transport::Tcp {
-                    sequence,
-                    flags: *header.get(13)?,
-                },
-            ))
-        })(),
-        protocol::UDP => word(0)
-            .zip(word(2))
-            .map(|(source, destination)| (source, destination, Transport::Udp)),
-        protocol::SCTP => word(0)
-            .zip(word(2))
-            .map(|(source, destination)| (source, destination, Transport::Other)),
+        // Routers may quote no more of it than ports and sequence number (RFC 792).
+        protocol::TCP => with_ports(tcp().unwrap_or(Transport::Other)),
+        protocol::UDP => with_ports(Transport::Udp),
+        protocol::SCTP => with_ports(Transport::Other),
         protocol::ICMP | protocol::ICMP6 => header
             .first()
             .zip(header.get(1))
@@ -332,6 +358,37 @@ mod tests {
             }
         );
         assert_eq!(packet.ip_id, Some(0x645e));
+    }
+
+    /// An ICMP message about a UDP or TCP packet from 10.0.0.1:1000 to 10.0.0.2:53.
+    fn icmp(kind: u8, protocol: u8) -> Packet {
+        let mut bytes = vec![
+            0x45, 0, 0, 56, 0, 1, 0, 0, 64, 1, 0, 0, 10, 0, 0, 9, 10, 0, 0, 1,
+        ];
+        bytes.extend([kind, 3, 0, 0, 0, 0, 0, 0]);
+        bytes.extend([
+            0x45, 0, 0, 60, 0, 2, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ]);
+        bytes.extend([3, 0xe8, 0, 53, 1, 2, 3, 4]);
+        Packet::parse(&bytes, 0).expect("a packet")
+    }
+
+    #[test]
+    fn an_icmp_error_answers_what_it_quotes() {
+        for protocol in [protocol::UDP, protocol::TCP] {
+            let answer = icmp(3, protocol).as_answer();
+            assert_eq!(answer.protocol, protocol);
+            assert_eq!(answer.source, "10.0.0.2:53".parse().expect("an address"));
+            assert_eq!(
+                answer.destination,
+                "10.0.0.1:1000".parse().expect("an address")
+            );
+        }
+        // A redirect, and an echo whose data looks like a packet.
+        for kind in [5, 8] {
+            let packet = icmp(kind, protocol::UDP);
+            assert_eq!((packet.as_answer(), packet.about), (packet.tuple, None));
+        }
     }
 
     #[test]

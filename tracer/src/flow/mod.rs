@@ -6,7 +6,7 @@
 //! failure give theirs up first, the quietest before the others; causes read failures and flows
 //! without an answer.
 //!
-//! Ports are used again. An address that a newer request is translated to is that one's from then on, and a
+//! An ICMP error is an answer of the flow whose packet it quotes. Ports are used again. An address that a newer request is translated to is that one's from then on, and a
 //! TCP connection that is opened anew is another flow.
 
 mod leg;
@@ -77,6 +77,8 @@ pub struct Flow {
     opening: Option<u32>,
     /// Its TCP connection was closed or reset.
     over: bool,
+    /// An ICMP error came back.
+    refused: bool,
     kept: Option<Box<Kept>>,
 }
 
@@ -136,7 +138,7 @@ impl Flow {
 
     /// It was answered, and nothing that it sent or got was lost.
     pub const fn is_settled(&self) -> bool {
-        self.replies > 0 && self.suspicious == 0
+        self.replies > 0 && self.suspicious == 0 && !self.refused
     }
 
     /// What a TCP packet that is sent now opens is another connection than this flow's.
@@ -185,6 +187,18 @@ const fn opening(transport: Transport) -> Option<u32> {
         }
         _ => None,
     }
+}
+
+/// The addresses that tell which flow a journey is of.
+struct Ends {
+    first: Tuple,
+    last: Tuple,
+    /// How they are read from each of its headers.
+    read: fn(&Packet) -> Tuple,
+    /// It is certainly an answer: its TCP flags tell, or it refuses.
+    answers: bool,
+    /// It is an ICMP error about a request.
+    refuses: bool,
 }
 
 /// Where a journey was added.
@@ -248,25 +262,23 @@ impl Flows {
 
     /// Adds a journey; `None` for a journey without addresses, which is nobody's.
     pub fn add(&mut self, journey: Journey) -> Option<Added> {
-        let &Packet {
-            tuple: first,
-            transport,
-            ..
-        } = journey.first_packet()?;
-        let mut found = self.find_any(first, journey.last_tuple()?);
+        let ends = self.ends(&journey)?;
+        let transport = journey.first_packet()?.transport;
+        let mut found = self.find_any(ends.first, ends.last);
         if let Some(flow) = found.and_then(|(id, _)| self.flows.get(id))
             && flow.is_opened_anew(transport, journey.start_ns())
         {
-            self.release(&first);
+            self.release(&ends.first);
             found = None;
         }
         let (id, direction) = found
-            .or_else(|| self.adopt(first, &journey))
-            .unwrap_or_else(|| self.begin(first, &journey));
+            .or_else(|| self.adopt(&ends, &journey))
+            .unwrap_or_else(|| self.begin(&ends, &journey));
         if let Some(flow) = self.flows.get_mut(id) {
             flow.note(transport);
+            flow.refused |= ends.refuses;
         }
-        self.learn(id, direction, &journey);
+        self.learn(id, direction, &ends, &journey);
         let suspicious = journey.is_suspicious();
         self.push(id, direction, journey, suspicious);
         self.shed();
@@ -323,20 +335,40 @@ impl Flows {
         self.legs.find(tuple, |place| tuple_at(&self.flows, place))
     }
 
-    /// A flow whose first journey this is. The answer may end before what it answers does: its flags tell.
-    fn begin(&mut self, first: Tuple, journey: &Journey) -> (u64, Direction) {
-        let answers = journey.first_packet().is_some_and(Packet::answers);
-        if let (true, Some(last)) = (answers, journey.last_tuple()) {
-            (self.open(last.reversed(), journey), Direction::Reply)
+    /// How a journey is looked for. What is about an answer is no answer: it stays by itself.
+    fn ends(&self, journey: &Journey) -> Option<Ends> {
+        let (first, last) = (journey.first_packet()?, journey.last_packet()?);
+        let refuses = first.about.is_some() && self.place(&first.as_answer()).is_none();
+        let read = if refuses {
+            Packet::as_answer
         } else {
-            (self.open(first, journey), Direction::Request)
+            |packet: &Packet| packet.tuple
+        };
+        Some(Ends {
+            first: read(first),
+            last: read(last),
+            read,
+            answers: refuses || first.answers(),
+            refuses,
+        })
+    }
+
+    /// A flow whose first journey this is. The answer may end before what it answers does.
+    fn begin(&mut self, ends: &Ends, journey: &Journey) -> (u64, Direction) {
+        if ends.answers {
+            (self.open(ends.last.reversed(), journey), Direction::Reply)
+        } else {
+            (self.open(ends.first, journey), Direction::Request)
         }
     }
 
     /// A flow that is known by what became of this journey behind NAT, because all that was seen of it so
     /// far came later and ended earlier: the addresses that this one began with are what its client meant.
-    fn adopt(&mut self, first: Tuple, journey: &Journey) -> Option<(u64, Direction)> {
-        let last = journey.last_tuple().filter(|last| *last != first)?;
+    fn adopt(&mut self, ends: &Ends, journey: &Journey) -> Option<(u64, Direction)> {
+        let &Ends { first, last, .. } = ends;
+        if first == last {
+            return None;
+        }
         let (id, Direction::Request) = self.find(last)? else {
             return None;
         };
@@ -370,6 +402,7 @@ impl Flows {
             next_leg: 0,
             opening: None,
             over: false,
+            refused: false,
             kept: None,
         };
         self.flows.insert(flow);
@@ -382,9 +415,9 @@ impl Flows {
 
     /// Takes up the addresses that a journey had on its way. NAT gives one flow at a time each of them: a
     /// request that is translated to what was an older flow's has it now.
-    fn learn(&mut self, id: u64, direction: Direction, journey: &Journey) {
+    fn learn(&mut self, id: u64, direction: Direction, ends: &Ends, journey: &Journey) {
         let mut before = None;
-        for tuple in journey.tuples() {
+        for tuple in journey.own().map(ends.read) {
             // Most hooks see what the hook before saw.
             if before.replace(tuple) == Some(tuple) {
                 continue;

@@ -27,6 +27,7 @@ fn journey(id: u64, tuples: &[(&str, &str)]) -> Journey {
                 named_protocol: 17,
                 ip_id: None,
                 transport: Transport::Udp,
+                about: None,
             }),
             not_ip: false,
             arp: None,
@@ -336,4 +337,75 @@ fn a_connection_that_is_opened_anew_is_another_flow() {
         assert_eq!(answer.map(|added| added.flow), Some(new));
         assert_eq!(flows.len(), 1 + usize::from(another));
     }
+}
+
+/// An ICMP error from here to there about a packet, as seen at each hook.
+fn icmp_error(id: u64, ends: &[(&str, &str)], about: &[(&str, &str)]) -> Journey {
+    let mut error = journey(id, ends);
+    let quoted = journey(id, about);
+    for (event, quoted) in error.events.iter_mut().zip(quoted.tuples()) {
+        let packet = event.packet.as_mut().expect("headers");
+        packet.tuple.protocol = crate::event::protocol::ICMP;
+        packet.transport = Transport::Icmp { kind: 3, code: 3 };
+        packet.about = Some(Box::new(quoted));
+    }
+    error
+}
+
+#[test]
+fn an_icmp_error_is_an_answer_of_the_flow_that_it_is_about() {
+    const CLIENT: (&str, &str) = ("192.0.2.1:5000", "192.0.2.100:53");
+    const POD: (&str, &str) = ("10.0.0.1:5000", "10.0.0.2:53");
+    let request = || journey(1, &[CLIENT, POD]);
+    let from_pod = || {
+        icmp_error(
+            2,
+            &[
+                ("10.0.0.2:0", "10.0.0.1:0"),
+                ("192.0.2.100:0", "192.0.2.1:0"),
+            ],
+            &[POD, CLIENT],
+        )
+    };
+    let from_router = || {
+        icmp_error(
+            3,
+            &[("10.9.9.9:0", "10.0.0.1:0"), ("10.9.9.9:0", "192.0.2.1:0")],
+            &[POD, CLIENT],
+        )
+    };
+    // It may end first.
+    for journeys in [
+        [request(), from_pod(), from_router()],
+        [from_router(), from_pod(), request()],
+    ] {
+        let mut flows = Flows::default();
+        for journey in journeys {
+            assert_eq!(flows.add(journey).map(|added| added.flow), Some(1));
+        }
+        let flow = flows.get(1).expect("the flow");
+        assert_eq!((flow.requests, flow.replies), (1, 2));
+        assert_eq!(flow.client, request().first_tuple().expect("addresses"));
+        assert!(!flow.is_settled());
+        // What is about the answer is not.
+        let about_answer = icmp_error(4, &[("192.0.2.1:0", "192.0.2.100:0")], &[back(CLIENT)]);
+        assert_eq!(flows.add(about_answer).map(|added| added.flow), Some(2));
+    }
+}
+
+#[test]
+fn what_only_icmp_errors_answer_is_stalled() {
+    const ENDS: (&str, &str) = ("192.0.2.1:5000", "192.0.2.100:80");
+    let mut flows = Flows::default();
+    let mut error = icmp_error(5, &[("10.9.9.9:0", "192.0.2.1:0")], &[ENDS]);
+    let packet = error.events[0].packet.as_mut().expect("headers");
+    packet.about.as_mut().expect("it quotes").protocol = crate::event::protocol::TCP;
+    flows.add(tcp(0, ENDS, 100, tcp_flag::SYN));
+    flows.add(error);
+    flows.add(tcp(1, ENDS, 100, tcp_flag::SYN));
+    let stalled = |flows: &Flows| flows.get(1).map(Flow::is_stalled);
+    assert_eq!(flows.len(), 1);
+    assert_eq!(stalled(&flows), Some(true));
+    flows.add(tcp(2, back(ENDS), 500, tcp_flag::SYN | tcp_flag::ACK));
+    assert_eq!(stalled(&flows), Some(false));
 }

@@ -16,6 +16,7 @@ pub(crate) fn packet(protocol: u8, (source, destination): (&str, &str)) -> Packe
         named_protocol: protocol,
         ip_id: None,
         transport: Transport::Udp,
+        about: None,
     }
 }
 

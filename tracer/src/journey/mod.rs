@@ -119,7 +119,7 @@ impl Journey {
 
     /// Headers of the packet itself; those of a tunnel around it, and those of fragments without ports,
     /// only where nothing else was seen.
-    fn own(&self) -> impl DoubleEndedIterator<Item = &Packet> {
+    pub fn own(&self) -> impl DoubleEndedIterator<Item = &Packet> {
         let shows = |(index, event): (usize, &Event)| {
             let packet = event.packet.as_ref();
             packet.is_some_and(|packet| !packet.is_later_fragment() && !self.is_carried(index))

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::event::Tuple;
+use crate::event::{Packet, Tuple};
 use crate::flow::Direction;
 use crate::journey::Journey;
 
@@ -18,7 +18,7 @@ pub fn own(journeys: &mut Vec<Journey>, sent: Tuple) -> Vec<(Direction, Journey)
             others.push(journey);
             continue;
         };
-        known.extend(journey.tuples().map(|tuple| match direction {
+        known.extend(ends(&journey).map(|tuple| match direction {
             Direction::Request => tuple,
             Direction::Reply => tuple.reversed(),
         }));
@@ -28,8 +28,13 @@ pub fn own(journeys: &mut Vec<Journey>, sent: Tuple) -> Vec<(Direction, Journey)
     own
 }
 
+/// Addresses on its way; an ICMP error's are those of an answer to the packet that it is about.
+fn ends(journey: &Journey) -> impl Iterator<Item = Tuple> + '_ {
+    journey.own().map(Packet::as_answer)
+}
+
 fn direction(journey: &Journey, known: &HashSet<Tuple>) -> Option<Direction> {
-    journey.tuples().find_map(|tuple| {
+    ends(journey).find_map(|tuple| {
         if known.contains(&tuple) {
             return Some(Direction::Request);
         }
@@ -42,7 +47,7 @@ fn direction(journey: &Journey, known: &HashSet<Tuple>) -> Option<Direction> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journey::constructed::journey;
+    use crate::journey::constructed::{journey, packet};
 
     #[test]
     fn the_reply_of_the_real_server_belongs_to_the_request() {
@@ -68,5 +73,31 @@ mod tests {
             .collect();
         assert_eq!(found, [(Direction::Request, 1), (Direction::Reply, 3)]);
         assert_eq!(journeys.len(), 1);
+    }
+
+    /// The node refuses what it sent on to a pod, by an address of its own.
+    #[test]
+    fn a_refusal_belongs_to_the_request_that_it_is_about() {
+        let client = ("192.0.2.10:5000", "192.0.2.1:53");
+        let pod = ("10.0.0.1:5000", "10.0.0.2:53");
+        let mut error = journey(
+            2,
+            1,
+            &[
+                ("10.0.0.2:0", "10.0.0.1:0"),
+                ("192.0.2.9:0", "192.0.2.10:0"),
+            ],
+        );
+        for (event, quoted) in error.events.iter_mut().zip([pod, client]) {
+            let icmp = event.packet.as_mut().expect("headers");
+            icmp.about = Some(Box::new(packet(17, quoted).tuple));
+        }
+        let mut journeys = vec![error, journey(1, 17, &[client, pod])];
+        let sent = journeys[1].first_tuple().expect("its addresses");
+        let found: Vec<_> = own(&mut journeys, sent)
+            .into_iter()
+            .map(|(direction, journey)| (direction, journey.id))
+            .collect();
+        assert_eq!(found, [(Direction::Request, 1), (Direction::Reply, 2)]);
     }
 }

@@ -70,6 +70,7 @@ fn event(hook: HookId, detail: Detail) -> Event {
                 sequence: 1,
                 flags: tcp_flag::SYN,
             },
+            about: None,
         }),
         not_ip: false,
         arp: None,

@@ -183,6 +183,61 @@ impl Anonymizer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::netfilter::{Action, Choice, Rule, Subject, Test};
+
+    #[test]
+    fn what_sets_and_maps_of_rules_hold_is_hidden() {
+        let members = vec![
+            Subject::Source("203.0.113.0".parse().expect("an address"), 24),
+            Subject::In("zebra0".into(), false),
+        ];
+        let rule = Rule {
+            number: 1,
+            handle: None,
+            tests: vec![Test {
+                negated: false,
+                on: Subject::Set {
+                    what: "saddr".into(),
+                    set: "zebra".into(),
+                    members: Some(members.clone()),
+                },
+            }],
+            notes: Vec::new(),
+            action: Action::Map {
+                words: "saddr vmap @zebra".into(),
+                set: "zebra".into(),
+                choices: Some(vec![Choice {
+                    members,
+                    action: Action::Jump("zebra".into()),
+                }]),
+            },
+            comment: None,
+            packets: None,
+        };
+        let mapped = Anonymizer::new(&[7; KEY_BYTES]).value(&rule);
+        let mapped = mapped.expect("it keeps its shape");
+        let shown = format!("{mapped:?}");
+        assert!(
+            !shown.contains("zebra") && !shown.contains("203.0.113"),
+            "{shown}"
+        );
+        let Action::Map {
+            choices: Some(choices),
+            ..
+        } = &mapped.action
+        else {
+            panic!("{shown}");
+        };
+        // A prefix stays one, and a member of both the same.
+        assert!(
+            matches!(&choices[0].members[0], Subject::Source(IpAddr::V4(network), 24)
+                if network.octets()[3] == 0)
+        );
+        assert!(
+            matches!(&mapped.tests[0].on, Subject::Set { members: Some(members), .. }
+                if *members == choices[0].members)
+        );
+    }
 
     #[test]
     fn the_real_server_of_a_connection_is_hidden() {

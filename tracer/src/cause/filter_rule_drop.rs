@@ -2,7 +2,7 @@
 
 use super::filtered::{self, Kind, Stop};
 use super::{Cause, Diagnosis, Evidence, Finding};
-use crate::node::netfilter::Action;
+use crate::node::netfilter::{Action, Rule};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "filter-rule-drop",
@@ -67,7 +67,13 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, place: String) -> Diagnosis
             "lets this connection through and nothing else; widen it as needed",
         );
     }
-    let diagnosis = match ending.rule.map(|rule| ending.table.delete(ending.chain, rule)) {
+    // A map decides about other packets as well.
+    let of_its_own = |rule: &Rule| !matches!(rule.action, Action::Map { .. });
+    let delete = |rule| ending.table.delete(ending.chain, rule);
+    let diagnosis = match ending
+        .rule
+        .map(|rule| of_its_own(rule).then(|| delete(rule)).flatten())
+    {
         Some(Some(command)) => begun.fix(
             [command],
             "everything that the rule stopped passes; by its number or handle, so look again first: rules may have moved",
@@ -88,7 +94,7 @@ pub(super) mod tests {
     use crate::cause::constructed::{Bench, ETH0};
     use crate::cause::filtered::tests::{chain, forwarded, rule};
     use crate::event::NetfilterHook;
-    use crate::node::netfilter::{Chain, Tool};
+    use crate::node::netfilter::{Chain, Choice, Subject, Tool};
 
     const FORWARD: Option<(NetfilterHook, bool)> = Some((NetfilterHook::Forward, false));
 
@@ -142,6 +148,28 @@ pub(super) mod tests {
             found.fixes[1].lines,
             ["nft delete rule ip filter BLOCK handle 7"]
         );
+    }
+
+    #[test]
+    fn a_map_is_not_to_be_deleted() {
+        let map = Action::Map {
+            words: "th dport vmap @ports".into(),
+            set: "ports".into(),
+            choices: Some(vec![Choice {
+                members: vec![Subject::DestinationPort(vec![80..=80])],
+                action: Action::Drop,
+            }]),
+        };
+        let chains = vec![chain("FORWARD", FORWARD, vec![rule(None, map, "")])];
+        let found = forwarded(Tool::Nft, chains).only();
+        assert_eq!(
+            (found.subject.as_str(), found.certainty),
+            ("ip filter/FORWARD handle 7", Certainty::Certain)
+        );
+        let [fix] = &found.fixes[..] else {
+            panic!("{found:#?}");
+        };
+        assert!(fix.lines[0].starts_with("nft insert rule ip filter FORWARD handle 7 "));
     }
 
     #[test]

@@ -8,9 +8,7 @@ use super::Diagnosis;
 use super::evidence::{Evidence, Failure, endpoint};
 use crate::event::{NetfilterHook, Tuple, protocol};
 use crate::node::NetnsId;
-use crate::node::netfilter::{
-    Action, KUBE_PROXY_TABLE, Rule, RuleTable, Subject, Test, Tool, state,
-};
+use crate::node::netfilter::{Action, KUBE_PROXY_TABLE, Rule, RuleTable, Subject, Tool, state};
 use crate::ruling::{self, Ending, Ruling};
 
 /// A failure that netfilter's rules ended.
@@ -132,8 +130,26 @@ fn kind(ending: &Ending<'_>) -> Kind {
 
 /// A rule that only ends what conntrack could make nothing of.
 fn is_for_invalid(rule: &Rule) -> bool {
-    let invalid = |test: &Test| !test.negated && test.on == Subject::State(state::INVALID);
-    rule.tests.iter().any(invalid)
+    let invalid = |on: &Subject| *on == Subject::State(state::INVALID);
+    let by_test = rule.tests.iter().any(|test| match &test.on {
+        _ if test.negated => false,
+        Subject::Set {
+            members: Some(members),
+            ..
+        } => members.iter().all(invalid),
+        on => invalid(on),
+    });
+    by_test
+        || match &rule.action {
+            Action::Map {
+                choices: Some(choices),
+                ..
+            } => choices
+                .iter()
+                .filter(|choice| choice.action == Action::Drop)
+                .all(|choice| choice.members.iter().all(invalid)),
+            _ => false,
+        }
 }
 
 /// The service that a comment of kube-proxy begins with: namespace, name, and the port's name.
@@ -366,7 +382,7 @@ pub(super) mod tests {
     use super::*;
     use crate::cause::constructed::{Bench, CNI0, ETH0, node};
     use crate::event::Detail;
-    use crate::node::netfilter::{Base, Chain, Family, Rule, Ruleset, Subject, Test};
+    use crate::node::netfilter::{Base, Chain, Choice, Family, Rule, Ruleset, Subject, Test};
 
     /// A rule with a condition on the destination's port.
     pub(in crate::cause) fn rule(port: Option<u16>, action: Action, comment: &str) -> Rule {
@@ -445,6 +461,41 @@ pub(super) mod tests {
         );
         assert_eq!(service("shop/web has no endpoints"), Some(("shop", "web")));
         assert_eq!(service("no service"), None);
+    }
+
+    #[test]
+    fn what_a_set_or_map_drops_as_invalid_alone_is_for_invalid() {
+        let states = |bits| vec![Subject::State(bits)];
+        let in_set = |bits| Subject::Set {
+            what: "ct state".into(),
+            set: "__set0".into(),
+            members: Some(states(bits)),
+        };
+        let map = |bits| Action::Map {
+            words: "ct state vmap (…)".into(),
+            set: "__map0".into(),
+            choices: Some(vec![
+                Choice {
+                    members: states(state::ESTABLISHED),
+                    action: Action::Accept,
+                },
+                Choice {
+                    members: states(bits),
+                    action: Action::Drop,
+                },
+            ]),
+        };
+        for (bits, expected) in [(state::INVALID, true), (state::INVALID | state::NEW, false)] {
+            let mut by_set = rule(None, Action::Drop, "");
+            by_set.tests.push(Test {
+                negated: false,
+                on: in_set(bits),
+            });
+            assert_eq!(is_for_invalid(&by_set), expected);
+            assert_eq!(is_for_invalid(&rule(None, map(bits), "")), expected);
+            by_set.tests[0].negated = true;
+            assert!(!is_for_invalid(&by_set));
+        }
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(super) enum ReadError {
     Silent,
     #[error("the kernel's answer was larger than {BUFFER_BYTES} bytes")]
     TooLarge,
+    #[error("there are more than {0}")]
+    TooMany(usize),
     #[error("not understood: {0}")]
     Malformed(#[from] DecodeError),
 }
@@ -46,7 +48,7 @@ impl ReadError {
         let denied = match self {
             Self::Refused(errno) => matches!(errno, Errno::EPERM | Errno::EACCES),
             Self::Socket(error) => error.kind() == io::ErrorKind::PermissionDenied,
-            Self::Silent | Self::TooLarge | Self::Malformed(_) => false,
+            Self::Silent | Self::TooLarge | Self::TooMany(_) | Self::Malformed(_) => false,
         };
         Missing {
             what: what.to_owned(),
@@ -98,6 +100,47 @@ impl Conversation {
         M: NetlinkSerializable,
         NetlinkPayload<M>: From<M>,
     {
+        self.dump_into(request, |table, payload| {
+            match parse(payload) {
+                Ok(None) => {}
+                Ok(Some(row)) => table.keep(row, limit),
+                Err(_) => table.skip_unreadable(),
+            }
+            Ok(())
+        })
+    }
+
+    /// All rows of a table whose messages hold several each. More than `most` are an error, and what is left
+    /// of them is not waited for.
+    pub(super) fn dump_lists<M, T>(
+        &mut self,
+        request: M,
+        most: usize,
+        parse: impl Fn(&[u8]) -> Result<Vec<T>, DecodeError>,
+    ) -> Result<Table<T>, ReadError>
+    where
+        M: NetlinkSerializable,
+        NetlinkPayload<M>: From<M>,
+    {
+        self.dump_into(request, |table, payload| {
+            let Ok(rows) = parse(payload) else {
+                table.skip_unreadable();
+                return Ok(());
+            };
+            let whole = table.keep_all(rows, most);
+            whole.then_some(()).ok_or(ReadError::TooMany(most))
+        })
+    }
+
+    fn dump_into<M, T>(
+        &mut self,
+        request: M,
+        mut add: impl FnMut(&mut Table<T>, &[u8]) -> Result<(), ReadError>,
+    ) -> Result<Table<T>, ReadError>
+    where
+        M: NetlinkSerializable,
+        NetlinkPayload<M>: From<M>,
+    {
         let mut message = message(request, NLM_F_REQUEST | NLM_F_DUMP);
         let mut table = Table::default();
         for _ in 0..ATTEMPTS {
@@ -105,11 +148,7 @@ impl Conversation {
             self.send(&mut message)?;
             self.receive(|answer, payload| {
                 table.interrupted |= answer.interrupted;
-                match payload.map(&parse) {
-                    None | Some(Ok(None)) => {}
-                    Some(Ok(Some(row))) => table.keep(row, limit),
-                    Some(Err(_)) => table.skip_unreadable(),
-                }
+                payload.map_or(Ok(()), |payload| add(&mut table, payload))
             })?;
             if !table.interrupted {
                 break;
@@ -130,7 +169,10 @@ impl Conversation {
     {
         self.send(&mut message(request, NLM_F_REQUEST))?;
         let mut row = None;
-        self.receive(|_, payload| row = row.take().or_else(|| payload.map(&parse)))?;
+        self.receive(|_, payload| {
+            row = row.take().or_else(|| payload.map(&parse));
+            Ok(())
+        })?;
         Ok(row.unwrap_or_else(|| Err("no answer".into()))?)
     }
 
@@ -147,7 +189,10 @@ impl Conversation {
         Ok(())
     }
 
-    fn receive(&mut self, take: impl FnMut(Answer, Option<&[u8]>)) -> Result<(), ReadError> {
+    fn receive(
+        &mut self,
+        take: impl FnMut(Answer, Option<&[u8]>) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         let result = self.receive_all(take);
         // The dump may still be under way, and the kernel would refuse the next one.
         if result.is_err()
@@ -158,7 +203,10 @@ impl Conversation {
         result
     }
 
-    fn receive_all(&self, mut take: impl FnMut(Answer, Option<&[u8]>)) -> Result<(), ReadError> {
+    fn receive_all(
+        &self,
+        mut take: impl FnMut(Answer, Option<&[u8]>) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         let mut buffer = Vec::with_capacity(BUFFER_BYTES);
         loop {
             buffer.clear();
@@ -199,7 +247,7 @@ struct Answer {
 fn take_datagram(
     mut bytes: &[u8],
     sequence: u32,
-    take: &mut impl FnMut(Answer, Option<&[u8]>),
+    take: &mut impl FnMut(Answer, Option<&[u8]>) -> Result<(), ReadError>,
 ) -> Result<bool, ReadError> {
     while !bytes.is_empty() {
         let message = NetlinkBuffer::new_checked(bytes)?;
@@ -214,7 +262,7 @@ fn take_datagram(
         let payload = message.payload();
         match message.message_type() {
             NLMSG_DONE => {
-                take(answer, None);
+                take(answer, None)?;
                 // A dump that fails half-way says so in its last message.
                 let code = DoneBuffer::new_checked(payload).map_or(0, |done| done.code());
                 return refusal(code).map_or(Ok(true), Err);
@@ -228,7 +276,7 @@ fn take_datagram(
             NLMSG_NOOP => {}
             NLMSG_OVERRUN => return Err(ReadError::Refused(Errno::ENOBUFS)),
             _ => {
-                take(answer, Some(payload));
+                take(answer, Some(payload))?;
                 if message.flags() & libc::NLM_F_MULTI as u16 == 0 {
                     return Ok(true);
                 }
@@ -272,6 +320,7 @@ mod tests {
         let end = take_datagram(bytes, 7, &mut |answer, payload| {
             interrupted |= answer.interrupted;
             payloads.extend(payload.map(<[u8]>::to_vec));
+            Ok(())
         });
         (end, payloads, interrupted)
     }
@@ -295,6 +344,23 @@ mod tests {
                 .0
                 .unwrap()
         );
+    }
+
+    #[test]
+    fn what_has_enough_ends_the_reading() {
+        let datagram = [
+            raw_message(16, MULTI, 7, b"one!"),
+            raw_message(16, MULTI, 7, b"two!"),
+        ]
+        .concat();
+        let mut taken = 0;
+        let end = take_datagram(&datagram, 7, &mut |_, _| {
+            taken += 1;
+            Err(ReadError::TooMany(0))
+        });
+        assert!(matches!(end, Err(ReadError::TooMany(0))) && taken == 1);
+        let mut table = Table::default();
+        assert!(table.keep_all(vec![1, 2], 2) && !table.keep_all(vec![3], 2));
     }
 
     #[test]

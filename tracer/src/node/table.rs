@@ -36,6 +36,12 @@ impl<T> Table<T> {
         }
     }
 
+    /// Adds rows; false when they are more than `most` then.
+    pub(super) fn keep_all(&mut self, rows: Vec<T>, most: usize) -> bool {
+        self.rows.extend(rows);
+        self.rows.len() <= most
+    }
+
     /// The rows alone, for a caller that does not mind what is wrong with them.
     pub(super) fn into_rows(self) -> Vec<T> {
         self.rows

@@ -113,22 +113,44 @@ pub fn judge<'a>(
     // What answers with an ICMP error is a reject rule; its answer may not have been seen.
     let mut possible: Vec<_> = walked
         .into_iter()
-        .filter(|ending| !rejected || ending.rule.is_some_and(|rule| rule.action != Action::Drop))
+        .filter(|ending| !rejected || ending.rule.is_some_and(|rule| may_reject(&rule.action)))
         .collect();
     if possible.is_empty() {
         return None;
     }
     let ending = possible.remove(0);
-    let may_drop = |ending: &Ending<'_>| {
-        ending
-            .rule
-            .is_none_or(|rule| matches!(rule.action, Action::Drop | Action::Reject(_)))
-    };
+    let ends = ending.rule.is_none_or(|rule| ends(&rule.action));
     Some(Ruling {
-        certain: ending.sure || possible.is_empty() && may_drop(&ending),
+        certain: ending.sure || possible.is_empty() && ends,
         ending,
         others: possible,
     })
+}
+
+/// Whether an action by which the walk found an end may have answered with an ICMP error.
+const fn may_reject(action: &Action) -> bool {
+    !matches!(
+        action,
+        Action::Drop
+            | Action::Map {
+                choices: Some(_),
+                ..
+            }
+    )
+}
+
+/// Whether an action by which the walk found an end is known to end packets. A map that is known says so
+/// itself where an end was found by it.
+const fn ends(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Drop
+            | Action::Reject(_)
+            | Action::Map {
+                choices: Some(_),
+                ..
+            }
+    )
 }
 
 type Devices = Option<Vec<(u32, String)>>;

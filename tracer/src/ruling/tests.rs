@@ -4,7 +4,9 @@ use tracer_ebpf::hook::HookId;
 
 use super::*;
 use crate::event::protocol;
-use crate::node::netfilter::{Base, Chain, Family, Rule, RuleTable, Ruleset, Subject, Test, Tool};
+use crate::node::netfilter::{
+    Base, Chain, Choice, Family, Rule, RuleTable, Ruleset, Subject, Test, Tool,
+};
 
 fn rule(number: u32, tests: Vec<Subject>, action: Action) -> Rule {
     Rule {
@@ -302,6 +304,136 @@ fn what_cannot_be_followed_may_have_done_anything() {
     }
 }
 
+fn map(choices: Vec<(Subject, Action)>) -> Action {
+    let choice = |(member, action)| Choice {
+        members: vec![member],
+        action,
+    };
+    Action::Map {
+        words: "(…) vmap (…)".into(),
+        set: "__map0".into(),
+        choices: Some(choices.into_iter().map(choice).collect()),
+    }
+}
+
+/// A server's rules as nftables' own documentation writes them.
+fn simple_server(first: Subject) -> NetnsFacts {
+    let by_protocol = map(vec![
+        (Subject::Ipv6(false), Action::Jump("ipv4".into())),
+        (Subject::Ipv6(true), Action::Jump("ipv6".into())),
+    ]);
+    let by_state = map(vec![
+        (first, Action::Accept),
+        (Subject::State(state::INVALID), Action::Drop),
+    ]);
+    facts(vec![
+        chain(
+            "FORWARD",
+            FORWARD,
+            true,
+            vec![rule(1, vec![], by_state), rule(2, vec![], by_protocol)],
+        ),
+        chain(
+            "ipv4",
+            None,
+            false,
+            vec![rule(1, vec![to(80)], Action::Drop)],
+        ),
+        chain("ipv6", None, false, vec![rule(1, vec![], Action::Drop)]),
+    ])
+}
+
+#[test]
+fn a_verdict_map_is_followed() {
+    let established = simple_server(Subject::State(state::ESTABLISHED | state::RELATED));
+    assert_eq!(
+        place(&established, &journey(&[conntrack(Some(2))])),
+        Some(("ipv4".into(), 1, true, 0))
+    );
+    // Without conntrack's word it may have been invalid, and it may have been accepted.
+    assert_eq!(
+        places(&established, &journey(&[])),
+        [("FORWARD".into(), 1), ("ipv4".into(), 1)]
+    );
+    // A map that drops nothing is no place itself.
+    let own = simple_server(to(80));
+    assert_eq!(place(&own, &journey(&[conntrack(Some(2))])), None);
+    let mut undecided = map(vec![
+        (Subject::Other("(…)".into()), Action::Jump("ipv4".into())),
+        (Subject::Other("(…)".into()), Action::Accept),
+    ]);
+    let ruled = |action: &Action| {
+        let mut facts = simple_server(Subject::State(state::ESTABLISHED));
+        let tables = &mut facts.ruleset.as_mut().expect("rules").tables;
+        tables[0].chains[0].rules = vec![rule(1, vec![], action.clone())];
+        facts
+    };
+    assert_eq!(
+        places(&ruled(&undecided), &journey(&[])),
+        [("ipv4".into(), 1), ("FORWARD".into(), 0)]
+    );
+    let goes_on = map(vec![(Subject::Other("(…)".into()), Action::Continue)]);
+    assert_eq!(
+        place(&ruled(&goes_on), &journey(&[])),
+        Some(("FORWARD".into(), 0, true, 0))
+    );
+    // One that was not read may do anything.
+    if let Action::Map { choices, .. } = &mut undecided {
+        *choices = None;
+    }
+    assert_eq!(
+        places(&ruled(&undecided), &journey(&[])),
+        [("FORWARD".into(), 1), ("FORWARD".into(), 0)]
+    );
+}
+
+#[test]
+fn a_set_is_looked_up() {
+    let in_set = |members| Subject::Set {
+        what: "th dport".into(),
+        set: "__set0".into(),
+        members,
+    };
+    let ports = Subject::DestinationPort(vec![80..=80, 443..=443]);
+    let other = || Subject::Other("(…)".into());
+    let drops = |members| {
+        let facts = facts(vec![chain(
+            "FORWARD",
+            FORWARD,
+            true,
+            vec![rule(1, vec![in_set(members)], Action::Drop)],
+        )]);
+        place(&facts, &journey(&[])).expect("a place")
+    };
+    assert_eq!(
+        drops(Some(vec![other(), ports])),
+        ("FORWARD".into(), 1, true, 0)
+    );
+    assert_eq!(drops(Some(vec![to(81)])), ("FORWARD".into(), 0, true, 0));
+    assert_eq!(drops(Some(Vec::new())), ("FORWARD".into(), 0, true, 0));
+    for undecided in [Some(vec![to(81), other()]), None] {
+        assert_eq!(drops(undecided), ("FORWARD".into(), 1, false, 1));
+    }
+}
+
+#[test]
+fn a_place_that_several_ways_lead_to_is_one() {
+    let jump = || Action::Jump("BLOCK".into());
+    let facts = facts(vec![
+        chain(
+            "FORWARD",
+            FORWARD,
+            false,
+            vec![rule(1, undecided(), jump()), rule(2, undecided(), jump())],
+        ),
+        chain("BLOCK", None, false, vec![rule(1, vec![], Action::Drop)]),
+    ]);
+    assert_eq!(
+        place(&facts, &journey(&[])),
+        Some(("BLOCK".into(), 1, true, 0))
+    );
+}
+
 #[test]
 fn an_answer_tells_reject_from_drop() {
     let icmp = event(HookId::IcmpSend, Detail::Icmp { kind: 3, code: 3 });
@@ -324,25 +456,27 @@ fn an_answer_tells_reject_from_drop() {
     );
 }
 
+/// The packet's entry, and what the packet is to it.
+fn conntrack(relation: Option<u8>) -> Event {
+    let tuple = event(HookId::Drop, Detail::None)
+        .packet
+        .expect("a packet")
+        .tuple;
+    event(
+        HookId::ConntrackTcp,
+        Detail::Conntrack {
+            original: tuple,
+            reply: tuple.reversed(),
+            destination_nat: false,
+            relation,
+            status: 0,
+            zone: 0,
+        },
+    )
+}
+
 #[test]
 fn the_state_that_conntrack_saw() {
-    let new = |relation| {
-        let tuple = event(HookId::Drop, Detail::None)
-            .packet
-            .expect("a packet")
-            .tuple;
-        event(
-            HookId::ConntrackTcp,
-            Detail::Conntrack {
-                original: tuple,
-                reply: tuple.reversed(),
-                destination_nat: false,
-                relation,
-                status: 0,
-                zone: 0,
-            },
-        )
-    };
     let facts = facts(vec![chain(
         "FORWARD",
         FORWARD,
@@ -354,10 +488,10 @@ fn the_state_that_conntrack_saw() {
         ],
     )]);
     assert_eq!(
-        place(&facts, &journey(&[new(Some(2))])),
+        place(&facts, &journey(&[conntrack(Some(2))])),
         Some(("FORWARD".into(), 2, true, 0))
     );
-    let unknown = place(&facts, &journey(&[new(None)]));
+    let unknown = place(&facts, &journey(&[conntrack(None)]));
     assert_eq!(unknown, Some(("FORWARD".into(), 2, false, 1)));
 }
 

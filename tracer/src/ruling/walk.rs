@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use crate::event::{NetfilterHook, Transport, Tuple};
-use crate::node::netfilter::{Action, Base, Chain, Rule, RuleTable, Ruleset, Subject, Test};
+use crate::node::netfilter::{
+    Action, Base, Chain, Choice, Rule, RuleTable, Ruleset, Subject, Test,
+};
 
 /// Rules looked at for one packet at most.
 const MOST_RULES: usize = 200_000;
@@ -116,6 +118,35 @@ impl Left {
     }
 }
 
+/// A rule, and where it is.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    table: &'a RuleTable,
+    chain: &'a Chain,
+    rule: &'a Rule,
+}
+
+/// What a packet met in a rule.
+struct Met {
+    left: Left,
+    /// It may have gone on to the rule behind.
+    next_rule: bool,
+}
+
+impl Met {
+    const NEXT_RULE: Self = Self {
+        left: Left::ENDED,
+        next_rule: true,
+    };
+
+    const fn leaves(left: Left) -> Self {
+        Self {
+            left,
+            next_rule: false,
+        }
+    }
+}
+
 struct Walk<'a, 'p> {
     packet: &'p Packet<'p>,
     sure: bool,
@@ -146,7 +177,7 @@ pub(super) fn endings<'a>(ruleset: &'a Ruleset, packet: &Packet<'_>) -> Vec<Endi
     for (table, chain, base) in bases {
         let left = walk.chain(table, chain);
         if left.back && base.drops {
-            walk.end(table, chain, None, Truth::Yes);
+            walk.end(table, chain, None);
         }
         let passes = left.accepted || left.back && !base.drops;
         if !passes {
@@ -157,14 +188,13 @@ pub(super) fn endings<'a>(ruleset: &'a Ruleset, packet: &Packet<'_>) -> Vec<Endi
 }
 
 impl<'a> Walk<'a, '_> {
-    fn end(
-        &mut self,
-        table: &'a RuleTable,
-        chain: &'a Chain,
-        rule: Option<&'a Rule>,
-        truth: Truth,
-    ) {
-        if self.found.len() < MOST_ENDINGS {
+    fn end(&mut self, table: &'a RuleTable, chain: &'a Chain, rule: Option<&'a Rule>) {
+        // Several ways may lead to one place.
+        let known = self.found.iter().any(|ending| {
+            std::ptr::eq(ending.chain, chain)
+                && ending.rule.map(std::ptr::from_ref) == rule.map(std::ptr::from_ref)
+        });
+        if !known && self.found.len() < MOST_ENDINGS {
             let mut path = self.path.clone();
             if path.last() != Some(&chain.name.as_str()) {
                 path.push(&chain.name);
@@ -173,7 +203,7 @@ impl<'a> Walk<'a, '_> {
                 table,
                 chain,
                 rule,
-                sure: self.sure && truth == Truth::Yes,
+                sure: self.sure,
                 path,
             });
         }
@@ -198,51 +228,80 @@ impl<'a> Walk<'a, '_> {
             if truth == Truth::No {
                 continue;
             }
-            let here = match &rule.action {
-                Action::Continue => continue,
-                Action::Drop | Action::Reject(_) => {
-                    self.end(table, chain, Some(rule), truth);
-                    Left::ENDED
-                }
-                Action::Accept | Action::Translate(_) | Action::Dnat(_) => Left::ACCEPTED,
-                Action::Return => Left::BACK,
-                // A map may drop, and a target that is not known may do anything.
-                Action::Map { .. } | Action::Other(_) => {
-                    self.cannot_follow(table, chain, rule);
-                    left = Left::ANY;
-                    continue;
-                }
-                Action::Jump(name) | Action::Goto(name) => {
-                    let (Some(next), true) = (table.chain(name), self.path.len() < MOST_JUMPS)
-                    else {
-                        self.cannot_follow(table, chain, rule);
-                        left = Left::ANY;
-                        continue;
-                    };
-                    if truth == Truth::Unknown {
-                        self.sure = false;
-                    }
-                    let there = self.chain(table, next);
-                    if there.back && matches!(rule.action, Action::Jump(_)) {
-                        left.accepted |= there.accepted;
-                        continue;
-                    }
-                    there
-                }
-            };
-            left = left.or(here);
-            if truth == Truth::Yes {
+            self.sure &= truth == Truth::Yes || rule.action == Action::Continue;
+            let place = Place { table, chain, rule };
+            let met = self.action(place, &rule.action);
+            left = left.or(met.left);
+            if truth == Truth::Yes && !met.next_rule {
                 return left;
             }
-            self.sure = false;
         }
         left.or(Left::BACK)
     }
 
+    /// What an action does to a packet that it is for.
+    fn action(&mut self, place: Place<'a>, action: &'a Action) -> Met {
+        match action {
+            Action::Continue => Met::NEXT_RULE,
+            Action::Drop | Action::Reject(_) => {
+                self.end(place.table, place.chain, Some(place.rule));
+                Met::leaves(Left::ENDED)
+            }
+            Action::Accept | Action::Translate(_) | Action::Dnat(_) => Met::leaves(Left::ACCEPTED),
+            Action::Return => Met::leaves(Left::BACK),
+            Action::Map {
+                choices: Some(choices),
+                ..
+            } => self.map(place, choices),
+            // A map that is not known may drop, and a target that is not known may do anything.
+            Action::Map { choices: None, .. } | Action::Other(_) => self.cannot_follow(place),
+            Action::Jump(name) | Action::Goto(name) => {
+                let (Some(next), true) = (place.table.chain(name), self.path.len() < MOST_JUMPS)
+                else {
+                    return self.cannot_follow(place);
+                };
+                let left = self.chain(place.table, next);
+                let comes_back = left.back && matches!(action, Action::Jump(_));
+                Met {
+                    left: Left {
+                        back: left.back && !comes_back,
+                        ..left
+                    },
+                    next_rule: comes_back,
+                }
+            }
+        }
+    }
+
+    /// What a map says of the packet: of several keys that it may have, any of them; without its key the rule
+    /// does not match.
+    fn map(&mut self, place: Place<'a>, choices: &'a [Choice]) -> Met {
+        let truths = choices
+            .iter()
+            .map(|choice| (self.any(&choice.members), choice));
+        let possible: Vec<_> = truths.filter(|(truth, _)| *truth != Truth::No).collect();
+        if let Some((_, choice)) = possible.iter().find(|(truth, _)| *truth == Truth::Yes) {
+            return self.action(place, &choice.action);
+        }
+        // To go on is what happens without the key as well.
+        self.sure &= possible
+            .iter()
+            .all(|(_, choice)| choice.action == Action::Continue);
+        let mut met = Met::NEXT_RULE;
+        for (_, choice) in possible {
+            met.left = met.left.or(self.action(place, &choice.action).left);
+        }
+        met
+    }
+
     /// The packet may have ended by this rule, or gone on in any way.
-    fn cannot_follow(&mut self, table: &'a RuleTable, chain: &'a Chain, rule: &'a Rule) {
-        self.end(table, chain, Some(rule), Truth::Unknown);
+    fn cannot_follow(&mut self, place: Place<'a>) -> Met {
         self.sure = false;
+        self.end(place.table, place.chain, Some(place.rule));
+        Met {
+            left: Left::ANY,
+            next_rule: true,
+        }
     }
 
     fn matches(&self, rule: &Rule) -> Truth {
@@ -317,8 +376,27 @@ impl<'a> Walk<'a, '_> {
             }
             Subject::LocalSource => (self.packet.is_local)(tuple.source.ip()).into(),
             Subject::LocalDestination => (self.packet.is_local)(tuple.destination.ip()).into(),
-            Subject::Set { .. } | Subject::Recent(_) | Subject::Other(_) => Truth::Unknown,
+            Subject::Set {
+                members: Some(members),
+                ..
+            } => self.any(members),
+            Subject::Set { members: None, .. } | Subject::Recent(_) | Subject::Other(_) => {
+                Truth::Unknown
+            }
         }
+    }
+
+    /// Whether one of several conditions holds.
+    fn any(&self, conditions: &[Subject]) -> Truth {
+        let mut truth = Truth::No;
+        for on in conditions {
+            match self.holds(on) {
+                Truth::Yes => return Truth::Yes,
+                Truth::Unknown => truth = Truth::Unknown,
+                Truth::No => {}
+            }
+        }
+        truth
     }
 
     /// A condition on ports; a packet whose ports were not read cannot be decided.

@@ -8,11 +8,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{parse_string, parse_u32_be};
 
-use super::field::Field;
+use super::field::{Field, native};
 use super::legacy::{ip, prefix_length};
+use super::lookup::Lookup;
 use super::text::set_name;
 use super::xt::{self, Match};
-use super::{Action, Family, Rule, Subject, Test, text_of};
+use super::{Action, Family, Rule, Subject, Test};
 use crate::node::netlink::attributes;
 
 const LIST_ELEMENT: u16 = 1;
@@ -53,6 +54,7 @@ struct Reader {
     ipv6: Option<bool>,
     registers: HashMap<u32, Loaded>,
     rule: Rule,
+    lookups: Vec<Lookup>,
 }
 
 /// Attribute values of one expression by their number.
@@ -100,8 +102,9 @@ fn value_of(attribute: &[u8]) -> Option<&[u8]> {
     attribute.get(4..length)
 }
 
-/// Reads the list of a rule's expressions; number, handle and comment from elsewhere are not set.
-pub(super) fn read(list: &[u8], family: Family) -> Rule {
+/// Reads the list of a rule's expressions; number, handle and comment from elsewhere are not set, and what its
+/// sets hold is not known yet.
+pub(super) fn read(list: &[u8], family: Family) -> (Rule, Vec<Lookup>) {
     let mut reader = Reader {
         family,
         ipv6: match family {
@@ -119,6 +122,7 @@ pub(super) fn read(list: &[u8], family: Family) -> Rule {
             comment: None,
             packets: None,
         },
+        lookups: Vec::new(),
     };
     for element in Data::new(list).0 {
         let (LIST_ELEMENT, bytes) = element else {
@@ -134,7 +138,7 @@ pub(super) fn read(list: &[u8], family: Family) -> Rule {
             }
         }
     }
-    reader.rule
+    (reader.rule, reader.lookups)
 }
 
 impl Reader {
@@ -171,7 +175,7 @@ impl Reader {
             "range" => {
                 let loaded = self.registers.get(&data.number(1)?)?.clone();
                 let (low, high) = (port(data.value(3)?)?, port(data.value(4)?)?);
-                let on = loaded.field.ports(low..=high)?;
+                let on = loaded.field.ports(vec![low..=high])?;
                 self.test(data.number(2)? == NOT_EQUAL, on);
                 Some(())
             }
@@ -225,7 +229,11 @@ impl Reader {
                 self.rule.action = Action::Other(name.into());
                 Some(())
             }
-            "byteorder" => self.load(data.number(2), Field::Other("(byteorder …)".into())),
+            // The same field, and another number.
+            "byteorder" => {
+                let words = self.registers.get(&data.number(1)?)?.field.words();
+                self.load(data.number(2), Field::Other(words))
+            }
             "objref" => {
                 let harmless = data
                     .number(1)
@@ -294,6 +302,7 @@ impl Reader {
             });
         }
         let field = match key {
+            1 => Field::EtherType,
             3 => Field::Mark,
             4 => Field::InIndex,
             5 => Field::OutIndex,
@@ -354,25 +363,40 @@ impl Reader {
 
     fn lookup(&mut self, data: &Data<'_>) -> Option<()> {
         const FLAGS: u16 = 5;
-        let (name, source) = (data.text(1)?, data.number(2)?);
-        let what = self
-            .registers
-            .get(&source)
-            .map_or_else(|| "(…)".into(), |loaded| loaded.field.words());
-        let set = set_name(&name);
-        match data.number(3) {
-            Some(VERDICT_REGISTER) => {
-                let words = format!("{what} vmap {set}");
-                self.rule.action = Action::Map { words, set: name };
-                Some(())
-            }
-            Some(register) => self.load(Some(register), Field::Other(format!("{what} map {set}"))),
-            None => {
-                let negated = data.number(FLAGS).unwrap_or(0) & 1 != 0;
-                self.test(negated, Subject::Set { what, set: name });
-                Some(())
-            }
+        let (set, source) = (data.text(1)?, data.number(2)?);
+        let loaded = self.registers.get(&source);
+        let what = loaded.map_or_else(|| "(…)".into(), |loaded| loaded.field.words());
+        let address = if self.ipv6 == Some(true) { 16 } else { 4 };
+        let whole = |field: &Field| match field {
+            Field::Source { length, .. } | Field::Destination { length, .. } => *length == address,
+            _ => true,
+        };
+        let mut lookup = Lookup {
+            field: loaded
+                .filter(|loaded| loaded.mask.is_none() && whole(&loaded.field))
+                .map(|loaded| loaded.field.clone()),
+            set: set.clone(),
+            test: None,
+        };
+        let register = data.number(3);
+        if register == Some(VERDICT_REGISTER) {
+            let words = format!("{what} vmap {}", set_name(&set));
+            self.lookups.push(lookup);
+            self.rule.action = Action::Map {
+                words,
+                set,
+                choices: None,
+            };
+            return Some(());
         }
+        // A map ends the rule as well when it does not have the key.
+        lookup.test = Some(self.rule.tests.len());
+        self.lookups.push(lookup);
+        let negated = data.number(FLAGS).unwrap_or(0) & 1 != 0;
+        let found = Field::Other(format!("{what} map {}", set_name(&set)));
+        let members = None;
+        self.test(negated, Subject::Set { what, set, members });
+        register.map_or(Some(()), |register| self.load(Some(register), found))
     }
 
     fn immediate(&mut self, data: &Data<'_>) -> Option<()> {
@@ -416,46 +440,9 @@ impl Reader {
                 let (address, length) = self.prefix(*length, mask, value)?;
                 (negated, Subject::Destination(address, length))
             }
-            (Field::Protocol, None) if exact => (negated, Subject::Protocol(*value.first()?)),
-            (Field::Ipv6, None) if exact => (negated, Subject::Ipv6(*value.first()? == 10)),
-            // Without its zero byte a name stands for all that begin with it.
-            (Field::In, None) if exact => {
-                (negated, Subject::In(text_of(value), !value.contains(&0)))
-            }
-            (Field::Out, None) if exact => {
-                (negated, Subject::Out(text_of(value), !value.contains(&0)))
-            }
-            (Field::InIndex, None) if exact => (negated, Subject::InIndex(native(value)?)),
-            (Field::OutIndex, None) if exact => (negated, Subject::OutIndex(native(value)?)),
-            (Field::Mark, mask) if exact => {
-                let mask = mask.map_or(Some(u32::MAX), native)?;
-                let value = native(value)?;
-                (negated, Subject::Mark { value, mask })
-            }
             // `ct state established,related` is "not none of these".
             (Field::State, Some(mask)) if exact && native(value) == Some(0) => {
                 (how == EQUAL, Subject::State(xt::states(native(mask)?, 6)))
-            }
-            (Field::State, None) if exact => {
-                (negated, Subject::State(xt::states(native(value)?, 6)))
-            }
-            (Field::TcpFlags, mask) if exact => {
-                let mask = mask.map_or(Some(u8::MAX), |mask| mask.first().copied())?;
-                let set = *value.first()?;
-                (negated, Subject::TcpFlags { mask, set })
-            }
-            (Field::IcmpType, None) if exact => {
-                let kind = *value.first()?;
-                (negated, Subject::Icmp { kind, code: None })
-            }
-            (Field::LocalSource | Field::LocalDestination, None) if exact => {
-                // RTN_LOCAL.
-                let local = native(value) == Some(2);
-                match (&loaded.field, local) {
-                    (Field::LocalSource, true) => (negated, Subject::LocalSource),
-                    (Field::LocalDestination, true) => (negated, Subject::LocalDestination),
-                    _ => (false, other()),
-                }
             }
             (Field::SourcePort | Field::DestinationPort, None) => {
                 let number = port(value)?;
@@ -467,9 +454,12 @@ impl Reader {
                     AT_LEAST => number..=u16::MAX,
                     _ => return None,
                 };
-                (negated, loaded.field.ports(range)?)
+                (negated, loaded.field.ports(vec![range])?)
             }
-            _ => (false, other()),
+            (field, mask) => match field.is(mask, value).filter(|_| exact) {
+                Some(on) => (negated, on),
+                None => (false, other()),
+            },
         };
         self.test(negated, on);
         Some(())
@@ -509,14 +499,6 @@ const COUNTER_PACKETS: u16 = 2;
 fn packets(data: &Data<'_>) -> Option<u64> {
     let bytes = data.bytes(COUNTER_PACKETS)?.first_chunk()?;
     Some(u64::from_be_bytes(*bytes))
-}
-
-/// Conntrack, marks and indices are in the machine's byte order.
-fn native(value: &[u8]) -> Option<u32> {
-    match value.len() {
-        1 => Some(u32::from(value[0])),
-        _ => Some(u32::from_ne_bytes(*value.first_chunk()?)),
-    }
 }
 
 fn port(value: &[u8]) -> Option<u16> {

@@ -2,8 +2,9 @@
 //! iptables-legacy, as plain values of one shape.
 //!
 //! Map: `nft` asks for nftables by netlink and `expression` turns a rule's expressions into tests and an
-//! action, with `field` for what its registers hold; `legacy` asks for iptables-legacy by socket option; `xt` reads the matches and targets that
-//! both kinds share; `set` reads nftables' sets and maps; `text` writes a rule as its tool would.
+//! action, with `field` for what its registers hold; `set` reads nftables' sets and maps, and `lookup` turns
+//! those that rules look fields up in into conditions; `legacy` asks for iptables-legacy by socket option;
+//! `xt` reads the matches and targets that both kinds share; `text` writes a rule as its tool would.
 //!
 //! A node of kube-proxy may have 50,000 rules, so this is read only when a packet asks for it, and tables
 //! that only translate addresses keep no rules. What kube-proxy's rules do with packets for services is
@@ -12,6 +13,7 @@
 mod expression;
 mod field;
 mod legacy;
+mod lookup;
 mod nft;
 mod set;
 mod text;
@@ -26,6 +28,9 @@ use serde::{Deserialize, Serialize};
 
 /// Most rules kept of one namespace.
 const LIMIT: usize = 200_000;
+/// Most elements of sets and maps kept with the rules of one namespace: what is looked up in more cannot
+/// be decided.
+const MOST_ELEMENTS: usize = 50_000;
 
 /// kube-proxy's table in its nftables mode.
 pub const KUBE_PROXY_TABLE: &str = "kube-proxy";
@@ -128,7 +133,7 @@ pub struct Rule {
 }
 
 /// What becomes of a packet that a rule matches.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Action {
     /// Nothing: the next rule.
     Continue,
@@ -154,9 +159,21 @@ pub enum Action {
         words: String,
         /// Name of the map in the kernel.
         set: String,
+        /// What it says; `None` where it was not read whole.
+        #[serde(default)]
+        choices: Option<Vec<Choice>>,
     },
     /// Something that this program does not know.
     Other(String),
+}
+
+/// What a verdict map says of some of its keys.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Choice {
+    /// The keys, as conditions of which one holds.
+    pub members: Vec<Subject>,
+    /// What becomes of the packet then.
+    pub action: Action,
 }
 
 /// One condition.
@@ -169,7 +186,7 @@ pub struct Test {
 }
 
 /// What a condition looks at.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Subject {
     /// Source address in a prefix.
     Source(IpAddr, u8),
@@ -226,6 +243,9 @@ pub enum Subject {
         what: String,
         /// Name of the set in the kernel.
         set: String,
+        /// Its elements, as conditions of which one holds; `None` where it was not read whole.
+        #[serde(default)]
+        members: Option<Vec<Subject>>,
     },
     /// The source was here within so many seconds (`-m recent --rcheck`).
     Recent(u32),

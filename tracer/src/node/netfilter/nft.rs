@@ -3,6 +3,9 @@
 //! Attributes are those of the kernel's `linux/netfilter/nf_tables.h`. Asking would load the module, and
 //! the tracer changes nothing; so it asks only where the kernel has it.
 
+#[cfg(test)]
+pub(super) mod tests;
+
 use std::fs;
 use std::path::Path;
 
@@ -11,9 +14,11 @@ use netlink_packet_core::{
     parse_u32_be, parse_u64_be,
 };
 
-use super::set::{self, Set};
+use super::lookup::{self, Lookup};
+use super::set::{self, OnDemand, Set};
 use super::{
-    Base, Chain, Family, LIMIT, Missing, Rule, RuleTable, Tool, expression, only_translates,
+    Base, Chain, Family, LIMIT, MOST_ELEMENTS, Missing, Rule, RuleTable, Tool, expression,
+    only_translates,
 };
 use crate::event::NetfilterHook;
 use crate::node::netlink::{Conversation, attributes};
@@ -78,9 +83,11 @@ struct ChainRow {
     chain: Chain,
 }
 
-struct RuleRow {
-    chain: String,
-    rule: Rule,
+/// A rule with the chain that it is in.
+pub(super) struct RuleRow {
+    pub chain: String,
+    pub rule: Rule,
+    pub lookups: Vec<Lookup>,
 }
 
 /// True when the kernel has nftables already: as a loaded module, or built in.
@@ -100,11 +107,16 @@ pub(in crate::node) struct TableWithSets {
 
 /// Reads every table; of those that only translate addresses no rules.
 pub(super) fn read(missing: &mut Vec<Missing>) -> Vec<RuleTable> {
-    let mut room = LIMIT;
+    let (mut room, mut room_for_elements) = (LIMIT, MOST_ELEMENTS);
     let read = |conversation: &mut Conversation, row: TableRow, missing: &mut Vec<Missing>| {
         let mut table = row.table;
         if !only_translates(&table.chains) {
-            room -= read_rules(conversation, row.family, &mut table, room, missing);
+            let mut rules = read_rules(conversation, row.family, &table.name, room, missing);
+            room -= rules.len();
+            let mut sets = OnDemand::new(conversation, row.family, &table.name, missing);
+            let read = |name: &str, room: usize| sets.get(name, room);
+            lookup::resolve(&table.chains, &mut rules, &mut room_for_elements, read);
+            put(&mut table, rules);
         }
         Some(table)
     };
@@ -205,24 +217,21 @@ fn read_chains(
     }
 }
 
-/// Reads at most `room` rules into their chains, and gives their number.
+/// Reads at most `room` rules of a table.
 fn read_rules(
     conversation: &mut Conversation,
     family: u8,
-    table: &mut RuleTable,
+    table: &str,
     room: usize,
     missing: &mut Vec<Missing>,
-) -> usize {
+) -> Vec<RuleRow> {
     let request = Request {
         message: GET_RULE,
         family,
-        attributes: vec![DefaultNla::new(RULE_TABLE, zero_ended(&table.name))],
+        attributes: vec![DefaultNla::new(RULE_TABLE, zero_ended(table))],
     };
     let rules = conversation.dump(request, room, |payload| parse_rule(payload, family));
-    let rules = rows_or_missing(WHAT, rules, missing);
-    let count = rules.len();
-    put(table, rules);
-    count
+    rows_or_missing(WHAT, rules, missing)
 }
 
 pub(super) fn zero_ended(text: &str) -> Vec<u8> {
@@ -254,7 +263,10 @@ fn put(table: &mut RuleTable, rules: Vec<RuleRow>) {
         .enumerate()
         .map(|(place, chain)| (chain.name.clone(), place))
         .collect();
-    for RuleRow { chain, mut rule } in rules {
+    for RuleRow {
+        chain, mut rule, ..
+    } in rules
+    {
         // A chain that came after the chains were read.
         let Some(&place) = places.get(&chain) else {
             continue;
@@ -349,12 +361,14 @@ fn parse_rule(payload: &[u8], family: u8) -> Result<Option<RuleRow>, DecodeError
             _ => {}
         }
     }
-    let mut rule = parsed.unwrap_or_else(|| expression::read(&[], Family::from_kernel(family)));
+    let (mut rule, lookups) =
+        parsed.unwrap_or_else(|| expression::read(&[], Family::from_kernel(family)));
     rule.handle = handle;
     rule.comment = rule.comment.or(comment);
     Ok(Some(RuleRow {
         chain: chain.ok_or("nftables rule without a chain")?,
         rule,
+        lookups,
     }))
 }
 
@@ -368,178 +382,4 @@ fn userdata_comment(mut bytes: &[u8]) -> Option<String> {
         bytes = rest;
     }
     None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::netfilter::{Action, Subject, Test, state};
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
-
-    fn number(kind: u16, value: u32) -> Vec<u8> {
-        attribute(kind, &value.to_be_bytes())
-    }
-
-    fn data(kind: u16, value: &[u8]) -> Vec<u8> {
-        attribute(kind, &attribute(1, value))
-    }
-
-    fn expression(name: &str, parts: &[Vec<u8>]) -> Vec<u8> {
-        let name = attribute(1, name.as_bytes());
-        attribute(1, &[name, attribute(2, &parts.concat())].concat())
-    }
-
-    /// `ip saddr 10.0.0.0/8 tcp dport 80 ct state new counter packets 5 drop comment "x"`.
-    fn message() -> Vec<u8> {
-        let list = [
-            expression(
-                "payload",
-                &[number(1, 1), number(2, 1), number(3, 12), number(4, 1)],
-            ),
-            expression("cmp", &[number(1, 1), number(2, 0), data(3, &[10])]),
-            expression("meta", &[number(2, 16), number(1, 1)]),
-            expression("cmp", &[number(1, 1), number(2, 0), data(3, &[6])]),
-            expression(
-                "payload",
-                &[number(1, 1), number(2, 2), number(3, 2), number(4, 2)],
-            ),
-            expression(
-                "cmp",
-                &[number(1, 1), number(2, 0), data(3, &80u16.to_be_bytes())],
-            ),
-            expression("ct", &[number(2, 0), number(1, 1)]),
-            expression(
-                "bitwise",
-                &[
-                    number(1, 1),
-                    number(2, 1),
-                    data(4, &8u32.to_ne_bytes()),
-                    data(5, &[0; 4]),
-                ],
-            ),
-            expression("cmp", &[number(1, 1), number(2, 1), data(3, &[0; 4])]),
-            expression(
-                "counter",
-                &[attribute(1, &[0; 8]), attribute(2, &5u64.to_be_bytes())],
-            ),
-            expression(
-                "immediate",
-                &[number(1, 0), attribute(2, &attribute(2, &number(1, 0)))],
-            ),
-        ]
-        .concat();
-        [
-            vec![2, 0, 0, 0],
-            attribute(RULE_TABLE, b"filter\0"),
-            attribute(RULE_CHAIN, b"forward\0"),
-            attribute(RULE_HANDLE, &7u64.to_be_bytes()),
-            attribute(RULE_EXPRESSIONS, &list),
-            attribute(RULE_USERDATA, b"\0\x02x\0"),
-        ]
-        .concat()
-    }
-
-    #[test]
-    fn a_rule_of_the_kernel() {
-        let row = parse_rule(&message(), 2).unwrap().unwrap();
-        assert_eq!(row.chain, "forward");
-        let yes = |on| Test { negated: false, on };
-        assert_eq!(
-            row.rule.tests,
-            [
-                yes(Subject::Source("10.0.0.0".parse().unwrap(), 8)),
-                yes(Subject::Protocol(6)),
-                yes(Subject::DestinationPort(vec![80..=80])),
-                yes(Subject::State(state::NEW)),
-            ]
-        );
-        assert_eq!((row.rule.handle, row.rule.packets), (Some(7), Some(5)));
-        assert_eq!(row.rule.action, Action::Drop);
-        assert_eq!(row.rule.comment.as_deref(), Some("x"));
-    }
-
-    #[test]
-    fn damage_is_survived() {
-        let bytes = message();
-        for length in 0..bytes.len() {
-            let _ = parse_rule(&bytes[..length], 2);
-            let mut changed = bytes.clone();
-            changed[length] ^= 0x5a;
-            let _ = parse_rule(&changed, 2);
-            let _ = parse_chain(&changed);
-            let _ = parse_table(&changed);
-        }
-    }
-
-    #[test]
-    fn unknown_expressions_leave_the_rule_undecided() {
-        let list = [
-            expression("limit", &[number(1, 1)]),
-            expression("cmp", &[number(1, 9), number(2, 0), data(3, &[1])]),
-        ]
-        .concat();
-        let rule = expression::read(&list, Family::Inet);
-        assert_eq!(rule.tests.len(), 2);
-        assert!(
-            rule.tests
-                .iter()
-                .all(|test| matches!(test.on, Subject::Other(_)))
-        );
-    }
-
-    #[test]
-    fn what_an_unknown_expression_loads_is_not_compared_as_what_was_there_before() {
-        let list = [
-            expression("meta", &[number(2, 16), number(1, 1)]),
-            expression("cmp", &[number(1, 1), number(2, 0), data(3, &[17])]),
-            expression("numgen", &[number(1, 1), number(2, 2), number(3, 1)]),
-            expression("cmp", &[number(1, 1), number(2, 0), data(3, &[0; 4])]),
-        ]
-        .concat();
-        let rule = expression::read(&list, Family::Inet);
-        let subjects: Vec<_> = rule.tests.into_iter().map(|test| test.on).collect();
-        assert_eq!(subjects[0], Subject::Protocol(17));
-        assert!(
-            subjects[1..]
-                .iter()
-                .all(|on| matches!(on, Subject::Other(_))),
-            "{subjects:?}"
-        );
-        // The same value in another order of bytes is another value.
-        let list = [
-            expression("meta", &[number(2, 3), number(1, 1)]),
-            expression("byteorder", &[number(1, 1), number(2, 1)]),
-            expression("cmp", &[number(1, 1), number(2, 0), data(3, &[0, 0, 0, 9])]),
-        ]
-        .concat();
-        let rule = expression::read(&list, Family::Inet);
-        assert!(matches!(rule.tests[0].on, Subject::Other(_)), "{rule:?}");
-    }
-
-    #[test]
-    fn statements_that_may_stop_a_rule_are_conditions() {
-        let limit = expression("limit", &[]);
-        for (name, parts, stops) in [
-            ("dynset", vec![number(3, 1)], false),
-            ("dynset", vec![number(3, 1), attribute(7, &limit)], true),
-            ("dynset", vec![number(3, 1), attribute(10, &limit)], true),
-            ("dynset", vec![number(3, 0), number(9, 1)], true),
-            ("objref", vec![number(1, 1)], false),
-            ("objref", vec![number(1, 2)], true),
-            ("objref", vec![number(1, 4)], true),
-            ("objref", vec![number(1, 5)], true),
-            ("objref", vec![number(3, 1)], true),
-        ] {
-            let rule = expression::read(&expression(name, &parts), Family::Inet);
-            assert_eq!(rule.tests.len(), usize::from(stops), "{name} {parts:?}");
-            assert_eq!(rule.notes.len(), usize::from(!stops), "{name} {parts:?}");
-        }
-    }
 }

@@ -126,7 +126,7 @@ fn iptables_test(test: &Test) -> String {
         Subject::Mark { value, mask } => format!("-m mark --mark {value:#x}/{mask:#x}"),
         Subject::LocalSource => "-m addrtype --src-type LOCAL".into(),
         Subject::LocalDestination => "-m addrtype --dst-type LOCAL".into(),
-        Subject::Set { what, set } => format!("{what} {}", set_name(set)),
+        Subject::Set { what, set, .. } => format!("{what} {}", set_name(set)),
         Subject::Recent(seconds) => format!("-m recent --rcheck --seconds {seconds}"),
         Subject::Other(text) => text.clone(),
     };
@@ -214,7 +214,7 @@ fn nft(rule: &Rule) -> Vec<String> {
             }
             Subject::LocalSource => format!("fib saddr type {not}local"),
             Subject::LocalDestination => format!("fib daddr type {not}local"),
-            Subject::Set { what, set } => format!("{what} {not}{}", set_name(set)),
+            Subject::Set { what, set, .. } => format!("{what} {not}{}", set_name(set)),
             Subject::Recent(seconds) => format!("-m recent --rcheck --seconds {seconds}"),
             Subject::Other(text) => match text.split_once(' ') {
                 Some((field, set)) if test.negated => format!("{field} != {set}"),

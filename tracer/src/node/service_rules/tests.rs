@@ -283,10 +283,12 @@ fn set(name: &str, timeout: Option<u64>, elements: Vec<(Vec<u8>, Option<Action>)
             .into_iter()
             .map(|(key, verdict)| Element {
                 key,
+                conditional: false,
                 ends_interval: false,
                 verdict,
             })
             .collect(),
+        ..Set::default()
     }
 }
 
@@ -302,6 +304,7 @@ fn maps_lead_to_endpoints() {
     let in_set = |set: &str| Subject::Set {
         what: "saddr".into(),
         set: set.into(),
+        members: None,
     };
     let six = "fd00::10"
         .parse::<std::net::Ipv6Addr>()
@@ -310,6 +313,7 @@ fn maps_lead_to_endpoints() {
     let map = |set: &str| Action::Map {
         words: String::new(),
         set: set.into(),
+        choices: None,
     };
     let table = table(
         Tool::Nft,

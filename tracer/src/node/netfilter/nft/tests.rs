@@ -1,0 +1,219 @@
+//! Tests of rules as the kernel gives them.
+
+use super::*;
+use crate::node::netfilter::field::Field;
+use crate::node::netfilter::{Action, Subject, Test, state};
+
+/// An attribute as the kernel writes it.
+pub(in crate::node::netfilter) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+fn number(kind: u16, value: u32) -> Vec<u8> {
+    attribute(kind, &value.to_be_bytes())
+}
+
+fn data(kind: u16, value: &[u8]) -> Vec<u8> {
+    attribute(kind, &attribute(1, value))
+}
+
+fn expression(name: &str, parts: &[Vec<u8>]) -> Vec<u8> {
+    let name = attribute(1, name.as_bytes());
+    attribute(1, &[name, attribute(2, &parts.concat())].concat())
+}
+
+/// `ip saddr 10.0.0.0/8 tcp dport 80 ct state new counter packets 5 drop comment "x"`.
+fn message() -> Vec<u8> {
+    let list = [
+        expression(
+            "payload",
+            &[number(1, 1), number(2, 1), number(3, 12), number(4, 1)],
+        ),
+        expression("cmp", &[number(1, 1), number(2, 0), data(3, &[10])]),
+        expression("meta", &[number(2, 16), number(1, 1)]),
+        expression("cmp", &[number(1, 1), number(2, 0), data(3, &[6])]),
+        expression(
+            "payload",
+            &[number(1, 1), number(2, 2), number(3, 2), number(4, 2)],
+        ),
+        expression(
+            "cmp",
+            &[number(1, 1), number(2, 0), data(3, &80u16.to_be_bytes())],
+        ),
+        expression("ct", &[number(2, 0), number(1, 1)]),
+        expression(
+            "bitwise",
+            &[
+                number(1, 1),
+                number(2, 1),
+                data(4, &8u32.to_ne_bytes()),
+                data(5, &[0; 4]),
+            ],
+        ),
+        expression("cmp", &[number(1, 1), number(2, 1), data(3, &[0; 4])]),
+        expression(
+            "counter",
+            &[attribute(1, &[0; 8]), attribute(2, &5u64.to_be_bytes())],
+        ),
+        expression(
+            "immediate",
+            &[number(1, 0), attribute(2, &attribute(2, &number(1, 0)))],
+        ),
+    ]
+    .concat();
+    [
+        vec![2, 0, 0, 0],
+        attribute(RULE_TABLE, b"filter\0"),
+        attribute(RULE_CHAIN, b"forward\0"),
+        attribute(RULE_HANDLE, &7u64.to_be_bytes()),
+        attribute(RULE_EXPRESSIONS, &list),
+        attribute(RULE_USERDATA, b"\0\x02x\0"),
+    ]
+    .concat()
+}
+
+#[test]
+fn a_rule_of_the_kernel() {
+    let row = parse_rule(&message(), 2).unwrap().unwrap();
+    assert_eq!(row.chain, "forward");
+    let yes = |on| Test { negated: false, on };
+    assert_eq!(
+        row.rule.tests,
+        [
+            yes(Subject::Source("10.0.0.0".parse().unwrap(), 8)),
+            yes(Subject::Protocol(6)),
+            yes(Subject::DestinationPort(vec![80..=80])),
+            yes(Subject::State(state::NEW)),
+        ]
+    );
+    assert_eq!((row.rule.handle, row.rule.packets), (Some(7), Some(5)));
+    assert_eq!(row.rule.action, Action::Drop);
+    assert_eq!(row.rule.comment.as_deref(), Some("x"));
+}
+
+#[test]
+fn damage_is_survived() {
+    let bytes = message();
+    for length in 0..bytes.len() {
+        let _ = parse_rule(&bytes[..length], 2);
+        let mut changed = bytes.clone();
+        changed[length] ^= 0x5a;
+        let _ = parse_rule(&changed, 2);
+        let _ = parse_chain(&changed);
+        let _ = parse_table(&changed);
+    }
+}
+
+#[test]
+fn unknown_expressions_leave_the_rule_undecided() {
+    let list = [
+        expression("limit", &[number(1, 1)]),
+        expression("cmp", &[number(1, 9), number(2, 0), data(3, &[1])]),
+    ]
+    .concat();
+    let (rule, _) = expression::read(&list, Family::Inet);
+    assert_eq!(rule.tests.len(), 2);
+    assert!(
+        rule.tests
+            .iter()
+            .all(|test| matches!(test.on, Subject::Other(_)))
+    );
+}
+
+#[test]
+fn what_an_unknown_expression_loads_is_not_compared_as_what_was_there_before() {
+    let list = [
+        expression("meta", &[number(2, 16), number(1, 1)]),
+        expression("cmp", &[number(1, 1), number(2, 0), data(3, &[17])]),
+        expression("numgen", &[number(1, 1), number(2, 2), number(3, 1)]),
+        expression("cmp", &[number(1, 1), number(2, 0), data(3, &[0; 4])]),
+    ]
+    .concat();
+    let (rule, _) = expression::read(&list, Family::Inet);
+    let subjects: Vec<_> = rule.tests.into_iter().map(|test| test.on).collect();
+    assert_eq!(subjects[0], Subject::Protocol(17));
+    assert!(
+        subjects[1..]
+            .iter()
+            .all(|on| matches!(on, Subject::Other(_))),
+        "{subjects:?}"
+    );
+    // The same value in another order of bytes is another value.
+    let list = [
+        expression("meta", &[number(2, 3), number(1, 1)]),
+        expression("byteorder", &[number(1, 1), number(2, 1)]),
+        expression("cmp", &[number(1, 1), number(2, 0), data(3, &[0, 0, 0, 9])]),
+    ]
+    .concat();
+    let (rule, _) = expression::read(&list, Family::Inet);
+    assert!(matches!(rule.tests[0].on, Subject::Other(_)), "{rule:?}");
+}
+
+#[test]
+fn a_lookup_keeps_its_field_where_it_is_one() {
+    let port = || {
+        expression(
+            "payload",
+            &[number(1, 1), number(2, 2), number(3, 2), number(4, 2)],
+        )
+    };
+    let lookup = |parts: &[Vec<u8>]| {
+        let set = [attribute(1, b"__set0\0"), number(2, 1)].concat();
+        expression("lookup", &[vec![set], parts.to_vec()].concat())
+    };
+    let read = |list: &[Vec<u8>]| expression::read(&list.concat(), Family::Ip);
+    let (rule, lookups) = read(&[port(), lookup(&[number(5, 1)])]);
+    assert!(
+        matches!(&rule.tests[..], [Test { negated: true, on: Subject::Set { set, members: None, .. } }]
+            if set == "__set0")
+    );
+    let expected = |field, test| Lookup {
+        set: "__set0".into(),
+        field,
+        test,
+    };
+    let port_field = || Some(Field::DestinationPort);
+    assert_eq!(lookups, [expected(port_field(), Some(0))]);
+    let (rule, lookups) = read(&[port(), lookup(&[number(3, 0)])]);
+    assert!(matches!(rule.action, Action::Map { choices: None, .. }) && rule.tests.is_empty());
+    assert_eq!(lookups, [expected(port_field(), None)]);
+    // A map of values does not match without the key either.
+    let (rule, lookups) = read(&[port(), lookup(&[number(3, 2)])]);
+    assert_eq!((rule.tests.len(), lookups.len()), (1, 1));
+    // Under a mask, or of another family's address, it is no whole field.
+    let mask = [
+        number(1, 1),
+        number(2, 1),
+        data(4, &[0xff, 0]),
+        data(5, &[0; 2]),
+    ];
+    let (_, lookups) = read(&[port(), expression("bitwise", &mask), lookup(&[])]);
+    assert_eq!(lookups, [expected(None, Some(0))]);
+    let part = [number(1, 1), number(2, 1), number(3, 12), number(4, 2)];
+    let (_, lookups) = read(&[expression("payload", &part), lookup(&[])]);
+    assert_eq!(lookups, [expected(None, Some(0))]);
+}
+
+#[test]
+fn statements_that_may_stop_a_rule_are_conditions() {
+    let limit = expression("limit", &[]);
+    for (name, parts, stops) in [
+        ("dynset", vec![number(3, 1)], false),
+        ("dynset", vec![number(3, 1), attribute(7, &limit)], true),
+        ("dynset", vec![number(3, 1), attribute(10, &limit)], true),
+        ("dynset", vec![number(3, 0), number(9, 1)], true),
+        ("objref", vec![number(1, 1)], false),
+        ("objref", vec![number(1, 2)], true),
+        ("objref", vec![number(1, 4)], true),
+        ("objref", vec![number(1, 5)], true),
+        ("objref", vec![number(3, 1)], true),
+    ] {
+        let (rule, _) = expression::read(&expression(name, &parts), Family::Inet);
+        assert_eq!(rule.tests.len(), usize::from(stops), "{name} {parts:?}");
+        assert_eq!(rule.notes.len(), usize::from(!stops), "{name} {parts:?}");
+    }
+}

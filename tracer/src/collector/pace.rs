@@ -6,7 +6,7 @@
 //! Only the times of packets and their number count, so a capture is looked at when the live trace was.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::event::Tuple;
 use crate::journey::Loss;
@@ -19,12 +19,17 @@ pub(super) const GATHER_WITH_CLUSTER_NS: u64 = 1_700_000_000;
 const GATHER_PER_FAILURE_NS: u64 = 50_000;
 /// More of the same waits this long at most,
 const MORE_NS: u64 = 10_000_000_000;
-/// and longer for each failure.
-const MORE_PER_FAILURE_NS: u64 = 1_000_000;
+/// and longer for each failure. That is some thousand times what a look takes for one, so that in a trace of
+/// hours, with few failures a second, the next eighth comes first and all looks together stay linear.
+const MORE_PER_FAILURE_NS: u64 = 10_000_000;
 /// Which part of what was seen before is something new.
 const PART: u64 = 8;
 /// Most ways to fail that are told apart; with more, all are new again.
 const MOST_WAYS: usize = 1 << 16;
+
+/// Most ports of one address at which failing in one way is told apart; more are a scan, and the rest of it is
+/// more of the same.
+const MOST_PORTS: usize = 256;
 
 /// A way to fail: how a packet did not arrive, where that is known, and what it was sent to.
 type Way = (Option<Loss>, u8, SocketAddr);
@@ -41,6 +46,8 @@ struct Seen {
 #[derive(Default)]
 pub(super) struct Pace {
     ways: HashMap<Way, Seen>,
+    /// How many ports of an address are among the ways.
+    ports: HashMap<(Option<Loss>, u8, IpAddr), usize>,
     /// When the first packet since the last look ended that is something new.
     new_ns: Option<u64>,
     /// When the first one of all did.
@@ -54,14 +61,35 @@ impl Pace {
     pub(super) fn ask(&mut self, loss: Option<Loss>, client: Tuple, now_ns: u64) {
         if self.ways.len() >= MOST_WAYS {
             self.ways.clear();
+            self.ports.clear();
         }
-        let way = (loss, client.protocol, client.destination);
+        let way = self.way(loss, client);
         let seen = self.ways.entry(way).or_default();
         seen.since += 1;
         self.first_ns.get_or_insert(now_ns);
         if seen.since * PART >= seen.before {
             self.new_ns.get_or_insert(now_ns);
         }
+    }
+
+    /// The way in which a packet to this client's destination failed.
+    fn way(&mut self, loss: Option<Loss>, client: Tuple) -> Way {
+        let Tuple {
+            protocol,
+            destination,
+            ..
+        } = client;
+        let way = (loss, protocol, destination);
+        if self.ways.contains_key(&way) {
+            return way;
+        }
+        let address = destination.ip();
+        let ports = self.ports.entry((loss, protocol, address)).or_default();
+        if *ports < MOST_PORTS {
+            *ports += 1;
+            return way;
+        }
+        (loss, protocol, SocketAddr::new(address, 0))
     }
 
     /// Something asks for a look.
@@ -139,7 +167,7 @@ mod tests {
             "at the end it is looked at"
         );
         assert!(
-            pace.is_due(12 * SECOND, false, false),
+            pace.is_due(21 * SECOND, false, false),
             "it does not wait for ever"
         );
         let mut other = looked(1000);
@@ -164,21 +192,37 @@ mod tests {
         assert!(pace.is_due(3 * SECOND, false, true));
     }
 
-    #[test]
-    fn while_one_way_fails_for_long_looks_become_rare() {
+    /// Failures at a pace of 20 a second for an hour, each at the port that its number gives: how many looks
+    /// there are, how many failures, and how many all looks together go through.
+    fn an_hour(port: impl Fn(usize) -> u16) -> (usize, usize, usize) {
         let mut pace = Pace::default();
-        let (mut looks, mut failures) = (0, 0);
+        let (mut looks, mut failures, mut gone_through) = (0, 0, 0);
         for second in 0..3600 {
             for _ in 0..20 {
-                pace.ask(Some(Loss::Reset), to(80), second * SECOND);
+                pace.ask(Some(Loss::Reset), to(port(failures)), second * SECOND);
                 failures += 1;
             }
             if pace.is_due(second * SECOND, false, false) {
                 pace.look();
                 pace.went_through(failures);
                 looks += 1;
+                gone_through += failures;
             }
         }
+        (looks, failures, gone_through)
+    }
+
+    #[test]
+    fn while_one_way_fails_for_long_looks_become_rare() {
+        let (looks, failures, gone_through) = an_hour(|_| 80);
         assert!((20..200).contains(&looks), "{looks}");
+        assert!(gone_through < 10 * failures, "{gone_through} of {failures}");
+    }
+
+    #[test]
+    fn a_scan_of_ports_is_one_way() {
+        let (looks, failures, gone_through) = an_hour(|number| number as u16);
+        assert!((20..200).contains(&looks), "{looks}");
+        assert!(gone_through < 12 * failures, "{gone_through} of {failures}");
     }
 }

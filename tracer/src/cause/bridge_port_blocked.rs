@@ -43,7 +43,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let site = evidence.site(netns)?;
             let port = site.link(index)?;
             let first = failures.first()?;
-            let what = if first.journey.passed(Role::NeighbourFailed) {
+            let what = if first.passed(Role::NeighbourFailed) {
                 "neighbour behind the port did not answer".to_owned()
             } else {
                 first.drop_words()

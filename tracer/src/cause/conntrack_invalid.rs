@@ -133,7 +133,7 @@ fn strange(site: Option<&Site<'_>>, place: String) -> Diagnosis {
 /// An answer that its entry wants translated, and that reached the client as it was: where conntrack saw
 /// it, its addresses, and those that its client knows.
 fn untranslated(failure: &Failure<'_>) -> Option<(NetnsId, Tuple, Tuple)> {
-    failure.journey.was_reset().then_some(())?;
+    failure.was_reset().then_some(())?;
     let packet = failure.packet_at(usize::MAX)?;
     let Transport::Tcp { flags, .. } = packet.transport else {
         return None;

@@ -95,7 +95,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 /// The entry of a UDP request that was lost behind it, seen on its way.
 fn led_astray(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<Stale> {
     // Where IPVS keeps the decision its own entry is the stale one.
-    let by_ipvs = failure.journey.passed(Role::IpvsTransmit) || swallowed(failure).is_some();
+    let by_ipvs = failure.passed(Role::IpvsTransmit) || swallowed(failure).is_some();
     if failure.direction != Direction::Request
         || failure.flow.client.protocol != protocol::UDP
         || by_ipvs
@@ -210,9 +210,9 @@ fn judge(evidence: &Evidence<'_>, stale: Stale, failures: &[&Failure<'_>]) -> Di
     let first = failures.first();
     let entry = first.and_then(|failure| entry(evidence, failure));
     let end = first.map_or_else(String::new, |failure| {
-        if failure.journey.passed(Role::NeighbourFailed) {
+        if failure.passed(Role::NeighbourFailed) {
             ": nobody answers there".to_owned()
-        } else if failure.journey.passed(Role::RouteError) {
+        } else if failure.passed(Role::RouteError) {
             ": there is no usable route to it".to_owned()
         } else {
             format!(": the packet was {}", failure.drop_words())

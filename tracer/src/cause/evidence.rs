@@ -35,6 +35,8 @@ pub struct DropSite<'a> {
 
 /// A journey that did not arrive, in its flow.
 pub struct Failure<'a> {
+    /// Its place among the failures.
+    pub(super) place: usize,
     /// The connection.
     pub flow: &'a Flow,
     /// Which way the packet went.
@@ -43,7 +45,13 @@ pub struct Failure<'a> {
     pub journey: &'a Journey,
     /// How it was dropped, where it was.
     pub drop: Option<DropSite<'a>>,
+    roles: Roles,
 }
+
+/// The roles that a packet was seen in. Most causes ask for one that a packet was not seen in, and looking
+/// through the events of all failures for it is most of the work.
+#[derive(Clone, Copy)]
+struct Roles(u64);
 
 /// Everything that a cause may look at.
 pub struct Evidence<'a> {
@@ -85,12 +93,16 @@ impl<'a> Evidence<'a> {
                 .into_iter()
                 .flatten()
                 .filter(|(_, journey)| journey.is_suspicious() && !flow.was_reset_before(journey));
-            failures.extend(failed.map(|(direction, journey)| Failure {
-                flow,
-                direction,
-                journey,
-                drop: names.site(journey),
-            }));
+            for (direction, journey) in failed {
+                failures.push(Failure {
+                    place: failures.len(),
+                    flow,
+                    direction,
+                    journey,
+                    drop: names.site(journey),
+                    roles: Roles::of(journey),
+                });
+            }
         }
         Self {
             flows,
@@ -122,6 +134,13 @@ impl<'a> Evidence<'a> {
     /// Failures that netfilter's rules ended.
     pub(super) fn filtered(&self) -> &[Stop<'a>] {
         self.filtered.get_or_init(|| filtered::stops(self))
+    }
+
+    /// How netfilter's rules ended a failure, where they did.
+    pub(super) fn stop(&self, failure: &Failure<'_>) -> Option<&Stop<'a>> {
+        let stops = self.filtered();
+        let found = stops.binary_search_by_key(&failure.place, Stop::place_of_failure);
+        found.ok().map(|index| &stops[index])
     }
 
     /// Journeys that did not arrive.
@@ -203,9 +222,50 @@ impl<'a> DropNames<'a> {
     }
 }
 
+// The last role, and so each, has a bit.
+const _: () = assert!((Role::Drop as u32) < u64::BITS);
+
+impl Roles {
+    fn of(journey: &Journey) -> Self {
+        let bits = journey.events.iter().map(|event| Self::bit(event.role()));
+        Self(bits.fold(0, |all, bit| all | bit))
+    }
+
+    const fn bit(role: Role) -> u64 {
+        1 << role as u32
+    }
+
+    const fn has(self, role: Role) -> bool {
+        self.0 & Self::bit(role) != 0
+    }
+}
+
 impl Failure<'_> {
+    /// The packet was seen in a role.
+    pub const fn passed(&self, role: Role) -> bool {
+        self.roles.has(role)
+    }
+
+    /// The packet was answered with RST.
+    pub fn was_reset(&self) -> bool {
+        self.passed(Role::Reset) && self.journey.was_reset()
+    }
+
+    /// The packet was refused: answered with RST or an ICMP error.
+    pub fn rejected(&self) -> bool {
+        (self.passed(Role::Reset) || self.passed(Role::IcmpError)) && self.journey.rejected()
+    }
+
+    /// A socket took the packet.
+    pub fn was_taken(&self) -> bool {
+        (self.passed(Role::Deliver) || self.passed(Role::HalfOpen)) && self.journey.was_taken()
+    }
+
     /// The last event of the packet with this meaning, and its place.
     pub fn last(&self, role: Role) -> Option<(usize, &Event)> {
+        if !self.passed(role) {
+            return None;
+        }
         let events = &self.journey.events;
         let index = events.iter().rposition(|event| event.role() == role)?;
         Some((index, &events[index]))

@@ -67,7 +67,7 @@ const POLICY_TABLES: &[&str] = &["kube-network-policies", "calico"];
 
 /// Every failure that rules ended, in order.
 pub(super) fn stops<'a>(evidence: &Evidence<'a>) -> Vec<Stop<'a>> {
-    let stop = |(place, failure): (usize, &Failure<'a>)| {
+    let stop = |failure: &Failure<'a>| {
         let drop = failure.drop?;
         let by_netfilter = ruling::by_netfilter(drop.reason, drop.function);
         let filtered = ruling::filtered(failure.journey, by_netfilter)?;
@@ -80,7 +80,7 @@ pub(super) fn stops<'a>(evidence: &Evidence<'a>) -> Vec<Stop<'a>> {
             return None;
         }
         Some(Stop {
-            failure: place,
+            failure: failure.place,
             netns: filtered.netns,
             hook: filtered.hook,
             kind: ruling
@@ -89,12 +89,7 @@ pub(super) fn stops<'a>(evidence: &Evidence<'a>) -> Vec<Stop<'a>> {
             ruling,
         })
     };
-    evidence
-        .failures()
-        .iter()
-        .enumerate()
-        .filter_map(stop)
-        .collect()
+    evidence.failures().iter().filter_map(stop).collect()
 }
 
 fn kind(ending: &Ending<'_>) -> Kind {
@@ -160,6 +155,11 @@ pub(super) fn service(comment: &str) -> Option<(&str, &str)> {
 }
 
 impl<'a> Stop<'a> {
+    /// The place of its failure, by which stops are in order.
+    pub(super) const fn place_of_failure(&self) -> usize {
+        self.failure
+    }
+
     /// The failure.
     pub(super) fn failure<'e>(&self, evidence: &'e Evidence<'a>) -> &'e Failure<'a> {
         &evidence.failures()[self.failure]

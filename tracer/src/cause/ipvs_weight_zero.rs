@@ -59,7 +59,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             let gone = || {
                 lost_for(failure).is_some()
                     || dead_end(evidence, failure).is_some()
-                    || failure.journey.passed(Role::RouteError)
+                    || failure.passed(Role::RouteError)
                     || has_no_way(site, real)
             };
             (old && real.weight == 0 && gone()).then_some(pinned)
@@ -103,8 +103,7 @@ fn has_no_way(site: &Site<'_>, real: &RealServer) -> bool {
 /// A request that IPVS sent on by a connection that it knew.
 pub(super) fn pinned<'f>(failure: &'f Failure<'_>) -> Option<(Pinned, &'f Packet)> {
     let (index, _) = failure.last(Role::IpvsTransmit)?;
-    let chosen =
-        failure.journey.passed(Role::IpvsSchedule) || failure.journey.passed(Role::IpvsConnection);
+    let chosen = failure.passed(Role::IpvsSchedule) || failure.passed(Role::IpvsConnection);
     if chosen || failure.direction != Direction::Request {
         return None;
     }

@@ -96,7 +96,7 @@ fn too_big(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<(Narrow, u3
         return Some((narrow, event.length?));
     }
     let silent = failure.dropped_for(&["PKT_TOO_BIG"], SILENT);
-    if !silent || failure.journey.rejected() {
+    if !silent || failure.rejected() {
         return None;
     }
     let (index, event) = failure

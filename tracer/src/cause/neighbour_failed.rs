@@ -91,7 +91,7 @@ fn judge(
     });
     let reported = failures
         .iter()
-        .any(|failure| failure.journey.passed(Role::NeighbourFailed));
+        .any(|failure| failure.passed(Role::NeighbourFailed));
     let full = site.and_then(|site| fullness(site, address));
     let mut summary = format!(
         "{address} does not answer on {device} of {place}: nobody there has the address, so packets for it were dropped."

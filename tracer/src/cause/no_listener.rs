@@ -82,13 +82,13 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 /// Namespace, protocol and address of a request that no socket took.
 fn unheard(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<(NetnsId, u8, SocketAddr)> {
     let (index, _) = failure.last(Role::Transport)?;
-    if !failure.is_opening() || failure.journey.was_taken() {
+    if !failure.is_opening() || failure.was_taken() {
         return None;
     }
-    if !failure.journey.rejected() && was_heard(failure) {
+    if !failure.rejected() && was_heard(failure) {
         return None;
     }
-    if !failure.journey.rejected() && !failure.dropped_for(&["NO_SOCKET"], FUNCTIONS) {
+    if !failure.rejected() && !failure.dropped_for(&["NO_SOCKET"], FUNCTIONS) {
         return None;
     }
     // Another reason is another cause: a bad checksum for one.
@@ -187,9 +187,9 @@ fn one(
             SocketAddr::new(socket.address, socket.port)
         );
     }
-    let refusal = if first.journey.was_reset() {
+    let refusal = if first.was_reset() {
         "RST sent"
-    } else if first.journey.passed(Role::IcmpError) {
+    } else if first.passed(Role::IcmpError) {
         "ICMP port unreachable sent"
     } else {
         "dropped"

@@ -74,13 +74,13 @@ pub(super) fn refused(
     let destination = failure.packet_at(index)?.tuple.destination.ip();
     let routed = [Role::Forward, Role::LocalIn, Role::Transport]
         .into_iter()
-        .any(|role| failure.journey.passed(role));
+        .any(|role| failure.passed(role));
     let error = match code {
         0 => errno::NETUNREACH,
         1 => errno::ACCES,
         _ => return None,
     };
-    (destination.is_ipv6() && !routed && !failure.journey.passed(Role::NeighbourFailed))
+    (destination.is_ipv6() && !routed && !failure.passed(Role::NeighbourFailed))
         .then(|| Some((failure.netns_at(index)?, destination, error)))?
 }
 

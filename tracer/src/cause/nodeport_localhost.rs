@@ -56,7 +56,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         .filter_map(|((netns, number, asked), failures)| {
             let served = served(evidence, netns, number, asked)?;
             let first = failures.first()?;
-            let what = if first.journey.rejected() {
+            let what = if first.rejected() {
                 "was refused on this host".to_owned()
             } else {
                 first.drop_words()
@@ -128,13 +128,12 @@ fn refused_here(
 ) -> Option<(NetnsId, u8, SocketAddr)> {
     let tuple = failure.journey.first_tuple()?;
     let asked = tuple.destination;
-    if !failure.is_opening() || !asked.ip().is_loopback() || failure.journey.was_taken() {
+    if !failure.is_opening() || !asked.ip().is_loopback() || failure.was_taken() {
         return None;
     }
     let netns = failure.netns()?;
     let last = failure.journey.last_tuple()?.destination;
-    let refused =
-        failure.journey.rejected() && failure.last(Role::Transport).is_some() && last == asked;
+    let refused = failure.rejected() && failure.last(Role::Transport).is_some() && last == asked;
     // The kernel routes a packet anew after NAT; from a loopback address none leaves the host.
     let unsent = last != asked && failure.dropped_for(&["NETFILTER_DROP"], &["nf_hook_slow"]);
     let served = served(evidence, netns, tuple.protocol, asked)?;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::ptr;
 
 use super::evidence::{Evidence, Failure};
 use super::filtered::Kind;
@@ -97,13 +96,13 @@ pub(super) fn refused<'e, 'a>(
 /// IPVS had nobody to give the packet to, or a rule refused it.
 fn gave_back(failure: &Failure<'_>) -> bool {
     by_ipvs(failure)
-        || failure.journey.rejected()
+        || failure.rejected()
         || failure.dropped_for(&["NETFILTER_DROP"], &["nf_hook_slow"])
 }
 
 /// IPVS had a virtual server for the packet.
 fn by_ipvs(failure: &Failure<'_>) -> bool {
-    failure.journey.passed(Role::IpvsNoDestination)
+    failure.passed(Role::IpvsNoDestination)
 }
 
 impl<'a> Target<'a> {
@@ -148,12 +147,12 @@ pub(super) fn prove_refusal(
     diagnosis: Diagnosis,
     failures: &[&Failure<'_>],
 ) -> Diagnosis {
-    let refused = evidence.filtered().iter().find(|stop| {
-        let failure = stop.failure(evidence);
-        stop.kind == Kind::NoEndpoints && failures.iter().any(|&one| ptr::eq(one, failure))
+    let refused = failures.iter().find_map(|failure| {
+        let stop = evidence.stop(failure)?;
+        (stop.kind == Kind::NoEndpoints).then_some((failure, stop))
     });
-    if let Some(stop) = refused {
-        let words = stop.failure(evidence).words();
+    if let Some((failure, stop)) = refused {
+        let words = failure.words();
         return diagnosis.prove("rule", format!("{words} was refused by {}", stop.place()));
     }
     let by_ipvs = failures.iter().find(|failure| by_ipvs(failure));

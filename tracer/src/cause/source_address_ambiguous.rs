@@ -233,12 +233,12 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 fn is_refused(failure: &Failure<'_>) -> bool {
     let source = |tuple: Option<Tuple>| tuple.map(|tuple| tuple.source.ip());
     let kept = source(failure.journey.first_tuple()) == source(failure.journey.last_tuple());
-    kept && (failure.journey.passed(Role::Martian) || failure.dropped_for(&["IP_RPFILTER"], &[]))
+    kept && (failure.passed(Role::Martian) || failure.dropped_for(&["IP_RPFILTER"], &[]))
 }
 
 /// Losses that a strange source brings about: refused for it, or gone without an answer.
 fn blames(failure: &Failure<'_>) -> bool {
-    failure.journey.passed(Role::Martian)
+    failure.passed(Role::Martian)
         || failure.dropped_for(&["IP_RPFILTER", "NETFILTER_DROP"], &["nf_hook_slow"])
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Stray<'a> {
 
 /// Whether a lost packet is such an answer.
 pub(super) fn stray<'a>(evidence: &Evidence<'_>, failure: &'a Failure<'a>) -> Option<Stray<'a>> {
-    if failure.journey.was_taken() {
+    if failure.was_taken() {
         return None;
     }
     let (index, _) = failure.last(Role::Transport)?;
@@ -30,9 +30,9 @@ pub(super) fn stray<'a>(evidence: &Evidence<'_>, failure: &'a Failure<'a>) -> Op
     let refused = match packet.transport {
         Transport::Tcp { flags, .. } => {
             flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN | tcp_flag::ACK
-                && failure.journey.was_reset()
+                && failure.was_reset()
         }
-        Transport::Udp => failure.journey.passed(Role::IcmpError),
+        Transport::Udp => failure.passed(Role::IcmpError),
         Transport::Icmp { .. }
         | Transport::Arp { .. }
         | Transport::Fragment { .. }

@@ -133,7 +133,7 @@ fn refused(evidence: &Evidence<'_>, ports: &Ports) -> Vec<Diagnosis> {
         .group(|failure| {
             let (index, _) = failure.last(Role::Transport)?;
             let tuple = failure.packet_at(index)?.tuple;
-            let refused = failure.journey.rejected() && !failure.journey.was_taken();
+            let refused = failure.rejected() && !failure.was_taken();
             (refused && ports.take(&tuple)).then_some((
                 failure.netns_at(index)?,
                 tuple.destination.ip(),

@@ -13,9 +13,11 @@
 //! ARP is followed where the expression says `arp`; addresses alone do not ask for it.
 //!
 //! Known limits: a later fragment has no ports, so alone it does not match a port; live it is followed
-//! by its identification once an earlier fragment was. What a connection's first packet met before NAT
-//! chose its destination does not match that destination. Nor is it shown what a first packet met before it
-//! came to the device or the namespace that matched; the rest of its flow is shown everywhere.
+//! by its identification once an earlier fragment was. Of IPv6 no fragment has ports for tcpdump, nor for
+//! the kernel's programs: live, a filter of ports does not follow them. What a connection's first packet met
+//! before NAT chose its destination does not match that destination, nor is a packet that was lost there
+//! left out by it. Nor is it shown what a first packet met before it came to the device or the namespace
+//! that matched; the rest of its flow is shown everywhere.
 
 use std::fmt;
 

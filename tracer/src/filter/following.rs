@@ -116,8 +116,10 @@ impl Following {
     fn is_known(&self, journey: &Journey) -> bool {
         let events = journey.events.iter().enumerate();
         let own = events.filter(|&(index, _)| !journey.is_carried(index));
+        let quoted = journey.own().filter_map(|packet| packet.about.as_deref());
         journey
             .tuples()
+            .chain(quoted.copied())
             .chain(own.flat_map(|(_, event)| entry(event)))
             .any(|tuple| self.known.contains_key(&undirected(tuple)))
     }
@@ -203,6 +205,23 @@ mod tests {
         assert_eq!(picked(&mut three, vec![request], 3 * PATIENCE_NS), [1]);
         three.forget();
         assert!(picked(&mut three, vec![reply], 3 * PATIENCE_NS).is_empty());
+    }
+
+    #[test]
+    fn a_refusal_is_picked_with_what_it_is_about() {
+        let [request, reply, other] = journeys();
+        let about = |journey: &Journey, id| {
+            let mut error =
+                crate::journey::constructed::journey(id, 1, &[("192.0.2.1:0", "192.0.2.2:0")]);
+            let icmp = error.events[0].packet.as_mut().expect("headers");
+            icmp.about = journey.first_tuple().map(Box::new);
+            error
+        };
+        // By what it quotes, and by the flow of that.
+        let errors = [about(&request, 4), about(&reply, 5), about(&other, 6)];
+        let mut following = following("port 30000");
+        assert_eq!(picked(&mut following, errors.to_vec(), 1), [4]);
+        assert_eq!(picked(&mut following, vec![request], 2), [1, 5]);
     }
 
     #[test]

@@ -59,12 +59,11 @@ pub(super) fn of_event(event: &Event, name_of: &NameOf<'_>) -> Vec<Key> {
     {
         keys.extend([original, reply].map(|tuple| of_tuple(tuple, place)));
     }
-    keys.extend(
-        event
-            .packet
-            .as_ref()
-            .map(|packet| of_headers(packet, place)),
-    );
+    if let Some(packet) = &event.packet {
+        // An ICMP error belongs to the packet that it quotes, as in the kernel's programs.
+        keys.extend(packet.about.as_deref().map(|about| of_tuple(about, place)));
+        keys.push(of_headers(packet, place));
+    }
     keys
 }
 

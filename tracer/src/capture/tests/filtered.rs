@@ -40,3 +40,20 @@ fn what_not_excludes_is_shown_on_neither_side_of_nat() {
     assert!(picked(name, "tcp").iter().any(excluded));
     assert!(!picked(name, "tcp and not port 30000").iter().any(excluded));
 }
+
+#[test]
+fn refusals_are_picked_with_the_connections_that_they_are_about() {
+    let refusals = |words| {
+        let about = |journey: &&Journey| {
+            let first = journey.first_packet();
+            first.is_some_and(|packet| packet.about.is_some())
+        };
+        picked("service-no-endpoints", words)
+            .iter()
+            .filter(about)
+            .count()
+    };
+    assert_eq!(refusals("tcp port 80"), refusals("icmp"));
+    assert_eq!(refusals("tcp port 80"), 6);
+    assert_eq!(refusals("tcp port 81"), 0);
+}

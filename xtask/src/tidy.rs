@@ -33,7 +33,7 @@ const ROOMS: &[Room] = &[
     room("flow", &["hook", "event", "journey"]),
     room("node", &["event"]),
     room("kube", &["event", "node"]),
-    room("filter", &["event", "journey", "flow", "node", "kube"]),
+    room("filter", &["event", "journey", "node", "kube"]),
     // The programs in the kernel are given the filter.
     room("kernel", &["hook", "filter"]),
     room("fleet", &["kube"]),

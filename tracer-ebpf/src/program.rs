@@ -136,20 +136,26 @@ impl Program {
     /// True when the key matches.
     #[inline(always)]
     pub fn matches(&self, key: &Key) -> bool {
-        self.run(|test| test.holds(key, false))
+        self.run(&Alone {
+            key,
+            exchanged: false,
+        })
     }
 
     /// True when the key matches with its ends exchanged.
     #[inline(always)]
     pub fn matches_reversed(&self, key: &Key) -> bool {
-        self.run(|test| test.holds(key, true))
+        self.run(&Alone {
+            key,
+            exchanged: true,
+        })
     }
 
     /// True when one of the keys that are known of a packet matches, in either direction. Addresses, ports
     /// and places under `not` may be in none of them: behind NAT nearly every packet has some without.
     pub fn matches_one_of(&self, keys: &[Key]) -> bool {
         let matches = |key, exchanged| {
-            self.run(|test| {
+            self.run(&|test: &Instruction| {
                 if test.negated != 0 && test.changes_on_the_way() {
                     test.holds_for_one_of(keys)
                 } else {
@@ -163,13 +169,13 @@ impl Program {
 
     /// True when a packet of which these keys are known cannot match, whatever else becomes known of it.
     pub fn leaves_out(&self, keys: &[Key]) -> bool {
-        !self.run(|test| {
+        !self.run(&|test: &Instruction| {
             test.negated == 0 || test.changes_on_the_way() && test.holds_for_one_of(keys)
         })
     }
 
     #[inline(always)]
-    fn run(&self, holds: impl Fn(&Instruction) -> bool) -> bool {
+    fn run(&self, look: &impl Look) -> bool {
         if self.length == 0 {
             return true;
         }
@@ -179,7 +185,7 @@ impl Program {
             let Some(instruction) = self.instructions.get(at) else {
                 return false;
             };
-            let next = if holds(instruction) {
+            let next = if look.holds(instruction) {
                 instruction.on_match
             } else {
                 instruction.on_miss
@@ -196,6 +202,30 @@ impl Program {
     pub fn used(&self) -> &[Instruction] {
         let length = (self.length as usize).min(MOST_INSTRUCTIONS);
         &self.instructions[..length]
+    }
+}
+
+/// How a test is answered.
+trait Look {
+    fn holds(&self, test: &Instruction) -> bool;
+}
+
+impl<F: Fn(&Instruction) -> bool> Look for F {
+    fn holds(&self, test: &Instruction) -> bool {
+        self(test)
+    }
+}
+
+/// By one key; no closure, since the kernel's programs need it without a call.
+struct Alone<'a> {
+    key: &'a Key,
+    exchanged: bool,
+}
+
+impl Look for Alone<'_> {
+    #[inline(always)]
+    fn holds(&self, test: &Instruction) -> bool {
+        test.holds(self.key, self.exchanged)
     }
 }
 

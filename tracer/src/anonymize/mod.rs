@@ -113,15 +113,19 @@ impl Anonymizer {
         }
     }
 
+    fn packet(&self, packet: Packet) -> Packet {
+        Packet {
+            tuple: self.tuple(packet.tuple),
+            about: packet.about.map(|about| Box::new(self.tuple(*about))),
+            ..packet
+        }
+    }
+
     /// Everything in an event that is an address.
     #[must_use]
     pub fn event(&self, event: Event) -> Event {
         Event {
-            packet: event.packet.map(|packet| Packet {
-                tuple: self.tuple(packet.tuple),
-                about: packet.about.map(|about| Box::new(self.tuple(*about))),
-                ..packet
-            }),
+            packet: event.packet.map(|packet| self.packet(packet)),
             detail: self.detail(event.detail),
             ..event
         }
@@ -237,6 +241,23 @@ mod tests {
             matches!(&mapped.tests[0].on, Subject::Set { members: Some(members), .. }
                 if *members == choices[0].members)
         );
+    }
+
+    #[test]
+    fn what_an_icmp_error_quotes_is_the_packet_that_is_shown() {
+        let ip = |protocol, from, to| {
+            let mut header = vec![0x45, 0, 0, 56, 0, 1, 0, 0, 64, protocol, 0, 0];
+            header.extend([[10, 0, 0, from], [10, 0, 0, to]].concat());
+            header
+        };
+        let udp = [ip(17, 1, 2), vec![3, 0xe8, 0, 53, 0, 8, 0, 0]].concat();
+        let error = [ip(1, 9, 1), vec![3, 3, 0, 0, 0, 0, 0, 0], udp.clone()].concat();
+        let mapping = Anonymizer::new(&[7; KEY_BYTES]);
+        let shown = |bytes: &[u8]| mapping.packet(Packet::parse(bytes, 0).expect("a packet"));
+        let (udp, error) = (shown(&udp), shown(&error));
+        assert_eq!(error.about.as_deref(), Some(&udp.tuple));
+        assert_eq!(error.as_answer(), udp.tuple.reversed());
+        assert_ne!(udp.tuple.source.ip().to_string(), "10.0.0.1");
     }
 
     #[test]

@@ -299,6 +299,21 @@ mod tests {
         assert_eq!(pieces[0].ending, Ending::Reassembled);
     }
 
+    /// Other processors have as much to tell between the cut and the first piece.
+    #[test]
+    fn a_piece_is_found_behind_what_happened_to_others_meanwhile() {
+        let others = |count: u64| (10..10 + count).map(|skb| (HookId::LocalOut, skb, 0, AFTER));
+        for (count, journeys) in [(100, 101), (600, 602)] {
+            let mut happens = vec![
+                (HookId::LocalOut, 1, 0, BEFORE),
+                (HookId::Fragment, 1, 0, BEFORE),
+            ];
+            happens.extend(others(count));
+            happens.push((HookId::OutputFinish, 2, 185, BEFORE));
+            assert_eq!(followed(&happens).len(), journeys, "{count}");
+        }
+    }
+
     #[test]
     fn what_is_cut_again_behind_nat_is_the_same_packet() {
         let ended = followed(&[

@@ -20,8 +20,12 @@ const MOST_ACTIVE: usize = 65_536;
 const USUAL_EVENTS: usize = 32;
 /// Most events kept of one journey: a loop of a broken network ends here, and the journey says that there was more.
 const MOST_EVENTS: usize = 512;
-/// A fragment or copy appears right after something happened to its packet: so many journeys are looked at.
+/// A fragment or copy appears right after something happened to its packet: so many journeys are looked at,
+/// and more where a busy node's other processors had more to tell meanwhile.
 const LOOKED_BACK: usize = 32;
+const MOST_LOOKED_BACK: usize = 512;
+/// The kernel copies and cuts at once; it may be interrupted in between.
+const MEANWHILE_NS: u64 = 1_000_000;
 
 /// ARP packets are numbered from here, so that the others have the same numbers whether ARP is followed or
 /// not.
@@ -222,8 +226,18 @@ impl Tracker {
             Role::Deliver => Role::Transport,
             _ => return None,
         };
-        let mut recent = self.active.iter().rev().take(LOOKED_BACK);
+        let mut recent = self.recent(event.time_ns);
         recent.find_map(|(&id, active)| active.moves_from(before, event, packet).then_some(id))
+    }
+
+    /// The journeys that something happened to just before, the last one first.
+    fn recent(&self, now_ns: u64) -> impl Iterator<Item = (&u64, &Active)> {
+        let last_first = self.active.iter().rev().take(MOST_LOOKED_BACK).enumerate();
+        last_first
+            .take_while(move |(at, (_, active))| {
+                *at < LOOKED_BACK || now_ns.saturating_sub(active.last_ns) <= MEANWHILE_NS
+            })
+            .map(|(_, found)| found)
     }
 
     fn follow(&mut self, id: u64, event: Event, ended: &mut Vec<Journey>) {
@@ -246,7 +260,7 @@ impl Tracker {
         if !flooded && !cut {
             return None;
         }
-        let mut recent = self.active.iter().rev().take(LOOKED_BACK);
+        let mut recent = self.recent(event.time_ns);
         recent.find_map(|(&id, active)| active.begets(event, packet).map(|birth| (id, birth)))
     }
 

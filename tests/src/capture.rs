@@ -54,6 +54,9 @@ fn cases(tracer: &Tracer) -> Vec<Vec<String>> {
         .collect()
 }
 
+/// A whole matrix's capture takes a busy emulated machine minutes.
+const LIMIT: Duration = Duration::from_secs(10 * 60);
+
 /// A file for a capture; shared, so that it can be looked at afterwards.
 pub fn file(name: &str) -> PathBuf {
     Path::new(OUT).join(format!("{name}.pcapng"))
@@ -61,7 +64,7 @@ pub fn file(name: &str) -> PathBuf {
 
 fn explain(tracer: &Tracer, file: &Path) -> anyhow::Result<Answer> {
     let file = file.display().to_string();
-    tracer.run(&["explain", &file, "--all", "--format", "json"])
+    tracer.run_within(&["explain", &file, "--all", "--format", "json"], LIMIT)
 }
 
 fn same_answer(tracer: &Tracer, case: &[String]) -> anyhow::Result<()> {

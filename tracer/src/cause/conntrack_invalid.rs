@@ -202,7 +202,7 @@ fn heal(site: Option<&Site<'_>>, diagnosis: Diagnosis) -> Diagnosis {
             .fix(
                 [
                     "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1",
-                    "echo 'net.netfilter.nf_conntrack_tcp_loose = 1' > /etc/sysctl.d/99-conntrack.conf   # lasting",
+                    "echo 'net.netfilter.nf_conntrack_tcp_loose = 1' > /etc/sysctl.d/99-conntrack-loose.conf   # lasting",
                 ],
                 "conntrack believes the first packet that it sees of a connection",
             )

@@ -232,7 +232,7 @@ pub(super) mod tests {
             "nsenter --net=/proc/7/ns/net sysctl -w net.ipv4.conf.eth0/100.rp_filter=2"
         );
         let lasting = &bench.only().fixes[0].lines[1];
-        assert!(lasting.starts_with("echo "), "{lasting}");
+        assert!(lasting.starts_with("securityContext.sysctls"), "{lasting}");
     }
 
     #[test]

@@ -8,6 +8,8 @@ use tracer_ebpf::event as raw;
 /// Real events of UDP and TCP round trips through a NodePort; `node --record` made them.
 const RECORDED: &[u8] = include_bytes!("events.bin");
 const EVENT_BYTES: usize = size_of::<raw::Event>();
+// Events that were recorded with another layout would be read as something else.
+const _: () = assert!(RECORDED.len().is_multiple_of(EVENT_BYTES));
 /// The addresses that differ in each pass: the client's, and the one that it is masqueraded to.
 const VARIED: [[u8; 4]; 2] = [[192, 168, 3, 10], [10, 244, 1, 1]];
 /// A session empties the ring buffer this often.

@@ -16,7 +16,7 @@ pub mod layout;
 mod packet;
 
 pub use arp::Arp;
-pub use packet::{Packet, Transport, Tuple, protocol, tcp_flag};
+pub use packet::{Packet, Quoted, Transport, Tuple, protocol, tcp_flag};
 
 /// Something that happened to a packet at a hook.
 #[derive(Clone, Debug, PartialEq)]

@@ -32,7 +32,7 @@ use ring::hmac;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::event::{Detail, Event, Packet, Tuple};
+use crate::event::{Detail, Event, Packet, Quoted, Tuple};
 
 pub use frame::frame;
 
@@ -116,7 +116,10 @@ impl Anonymizer {
     fn packet(&self, packet: Packet) -> Packet {
         Packet {
             tuple: self.tuple(packet.tuple),
-            about: packet.about.map(|about| Box::new(self.tuple(*about))),
+            about: packet.about.map(|about| Quoted {
+                destination: self.address(about.destination),
+                ..about
+            }),
             ..packet
         }
     }
@@ -255,7 +258,6 @@ mod tests {
         let mapping = Anonymizer::new(&[7; KEY_BYTES]);
         let shown = |bytes: &[u8]| mapping.packet(Packet::parse(bytes, 0).expect("a packet"));
         let (udp, error) = (shown(&udp), shown(&error));
-        assert_eq!(error.about.as_deref(), Some(&udp.tuple));
         assert_eq!(error.as_answer(), udp.tuple.reversed());
         assert_ne!(udp.tuple.source.ip().to_string(), "10.0.0.1");
     }

@@ -76,7 +76,32 @@ pub struct Packet {
     /// What the transport header adds.
     pub transport: Transport,
     /// The packet that an ICMP error quotes, because it did not arrive.
-    pub about: Option<Box<Tuple>>,
+    pub about: Option<Quoted>,
+}
+
+/// The packet that an ICMP error quotes; its source is where the error goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quoted {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Port at the source; 0 where the protocol has none.
+    pub source_port: u16,
+    /// Where it was sent.
+    pub destination: IpAddr,
+    /// Port at the destination; 0 where the protocol has none.
+    pub destination_port: u16,
+}
+
+impl Quoted {
+    /// The quote of a packet, in an error that goes to its source.
+    pub(crate) const fn of(packet: Tuple) -> Self {
+        Self {
+            protocol: packet.protocol,
+            source_port: packet.source.port(),
+            destination: packet.destination.ip(),
+            destination_port: packet.destination.port(),
+        }
+    }
 }
 
 /// What the transport header adds to the tuple.
@@ -162,25 +187,26 @@ impl Packet {
 
     /// Both ends as an answer has them: an ICMP error answers the packet that it quotes.
     pub fn as_answer(&self) -> Tuple {
-        let about = self.about.as_ref();
-        about.map_or(self.tuple, |about| about.reversed())
+        self.quoted().map_or(self.tuple, Tuple::reversed)
+    }
+
+    /// Both ends of the packet that an ICMP error quotes.
+    pub fn quoted(&self) -> Option<Tuple> {
+        let about = self.about?;
+        Some(Tuple {
+            protocol: about.protocol,
+            source: SocketAddr::new(self.tuple.destination.ip(), about.source_port),
+            destination: SocketAddr::new(about.destination, about.destination_port),
+        })
     }
 
     /// Parses headers; `network` is where the network header begins.
     pub fn parse(bytes: &[u8], network: usize) -> Option<Self> {
-        let (mut packet, payload) = Self::parse_one(bytes.get(network..)?)?;
-        if let Transport::Icmp { kind, .. } = packet.transport
-            && quotes(packet.tuple.protocol, kind)
-            && (packet.tuple.protocol, kind) != REDIRECT
-        {
-            let quoted = payload.get(ICMP_HEADER..).and_then(Self::parse_one);
-            packet.about = quoted.map(|(packet, _)| Box::new(packet.tuple));
-        }
-        Some(packet)
+        Self::parse_ip(bytes.get(network..)?, true)
     }
 
-    /// Parses an IP packet's own headers; gives what is behind those of IP too.
-    fn parse_one(bytes: &[u8]) -> Option<(Self, &[u8])> {
+    /// Parses headers that begin with IP's. A packet that is quoted quotes none itself.
+    fn parse_ip(bytes: &[u8], may_quote: bool) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
         let (named_protocol, source, destination, ip_id, offset) = match &ip {
             LaxIpSlice::Ipv4(ip) => {
@@ -223,7 +249,13 @@ impl Packet {
         } else {
             (0, 0, Transport::Fragment { offset })
         };
-        let packet = Self {
+        let about = match transport {
+            Transport::Icmp { kind, .. } if may_quote && quotes(ip_protocol, kind) => {
+                quote(ip_protocol, kind, payload.payload, destination)
+            }
+            _ => None,
+        };
+        Some(Self {
             tuple: Tuple {
                 protocol: ip_protocol,
                 source: SocketAddr::new(source, source_port),
@@ -232,9 +264,8 @@ impl Packet {
             named_protocol,
             ip_id,
             transport,
-            about: None,
-        };
-        Some((packet, payload.payload))
+            about,
+        })
     }
 
     /// Where this fragment begins in the whole, in units of eight bytes; 0 for a whole packet.
@@ -329,6 +360,15 @@ fn transport(number: u8, header: &[u8]) -> (u16, u16, Transport) {
         _ => None,
     };
     parsed.unwrap_or((0, 0, Transport::Other))
+}
+
+/// What an ICMP error to `goes_to` quotes; none in a redirect, whose packet went on.
+fn quote(protocol: u8, kind: u8, error: &[u8], goes_to: IpAddr) -> Option<Quoted> {
+    if (protocol, kind) == REDIRECT {
+        return None;
+    }
+    let tuple = Packet::parse_ip(error.get(ICMP_HEADER..)?, false)?.tuple;
+    (tuple.source.ip() == goes_to).then(|| Quoted::of(tuple))
 }
 
 #[cfg(test)]

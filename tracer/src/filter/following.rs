@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use hashlink::LruCache;
 
 use super::{Filter, NameOf, key};
-use crate::event::{Detail, Event, Tuple};
+use crate::event::{Detail, Event, Packet, Tuple};
 use crate::journey::Journey;
 
 /// Most addresses of flows that are known; the kernel's programs know as many.
@@ -116,10 +116,10 @@ impl Following {
     fn is_known(&self, journey: &Journey) -> bool {
         let events = journey.events.iter().enumerate();
         let own = events.filter(|&(index, _)| !journey.is_carried(index));
-        let quoted = journey.own().filter_map(|packet| packet.about.as_deref());
+        let quoted = journey.own().filter_map(Packet::quoted);
         journey
             .tuples()
-            .chain(quoted.copied())
+            .chain(quoted)
             .chain(own.flat_map(|(_, event)| entry(event)))
             .any(|tuple| self.known.contains_key(&undirected(tuple)))
     }
@@ -162,6 +162,7 @@ fn undirected(tuple: Tuple) -> Tuple {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Quoted;
     use crate::filter::{Expression, Here};
     use crate::journey::constructed::journey;
 
@@ -214,7 +215,9 @@ mod tests {
             let mut error =
                 crate::journey::constructed::journey(id, 1, &[("192.0.2.1:0", "192.0.2.2:0")]);
             let icmp = error.events[0].packet.as_mut().expect("headers");
-            icmp.about = journey.first_tuple().map(Box::new);
+            let about = journey.first_tuple().expect("addresses");
+            icmp.tuple.destination.set_ip(about.source.ip());
+            icmp.about = Some(Quoted::of(about));
             error
         };
         // By what it quotes, and by the flow of that.

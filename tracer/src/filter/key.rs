@@ -61,7 +61,7 @@ pub(super) fn of_event(event: &Event, name_of: &NameOf<'_>) -> Vec<Key> {
     }
     if let Some(packet) = &event.packet {
         // An ICMP error belongs to the packet that it quotes, as in the kernel's programs.
-        keys.extend(packet.about.as_deref().map(|about| of_tuple(about, place)));
+        keys.extend(packet.quoted().map(|quoted| of_tuple(&quoted, place)));
         keys.push(of_headers(packet, place));
     }
     keys

@@ -6,8 +6,9 @@
 //! failure give theirs up first, the quietest before the others; causes read failures and flows
 //! without an answer.
 //!
-//! An ICMP error is an answer of the flow whose packet it quotes. Ports are used again. An address that a newer request is translated to is that one's from then on, and a
-//! TCP connection that is opened anew is another flow.
+//! An ICMP error is an answer of the flow whose packet it quotes. Ports are used again: an address that a
+//! newer request is translated to is that one's from then on, and a TCP connection that is opened anew is
+//! another flow.
 
 mod leg;
 mod quiet;
@@ -193,12 +194,19 @@ const fn opening(transport: Transport) -> Option<u32> {
 struct Ends {
     first: Tuple,
     last: Tuple,
-    /// How they are read from each of its headers.
-    read: fn(&Packet) -> Tuple,
     /// It is certainly an answer: its TCP flags tell, or it refuses.
     answers: bool,
     /// It is an ICMP error about a request.
     refuses: bool,
+}
+
+/// A packet's addresses; those of an ICMP error about a request are its answer's.
+fn read(packet: &Packet, refuses: bool) -> Tuple {
+    if refuses {
+        packet.as_answer()
+    } else {
+        packet.tuple
+    }
 }
 
 /// Where a journey was added.
@@ -339,15 +347,9 @@ impl Flows {
     fn ends(&self, journey: &Journey) -> Option<Ends> {
         let (first, last) = (journey.first_packet()?, journey.last_packet()?);
         let refuses = first.about.is_some() && self.place(&first.as_answer()).is_none();
-        let read = if refuses {
-            Packet::as_answer
-        } else {
-            |packet: &Packet| packet.tuple
-        };
         Some(Ends {
-            first: read(first),
-            last: read(last),
-            read,
+            first: read(first, refuses),
+            last: read(last, refuses),
             answers: refuses || first.answers(),
             refuses,
         })
@@ -417,7 +419,7 @@ impl Flows {
     /// request that is translated to what was an older flow's has it now.
     fn learn(&mut self, id: u64, direction: Direction, ends: &Ends, journey: &Journey) {
         let mut before = None;
-        for tuple in journey.own().map(ends.read) {
+        for tuple in journey.own().map(|packet| read(packet, ends.refuses)) {
             // Most hooks see what the hook before saw.
             if before.replace(tuple) == Some(tuple) {
                 continue;

@@ -3,7 +3,7 @@
 use tracer_ebpf::hook::HookId;
 
 use super::*;
-use crate::event::{Detail, Transport, tcp_flag};
+use crate::event::{Detail, Quoted, Transport, tcp_flag};
 use crate::journey::Ending;
 
 fn journey(id: u64, tuples: &[(&str, &str)]) -> Journey {
@@ -347,7 +347,7 @@ fn icmp_error(id: u64, ends: &[(&str, &str)], about: &[(&str, &str)]) -> Journey
         let packet = event.packet.as_mut().expect("headers");
         packet.tuple.protocol = crate::event::protocol::ICMP;
         packet.transport = Transport::Icmp { kind: 3, code: 3 };
-        packet.about = Some(Box::new(quoted));
+        packet.about = Some(Quoted::of(quoted));
     }
     error
 }

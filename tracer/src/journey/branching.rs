@@ -127,7 +127,8 @@ impl Origins {
         };
         let own = events(journey, Some(index));
         let parted = events(journey, origin.part).get(..origin.from);
-        let returned = own.last().is_some_and(|last| last.role() == Role::Transmit)
+        let returned = event.role() == Role::Receive
+            && own.last().is_some_and(|last| last.role() == Role::Transmit)
             && comes_again(parted.unwrap_or_default(), event);
         match origin.layers.relation(own, event) {
             Relation::Same if !returned => Relation::Same,

@@ -78,12 +78,13 @@ impl Layers {
             .rev()
             .find_map(|event| event.packet.as_ref())
             .or(self.expected.as_ref());
+        let receives = event.role() == Role::Receive;
         match (before, &event.packet) {
             (Some(before), Some(now)) if !before.may_be(now) => Relation::Other,
-            (Some(before), Some(now)) if crosses(last, event) && before.tuple != now.tuple => {
+            (Some(before), Some(now)) if receives && left(last) && before.tuple != now.tuple => {
                 Relation::Other
             }
-            _ if comes_again(present, event) => Relation::Other,
+            _ if receives && comes_again(present, event) => Relation::Other,
             _ => Relation::Same,
         }
     }
@@ -130,21 +131,20 @@ fn begins(last: Option<&Event>, event: &Event) -> bool {
     }
 }
 
-/// The event shows what came out of a device at another one, as from one end of a virtual pair at the other:
-/// nothing translates addresses in between.
-fn crosses(last: Option<&Event>, event: &Event) -> bool {
-    event.role() == Role::Receive
-        && last.is_some_and(|last| matches!(last.role(), Role::Transmit | Role::Veth))
+/// The packet went out of a device. What is received next came through a virtual pair: nothing translates
+/// addresses in between.
+fn left(last: Option<&Event>) -> bool {
+    last.is_some_and(|last| matches!(last.role(), Role::Transmit | Role::Veth))
 }
 
-/// The event shows a packet that comes in where these events came in already. A device that belongs to a
+/// The reception is of a packet that comes in where these events came in already. A device that belongs to a
 /// network outside frees what it sent without a trace, and its skb is the next that comes in.
 ///
 /// Two packets come in at a device twice: one that is sent round and round through virtual pairs, and one
 /// whose reception is held up by an `ifb` device (`tcf_mirred_act`), which hands it back to where it came in.
 pub(super) fn comes_again(before: &[Event], event: &Event) -> bool {
     let came_in = |seen: &Event| seen.role() == Role::Receive && is_at(seen, event);
-    if event.role() != Role::Receive || event.netns.is_none() || event.ifindex.is_none() {
+    if event.netns.is_none() || event.ifindex.is_none() {
         return false;
     }
     match before {

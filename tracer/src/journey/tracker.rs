@@ -337,13 +337,13 @@ impl Tracker {
     }
 }
 
-/// Keeps an event, unless there are too many.
-fn keep(events: &mut Vec<Event>, event: Event) -> bool {
-    let room = events.len() < MOST_EVENTS;
-    if room {
+/// Keeps an event; where there are too many, says that some are missing.
+fn keep(events: &mut Vec<Event>, event: Event, gap: &mut bool) {
+    if events.len() < MOST_EVENTS {
         events.push(event);
+    } else {
+        *gap = true;
     }
-    room
 }
 
 impl Active {
@@ -360,8 +360,7 @@ impl Active {
         let over = ending(|| self.journey.was_taken(), &event, reasons).map(|ending| {
             for_another_host(&self.journey.events, ending, reasons).unwrap_or(ending)
         });
-        let journey = &mut self.journey;
-        journey.gap |= !keep(&mut journey.events, event);
+        keep(&mut self.journey.events, event, &mut self.journey.gap);
         if let Some(ending) = over {
             self.journey.ending = ending;
         }
@@ -373,11 +372,10 @@ impl Active {
             return true;
         };
         let over = ending(|| branch.was_taken(), &event, reasons);
-        let kept = keep(&mut branch.events, event);
+        keep(&mut branch.events, event, &mut self.journey.gap);
         if let Some(ending) = over {
             branch.ending = ending;
         }
-        self.journey.gap |= !kept;
         over.is_some()
     }
 

@@ -47,6 +47,7 @@ fn direction(journey: &Journey, known: &HashSet<Tuple>) -> Option<Direction> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Quoted;
     use crate::journey::constructed::{journey, packet};
 
     #[test]
@@ -90,7 +91,7 @@ mod tests {
         );
         for (event, quoted) in error.events.iter_mut().zip([pod, client]) {
             let icmp = event.packet.as_mut().expect("headers");
-            icmp.about = Some(Box::new(packet(17, quoted).tuple));
+            icmp.about = Some(Quoted::of(packet(17, quoted).tuple));
         }
         let mut journeys = vec![error, journey(1, 17, &[client, pod])];
         let sent = journeys[1].first_tuple().expect("its addresses");

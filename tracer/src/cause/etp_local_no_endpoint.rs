@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use super::audit::nothing;
 use super::evidence::Evidence;
+use super::filtered::{self, Kind};
 use super::service::{Target, lacking_fresh, prove_refusal, refused};
 use super::{Cause, Diagnosis};
 use crate::flow::{Direction, Flow};
@@ -17,12 +18,13 @@ pub(super) const CAUSE: Cause = Cause {
 With externalTrafficPolicy: Local a node gives packets from outside only to endpoints of its own. A node
 that has none loses them: kube-proxy in ipvs mode up to 1.20 makes a virtual server without real servers
 there (refused), from 1.21 one with the endpoints of other nodes, whose answers go straight back to the
-client from an address it never asked (silence). Load balancers avoid such nodes by the service's
+client from an address it never asked (silence). In iptables mode a rule drops such packets, in nftables
+mode a map does. Load balancers avoid such nodes by the service's
 healthCheckNodePort; clients that use a NodePort or an external address themselves do not.
 
 Proof: the service has ready endpoints on other nodes and none on this one, its policy is Local, and the
 packet to its outside address was refused here, or went to another node's endpoint unmasqueraded and
-nothing came back.
+nothing came back. Or: kube-proxy's own rule for services without local endpoints dropped it.
 
 Fix: use a node that has an endpoint, run one on every node, or set the policy to Cluster, which hides the
 client's address from the pods.",
@@ -31,6 +33,9 @@ client's address from the pods.",
          from 1.21 one with all endpoints, whose answers to clients from outside are lost because nothing \
          rewrites the client's address",
         "https://github.com/kubernetes/kubernetes/issues/97081",
+        "Kubernetes pkg/proxy/iptables/proxier.go: a DROP rule with the comment \"NAMESPACE/NAME:PORT has no local \
+         endpoints\"",
+        "Kubernetes pkg/proxy/nftables/proxier.go: drop in the maps no-endpoint-services and no-endpoint-nodeports",
     ],
     explains: &["ipvs-no-destination", "no-listener", "masquerade-missing"],
     examine,
@@ -68,7 +73,39 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         });
         found.push(finish(diagnosis.prove_if("packet", packet), &target));
     }
+    let known: HashSet<u64> = found
+        .iter()
+        .flat_map(|found| &found.flows)
+        .copied()
+        .collect();
+    found.extend(
+        by_rule(evidence)
+            .into_iter()
+            .filter(|found| !found.flows.iter().any(|flow| known.contains(flow))),
+    );
     found
+}
+
+/// Where the cluster's facts do not tell: kube-proxy's rule does.
+fn by_rule(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    filtered::diagnoses(
+        evidence,
+        Kind::NoLocalEndpoints,
+        |stop| filtered::target(stop.tuple(evidence)),
+        |stop, target| {
+            let service = stop.comment().and_then(filtered::service);
+            let (named, namespace, name) = match service {
+                Some((namespace, name)) => (format!("s/{namespace}/{name}"), namespace, name),
+                None => (format!("The service at {target}"), "NAMESPACE", "NAME"),
+            };
+            let summary = format!(
+                "{named} has externalTrafficPolicy Local and no endpoint on this node, so kube-proxy drops packets \
+                 to {target} here."
+            );
+            fixed(Diagnosis::new(&CAUSE, target, summary), namespace, name)
+                .check(filtered::check(evidence, stop))
+        },
+    )
 }
 
 /// The service serves clients from outside by local endpoints only, and they are all elsewhere.
@@ -148,7 +185,12 @@ fn nodes(target: &Target<'_>) -> String {
 fn finish(diagnosis: Diagnosis, target: &Target<'_>) -> Diagnosis {
     let ObjectName { namespace, name } = &target.service.name;
     let needed = [Resource::Services, Resource::Endpoints, Resource::Nodes];
-    lacking_fresh(diagnosis, target.cluster, &needed)
+    let diagnosis = lacking_fresh(diagnosis, target.cluster, &needed);
+    fixed(diagnosis, namespace, name).check(target.probe())
+}
+
+fn fixed(diagnosis: Diagnosis, namespace: &str, name: &str) -> Diagnosis {
+    diagnosis
         .fix(
             [format!(
                 "kubectl patch service -n {namespace} {name} -p '{{\"spec\":{{\"externalTrafficPolicy\":\"Cluster\"}}}}'"
@@ -161,7 +203,6 @@ fn finish(diagnosis: Diagnosis, target: &Target<'_>) -> Diagnosis {
             )],
             "none: use one of those nodes, or run a pod on every node",
         )
-        .check(target.probe())
 }
 
 #[cfg(test)]
@@ -172,9 +213,11 @@ pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::constructed::{Bench, ETH0, node, service};
-    use crate::event::Detail;
+    use crate::cause::filtered::tests::{chain, forwarded, rule};
+    use crate::event::{Detail, NetfilterHook};
     use crate::kube::ClusterFacts;
     use crate::kube::constructed::cluster;
+    use crate::node::netfilter::{Action, Choice, Subject, Tool};
 
     fn facts(endpoint_node: &str) -> ClusterFacts {
         cluster(
@@ -258,5 +301,67 @@ pub(super) mod tests {
         let mut bench = situation();
         bench.cluster = Some(facts("node-a"));
         assert_eq!(bench.codes(), ["ipvs-no-destination"]);
+    }
+
+    #[test]
+    fn without_a_cluster_kube_proxys_rule_tells() {
+        let base = |name: &str, rules| chain(name, Some((NetfilterHook::Forward, false)), rules);
+        let comment = "shop/web:http has no local endpoints";
+        let by_iptables = forwarded(
+            Tool::IptablesNft,
+            vec![base("FORWARD", vec![rule(Some(80), Action::Drop, comment)])],
+        );
+        let found = by_iptables.only();
+        assert_eq!(
+            (found.code, found.certainty),
+            (CAUSE.code, Certainty::Certain)
+        );
+        assert!(found.summary.contains("s/shop/web has"), "{found:#?}");
+
+        let key = Subject::All(vec![
+            Subject::Protocol(6),
+            Subject::DestinationPort(vec![80..=80]),
+        ]);
+        let map = |action| Action::Map {
+            words: "meta l4proto . th dport vmap @no-endpoint-nodeports".into(),
+            set: "no-endpoint-nodeports".into(),
+            choices: Some(vec![Choice {
+                members: vec![key.clone()],
+                action,
+            }]),
+        };
+        let check = "nodeport-endpoints-check";
+        let by_nftables = |table: &str, action| {
+            let mut bench = forwarded(
+                Tool::Nft,
+                vec![
+                    base(
+                        "filter-forward",
+                        vec![rule(None, Action::Jump(check.into()), "")],
+                    ),
+                    chain(check, None, vec![rule(None, map(action), "")]),
+                    chain(
+                        "reject-chain",
+                        None,
+                        vec![rule(None, Action::Reject("icmp".into()), "")],
+                    ),
+                ],
+            );
+            let rules = bench.site().ruleset.as_mut().expect("rules");
+            rules.tables[0].name = table.into();
+            bench.only()
+        };
+        let found = by_nftables("kube-proxy", Action::Drop);
+        assert_eq!(
+            (found.code, found.certainty),
+            (CAUSE.code, Certainty::Certain)
+        );
+        let to_reject = || Action::Goto("reject-chain".into());
+        let found = by_nftables("kube-proxy", to_reject());
+        assert_eq!(
+            (found.code, found.certainty),
+            ("service-no-endpoints", Certainty::Certain)
+        );
+        assert_eq!(by_nftables("mine", Action::Drop).code, "filter-rule-drop");
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Stop<'a> {
 pub(super) enum Kind {
     /// kube-proxy: a service without endpoints.
     NoEndpoints,
+    /// kube-proxy: a service for clients from outside that has endpoints on other nodes only.
+    NoLocalEndpoints,
     /// kube-proxy: loadBalancerSourceRanges.
     SourceRange,
     /// A container network's policy chains.
@@ -44,6 +46,10 @@ pub(super) enum Kind {
 
 /// kube-proxy's own words for services without endpoints (pkg/proxy/iptables/proxier.go).
 const NO_ENDPOINTS: &str = "has no endpoints";
+/// The same for services with endpoints on other nodes only, whose packets it drops.
+const NO_LOCAL_ENDPOINTS: &str = "has no local endpoints";
+/// Chains of kube-proxy's nftables table whose maps reject what has no endpoints, and drop what has no local ones.
+const ENDPOINT_CHECKS: [&str; 2] = ["service-endpoints-check", "nodeport-endpoints-check"];
 /// Chains in which kube-proxy drops clients outside of loadBalancerSourceRanges.
 const SOURCE_RANGE_CHAINS: &[&str] = &[
     "KUBE-PROXY-FIREWALL",
@@ -111,6 +117,10 @@ fn kind(ending: &Ending<'_>) -> Kind {
         && (comment.ends_with(NO_ENDPOINTS) || of_kube_proxy && ending.chain.name == "reject-chain")
     {
         Kind::NoEndpoints
+    } else if rule.action == Action::Drop && comment.ends_with(NO_LOCAL_ENDPOINTS)
+        || of_kube_proxy && ENDPOINT_CHECKS.contains(&ending.chain.name.as_str())
+    {
+        Kind::NoLocalEndpoints
     } else if begins(SOURCE_RANGE_CHAINS)
         || comment.contains(MARK_DROP)
         || of_kube_proxy && ending.chain.name.starts_with("firewall-")

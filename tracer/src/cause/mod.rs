@@ -33,6 +33,7 @@ mod source_check;
 mod unnatted;
 mod vip_nodeport_audit;
 mod vip_nodeport_reason;
+mod vip_nodeport_rules;
 
 mod accept_queue_full;
 mod bad_checksum;

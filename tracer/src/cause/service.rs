@@ -149,7 +149,7 @@ pub(super) fn prove_refusal(
 ) -> Diagnosis {
     let refused = failures.iter().find_map(|failure| {
         let stop = evidence.stop(failure)?;
-        (stop.kind == Kind::NoEndpoints).then_some((failure, stop))
+        matches!(stop.kind, Kind::NoEndpoints | Kind::NoLocalEndpoints).then_some((failure, stop))
     });
     if let Some((failure, stop)) = refused {
         let words = failure.words();

@@ -119,7 +119,7 @@ fn one(
         .collect();
     let &(protocol, port) = lacking.first()?;
     let intended = match left_out(evidence, site, address)?.reason {
-        Reason::Primary => return None,
+        Reason::Primary | Reason::PrimaryByDefault => return None,
         // A list leaves out other devices on purpose.
         Reason::Configured { .. } | Reason::Unknown => {
             let beside = |served: &IpAddr| share_a_link(site, *served, address);

@@ -1,5 +1,5 @@
-//! Why kube-proxy in ipvs mode made no virtual server for an address of the node: by its version and
-//! configuration, the address' local route and its age.
+//! Why kube-proxy serves no NodePorts on an address of the node: by its version and configuration, and in ipvs
+//! mode the address' local route and its age.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -17,6 +17,8 @@ pub(super) enum Reason {
     Configured { list: Vec<Prefix> },
     /// nodePortAddresses asks for the node's primary addresses only.
     Primary,
+    /// Without nodePortAddresses nftables mode takes the node's primary addresses only.
+    PrimaryByDefault,
     /// It is a service address as well.
     ServiceAddress,
     /// kube-proxy is to make one, and has not.
@@ -82,6 +84,38 @@ pub(super) fn left_out(
         ));
     }
     Some(found)
+}
+
+/// Why kube-proxy's packet filter rules leave the address out.
+pub(super) fn left_out_of_rules(
+    evidence: &Evidence<'_>,
+    site: &Site<'_>,
+    address: IpAddr,
+) -> LeftOut {
+    let proxy = Proxy::known(
+        evidence.cluster,
+        evidence.facts.kube_proxies_in(site.facts.id),
+    );
+    let minor = proxy.as_ref().and_then(|proxy| proxy.minor);
+    let by_default = proxy.as_ref().is_some_and(|proxy| {
+        proxy.mode == Mode::Nftables && proxy.does(Habit::NodePortsOnPrimary) != Some(false)
+    });
+    let reason = match proxy.map(|proxy| proxy.node_ports) {
+        Some(NodePortAddresses::Within(list))
+            if !list.iter().any(|prefix| prefix.contains(address)) =>
+        {
+            Reason::Configured { list }
+        }
+        Some(NodePortAddresses::Primary) => Reason::Primary,
+        Some(NodePortAddresses::Unset) if by_default => Reason::PrimaryByDefault,
+        Some(NodePortAddresses::Unknown) | None => Reason::Unknown,
+        Some(_) => Reason::Late,
+    };
+    LeftOut {
+        reason,
+        minor,
+        missing: Vec::new(),
+    }
 }
 
 /// The reason where NodePorts are to answer on every address: some versions leave some out.
@@ -206,6 +240,10 @@ impl LeftOut {
                 "Its configuration nodePortAddresses is primary: NodePorts answer on the node's first address of each \
                  family only, and {vip} is another."
             ),
+            Reason::PrimaryByDefault => format!(
+                "Without nodePortAddresses its nftables mode takes the node's first address of each family only, and \
+                 {vip} is another."
+            ),
             Reason::ServiceAddress => format!(
                 "{vip} is on {SERVICE_DEVICE} as a service address too, and kube-proxy 1.23 to 1.26 takes such \
                  addresses away from its node addresses."
@@ -226,6 +264,9 @@ impl LeftOut {
                 format!("its nodePortAddresses are {}", pod_network::words(list))
             }
             (Reason::Primary, _) => "its nodePortAddresses are primary".to_owned(),
+            (Reason::PrimaryByDefault, _) => {
+                "its mode is nftables, and it has no nodePortAddresses".to_owned()
+            }
             (Reason::Secondary { .. } | Reason::ServiceAddress, Some(minor)) => {
                 format!("its version is 1.{minor}")
             }
@@ -270,7 +311,9 @@ impl LeftOut {
                 },
                 configuration,
             ],
-            (Reason::Primary, _) => vec![listed("and the node's own addresses instead of primary")],
+            (Reason::Primary | Reason::PrimaryByDefault, _) => {
+                vec![listed("and the node's own addresses instead of primary")]
+            }
             (Reason::ServiceAddress, _) => vec![
                 Fix {
                     lines: vec!["upgrade kube-proxy to 1.27 or later".into()],
@@ -322,7 +365,7 @@ mod tests {
             let name = match found.reason {
                 Reason::Secondary { .. } => "secondary",
                 Reason::Configured { .. } => "configured",
-                Reason::Primary => "primary",
+                Reason::Primary | Reason::PrimaryByDefault => "primary",
                 Reason::ServiceAddress => "service",
                 Reason::Late => "late",
                 Reason::Unknown => "unknown",

@@ -1,12 +1,12 @@
 //! `vip-nodeport-unbound`: a NodePort answers on one address of the node and not on another, because
-//! kube-proxy in ipvs mode made no virtual server for the other.
+//! kube-proxy in ipvs mode made no virtual server for the other, or in another mode no rule.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::vip_nodeport_audit::audit;
 use super::vip_nodeport_reason::{LeftOut, Reason, left_out, on_service_device};
-use super::{Cause, Certainty, Diagnosis, Evidence, Proof, Site};
+use super::{Cause, Certainty, Diagnosis, Evidence, Proof, Site, vip_nodeport_rules};
 use crate::event::{Detail, Event, protocol};
 use crate::flow::{Direction, Flow};
 use crate::hook::Role;
@@ -15,7 +15,7 @@ use crate::node::{NetnsId, VirtualServer, VirtualServerKey};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "vip-nodeport-unbound",
-    title: "a NodePort answers on the node's own address but not on a virtual address (ipvs mode)",
+    title: "a NodePort answers on the node's own address but not on a virtual address",
     explanation: "\
 In ipvs mode kube-proxy makes one virtual server per node address and NodePort. An address for which it
 makes none is delivered to the node itself: where nothing listens, TCP answers with RST and UDP with ICMP
@@ -29,9 +29,14 @@ Why an address is left out:
   * nodePortAddresses leaves the address out; `primary` (from 1.31) leaves out all but the node's first.
   * kube-proxy 1.23 to 1.26 takes away addresses that are also on kube-ipvs0 (a LoadBalancer address).
 
+In nftables and iptables mode a packet to an address that nodePortAddresses leaves out is refused in the
+same way: no rule translates it. nftables mode takes the node's first address of each family only, unless
+nodePortAddresses says otherwise.
+
 Proof: the address is local; a virtual server of the same port exists on another address of the node and
 none on this one; and kube-proxy's configuration or version leaves it out. Where its version is not known:
-the local route's src is the other address, and kube-proxy had a sync period (30 s) for it. Where nothing
+the local route's src is the other address, and kube-proxy had a sync period (30 s) for it. With rules: they
+have the NodePort, and take it on other addresses only. Where nothing
 shows kube-proxy (its process, its ConfigMap, its device kube-ipvs0) it is no more than likely: others
 balance by IPVS too.
 
@@ -40,6 +45,8 @@ nodePortAddresses; or upgrade kube-proxy to 1.27 or later.",
     references: &[
         "Kubernetes pkg/proxy/ipvs/netlink_linux.go: up to 1.22 kube-proxy takes node addresses from the src of \
          the local routes",
+        "Kubernetes pkg/proxy/nftables/proxier.go: set nodeport-ips, which holds the primary addresses without \
+         nodePortAddresses",
         "https://github.com/kubernetes/kubernetes/issues/75443",
         "https://github.com/kubernetes/kubernetes/issues/101429",
         "https://github.com/kubernetes/kubernetes/issues/114815",
@@ -101,9 +108,11 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
             });
         }
     }
-    subjects
+    let by_ipvs = subjects
         .into_iter()
-        .filter_map(|(subject, missed)| judge(evidence, subject, &missed))
+        .filter_map(|(subject, missed)| judge(evidence, subject, &missed));
+    by_ipvs
+        .chain(vip_nodeport_rules::diagnoses(evidence))
         .collect()
 }
 

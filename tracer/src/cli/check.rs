@@ -70,10 +70,8 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
     let cluster_view = cluster.as_ref().map(|cluster| settled(cluster, CLUSTER));
     let state = cluster.as_ref().map(Cluster::state);
     let known = state.as_ref().and_then(State::facts);
-    if let Some(known) = known {
-        let wanted = ruled_namespaces(known, &facts);
-        facts.read_service_rules(&directory, &wanted);
-    }
+    let wanted = ruled_namespaces(known.map(Arc::as_ref), &facts);
+    facts.read_service_rules(&directory, &wanted);
     facts.find_owners();
     let (flows, reasons, symbols) = (Flows::default(), DropReasons::default(), Symbols::default());
     let names = DropNames {

@@ -1,4 +1,4 @@
-//! When to read what kube-proxy's packet filter rules do: once a packet to a service was lost, and not
+//! When to read what kube-proxy's packet filter rules do: once a packet that they may be for was lost, and not
 //! often, since there may be 200,000 of them.
 
 use crate::expectation::ruled_namespaces;
@@ -17,19 +17,22 @@ pub(super) struct ServiceRulesReader {
 }
 
 impl ServiceRulesReader {
-    /// Notes a packet that was sent to a service and lost.
+    /// Notes a packet that was lost and may have been for a service: to its address or NodePort, or without a
+    /// cluster one that was refused.
     pub(super) fn remember(&mut self, journey: &Journey, cluster: Option<&ClusterFacts>) {
         if self.lost || !journey.failed() {
             return;
         }
-        self.lost = journey
-            .first_tuple()
-            .zip(cluster)
-            .is_some_and(|(tuple, cluster)| {
-                cluster
-                    .service_at(tuple.protocol, tuple.destination)
+        let to_service = |cluster: &ClusterFacts| {
+            journey.first_tuple().is_some_and(|tuple| {
+                let (protocol, to) = (tuple.protocol, tuple.destination);
+                let service = cluster.service_at(protocol, to);
+                service
+                    .or_else(|| cluster.node_port(protocol, to.port()))
                     .is_some()
-            });
+            })
+        };
+        self.lost = cluster.map_or_else(|| journey.rejected(), to_service);
     }
 
     /// Puts them into facts that were just read, where they are wanted; `before` are the facts so far.
@@ -40,9 +43,9 @@ impl ServiceRulesReader {
         directory: &Directory,
         cluster: Option<&ClusterFacts>,
     ) {
-        let Some(cluster) = cluster.filter(|_| self.lost) else {
+        if !self.lost {
             return;
-        };
+        }
         let wanted = ruled_namespaces(cluster, facts);
         let young = self
             .read_ns

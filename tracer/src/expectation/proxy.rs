@@ -216,22 +216,29 @@ fn kubelet_minor(cluster: &ClusterFacts) -> Option<u16> {
 }
 
 /// The namespaces in which kube-proxy writes packet filter rules for services: those with an address of
-/// this node, in a mode that does so, or one that only they can tell.
-pub fn ruled_namespaces(cluster: &ClusterFacts, facts: &Snapshot) -> BTreeSet<NetnsId> {
-    let node = cluster
-        .this_node
-        .as_deref()
-        .and_then(|name| cluster.node(name));
-    let Some(node) = node else {
-        return BTreeSet::new();
+/// this node, in a mode that does so, or one that only they can tell. Without a cluster those where such a
+/// kube-proxy runs.
+pub fn ruled_namespaces(cluster: Option<&ClusterFacts>, facts: &Snapshot) -> BTreeSet<NetnsId> {
+    let node = cluster.map(|cluster| {
+        let node = cluster
+            .this_node
+            .as_deref()
+            .and_then(|name| cluster.node(name));
+        node.map_or(&[][..], |node| &node.internal_ips)
+    });
+    let is_ruled = |namespace: &&NetnsFacts| {
+        let proxy = Proxy::known(cluster, facts.kube_proxies_in(namespace.id));
+        let by_rules = proxy.map(|proxy| proxy.mode != Mode::Ipvs);
+        match node {
+            Some(own) => {
+                own.iter()
+                    .any(|address| namespace.address(*address).is_some())
+                    && by_rules != Some(false)
+            }
+            None => by_rules == Some(true),
+        }
     };
-    let of_node = |namespace: &&NetnsFacts| {
-        let mut own = node.internal_ips.iter();
-        let proxy = Proxy::known(Some(cluster), facts.kube_proxies_in(namespace.id));
-        own.any(|address| namespace.address(*address).is_some())
-            && proxy.is_none_or(|proxy| proxy.mode != Mode::Ipvs)
-    };
-    let wanted = facts.namespaces.iter().filter(of_node);
+    let wanted = facts.namespaces.iter().filter(is_ruled);
     wanted.map(|namespace| namespace.id).collect()
 }
 

@@ -380,6 +380,7 @@ impl<'a> Walk<'a, '_> {
                 members: Some(members),
                 ..
             } => self.any(members),
+            Subject::All(parts) => self.all(parts),
             Subject::Set { members: None, .. } | Subject::Recent(_) | Subject::Other(_) => {
                 Truth::Unknown
             }
@@ -394,6 +395,19 @@ impl<'a> Walk<'a, '_> {
                 Truth::Yes => return Truth::Yes,
                 Truth::Unknown => truth = Truth::Unknown,
                 Truth::No => {}
+            }
+        }
+        truth
+    }
+
+    /// Whether all of several conditions hold.
+    fn all(&self, conditions: &[Subject]) -> Truth {
+        let mut truth = Truth::Yes;
+        for on in conditions {
+            match self.holds(on) {
+                Truth::No => return Truth::No,
+                Truth::Unknown => truth = Truth::Unknown,
+                Truth::Yes => {}
             }
         }
         truth

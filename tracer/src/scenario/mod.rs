@@ -18,6 +18,7 @@ use crate::node::NetnsHandle;
 pub mod case;
 pub mod kube_proxy;
 pub mod namespace;
+mod nft_proxy;
 mod objects;
 mod offload;
 pub mod options;

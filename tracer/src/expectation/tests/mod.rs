@@ -348,10 +348,28 @@ fn rules_are_read_where_they_may_tell_the_mode() {
     let mut snapshot = Snapshot::empty();
     snapshot.namespaces.push(node());
     let unknown = cluster(NODE, &[node_object()]);
-    let read = |facts: &ClusterFacts| !ruled_namespaces(facts, &snapshot).is_empty();
+    let read = |facts: &ClusterFacts| !ruled_namespaces(Some(facts), &snapshot).is_empty();
     assert!(read(&unknown));
     assert!(read(&configured(unknown.clone(), "mode: iptables")));
     assert!(!read(&configured(unknown, "mode: ipvs")));
+    // Without a cluster its process tells.
+    for (line, read) in [
+        (None, false),
+        (Some("kube-proxy --proxy-mode=ipvs"), false),
+        (Some("kube-proxy --proxy-mode=nftables"), true),
+    ] {
+        let running = line.map(|line| {
+            let mut running = KubeProxy::constructed(line);
+            running.netns = Some(snapshot.namespaces[0].id);
+            running
+        });
+        snapshot.kube_proxies = running.into_iter().collect();
+        assert_eq!(
+            !ruled_namespaces(None, &snapshot).is_empty(),
+            read,
+            "{line:?}"
+        );
+    }
 }
 
 #[test]

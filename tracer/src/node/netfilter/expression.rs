@@ -3,12 +3,12 @@
 //! A rule is a small program over registers: one expression loads a field, the next masks or compares it.
 //! Attributes are those of the kernel's `linux/netfilter/nf_tables.h` and `nf_tables_compat.h`.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{parse_string, parse_u32_be};
 
-use super::field::{Field, native};
+use super::field::{Field, WORD, native};
 use super::legacy::{ip, prefix_length};
 use super::lookup::Lookup;
 use super::text::set_name;
@@ -52,7 +52,8 @@ struct Reader {
     family: Family,
     /// The network header that the rule looks at, once it is known.
     ipv6: Option<bool>,
-    registers: HashMap<u32, Loaded>,
+    /// What is loaded, by the [`word`] where it begins.
+    registers: BTreeMap<u32, Loaded>,
     rule: Rule,
     lookups: Vec<Lookup>,
 }
@@ -112,7 +113,7 @@ pub(super) fn read(list: &[u8], family: Family) -> (Rule, Vec<Lookup>) {
             Family::Ip6 => Some(true),
             _ => None,
         },
-        registers: HashMap::new(),
+        registers: BTreeMap::new(),
         rule: Rule {
             number: 0,
             handle: None,
@@ -155,9 +156,19 @@ impl Reader {
     }
 
     fn load(&mut self, register: Option<u32>, field: Field) -> Option<()> {
-        self.registers
-            .insert(register?, Loaded { field, mask: None });
+        self.put(register?, Loaded { field, mask: None })
+    }
+
+    /// What lies behind is of an earlier key: `nft` loads the fields of one in their order.
+    fn put(&mut self, register: u32, loaded: Loaded) -> Option<()> {
+        let word = word(register)?;
+        self.registers.split_off(&word);
+        self.registers.insert(word, loaded);
         Some(())
+    }
+
+    fn loaded(&self, register: Option<u32>) -> Option<&Loaded> {
+        self.registers.get(&word(register?)?)
     }
 
     /// `None`: not understood, so it may not match.
@@ -169,11 +180,11 @@ impl Reader {
             "fib" => self.fib(data),
             "bitwise" => self.bitwise(data),
             "cmp" => {
-                let loaded = self.registers.get(&data.number(1)?)?.clone();
+                let loaded = self.loaded(data.number(1))?.clone();
                 self.compare(&loaded, data.number(2)?, data.value(3)?)
             }
             "range" => {
-                let loaded = self.registers.get(&data.number(1)?)?.clone();
+                let loaded = self.loaded(data.number(1))?.clone();
                 let (low, high) = (port(data.value(3)?)?, port(data.value(4)?)?);
                 let on = loaded.field.ports(vec![low..=high])?;
                 self.test(data.number(2)? == NOT_EQUAL, on);
@@ -231,7 +242,7 @@ impl Reader {
             }
             // The same field, and another number.
             "byteorder" => {
-                let words = self.registers.get(&data.number(1)?)?.field.words();
+                let words = self.loaded(data.number(1))?.field.words();
                 self.load(data.number(2), Field::Other(words))
             }
             "objref" => {
@@ -343,7 +354,7 @@ impl Reader {
     }
 
     fn bitwise(&mut self, data: &Data<'_>) -> Option<()> {
-        let loaded = self.registers.get(&data.number(1)?)?.clone();
+        let loaded = self.loaded(data.number(1))?.clone();
         let (mask, xor) = (data.value(4), data.value(5));
         let plain =
             loaded.mask.is_none() && xor.is_none_or(|xor| xor.iter().all(|&byte| byte == 0));
@@ -357,24 +368,48 @@ impl Reader {
                 mask: None,
             },
         };
-        self.registers.insert(data.number(2)?, masked);
-        Some(())
+        self.put(data.number(2)?, masked)
+    }
+
+    /// What is loaded from a register on, one behind the other without a gap.
+    fn behind(&self, register: u32) -> Vec<&Loaded> {
+        let Some(mut next) = word(register) else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        while let Some(loaded) = self.registers.get(&next) {
+            found.push(loaded);
+            match loaded.field.width() {
+                Some(width) => next += width.div_ceil(WORD) as u32,
+                None => break,
+            }
+        }
+        found
     }
 
     fn lookup(&mut self, data: &Data<'_>) -> Option<()> {
         const FLAGS: u16 = 5;
         let (set, source) = (data.text(1)?, data.number(2)?);
-        let loaded = self.registers.get(&source);
-        let what = loaded.map_or_else(|| "(…)".into(), |loaded| loaded.field.words());
-        let address = if self.ipv6 == Some(true) { 16 } else { 4 };
-        let whole = |field: &Field| match field {
-            Field::Source { length, .. } | Field::Destination { length, .. } => *length == address,
-            _ => true,
+        let loaded = self.behind(source);
+        let words: Vec<_> = loaded.iter().map(|loaded| loaded.field.words()).collect();
+        let what = if words.is_empty() {
+            "(…)".into()
+        } else {
+            words.join(" . ")
         };
+        let address = if self.ipv6 == Some(true) { 16 } else { 4 };
+        let whole = |loaded: &&&Loaded| {
+            let cut = match loaded.field {
+                Field::Source { length, .. } | Field::Destination { length, .. } => {
+                    length != address
+                }
+                _ => false,
+            };
+            loaded.mask.is_none() && !cut
+        };
+        let known = loaded.iter().take_while(whole);
         let mut lookup = Lookup {
-            field: loaded
-                .filter(|loaded| loaded.mask.is_none() && whole(&loaded.field))
-                .map(|loaded| loaded.field.clone()),
+            key: known.map(|loaded| loaded.field.clone()).collect(),
             set: set.clone(),
             test: None,
         };
@@ -413,7 +448,7 @@ impl Reader {
     fn nat_target(&self, data: &Data<'_>) -> Option<SocketAddr> {
         const ADDRESS: u16 = 3;
         const PORT: u16 = 5;
-        let value = |kind| match &self.registers.get(&data.number(kind)?)?.field {
+        let value = |kind| match &self.loaded(data.number(kind))?.field {
             Field::Value(value) => Some(value.as_slice()),
             _ => None,
         };
@@ -475,6 +510,16 @@ impl Reader {
             None => (length * 8) as u8,
         };
         Some((ip(&bytes)?, bits))
+    }
+}
+
+/// The place of a register among all of them, which share their space: four of sixteen bytes, or sixteen of four
+/// (`NFT_REG_1`, `NFT_REG32_00`). `None` for the verdict's, and for numbers that are none.
+fn word(register: u32) -> Option<u32> {
+    match register {
+        1..=4 => Some((register - 1) * 4),
+        8..=23 => Some(register - 8),
+        _ => None,
     }
 }
 

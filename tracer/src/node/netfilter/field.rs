@@ -4,6 +4,9 @@ use std::ops::RangeInclusive;
 
 use super::{Subject, text_of, xt};
 
+/// Bytes to which each field of a key of several is filled up.
+pub(super) const WORD: usize = 4;
+
 /// What a register of an nftables rule holds.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Field {

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::mem;
 use std::ops::RangeInclusive;
 
-use super::field::Field;
+use super::field::{Field, WORD};
 use super::nft::RuleRow;
-use super::set::{Element, Interval, Set, number};
+use super::set::{Element, Interval, Set, number, prefixes};
 use super::{Action, Chain, Choice, Rule, Subject, Test};
 
 /// A lookup of a rule in a set whose elements are not known yet.
@@ -14,8 +14,8 @@ use super::{Action, Chain, Choice, Rule, Subject, Test};
 pub(super) struct Lookup {
     /// Name of the set.
     pub set: String,
-    /// What is looked up; `None` where that is not one whole field.
-    pub field: Option<Field>,
+    /// The fields from the key's beginning on, as far as they are known; the elements tell how many it has.
+    pub key: Vec<Field>,
     /// Place of its condition among the rule's; `None` for the rule's action.
     pub test: Option<usize>,
 }
@@ -65,7 +65,6 @@ fn targets(action: &Action) -> impl Iterator<Item = &str> {
 }
 
 fn fill(rule: &mut Rule, lookup: &Lookup, set: &Set) {
-    let field = lookup.field.as_ref();
     match (lookup.test, &mut rule.action) {
         (Some(place), _) => {
             if let Some(Test {
@@ -74,13 +73,13 @@ fn fill(rule: &mut Rule, lookup: &Lookup, set: &Set) {
             }) = rule.tests.get_mut(place)
             {
                 let mut all = Members::default();
-                for (_, keys) in elements(set) {
-                    all.add(field, keys.as_ref());
+                for (element, keys) in elements(set) {
+                    all.add(&lookup.key, element, keys.as_ref());
                 }
-                *members = Some(all.conditions(field));
+                *members = Some(all.conditions(&lookup.key));
             }
         }
-        (None, Action::Map { choices, .. }) => *choices = self::choices(field, set),
+        (None, Action::Map { choices, .. }) => *choices = self::choices(&lookup.key, set),
         (None, _) => {}
     }
 }
@@ -95,7 +94,7 @@ fn elements(set: &Set) -> impl Iterator<Item = (&Element, Option<Interval<'_>>)>
 }
 
 /// What a map says, each action with all of its keys; `None` when it holds something else than verdicts.
-fn choices(field: Option<&Field>, set: &Set) -> Option<Vec<Choice>> {
+fn choices(key: &[Field], set: &Set) -> Option<Vec<Choice>> {
     let mut places = HashMap::new();
     let mut found: Vec<(&Action, Members)> = Vec::new();
     for (element, keys) in elements(set) {
@@ -104,10 +103,10 @@ fn choices(field: Option<&Field>, set: &Set) -> Option<Vec<Choice>> {
         if place == found.len() {
             found.push((action, Members::default()));
         }
-        found[place].1.add(field, keys.as_ref());
+        found[place].1.add(key, element, keys.as_ref());
     }
     let choice = |(action, members): (&Action, Members)| Choice {
-        members: members.conditions(field),
+        members: members.conditions(key),
         action: action.clone(),
     };
     Some(found.into_iter().map(choice).collect())
@@ -124,44 +123,61 @@ struct Members {
 }
 
 impl Members {
-    fn add(&mut self, field: Option<&Field>, keys: Option<&Interval<'_>>) {
-        let added = field.zip(keys).and_then(|(field, keys)| {
-            (!keys.element.conditional).then_some(())?;
-            self.add_keys(field, keys)
-        });
+    fn add(&mut self, key: &[Field], element: &Element, keys: Option<&Interval<'_>>) {
+        let added = if element.conditional {
+            None
+        } else if let Some(parts) = parts(key, &element.key) {
+            self.add_parts(&parts)
+        } else {
+            key.first().zip(keys).and_then(|(field, keys)| {
+                self.add_keys(field, keys.first..=keys.last, element.key.len())
+            })
+        };
         self.undecided |= added.is_none();
     }
 
-    /// `None` for keys that cannot be compared with the field.
-    fn add_keys(&mut self, field: &Field, keys: &Interval<'_>) -> Option<()> {
-        let width = keys.element.key.len();
-        // Of a key of several fields only the first one is known.
+    /// A key of several fields.
+    fn add_parts(&mut self, parts: &[(&Field, &[u8])]) -> Option<()> {
+        let one = |&(field, value): &(&Field, &[u8])| {
+            let mut alone = Self::default();
+            let number = number(value)?;
+            alone.add_keys(field, number..=number, value.len())?;
+            alone.conditions(std::slice::from_ref(field)).pop()
+        };
+        let conditions: Option<_> = parts.iter().map(one).collect();
+        self.others.push(Subject::All(conditions?));
+        Some(())
+    }
+
+    /// Keys of so many bytes; `None` for those that cannot be compared with the field.
+    fn add_keys(&mut self, field: &Field, keys: RangeInclusive<u128>, width: usize) -> Option<()> {
         (field.width() == Some(width)).then_some(())?;
+        let (first, last) = keys.clone().into_inner();
         match field {
             Field::Source { .. } => self.others.extend(
-                keys.prefixes()
+                prefixes(keys, width)
                     .iter()
                     .map(|prefix| Subject::Source(prefix.address, prefix.length)),
             ),
             Field::Destination { .. } => self.others.extend(
-                keys.prefixes()
+                prefixes(keys, width)
                     .iter()
                     .map(|prefix| Subject::Destination(prefix.address, prefix.length)),
             ),
             Field::SourcePort | Field::DestinationPort => {
                 let port = |number| u16::try_from(number).ok();
-                self.ports.push(port(keys.first)?..=port(keys.last)?);
+                self.ports.push(port(first)?..=port(last)?);
             }
-            _ if keys.first == keys.last => match field.is(None, &bytes(keys.first, width))? {
+            _ if first == last => match field.is(None, &bytes(first, width))? {
                 Subject::State(states) => self.states |= states,
                 other => self.others.push(other),
             },
             Field::In | Field::Out => {
-                let beginning = beginning(keys.first, keys.last)?;
+                let beginning = beginning(first, last)?;
                 self.others.push(field.is(None, &beginning)?);
             }
             _ if width == 1 => {
-                for key in keys.first..=keys.last {
+                for key in keys {
                     self.others.push(field.is(None, &bytes(key, width))?);
                 }
             }
@@ -170,10 +186,10 @@ impl Members {
         Some(())
     }
 
-    fn conditions(self, field: Option<&Field>) -> Vec<Subject> {
+    fn conditions(self, key: &[Field]) -> Vec<Subject> {
         let mut conditions = self.others;
         if !self.ports.is_empty() {
-            conditions.extend(field.and_then(|field| field.ports(self.ports)));
+            conditions.extend(key.first().and_then(|field| field.ports(self.ports)));
         }
         if self.states != 0 {
             conditions.push(Subject::State(self.states));
@@ -183,6 +199,21 @@ impl Members {
         }
         conditions
     }
+}
+
+/// The bytes of each field of a key; `None` for a key of one field, and where not all of its fields are known.
+fn parts<'k>(key: &'k [Field], mut bytes: &'k [u8]) -> Option<Vec<(&'k Field, &'k [u8])>> {
+    let mut parts = Vec::new();
+    for field in key {
+        if bytes.is_empty() {
+            break;
+        }
+        let width = field.width()?;
+        let (part, rest) = bytes.split_at_checked(width.next_multiple_of(WORD))?;
+        parts.push((field, &part[..width]));
+        bytes = rest;
+    }
+    (bytes.is_empty() && parts.len() > 1).then_some(parts)
 }
 
 /// A key of so many bytes, sixteen at most.
@@ -230,11 +261,15 @@ mod tests {
     }
 
     fn members(field: &Field, set: &Set) -> Vec<Subject> {
+        of_key(std::slice::from_ref(field), set)
+    }
+
+    fn of_key(key: &[Field], set: &Set) -> Vec<Subject> {
         let mut all = Members::default();
-        for (_, keys) in elements(set) {
-            all.add(Some(field), keys.as_ref());
+        for (element, keys) in elements(set) {
+            all.add(key, element, keys.as_ref());
         }
-        all.conditions(Some(field))
+        all.conditions(key)
     }
 
     fn undecided() -> Subject {
@@ -296,6 +331,41 @@ mod tests {
     }
 
     #[test]
+    fn a_key_of_several_fields_is_all_of_their_conditions() {
+        let key = [
+            Field::Destination {
+                offset: 0,
+                length: 4,
+            },
+            Field::Protocol,
+            Field::DestinationPort,
+        ];
+        let port = Subject::DestinationPort(vec![80..=80]);
+        let bytes = [10, 96, 0, 5, 6, 0, 0, 0, 0, 80, 0, 0];
+        let one = set(false, vec![element(&bytes, None)]);
+        let service = "10.96.0.5".parse().expect("an address");
+        let whole = Subject::All(vec![
+            Subject::Destination(service, 32),
+            Subject::Protocol(6),
+            port.clone(),
+        ]);
+        assert_eq!(of_key(&key, &one), [whole]);
+        let node_port = set(false, vec![element(&bytes[4..], None)]);
+        let both = Subject::All(vec![Subject::Protocol(6), port]);
+        assert_eq!(of_key(&key[1..], &node_port), [both]);
+        // A field that is not known, a key that is longer than its fields, an IPv6 address for an IPv4 one.
+        let odd = [
+            Field::Other("numgen".into()),
+            Field::Protocol,
+            Field::DestinationPort,
+        ];
+        assert_eq!(of_key(&odd, &one), [undecided()]);
+        assert_eq!(of_key(&key[..2], &one), [undecided()]);
+        let long = set(false, vec![element(&[0; 24], None)]);
+        assert_eq!(of_key(&key, &long), [undecided()]);
+    }
+
+    #[test]
     fn what_cannot_be_compared_is_undecided() {
         let address = || element(&[10, 0, 0, 1], None);
         // A limit, an address with a port, one with more, every other key.
@@ -334,7 +404,7 @@ mod tests {
                 element(&key(4), accept()),
             ],
         );
-        let mut found = choices(Some(&Field::State), &map).expect("verdicts");
+        let mut found = choices(&[Field::State], &map).expect("verdicts");
         found.sort_by_key(|choice| choice.action == Action::Drop);
         let choice = |bits, action| Choice {
             members: vec![Subject::State(bits)],
@@ -347,10 +417,10 @@ mod tests {
                 choice(state::INVALID, Action::Drop)
             ]
         );
-        let found = choices(None, &map).expect("verdicts");
+        let found = choices(&[], &map).expect("verdicts");
         assert!(found.iter().all(|choice| choice.members == [undecided()]));
         assert_eq!(
-            choices(Some(&SOURCE), &set(false, vec![element(&[0; 4], None)])),
+            choices(&[SOURCE], &set(false, vec![element(&[0; 4], None)])),
             None
         );
     }
@@ -378,7 +448,7 @@ mod tests {
             rule,
             lookups: vec![Lookup {
                 set: map.into(),
-                field: Some(Field::Protocol),
+                key: vec![Field::Protocol],
                 test: None,
             }],
         }

@@ -247,6 +247,8 @@ pub enum Subject {
         #[serde(default)]
         members: Option<Vec<Subject>>,
     },
+    /// All of these: a key of several fields.
+    All(Vec<Subject>),
     /// The source was here within so many seconds (`-m recent --rcheck`).
     Recent(u32),
     /// Something that this program cannot decide, in its tool's words.

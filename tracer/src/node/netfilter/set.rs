@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use netlink_packet_core::{DecodeError, DefaultNla, parse_string, parse_u32_be, parse_u64_be};
@@ -80,15 +81,18 @@ pub(super) struct Interval<'a> {
 }
 
 impl Interval<'_> {
-    /// The prefixes that it consists of; none for keys that are no address.
-    pub(super) fn prefixes(&self) -> Vec<Prefix> {
-        let mut prefixes = Vec::new();
-        if matches!(self.element.key.len(), 4 | 16) {
-            let bits = self.element.key.len() * 8;
-            split(self.first, self.last, bits, &mut prefixes);
-        }
-        prefixes
+    fn prefixes(&self) -> Vec<Prefix> {
+        prefixes(self.first..=self.last, self.element.key.len())
     }
+}
+
+/// The prefixes that keys of so many bytes consist of; none for keys that are no address.
+pub(super) fn prefixes(keys: RangeInclusive<u128>, width: usize) -> Vec<Prefix> {
+    let mut prefixes = Vec::new();
+    if matches!(width, 4 | 16) {
+        split(*keys.start(), *keys.end(), width * 8, &mut prefixes);
+    }
+    prefixes
 }
 
 impl Set {

@@ -128,6 +128,8 @@ fn iptables_test(test: &Test) -> String {
         Subject::LocalDestination => "-m addrtype --dst-type LOCAL".into(),
         Subject::Set { what, set, .. } => format!("{what} {}", set_name(set)),
         Subject::Recent(seconds) => format!("-m recent --rcheck --seconds {seconds}"),
+        // Only elements of sets are such, and a set is shown by its name.
+        Subject::All(_) => "(…)".into(),
         Subject::Other(text) => text.clone(),
     };
     if test.negated { negated(&text) } else { text }
@@ -216,6 +218,7 @@ fn nft(rule: &Rule) -> Vec<String> {
             Subject::LocalDestination => format!("fib daddr type {not}local"),
             Subject::Set { what, set, .. } => format!("{what} {not}{}", set_name(set)),
             Subject::Recent(seconds) => format!("-m recent --rcheck --seconds {seconds}"),
+            Subject::All(_) => "(…)".into(),
             Subject::Other(text) => match text.split_once(' ') {
                 Some((field, set)) if test.negated => format!("{field} != {set}"),
                 _ => text.clone(),

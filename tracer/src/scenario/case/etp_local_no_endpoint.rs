@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::scenario::nft_proxy::{self, Unserved};
 use crate::scenario::objects::{Endpoint, Objects};
 use crate::scenario::world::at;
 use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
@@ -11,9 +12,16 @@ pub(super) const SCENARIO: Scenario = Scenario {
     expects: &["etp-local-no-endpoint"],
     variants: &[
         Variant::fault("ipvs", "the only endpoint is on another node"),
+        Variant::fault("nftables", "the same, and kube-proxy's map drops"),
         Variant::HEALTHY,
     ],
-    needs: Need::IPVS,
+    needs: &[
+        Need::Module("ip_vs"),
+        Need::Module("ip_vs_rr"),
+        Need::Command("ipvsadm"),
+        Need::Command("iptables"),
+        Need::Command("nft"),
+    ],
     not_on: &[],
     build,
 };
@@ -23,7 +31,11 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let options = world.options.clone();
     world.serve_tcp(&site.pod, options.pod_port)?;
     let node_port = at(options.node, options.node_port);
-    let fix = topology::virtual_server(world, &site, node_port)?;
+    let mode = match variant.name {
+        "nftables" => "nftables",
+        _ => "ipvs",
+    };
+    let endpoint = at(options.pod, options.pod_port);
     let facts = move |here| {
         let address = if here { options.pod } else { options.peer_pod };
         Objects::new(&options)
@@ -36,13 +48,27 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
                     ..Endpoint::ready(address)
                 }],
             )
-            .facts("ipvs")
+            .facts(mode)
     };
     world.cluster = facts(!variant.fault)?;
+    let target = Target::tcp("the NodePort", &site.client, node_port);
+    if mode == "nftables" {
+        let node = site.node;
+        nft_proxy::refuse(&node, Unserved::NodePort(node_port))?;
+        return Ok(Plan::fixed_with(vec![target], move |world| {
+            world.cluster = facts(true)?;
+            nft_proxy::forget(&node)?;
+            node.run(&format!(
+                "iptables -t nat -A PREROUTING -p tcp --dport {} -j DNAT --to-destination {}",
+                node_port.port(),
+                endpoint
+            ))
+        }));
+    }
+    let fix = topology::virtual_server(world, &site, node_port)?;
     if !variant.fault {
         site.node.run(&fix)?;
     }
-    let target = Target::tcp("the NodePort", &site.client, node_port);
     let node = site.node;
     Ok(Plan::fixed_with(vec![target], move |world| {
         world.cluster = facts(true)?;

@@ -3,6 +3,7 @@
 
 use serde_json::json;
 
+use crate::scenario::nft_proxy::{self, Unserved};
 use crate::scenario::objects::{Endpoint, NAMESPACE, Objects};
 use crate::scenario::world::at;
 use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
@@ -13,6 +14,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
     variants: &[
         Variant::fault("ipvs", "the virtual server has no real servers"),
         Variant::fault("iptables", "kube-proxy's rule rejects"),
+        Variant::fault(
+            "nftables",
+            "kube-proxy's map leads to the chain that rejects",
+        ),
         Variant::HEALTHY,
     ],
     needs: &[
@@ -20,6 +25,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Module("ip_vs_rr"),
         Need::Command("ipvsadm"),
         Need::Command("iptables"),
+        Need::Command("nft"),
     ],
     not_on: &[],
     build,
@@ -54,6 +60,21 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
             node.run(&format!("iptables -D FORWARD {rule}"))?;
             topology::service(world, &node, pod)?;
             world.cluster = facts(&[ready], "iptables")?;
+            Ok(())
+        }));
+    }
+    if variant.name == "nftables" {
+        site.node.run(&format!(
+            "ip route add default via {}",
+            world.options.client
+        ))?;
+        nft_proxy::refuse(&site.node, Unserved::Service(service))?;
+        world.cluster = facts(&[], "nftables")?;
+        let (node, pod) = (site.node, world.options.pod);
+        return Ok(Plan::fixed_with(vec![target], move |world| {
+            nft_proxy::forget(&node)?;
+            topology::service(world, &node, pod)?;
+            world.cluster = facts(&[ready], "nftables")?;
             Ok(())
         }));
     }

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use crate::event::protocol;
 use crate::scenario::kube_proxy::{self, Service, StandIn};
 use crate::scenario::namespace::Namespace;
-use crate::scenario::topology;
+use crate::scenario::nft_proxy;
+use crate::scenario::topology::{self, Site};
 use crate::scenario::world::at;
 use crate::scenario::{Need, Plan, Scenario, Target, Variant, World};
 
@@ -21,6 +22,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Variant::fault("held-port", "the same, and kube-proxy listens on the port"),
         Variant::fault("udp", "the same over UDP"),
         Variant::fault("nodeport-addresses", "nodePortAddresses leaves the VIP out"),
+        Variant::fault(
+            "nftables",
+            "kube-proxy in nftables mode takes NodePorts on the node's first address only",
+        ),
         Variant::fault("two-vips", "two VIPs, of which one has its own prefix"),
         Variant {
             name: "vip-32",
@@ -43,6 +48,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Module("ip_vs_rr"),
         Need::Command("ipvsadm"),
         Need::Command("iptables"),
+        Need::Command("nft"),
     ],
     not_on: &[],
     build,
@@ -51,6 +57,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
 fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
     let options = world.options.clone();
+    if variant.name == "nftables" {
+        return by_nftables(world, &site);
+    }
     let udp = variant.name == "udp";
     let prefix = match variant.name {
         "vip-32" | "nodeport-addresses" | "healthy" => 32,
@@ -115,6 +124,33 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     Ok(shows
         .into_iter()
         .fold(plan, |plan, line| plan.showing(&looked_at, line)))
+}
+
+/// Rules for a NodePort on the node's first address, and then on the VIP too.
+fn by_nftables(world: &mut World, site: &Site) -> anyhow::Result<Plan> {
+    let options = world.options.clone();
+    world.serve_tcp(&site.pod, options.pod_port)?;
+    let (node, vip, port) = (site.node.clone(), options.vip, options.node_port);
+    node.run(&format!("ip addr add {vip}/24 dev {}", options.interface))?;
+    let endpoint = at(options.pod, options.pod_port);
+    nft_proxy::serve(&node, &[options.node.into()], port, endpoint)?;
+    let mode = "--proxy-mode=nftables".to_owned();
+    let first = StandIn::start("kube-proxy", &node, None, std::slice::from_ref(&mode))?;
+    world.stand_ins.push(first);
+    let target = |label, address| Target::tcp(label, &site.client, at(address, port));
+    let targets = vec![
+        target("the node's address", options.node),
+        target("the VIP", vip),
+    ];
+    let restarted = node.clone();
+    Ok(Plan::fixed_with(targets, move |world| {
+        world.stand_ins.clear();
+        let list = format!("--nodeport-addresses={}/32,{vip}/32", options.node);
+        let again = StandIn::start("kube-proxy", &restarted, None, &[mode, list])?;
+        world.stand_ins.push(again);
+        nft_proxy::take_node_ports(&restarted, vip.into())
+    })
+    .showing(&node, "nft list table ip kube-proxy"))
 }
 
 /// kube-proxy and its one service.

@@ -154,7 +154,7 @@ fn what_an_unknown_expression_loads_is_not_compared_as_what_was_there_before() {
 }
 
 #[test]
-fn a_lookup_keeps_its_field_where_it_is_one() {
+fn a_lookup_keeps_the_fields_of_its_key() {
     let port = || {
         expression(
             "payload",
@@ -171,16 +171,16 @@ fn a_lookup_keeps_its_field_where_it_is_one() {
         matches!(&rule.tests[..], [Test { negated: true, on: Subject::Set { set, members: None, .. } }]
             if set == "__set0")
     );
-    let expected = |field, test| Lookup {
+    let expected = |key: &[Field], test| Lookup {
         set: "__set0".into(),
-        field,
+        key: key.to_vec(),
         test,
     };
-    let port_field = || Some(Field::DestinationPort);
-    assert_eq!(lookups, [expected(port_field(), Some(0))]);
+    let port_field = [Field::DestinationPort];
+    assert_eq!(lookups, [expected(&port_field, Some(0))]);
     let (rule, lookups) = read(&[port(), lookup(&[number(3, 0)])]);
     assert!(matches!(rule.action, Action::Map { choices: None, .. }) && rule.tests.is_empty());
-    assert_eq!(lookups, [expected(port_field(), None)]);
+    assert_eq!(lookups, [expected(&port_field, None)]);
     // A map of values does not match without the key either.
     let (rule, lookups) = read(&[port(), lookup(&[number(3, 2)])]);
     assert_eq!((rule.tests.len(), lookups.len()), (1, 1));
@@ -192,10 +192,55 @@ fn a_lookup_keeps_its_field_where_it_is_one() {
         data(5, &[0; 2]),
     ];
     let (_, lookups) = read(&[port(), expression("bitwise", &mask), lookup(&[])]);
-    assert_eq!(lookups, [expected(None, Some(0))]);
+    assert_eq!(lookups, [expected(&[], Some(0))]);
     let part = [number(1, 1), number(2, 1), number(3, 12), number(4, 2)];
     let (_, lookups) = read(&[expression("payload", &part), lookup(&[])]);
-    assert_eq!(lookups, [expected(None, Some(0))]);
+    assert_eq!(lookups, [expected(&[], Some(0))]);
+}
+
+#[test]
+fn a_key_of_several_fields_lies_in_registers_one_behind_the_other() {
+    let payload = |register, base, offset, length| {
+        let parts = [
+            number(1, register),
+            number(2, base),
+            number(3, offset),
+            number(4, length),
+        ];
+        expression("payload", &parts)
+    };
+    let lookup = [attribute(1, b"services\0"), number(2, 1), number(3, 0)];
+    let protocol = expression("meta", &[number(2, 16), number(1, 9)]);
+    // `ip saddr 10.0.0.1 ip daddr . meta l4proto . th dport vmap @services`, the first address still in its register.
+    let list = [
+        payload(1, 1, 12, 4),
+        payload(1, 1, 16, 4),
+        protocol,
+        payload(10, 2, 2, 2),
+        expression("lookup", &lookup),
+    ]
+    .concat();
+    let (rule, lookups) = expression::read(&list, Family::Ip);
+    let address = Field::Destination {
+        offset: 0,
+        length: 4,
+    };
+    let key = [address, Field::Protocol, Field::DestinationPort];
+    assert_eq!(lookups[0].key, key);
+    assert!(
+        matches!(&rule.action, Action::Map { words, .. }
+            if words == "daddr . meta l4proto . th dport vmap @services"),
+        "{rule:?}"
+    );
+    // What a longer key of before left behind is no part of the next one.
+    let list = [
+        payload(10, 2, 2, 2),
+        payload(1, 1, 16, 4),
+        expression("lookup", &lookup),
+    ]
+    .concat();
+    let (_, lookups) = expression::read(&list, Family::Ip);
+    assert_eq!(lookups[0].key, key[..1]);
 }
 
 #[test]

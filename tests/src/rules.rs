@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! 0-client 192.0.2.2 ── veth ── 192.0.2.1 0-node 10.244.0.1 ── veth ── 10.244.0.9 0-pod
+//!      2001:db8::2               2001:db8::1    2001:db8:1::1            2001:db8:1::9
 //! ```
 //!
 //! Every case has hosts of its own. Those of one program (the first word of their names) are traced by
@@ -66,6 +67,10 @@ impl Hosts {
             "-n node addr add 192.0.2.1/24 dev eth0",
             "-n node addr add 10.244.0.1/24 dev pod0",
             "-n pod addr add 10.244.0.9/24 dev eth0",
+            "-n client addr add 2001:db8::2/64 dev eth0 nodad",
+            "-n node addr add 2001:db8::1/64 dev eth0 nodad",
+            "-n node addr add 2001:db8:1::1/64 dev pod0 nodad",
+            "-n pod addr add 2001:db8:1::9/64 dev eth0 nodad",
             "-n client link set eth0 up",
             "-n node link set eth0 up",
             "-n node link set pod0 up",
@@ -74,7 +79,9 @@ impl Hosts {
             "-n client route add default via 192.0.2.1",
             "-n node route add default via 10.244.0.9",
             "-n pod route add default via 10.244.0.1",
+            "-n client route add 2001:db8:1::/64 via 2001:db8::1",
             "netns exec node sysctl -qw net.ipv4.ip_forward=1",
+            "netns exec node sysctl -qw net.ipv6.conf.all.forwarding=1",
         ] {
             let words: Vec<_> = line
                 .split(' ')
@@ -86,10 +93,12 @@ impl Hosts {
             command(&format!("ip {}", words.join(" ")))?;
         }
         // No packet of a case waits for its neighbour.
-        command(&format!(
-            "ip netns exec {} busybox ping -c 1 -W 2 192.0.2.1",
-            hosts.name("client")
-        ))?;
+        for gateway in ["-4 192.0.2.1", "-6 2001:db8::1"] {
+            command(&format!(
+                "ip netns exec {} busybox ping -c 1 -W 2 {gateway}",
+                hosts.name("client")
+            ))?;
+        }
         Ok(hosts)
     }
 

@@ -256,6 +256,22 @@ fn costs(
         }
         Err(error) => table.skipped("filter without match", &error),
     }
+    match under(
+        world,
+        &ours(programs, "over its limit", &["--max-cpu", "0.1"]),
+    ) {
+        Ok(guarded) => {
+            tell(table, "over its limit", untraced, &guarded);
+            ratio(
+                table,
+                "over its limit against no filter",
+                &guarded,
+                &all,
+                1.0,
+            );
+        }
+        Err(error) => table.skipped("over its limit", &error),
+    }
     match pwru(world, programs) {
         Ok(pwru) => {
             tell(table, "pwru", untraced, &pwru);

@@ -100,6 +100,7 @@ pub(super) fn link(index: u32, name: &str) -> Link {
         bridge_port: None,
         vxlan: None,
         xdp: None,
+        xdp_generic: false,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::evidence::{Evidence, Failure};
 use super::mtu_audit::audit;
 use super::{Cause, Diagnosis, Site};
-use crate::event::{Detail, Transport};
+use crate::event::{Detail, Packet, Transport};
 use crate::hook::Role;
 use crate::journey::Journey;
 use crate::node::{Link, NetnsId};
@@ -166,6 +166,27 @@ fn is_stuck(failure: &Failure<'_>) -> bool {
     lost.len() >= FEWEST && !recovered
 }
 
+/// What became of a message of the flow that tells the sender of the smaller MTU and was lost.
+fn untold(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<String> {
+    let lost = evidence.failures().iter().find(|other| {
+        let tells = |packet: &Packet| {
+            matches!(
+                packet.transport,
+                Transport::Icmp { kind: 3, code: 4 } | Transport::Icmp { kind: 2, code: 0 }
+            )
+        };
+        other.flow.id == failure.flow.id && other.packet_at(0).is_some_and(tells)
+    })?;
+    let end = match evidence.stop(lost) {
+        Some(stop) => format!("was ended by {}", stop.place()),
+        None => format!("was {}", lost.drop_words()),
+    };
+    Some(format!(
+        "{}, the message that tells the sender, {end}",
+        lost.words()
+    ))
+}
+
 fn judge(evidence: &Evidence<'_>, narrow: Narrow, failures: &[&Failure<'_>]) -> Option<Diagnosis> {
     let first = failures.first()?;
     let (_, length) = too_big(evidence, first)?;
@@ -193,6 +214,7 @@ fn judge(evidence: &Evidence<'_>, narrow: Narrow, failures: &[&Failure<'_>]) -> 
         " The sender was told (ICMP) and goes on sending packets of this size: the message does not reach it, or it \
          may not make them smaller."
     };
+    let untold = untold(evidence, first);
     let fits = mtu.is_some_and(|mtu| length <= mtu);
     let smallest = mtu.map_or_else(|| "the smaller MTU".to_owned(), |mtu| mtu.to_string());
     Some(
@@ -208,6 +230,7 @@ fn judge(evidence: &Evidence<'_>, narrow: Narrow, failures: &[&Failure<'_>]) -> 
             )
             .prove_if("link", mtu.map(|mtu| format!("{device} has MTU {mtu}")))
             .prove_if("link", came)
+            .prove_if("packet", untold)
             .lacking_if(mtu.is_none(), format!("the MTU of {device}"))
             .lacking_if(
                 fits,

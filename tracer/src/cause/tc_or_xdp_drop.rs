@@ -7,7 +7,7 @@ use super::audit::nothing;
 use super::evidence::{DropSite, Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::hook::Role;
-use crate::node::{DeviceFilter, FilterPlace, NetnsId};
+use crate::node::{DeviceFilter, FilterPlace, GENERIC_XDP, NetnsId};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "tc-or-xdp-drop",
@@ -109,6 +109,7 @@ fn filters<'a>(
 fn words(filter: &DeviceFilter) -> String {
     let kind = match (filter.kind.as_str(), filter.drops) {
         ("xdp", _) => "XDP".to_owned(),
+        (GENERIC_XDP, _) => "generic XDP".to_owned(),
         (kind, Some(true)) => format!("{kind} filter with action drop"),
         (kind, _) => kind.to_owned(),
     };
@@ -154,7 +155,10 @@ fn judge(evidence: &Evidence<'_>, dropped: Dropped, failures: &[&Failure<'_>]) -
     );
     for filter in &found {
         diagnosis = diagnosis.prove(
-            if filter.kind == "xdp" { "xdp" } else { "tc" },
+            match filter.place {
+                FilterPlace::Xdp => "xdp",
+                FilterPlace::Ingress | FilterPlace::Egress => "tc",
+            },
             format!("{device} {place_words}: {}", words(filter)),
         );
     }
@@ -186,7 +190,9 @@ fn judge(evidence: &Evidence<'_>, dropped: Dropped, failures: &[&Failure<'_>]) -
 fn remove(device: &str, place: FilterPlace, filter: Option<&DeviceFilter>) -> String {
     let place_words = place.name();
     match (place, filter) {
-        (FilterPlace::Xdp, _) => format!("ip link set dev {device} xdp off"),
+        // Of a device whose driver runs programs too, `xdp off` leaves the stack's own where it is.
+        (FilterPlace::Xdp, Some(filter)) => format!("ip link set dev {device} {} off", filter.kind),
+        (FilterPlace::Xdp, None) => format!("ip link set dev {device} xdp off"),
         (_, Some(filter)) if filter.kind == "tcx" => {
             format!("bpftool net detach tcx_{place_words} dev {device}")
         }

@@ -37,6 +37,9 @@ const GACT_ACTION: usize = 8;
 /// Drops the packet.
 const TC_ACT_SHOT: i32 = 2;
 
+/// The kind of an XDP program that the stack runs, as `ip link` names it.
+pub const GENERIC_XDP: &str = "xdpgeneric";
+
 /// A filter or program on a device.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DeviceFilter {
@@ -44,7 +47,7 @@ pub struct DeviceFilter {
     pub link: u32,
     /// Where it sees packets.
     pub place: FilterPlace,
-    /// What it is, as `tc` names it: `bpf`, `flower`, `u32`, `matchall`; `xdp` and `tcx` for those.
+    /// What it is, as `tc` names it: `bpf`, `flower`, `u32`, `matchall`; `xdp`, [`GENERIC_XDP`] and `tcx` for those.
     pub kind: String,
     /// Its preference, as `tc filter del` wants it; `None` for what is no tc filter.
     pub preference: Option<u16>,
@@ -112,7 +115,11 @@ fn of_xdp(link: &Link) -> Option<DeviceFilter> {
     Some(DeviceFilter {
         link: link.index,
         place: FilterPlace::Xdp,
-        kind: "xdp".to_owned(),
+        kind: if link.xdp_generic {
+            GENERIC_XDP.to_owned()
+        } else {
+            "xdp".to_owned()
+        },
         preference: None,
         drops: None,
         program: Some(BpfProgram {

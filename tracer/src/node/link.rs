@@ -49,6 +49,9 @@ pub struct Link {
     pub vxlan: Option<Vxlan>,
     /// Number of the XDP program on it.
     pub xdp: Option<u32>,
+    /// The stack runs that program, not the device's driver.
+    #[serde(default)]
+    pub xdp_generic: bool,
 }
 
 impl Link {
@@ -69,6 +72,7 @@ impl Link {
             bridge_port: None,
             vxlan: None,
             xdp: None,
+            xdp_generic: false,
         }
     }
 }
@@ -198,6 +202,7 @@ fn parse(payload: &[u8]) -> Result<LinkRow, DecodeError> {
         bridge_port: None,
         vxlan: None,
         xdp: None,
+        xdp_generic: false,
     };
     let mut peer_number = None;
     for attribute in attributes(payload, header.buffer_len()) {
@@ -207,10 +212,17 @@ fn parse(payload: &[u8]) -> Result<LinkRow, DecodeError> {
             continue;
         }
         if attribute.kind() == IFLA_XDP {
-            link.xdp = attributes(attribute.value(), 0)
-                .find(|field| field.kind() == IFLA_XDP_PROG_ID)
-                .and_then(|field| parse_u32(field.value()).ok())
-                .filter(|&id| id != 0);
+            for field in attributes(attribute.value(), 0) {
+                match field.kind() {
+                    IFLA_XDP_ATTACHED => {
+                        link.xdp_generic = field.value() == [XDP_ATTACHED_SKB];
+                    }
+                    IFLA_XDP_PROG_ID => {
+                        link.xdp = parse_u32(field.value()).ok().filter(|&id| id != 0);
+                    }
+                    _ => {}
+                }
+            }
             continue;
         }
         match LinkAttribute::parse_with_param(&attribute, header.interface_family) {
@@ -239,6 +251,8 @@ fn parse(payload: &[u8]) -> Result<LinkRow, DecodeError> {
 }
 
 const IFLA_XDP: u16 = 43;
+const IFLA_XDP_ATTACHED: u16 = 2;
+const XDP_ATTACHED_SKB: u8 = 2;
 const IFLA_XDP_PROG_ID: u16 = 4;
 const VXLAN_ID: u16 = 1;
 const VXLAN_LINK: u16 = 3;
@@ -359,6 +373,7 @@ mod tests {
             }),
             vxlan: None,
             xdp: None,
+            xdp_generic: false,
         };
         assert_eq!(row.link, expected);
         assert_eq!(row.peer, Some(PeerPlace::Numbered(0)));
@@ -388,10 +403,11 @@ mod tests {
         message.attributes = vec![LinkAttribute::IfName("flannel.1".into())];
         let mut bytes = bytes_of(&message);
         bytes.extend(attribute(libc::IFLA_LINKINFO, &info.concat()));
-        bytes.extend(attribute(
-            IFLA_XDP,
-            &attribute(IFLA_XDP_PROG_ID, &7_u32.to_ne_bytes()),
-        ));
+        let xdp = [
+            attribute(IFLA_XDP_ATTACHED, &[XDP_ATTACHED_SKB]),
+            attribute(IFLA_XDP_PROG_ID, &7_u32.to_ne_bytes()),
+        ];
+        bytes.extend(attribute(IFLA_XDP, &xdp.concat()));
         let link = parse(&bytes).unwrap().link;
         let expected = Vxlan {
             id: Some(1),
@@ -400,6 +416,7 @@ mod tests {
             link: Some(2),
         };
         assert_eq!((link.vxlan, link.xdp), (Some(expected), Some(7)));
+        assert!(link.xdp_generic);
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub use cni::Cni;
 pub use component::{COMPONENTS, Component};
 pub use conntrack::ConntrackEntry;
 pub use counter::Counters;
-pub use device_filter::{BpfProgram, DeviceFilter, FilterPlace};
+pub use device_filter::{BpfProgram, DeviceFilter, FilterPlace, GENERIC_XDP};
 pub use facts::NetnsFacts;
 pub use fdb::FdbEntry;
 pub use ipvs::{ForwardingMethod, Persistence, RealServer, VirtualServer, VirtualServerKey};

@@ -26,6 +26,7 @@ mod printed;
 mod topology;
 pub mod traffic;
 mod world;
+mod xdp;
 
 pub use case::REGISTRY;
 pub use kube_proxy::stand_in;

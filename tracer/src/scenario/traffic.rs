@@ -150,9 +150,26 @@ pub fn tcp_attempt(
     to: SocketAddr,
     patience: Duration,
 ) -> anyhow::Result<Attempt> {
+    tcp_question(client, to, patience, QUESTION)
+}
+
+/// The same with a question of so many bytes.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn long_question(client: &Namespace, to: SocketAddr, bytes: usize) -> anyhow::Result<Attempt> {
+    tcp_question(client, to, PATIENCE, &vec![b'x'; bytes])
+}
+
+fn tcp_question(
+    client: &Namespace,
+    to: SocketAddr,
+    patience: Duration,
+    question: &[u8],
+) -> anyhow::Result<Attempt> {
     attempt(client, move || {
         match TcpStream::connect_timeout(&to, patience) {
-            Ok(mut stream) => ask(&mut stream, patience),
+            Ok(mut stream) => ask(&mut stream, patience, question),
             Err(error) => outcome(&error, Outcome::TimedOut),
         }
     })
@@ -192,7 +209,7 @@ pub fn tcp_attempt_from(
     };
     attempt(client, move || match connect_once_free() {
         Ok(mut stream) => {
-            let outcome = ask(&mut stream, PATIENCE);
+            let outcome = ask(&mut stream, PATIENCE, QUESTION);
             // Whoever closes first keeps the port for a minute: that is to be the server.
             let _ = stream.read(&mut [0; 64]);
             outcome
@@ -201,10 +218,10 @@ pub fn tcp_attempt_from(
     })
 }
 
-fn ask(stream: &mut TcpStream, patience: Duration) -> Outcome {
+fn ask(stream: &mut TcpStream, patience: Duration, question: &[u8]) -> Outcome {
     let asked = stream
         .set_read_timeout(Some(patience))
-        .and_then(|()| stream.write_all(QUESTION));
+        .and_then(|()| stream.write_all(question));
     let mut answer = [0; 64];
     match asked.and_then(|()| stream.read(&mut answer)) {
         Ok(1..) => Outcome::Answered,

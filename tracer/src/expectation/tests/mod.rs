@@ -54,6 +54,7 @@ fn node() -> NetnsFacts {
             bridge_port: None,
             vxlan: None,
             xdp: None,
+            xdp_generic: false,
         })
         .into();
     for (link, address, prefix, source) in [

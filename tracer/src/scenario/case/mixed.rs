@@ -2,8 +2,10 @@
 //!
 //! A part does something to one of the node's two pods, so that any two parts make a case.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
+use crate::event::protocol;
+use crate::scenario::kube_proxy::{self, Service, StandIn};
 use crate::scenario::namespace::Namespace;
 use crate::scenario::topology::{self, Site};
 use crate::scenario::traffic::{Datagrams, datagrams};
@@ -23,13 +25,21 @@ pub(super) const SCENARIO: Scenario = Scenario {
             &["bridge-port-blocked", "route-blackhole"],
         ),
         Variant::mixed("silent-narrow", &["neighbour-failed", "mtu-exceeded"]),
+        Variant::mixed("vip-rule", &["vip-nodeport-unbound", "filter-rule-drop"]),
+        Variant::beside_traffic("vip-busy", &["vip-nodeport-unbound"]),
         Variant::beside_traffic("silent-busy", &["neighbour-failed"]),
         Variant::beside_traffic("rule-busy", &["filter-rule-drop"]),
         Variant::beside_traffic("deaf-busy", &["no-listener"]),
         Variant::beside_traffic("narrow-busy", &["mtu-exceeded"]),
         Variant::HEALTHY,
     ],
-    needs: &[Need::Command("iptables"), Need::Command("bridge")],
+    needs: &[
+        Need::Module("ip_vs"),
+        Need::Module("ip_vs_rr"),
+        Need::Command("ipvsadm"),
+        Need::Command("iptables"),
+        Need::Command("bridge"),
+    ],
     not_on: &[],
     build,
 };
@@ -51,6 +61,8 @@ enum Part {
     Narrow,
     /// Its bridge port is blocked.
     Blocked,
+    /// It is behind a NodePort, and asked on a VIP that kube-proxy does not serve.
+    Vip,
     /// Nothing; it is asked without a pause.
     Busy,
 }
@@ -66,6 +78,7 @@ impl Part {
             "down" => Self::Down,
             "narrow" => Self::Narrow,
             "blocked" => Self::Blocked,
+            "vip" => Self::Vip,
             "busy" => Self::Busy,
             _ => return None,
         })
@@ -111,7 +124,11 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         if let Some(part) = part {
             fixes.extend(afflict(world, &site, spot, part, to)?);
         }
-        targets.push(target(&site, part, to));
+        let asked = match part {
+            Some(Part::Vip) => at(options.vip, options.node_port),
+            _ => to,
+        };
+        targets.push(target(&site, part, asked));
     }
     let deaf: Vec<_> = spots
         .into_iter()
@@ -192,10 +209,39 @@ fn afflict(
             node.run(&format!("bridge link set dev {port} state 0"))?;
             on_node(format!("bridge link set dev {port} state 3"))
         }
+        Part::Vip => Some((node.clone(), leave_vip_out(world, node, to)?)),
         Part::Busy => {
             world.load(&site.client, to);
             None
         }
         Part::Deaf => None,
     })
+}
+
+/// A NodePort of the endpoint, which kube-proxy in ipvs mode does not serve on the VIP; the commands that make it do so.
+fn leave_vip_out(
+    world: &mut World,
+    node: &Namespace,
+    endpoint: SocketAddr,
+) -> anyhow::Result<Vec<String>> {
+    let options = world.options.clone();
+    let (vip, port, interface) = (options.vip, options.node_port, &options.interface);
+    let service = Service {
+        protocol: protocol::TCP,
+        cluster: SocketAddrV4::new(options.service, options.service_port),
+        node_port: port,
+        endpoint,
+    };
+    node.run(&format!("ip addr add {vip}/24 dev {interface}"))?;
+    kube_proxy::prepare(node, &service)?;
+    kube_proxy::sync(node, &service, None)?;
+    let mode = ["--proxy-mode=ipvs".to_owned()];
+    let proxy = StandIn::start("kube-proxy", node, None, &mode)?;
+    world.stand_ins.push(proxy);
+    Ok(vec![
+        format!("ip addr del {vip}/24 dev {interface}"),
+        format!("ip addr add {vip}/32 dev {interface}"),
+        format!("ipvsadm -A -t {vip}:{port} -s rr"),
+        format!("ipvsadm -a -t {vip}:{port} -r {endpoint} -m"),
+    ])
 }

@@ -1,8 +1,9 @@
 //! The bridge port of a pod takes less than the hosts send: small packets pass, large ones do not.
 
-use crate::scenario::traffic::{Datagrams, datagrams};
+use crate::scenario::topology::{self, Site};
+use crate::scenario::traffic::{Datagrams, PATIENCE, datagrams, long_question};
 use crate::scenario::world::at;
-use crate::scenario::{Plan, Scenario, Target, Variant, World, topology};
+use crate::scenario::{Need, Plan, Scenario, Target, Variant, World};
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "mtu-exceeded",
@@ -12,9 +13,16 @@ pub(super) const SCENARIO: Scenario = Scenario {
             "port",
             "the pod's bridge port has a smaller MTU than the bridge",
         ),
+        Variant {
+            expects: &["filter-rule-drop", "mtu-exceeded"],
+            ..Variant::fault(
+                "icmp-lost",
+                "the node tells the client of its smaller MTU, and a rule of the client drops that",
+            )
+        },
         Variant::HEALTHY,
     ],
-    needs: &[],
+    needs: &[Need::Command("iptables")],
     not_on: &[],
     build,
 };
@@ -22,6 +30,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
 fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
     let options = world.options.clone();
+    if variant.name == "icmp-lost" {
+        return untold(world, &site);
+    }
     world.serve_udp(&site.pod, options.pod_port)?;
     if variant.fault {
         site.node.run_all(&[
@@ -47,5 +58,26 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         ],
         &site.node,
         ["ip link set vethpod mtu 1500".into()],
+    ))
+}
+
+/// TCP that may not be cut, to a node whose bridge takes less than the client sends.
+fn untold(world: &mut World, site: &Site) -> anyhow::Result<Plan> {
+    const RULE: &str = "INPUT -p icmp --icmp-type fragmentation-needed -j DROP";
+    let options = world.options.clone();
+    let pod = at(options.pod, options.pod_port);
+    world.serve_tcp_patiently(&site.pod, pod, PATIENCE)?;
+    site.node
+        .run(&format!("ip link set {} mtu 1280", options.bridge))?;
+    site.client.run(&format!("iptables -A {RULE}"))?;
+    let client = site.client.clone();
+    Ok(Plan::fixed_with(
+        vec![Target::custom(
+            "the pod, a large packet",
+            &client,
+            pod,
+            move |from| long_question(from, pod, 1400),
+        )],
+        move |_| client.run(&format!("iptables -D {RULE}")),
     ))
 }

@@ -1,4 +1,5 @@
-//! A program of the node listens on a NodePort, so kube-proxy left the NodePort out.
+//! A program of the node listens on a NodePort, so kube-proxy left the NodePort out; or a connection of the node
+//! itself has the port, and IPVS takes its answers.
 
 use std::net::{Ipv4Addr, TcpListener};
 
@@ -16,6 +17,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
             "program",
             "a program of the node has the port, and does not answer",
         ),
+        Variant::fault(
+            "ephemeral",
+            "a connection of the node itself gets the port, and IPVS takes the answer",
+        ),
         Variant::HEALTHY,
     ],
     needs: Need::IPVS,
@@ -32,6 +37,21 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         .service(&options, "TCP", json!({"type": "NodePort"}))
         .slice(&options, "TCP", &[Endpoint::ready(options.pod)])
         .facts("ipvs")?;
+    if variant.name == "ephemeral" {
+        let serve = topology::virtual_server(world, &site, node_port)?;
+        world.serve_tcp(&site.client, options.pod_port)?;
+        // Whatever the node opens gets this port.
+        let port = options.node_port;
+        site.node.run_all(&[
+            serve,
+            format!("sysctl -qw net.ipv4.ip_local_port_range={port} {port}"),
+        ])?;
+        let server = at(options.client, options.pod_port);
+        let target = Target::tcp("a server outside", &site.node, server).once();
+        let node = site.node.clone();
+        return Ok(Plan::fixed_as_printed(vec![target], &site.node)
+            .and_then(move |_| node.run("sysctl -qw net.ipv4.ip_local_port_range=30000 60999")));
+    }
     if variant.fault {
         let port = options.node_port;
         world.hold(&site.node, || {

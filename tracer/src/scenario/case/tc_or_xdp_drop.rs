@@ -1,6 +1,7 @@
-//! A tc filter on a device of the node drops the packet.
+//! A tc filter or an XDP program on a device of the node drops the packet.
 
 use crate::scenario::world::at;
+use crate::scenario::xdp::{self, Mode};
 use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
 
 pub(super) const SCENARIO: Scenario = Scenario {
@@ -15,6 +16,11 @@ pub(super) const SCENARIO: Scenario = Scenario {
             "egress",
             "a filter drops what goes out by the node's bridge",
         ),
+        Variant::fault(
+            "xdp",
+            "an XDP program that the node's interface runs drops what comes in",
+        ),
+        Variant::fault("xdp-generic", "the same, and the stack runs it"),
         Variant::HEALTHY,
     ],
     needs: &[
@@ -35,6 +41,18 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         "egress" => (&options.bridge, "egress"),
         _ => (&options.interface, "ingress"),
     };
+    let pod = at(options.pod, options.pod_port);
+    let target = Target::tcp("the pod", &site.client, pod);
+    let plan = Plan::fixed_as_printed(vec![target], &site.node).by_way(1);
+    let mode = match variant.name {
+        "xdp" => Some(Mode::Native),
+        "xdp-generic" => Some(Mode::Generic),
+        _ => None,
+    };
+    if let Some(mode) = mode {
+        xdp::drop_tcp_to(&site.node, device, mode, options.pod_port)?;
+        return Ok(plan);
+    }
     // The healthy filter is about another port.
     let port = options.pod_port + u16::from(!variant.fault);
     site.node.run_all(&[
@@ -43,7 +61,5 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
             "tc filter add dev {device} {place} protocol ip flower ip_proto tcp dst_port {port} action drop"
         ),
     ])?;
-    let pod = at(options.pod, options.pod_port);
-    let target = Target::tcp("the pod", &site.client, pod);
-    Ok(Plan::fixed_as_printed(vec![target], &site.node).by_way(1))
+    Ok(plan)
 }

@@ -187,8 +187,8 @@ fn judge(
                 .prove(
                     "packet",
                     format!(
-                        "#{} answers {} → {} and was given to a real server of {name} {address}",
-                        journey.id, flow.client.source, flow.client.destination
+                        "#{} answers {} → {} and was given to a real server of the NodePort",
+                        journey.id, address, flow.client.destination
                     ),
                 )
                 .prove("sysctl", format!("net.ipv4.ip_local_port_range = {}", range.replace('\t', " "))),

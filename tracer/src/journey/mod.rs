@@ -267,8 +267,8 @@ impl Journey {
     }
 }
 
-/// The event answers the packet with RST or an ICMP error.
-fn refuses(event: &Event) -> bool {
+/// The event answers the packet with RST or an ICMP error. A redirect is none: it only tells of a better way.
+pub fn refuses(event: &Event) -> bool {
     match event.role() {
         // `tcp_v4_send_reset` is called for a reset that finds no socket too, and returns at once.
         Role::Reset => !event.packet.as_ref().is_some_and(Packet::resets),

@@ -54,6 +54,8 @@ pub struct Tracker {
     /// By number, the one that something happened to last at the end.
     active: LinkedHashMap<u64, Active>,
     by_skb: HashMap<u64, Place>,
+    /// How many of them are between the ends of a veth pair.
+    crossing: usize,
     next_id: u64,
     next_arp: u64,
     /// Journeys that ended early because too many were under way.
@@ -69,6 +71,7 @@ impl Tracker {
         Self {
             active: LinkedHashMap::new(),
             by_skb: HashMap::new(),
+            crossing: 0,
             next_id: 1,
             next_arp: FIRST_ARP,
             evicted: 0,
@@ -173,10 +176,12 @@ impl Tracker {
         };
         let skb = event.skb;
         active.last_ns = event.time_ns;
+        self.crossing -= usize::from(active.is_crossing());
         let over = match place.branch {
             Some(index) => active.add_to_branch(index, event, reasons),
             None => active.add(relation, event, reasons),
         };
+        self.crossing += usize::from(active.is_crossing());
         if over {
             self.leave(skb, place, ended);
         }
@@ -219,11 +224,13 @@ impl Tracker {
 
     /// The packet that goes on in another skb: where a device needs more room for headers, its output
     /// copies it (`ip_finish_output2`); where a device or socket takes no packet of many segments, the first of
-    /// them is told as its way (`validate_xmit_skb`, `udp_rcv_segment`).
+    /// them is told as its way (`validate_xmit_skb`, `udp_rcv_segment`); and a veth device that runs an XDP program
+    /// makes room for it (`veth_xdp_rcv_skb`).
     fn moved(&self, event: &Event, packet: &Packet) -> Option<u64> {
         let before = match event.role() {
             Role::Transmit | Role::NeighbourQueue => Role::ToNeighbour,
             Role::Deliver => Role::Transport,
+            Role::Receive | Role::Drop if self.crossing > 0 => Role::Veth,
             _ => return None,
         };
         let mut recent = self.recent(event.time_ns);
@@ -324,6 +331,7 @@ impl Tracker {
         let Some(active) = self.active.remove(&id) else {
             return;
         };
+        self.crossing -= usize::from(active.is_crossing());
         for skb in &active.skbs {
             if self.by_skb.get(skb).is_some_and(|place| place.id == id) {
                 self.by_skb.remove(skb);
@@ -379,13 +387,19 @@ impl Active {
         over.is_some()
     }
 
+    /// The packet is between the ends of a veth pair.
+    fn is_crossing(&self) -> bool {
+        let last = self.journey.events.last();
+        last.is_some_and(|last| last.role() == Role::Veth)
+    }
+
     /// True when this packet was last seen in this role, and is now in another skb.
     fn moves_from(&self, before: Role, event: &Event, packet: &Packet) -> bool {
         let last = self.journey.events.last();
         self.journey.branches.is_empty()
             && last.is_some_and(|last| {
                 last.role() == before
-                    && last.netns == event.netns
+                    && (before == Role::Veth || last.netns == event.netns)
                     && last.packet.as_ref() == Some(packet)
             })
     }

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::event::{Detail, Event, NetfilterHook, Packet, Transport, Tuple, protocol, tcp_flag};
 use crate::hook::Role;
-use crate::journey::{Ending as JourneyEnding, Journey};
+use crate::journey::{Ending as JourneyEnding, Journey, refuses};
 use crate::node::netfilter::{Action, state};
 use crate::node::{NetnsFacts, NetnsId};
 
@@ -109,7 +109,8 @@ pub fn judge<'a>(
             is_local: &is_local,
         },
     );
-    let rejected = journey.passed(Role::IcmpError);
+    let mut answers = journey.events[filtered.index..].iter();
+    let rejected = answers.any(|event| event.role() == Role::IcmpError && refuses(event));
     // What answers with an ICMP error is a reject rule; its answer may not have been seen.
     let mut possible: Vec<_> = walked
         .into_iter()

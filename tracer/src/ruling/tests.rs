@@ -496,6 +496,26 @@ fn the_state_that_conntrack_saw() {
 }
 
 #[test]
+fn a_redirect_is_no_rejection() {
+    let facts = facts(vec![chain(
+        "FORWARD",
+        FORWARD,
+        false,
+        vec![rule(1, vec![to(80)], Action::Drop)],
+    )]);
+    // The way out is the way in: `ip_forward` tells the sender before the rules are asked.
+    let redirect = event(HookId::IcmpSend, Detail::Icmp { kind: 5, code: 1 });
+    let mut redirected = journey(&[]);
+    redirected.events.insert(0, redirect.clone());
+    let expected = Some(("FORWARD".into(), 1, true, 0));
+    assert_eq!(place(&facts, &redirected), expected);
+    assert_eq!(place(&facts, &journey(&[redirect])), expected);
+    // An error that answers the packet is of a rule that rejects.
+    let error = event(HookId::IcmpSend, Detail::Icmp { kind: 3, code: 3 });
+    assert_eq!(place(&facts, &journey(&[error])), None);
+}
+
+#[test]
 fn a_tracked_echo_is_not_translated() {
     let tuple = |source: &str, destination: &str| Tuple {
         protocol: protocol::ICMP,

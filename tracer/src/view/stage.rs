@@ -8,7 +8,7 @@ use tracer_ebpf::hook::HookId;
 use super::names::Names;
 use crate::event::{Detail, Event, NetfilterHook, Packet, Tuple, protocol};
 use crate::hook::Role;
-use crate::journey::Journey;
+use crate::journey::{Journey, refuses};
 use crate::node::NetnsId;
 
 /// One stage.
@@ -144,7 +144,9 @@ impl Builder<'_> {
                 self.step(event, "RST sent".into());
             }
             (Detail::Icmp { kind, code }, _) => {
-                self.ruled(event, journey, "rejected");
+                if refuses(event) {
+                    self.ruled(event, journey, "rejected");
+                }
                 let udp = event
                     .packet
                     .as_ref()

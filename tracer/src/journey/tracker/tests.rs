@@ -56,6 +56,43 @@ fn the_skb_of_a_packet_that_left_is_another_packets() {
     assert_eq!(lengths(sent.into_iter().chain([again])), [2, 1]);
 }
 
+/// A veth device that runs an XDP program puts the packet into an skb of its own, which may be seen first where the
+/// program's verdict frees it.
+#[test]
+fn a_packet_that_crosses_a_veth_pair_may_come_out_in_another_skb() {
+    const ENDS: (&str, &str) = ("10.0.0.2:2000", "10.0.0.3:53");
+    const ANOTHER: (&str, &str) = ("10.0.0.2:2001", "10.0.0.3:53");
+    let sent = |last| {
+        [
+            at_device(HookId::LocalOut, 1, 2, ENDS),
+            at_device(HookId::DeviceTransmit, 2, 2, ENDS),
+            at_device(last, 3, 2, ENDS),
+        ]
+    };
+    let came = |hook, ends| Event {
+        skb: 2,
+        netns: Some(7),
+        ..at_device(hook, 4, 3, ends)
+    };
+    for hook in [HookId::DeviceReceive, HookId::Drop] {
+        let veth = sent(HookId::VethTransmit).into_iter();
+        assert_eq!(lengths(veth.chain([came(hook, ENDS)])), [4], "{hook:?}");
+        let veth = sent(HookId::VethTransmit).into_iter();
+        assert_eq!(
+            lengths(veth.chain([came(hook, ANOTHER)])),
+            [3, 1],
+            "{hook:?}"
+        );
+        // It is through already, in its own skb.
+        let through = sent(HookId::DeviceReceive).into_iter();
+        assert_eq!(
+            lengths(through.chain([came(hook, ENDS)])),
+            [3, 1],
+            "{hook:?}"
+        );
+    }
+}
+
 #[test]
 fn a_packet_comes_in_at_a_network_card_once() {
     const ENDS: (&str, &str) = ("192.0.2.7:2000", "10.0.0.2:53");

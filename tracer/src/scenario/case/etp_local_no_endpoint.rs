@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::scenario::nft_proxy::{self, Unserved};
+use crate::scenario::nft_proxy;
 use crate::scenario::objects::{Endpoint, Objects};
 use crate::scenario::world::at;
 use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
@@ -19,7 +19,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Need::Module("ip_vs"),
         Need::Module("ip_vs_rr"),
         Need::Command("ipvsadm"),
-        Need::Command("iptables"),
         Need::Command("nft"),
     ],
     not_on: &[],
@@ -54,15 +53,12 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let target = Target::tcp("the NodePort", &site.client, node_port);
     if mode == "nftables" {
         let node = site.node;
-        nft_proxy::refuse(&node, Unserved::NodePort(node_port))?;
+        nft_proxy::prepare(&node, node_port.ip())?;
+        nft_proxy::drop_node_port(&node, node_port.port())?;
         return Ok(Plan::fixed_with(vec![target], move |world| {
             world.cluster = facts(true)?;
-            nft_proxy::forget(&node)?;
-            node.run(&format!(
-                "iptables -t nat -A PREROUTING -p tcp --dport {} -j DNAT --to-destination {}",
-                node_port.port(),
-                endpoint
-            ))
+            nft_proxy::let_pass(&node)?;
+            nft_proxy::serve(&node, node_port.port(), endpoint)
         }));
     }
     let fix = topology::virtual_server(world, &site, node_port)?;

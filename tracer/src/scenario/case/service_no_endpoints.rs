@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::scenario::nft_proxy::{self, Unserved};
+use crate::scenario::nft_proxy;
 use crate::scenario::objects::{Endpoint, NAMESPACE, Objects};
 use crate::scenario::world::at;
 use crate::scenario::{Need, Plan, Scenario, Target, Variant, World, topology};
@@ -68,11 +68,12 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
             "ip route add default via {}",
             world.options.client
         ))?;
-        nft_proxy::refuse(&site.node, Unserved::Service(service))?;
+        nft_proxy::prepare(&site.node, world.options.node.into())?;
+        nft_proxy::reject(&site.node, service)?;
         world.cluster = facts(&[], "nftables")?;
         let (node, pod) = (site.node, world.options.pod);
         return Ok(Plan::fixed_with(vec![target], move |world| {
-            nft_proxy::forget(&node)?;
+            nft_proxy::let_pass(&node)?;
             topology::service(world, &node, pod)?;
             world.cluster = facts(&[ready], "nftables")?;
             Ok(())

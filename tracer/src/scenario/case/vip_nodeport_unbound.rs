@@ -133,7 +133,8 @@ fn by_nftables(world: &mut World, site: &Site) -> anyhow::Result<Plan> {
     let (node, vip, port) = (site.node.clone(), options.vip, options.node_port);
     node.run(&format!("ip addr add {vip}/24 dev {}", options.interface))?;
     let endpoint = at(options.pod, options.pod_port);
-    nft_proxy::serve(&node, &[options.node.into()], port, endpoint)?;
+    nft_proxy::prepare(&node, options.node.into())?;
+    nft_proxy::serve(&node, port, endpoint)?;
     let mode = "--proxy-mode=nftables".to_owned();
     let first = StandIn::start("kube-proxy", &node, None, std::slice::from_ref(&mode))?;
     world.stand_ins.push(first);

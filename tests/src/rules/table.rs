@@ -401,7 +401,7 @@ pub(super) const CASES: &[Case] = &[
         cause: "filter-rule-drop",
         subject: "ip fw/forward handle HANDLE",
         certainty: "certain",
-        fix: "nft delete rule ip fw forward handle HANDLE",
+        fix: "nft insert rule ip fw forward handle HANDLE ip saddr 192.0.2.2 ip daddr 10.244.0.9 tcp dport 80 accept",
         before: UNTRACKED,
         stages: &["✗ forward: dropped by ip fw/forward handle HANDLE \"HANDLE\""],
         ending: "dropped",

@@ -43,6 +43,7 @@ const REASONS: &[(&str, FilterPlace)] = &[
 /// a filter there.
 const FUNCTIONS: &[(&str, FilterPlace)] = &[
     ("do_xdp_generic", FilterPlace::Xdp),
+    ("netif_receive_generic_xdp", FilterPlace::Xdp),
     ("veth_xdp_rcv_skb", FilterPlace::Xdp),
     ("veth_xdp_rcv", FilterPlace::Xdp),
     ("veth_poll", FilterPlace::Xdp),
@@ -267,6 +268,7 @@ pub(super) mod tests {
         for (function, place, kind) in [
             ("__netif_receive_skb_core", FilterPlace::Ingress, "bpf"),
             ("do_xdp_generic", FilterPlace::Xdp, "xdp"),
+            ("netif_receive_generic_xdp", FilterPlace::Xdp, GENERIC_XDP),
         ] {
             let mut bench = with("", function);
             assert_eq!(

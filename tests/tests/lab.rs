@@ -195,6 +195,15 @@ const EXPECTATIONS: &[Expectation] = &[
         says: &["nodePortAddresses leaves 192.168.3.187 out"],
     },
     Expectation {
+        variant: "nftables",
+        subject: Some("tcp 192.168.3.187:30000"),
+        stage: "tcp: no socket",
+        says: &[
+            "Without nodePortAddresses",
+            "10.244.1.15:3000 on 192.168.3.182; 192.168.3.187 is not among them",
+        ],
+    },
+    Expectation {
         variant: "two-vips",
         subject: Some("tcp 192.168.3.187:30000"),
         stage: "tcp: no socket",

@@ -6,7 +6,9 @@ use tracer_ebpf::hook::HookId;
 
 use super::evidence::{DropNames, Evidence};
 use super::{Diagnosis, diagnose};
-use crate::event::{Detail, Event, NetfilterHook, Packet, Transport, Tuple, protocol, tcp_flag};
+use crate::event::{
+    Detail, Event, NetfilterHook, Packet, Quoted, Transport, Tuple, protocol, tcp_flag,
+};
 use crate::flow::Flows;
 use crate::journey::{Ending, Journey, SocketReasons, Tracker};
 use crate::kernel::reasons::DropReasons;
@@ -330,6 +332,16 @@ impl Way<'_> {
     /// Its length from now on.
     pub(super) fn length(mut self, length: u32) -> Self {
         self.length = length;
+        self
+    }
+
+    /// An ICMP error about a packet of this protocol.
+    pub(super) fn about(mut self, number: u8, source: &str, destination: &str) -> Self {
+        self.packet.about = Some(Quoted::of(Tuple {
+            protocol: number,
+            source: at(source),
+            destination: at(destination),
+        }));
         self
     }
 

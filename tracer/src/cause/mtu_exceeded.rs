@@ -314,6 +314,22 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn the_message_that_was_lost_is_shown() {
+        let mut bench = situation();
+        let told = Transport::Icmp { kind: 3, code: 4 };
+        bench
+            .packet(1, "192.0.2.1:0", "192.0.2.10:0", told)
+            .about(6, "192.0.2.10:40000", "10.244.0.9:80")
+            .dropped("NETFILTER_DROP", "nf_hook_slow");
+        let found = bench.only();
+        let proof = found.evidence.last().map(|proof| proof.text.as_str());
+        assert!(
+            proof.is_some_and(|text| text.contains("the message that tells the sender, was dropped")),
+            "{found:#?}"
+        );
+    }
+
+    #[test]
     fn a_sender_that_learns_is_healthy() {
         let mut bench = situation();
         data(&mut bench, 1450, true);

@@ -174,7 +174,7 @@ enum Command {
     /// Captures of several nodes as one: a packet's way goes on from node to node, clocks are aligned.
     /// Example: tracer merge a.pcapng b.pcapng -o both.pcapng
     Merge(merge::Arguments),
-    /// Look over this node without traffic; exit code 1 when something is wrong.
+    /// Look over this node without traffic; exit code 1 when something is wrong, 0 with warnings alone.
     /// Example: tracer check --format json
     Check(check::Arguments),
     /// Explain a cause. Example: tracer why vip-nodeport-unbound

@@ -12,7 +12,7 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use tracer_ebpf::event::valid;
 use tracer_ebpf::hook::HookId;
-use tracer_ebpf::program::network;
+use tracer_ebpf::program::{Instruction, kind, network, side};
 
 use super::meaning::{Predicate, Side, Test};
 use super::*;
@@ -428,4 +428,64 @@ fn tcpdump_gives_the_same_answer() {
     assert!(differences.is_empty(), "{differences}");
     // Expressions that match nothing would agree about nothing.
     assert!(matched > 20_000, "only {matched} matches");
+}
+
+/// A program with one instruction broken gives another answer, so that one which the compiler got wrong would be
+/// noticed.
+#[test]
+fn a_broken_program_disagrees() {
+    let mut runner = TestRunner::deterministic();
+    let frames: Vec<Vec<u8>> = (0..400)
+        .flat_map(|_| frames().new_tree(&mut runner).expect("frames").current())
+        .collect();
+    let (mut broken, mut noticed) = (0, 0);
+    for _ in 0..100 {
+        let text = expression()
+            .new_tree(&mut runner)
+            .expect("an expression")
+            .current();
+        let whole = filter(&text);
+        let answers = |filter: &Filter| -> Vec<bool> {
+            let answer = |frame: &Vec<u8>| program_matches(filter, frame);
+            frames.iter().map(answer).collect()
+        };
+        let right = answers(&whole);
+        for index in 0..whole.program.used().len() {
+            for break_it in [exchange_jumps, exchange_sides, take_the_next] {
+                let mut other = whole.clone();
+                let instruction = &mut other.program.instructions[index];
+                break_it(instruction);
+                if other != whole {
+                    broken += 1;
+                    noticed += usize::from(answers(&other) != right);
+                }
+            }
+        }
+    }
+    // Of many an expression a part makes no difference: `tcp and (ip or udp)`, a net that holds every address.
+    assert!(
+        broken > 300 && noticed * 3 > broken * 2,
+        "{noticed} of {broken} broken programs were noticed"
+    );
+}
+
+fn exchange_jumps(instruction: &mut Instruction) {
+    std::mem::swap(&mut instruction.on_match, &mut instruction.on_miss);
+}
+
+fn exchange_sides(instruction: &mut Instruction) {
+    instruction.side = match instruction.side {
+        side::SOURCE => side::DESTINATION,
+        side::DESTINATION => side::SOURCE,
+        other => other,
+    };
+}
+
+/// The port or protocol beside the one that is meant.
+fn take_the_next(instruction: &mut Instruction) {
+    match instruction.kind {
+        kind::PORT => (instruction.low, instruction.high) = (instruction.high + 1, u16::MAX),
+        kind::PROTOCOL => instruction.protocol ^= 1,
+        _ => {}
+    }
 }

@@ -15,6 +15,7 @@ pub mod fleet;
 pub mod guard;
 pub mod matrix;
 pub mod merge;
+pub mod neighbours;
 pub mod paths;
 pub mod proxy_rules;
 pub mod rules;

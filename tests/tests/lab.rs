@@ -123,6 +123,7 @@ fn list() -> Vec<Test> {
     tests.extend(tests::tcp::tests());
     tests.extend(tests::rules::tests());
     tests.extend(tests::guard::tests());
+    tests.extend(tests::neighbours::tests());
     tests.extend(tests::check::tests());
     tests.extend(tests::field_notes::tests());
     tests.extend(tests::proxy_rules::tests());

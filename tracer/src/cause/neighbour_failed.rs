@@ -1,13 +1,14 @@
-//! `neighbour-failed`: the next host on the link does not answer ARP or neighbour discovery.
+//! `neighbour-failed`: the next host on the link does not answer ARP or neighbour discovery, or there is no room
+//! for its entry.
 
 use std::net::IpAddr;
 
-use super::audit::nothing;
+use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
 use super::{Cause, Diagnosis, Site};
 use crate::event::Detail;
 use crate::hook::Role;
-use crate::node::{NeighbourState, NetnsId};
+use crate::node::{NeighbourState, NeighbourTable, NetnsId};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "neighbour-failed",
@@ -18,19 +19,24 @@ probes, about three seconds), so the packets that waited were dropped, and the s
 unreachable. The entry in `ip neighbour` says FAILED or INCOMPLETE.
 
 Why: the host or pod is down or gone, its address is another one, the cable, VLAN, bridge or overlay
-between does not carry ARP, or the neighbour table is full (net.ipv4.neigh.default.gc_thresh3).
+between does not carry ARP. Or the neighbour table, which all network namespaces of the node share, is full
+(net.ipv4.neigh.default.gc_thresh3): then nobody is asked, and the kernel's log says \"neighbor table
+overflow\".
 
-Proof: the kernel reported the neighbour as failed for the packet; the neighbour table agrees.
+Proof: the kernel reported the neighbour as failed for the packet; the neighbour table agrees. Or: the packet
+was dropped because no entry could be made, and the table counts that (table_fulls).
 
 Fix: bring the host up or correct the address or route; with a full table raise gc_thresh3.",
     references: &[
         "Linux net/core/neighbour.c, neigh_timer_handler: gives up after three probes",
         "Linux net/core/neighbour.c, neigh_invalidate: reports each waiting packet (arp_error_report) and frees \
          it with NEIGH_FAILED",
+        "Linux net/core/neighbour.c, neigh_alloc: makes no entry when gc_thresh3 are in use; ip_finish_output2 then \
+         drops with NEIGH_CREATEFAIL",
     ],
     explains: &[],
     examine,
-    audit: nothing,
+    audit,
 };
 
 /// Where the kernel frees packets that wait for a neighbour.
@@ -62,12 +68,120 @@ pub(super) fn lost_for(failure: &Failure<'_>) -> Option<(NetnsId, u32, IpAddr)> 
     Some((failure.netns_at(index)?, ifindex, address))
 }
 
+/// What the kernel says, and where it drops, when it cannot make an entry.
+const NO_ENTRY: &str = "NEIGH_CREATEFAIL";
+const NO_ENTRY_FUNCTIONS: &[&str] = &["ip_finish_output2", "ip6_finish_output2"];
+
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    evidence
-        .group(lost_for)
+    let unanswered = evidence.group(lost_for);
+    let unanswered = unanswered
         .into_iter()
         .map(|((netns, ifindex, address), failures)| {
             judge(evidence, netns, ifindex, address, &failures)
+        });
+    let without_entry = evidence.group(without_entry);
+    let without_entry = without_entry
+        .into_iter()
+        .filter_map(|(ipv6, failures)| overflow(evidence, ipv6, &failures));
+    unanswered.chain(without_entry).collect()
+}
+
+/// The family of a packet that was dropped since its next host has no entry and gets none.
+fn without_entry(failure: &Failure<'_>) -> Option<bool> {
+    if !failure.dropped_for(&[NO_ENTRY], NO_ENTRY_FUNCTIONS) {
+        return None;
+    }
+    Some(failure.packet_at(usize::MAX)?.tuple.destination.is_ipv6())
+}
+
+/// The kernel could make no entry; `None` where neither its reason nor its table says so.
+fn overflow(evidence: &Evidence<'_>, ipv6: bool, failures: &[&Failure<'_>]) -> Option<Diagnosis> {
+    let first = failures.first()?;
+    let table = table(evidence, ipv6);
+    let refused = table.filter(|table| table.refused > 0);
+    if refused.is_none() && !first.dropped_for(&[NO_ENTRY], &[]) {
+        return None;
+    }
+    let family = family(ipv6);
+    let summary = match refused {
+        Some(table) => format!(
+            "The node's {family} neighbour table is full: {} entries of all network namespaces, and gc_thresh3 is {}. The \
+             kernel makes no entry for another host and drops what is for it.",
+            table.entries, table.most
+        ),
+        None => format!(
+            "The kernel could make no {family} neighbour entry for the next host, and dropped what is for it."
+        ),
+    };
+    let begun = Diagnosis::new(
+        &CAUSE,
+        format!("{family} neighbour table of the node"),
+        summary,
+    )
+    .stopped(evidence, failures)
+    .prove(
+        "packet",
+        format!(
+            "{} was {}, without a neighbour entry",
+            first.words(),
+            first.drop_words()
+        ),
+    )
+    .prove_if("neighbour", refused.map(counted))
+    .lacking_if(
+        refused.is_none(),
+        "that the table is full (table_fulls in /proc/net/stat of the node's own namespace)",
+    );
+    Some(make_room(
+        begun,
+        ipv6,
+        table.map_or(1024, |table| table.most),
+    ))
+}
+
+fn counted(table: NeighbourTable) -> String {
+    format!(
+        "{} entries, gc_thresh3 {}, {} times none could be made since the node started",
+        table.entries, table.most, table.refused
+    )
+}
+
+fn make_room(diagnosis: Diagnosis, ipv6: bool, most: u64) -> Diagnosis {
+    let version = if ipv6 { "ipv6" } else { "ipv4" };
+    let limit = |number: u8, most: u64| {
+        format!("sysctl -w net.{version}.neigh.default.gc_thresh{number}={most}")
+    };
+    let most = most.saturating_mul(4);
+    diagnosis
+        .fix(
+            [limit(3, most), limit(2, most / 2), limit(1, most / 8)],
+            "more kernel memory for neighbours; to be made lasting in /etc/sysctl.d",
+        )
+        .check("dmesg | grep 'table overflow'   # no new lines")
+}
+
+const fn family(ipv6: bool) -> &'static str {
+    if ipv6 { "IPv6" } else { "IPv4" }
+}
+
+fn table(evidence: &Evidence<'_>, ipv6: bool) -> Option<NeighbourTable> {
+    let mut tables = evidence.facts.neighbour_tables.iter();
+    tables.find(|table| table.ipv6 == ipv6).copied()
+}
+
+/// Tables without room for another host.
+fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
+    let tables = evidence.facts.neighbour_tables.iter();
+    tables
+        .filter(|table| table.is_full() && table.refused > 0)
+        .map(|&table| {
+            let family = family(table.ipv6);
+            let summary = format!(
+                "The node's {family} neighbour table is full: packets for hosts that have no entry yet are dropped."
+            );
+            let begun = Diagnosis::new(&CAUSE, format!("{family} neighbour table of the node"), summary)
+                .prove("neighbour", counted(table));
+            Finding::warning(make_room(begun, table.ipv6, table.most))
         })
         .collect()
 }
@@ -92,7 +206,6 @@ fn judge(
     let reported = failures
         .iter()
         .any(|failure| failure.passed(Role::NeighbourFailed));
-    let full = site.and_then(|site| fullness(site, address));
     let mut summary = format!(
         "{address} does not answer on {device} of {place}: nobody there has the address, so packets for it were dropped."
     );
@@ -100,16 +213,11 @@ fn judge(
     if let Some(link) = link.filter(|link| link.carrier == Some(false)) {
         summary += &format!(" {} has no carrier.", link.name);
     }
-    if let Some((count, most)) = full {
-        summary +=
-            &format!(" The neighbour table is full: {count} entries, and gc_thresh3 is {most}.");
-    }
     let protocol = if address.is_ipv6() {
         "ndisc6"
     } else {
         "arping -c 3"
     };
-    let version = if address.is_ipv6() { "ipv6" } else { "ipv4" };
     let diagnosis = Diagnosis::new(&CAUSE, format!("{address} on {device}"), summary)
         .stopped(evidence, failures)
         .prove_if(
@@ -127,16 +235,6 @@ fn judge(
             "the kernel's report that the neighbour failed",
         )
         .lacking_if(answers, "the neighbour answers now");
-    let diagnosis = match full {
-        Some((_, most)) => diagnosis.fix(
-            [format!(
-                "sysctl -w net.{version}.neigh.default.gc_thresh3={}",
-                most * 4
-            )],
-            "more kernel memory for neighbours",
-        ),
-        None => diagnosis,
-    };
     diagnosis
         .fix(
             [
@@ -146,14 +244,6 @@ fn judge(
             "none",
         )
         .check(format!("{protocol} -I {device} {address}"))
-}
-
-/// Entries and the most that may be, when the table of this family is full.
-fn fullness(site: &Site<'_>, address: IpAddr) -> Option<(usize, i64)> {
-    let version = if address.is_ipv6() { "ipv6" } else { "ipv4" };
-    let most = site.sysctl(&format!("net/{version}/neigh/default/gc_thresh3"))?;
-    let count = site.neighbour_count(address.is_ipv6());
-    (i64::try_from(count).ok()? >= most).then_some((count, most))
 }
 
 #[cfg(test)]
@@ -210,13 +300,44 @@ pub(super) mod tests {
         assert_eq!(bench.only().certainty, Certainty::Likely);
     }
 
+    /// A packet that was dropped where the next host is looked for, on a node with this table.
+    fn refused(reason: &str, function: &str, refused: u64) -> Bench {
+        let mut bench = node();
+        bench.facts.neighbour_tables = vec![NeighbourTable {
+            ipv6: false,
+            entries: 1_030,
+            most: 1_024,
+            refused,
+        }];
+        bench
+            .udp("192.0.2.10:40000", "10.244.0.9:53")
+            .receive(ETH0)
+            .at(HookId::OutputFinish)
+            .dropped(reason, function);
+        bench
+    }
+
     #[test]
-    fn a_full_table_is_said() {
-        let mut bench = situation();
-        bench.sysctl("net/ipv4/neigh/default/gc_thresh3", "1");
-        bench.site().neighbours = vec![neighbour(CNI0, "10.244.0.9", NeighbourState::Failed)];
-        let found = bench.only();
-        assert!(found.summary.contains("table is full"), "{found:#?}");
-        assert!(found.fixes[0].lines[0].contains("gc_thresh3=4"));
+    fn a_table_without_room_is_named_with_its_limit() {
+        for (reason, function) in [(NO_ENTRY, "ip_finish_output2"), ("", "ip_finish_output2")] {
+            let found = refused(reason, function, 7).only();
+            assert_eq!(
+                (found.code, found.certainty),
+                (CAUSE.code, Certainty::Certain)
+            );
+            assert!(found.summary.contains("gc_thresh3 is 1024"), "{found:#?}");
+            assert!(found.fixes[0].lines[0].ends_with("gc_thresh3=4096"));
+        }
+        let bench = refused(NO_ENTRY, "ip_finish_output2", 7);
+        assert_eq!(bench.with_evidence(audit).len(), 1);
+    }
+
+    #[test]
+    fn a_table_that_counts_no_refusal_is_no_proof() {
+        let bench = refused(NO_ENTRY, "ip_finish_output2", 0);
+        assert_eq!(bench.only().certainty, Certainty::Likely);
+        assert_eq!(bench.with_evidence(audit), []);
+        // The function drops for other reasons too.
+        assert!(refused("", "ip_finish_output2", 0).codes().is_empty());
     }
 }

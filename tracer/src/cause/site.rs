@@ -38,8 +38,6 @@ pub struct Site<'a> {
     servers_by_port: HashMap<(u8, u16), Vec<&'a VirtualServer>>,
     sockets: HashMap<(u8, u16), Vec<&'a ListeningSocket>>,
     neighbours: HashMap<(u32, IpAddr), &'a Neighbour>,
-    /// Entries of IPv4 and IPv6.
-    neighbour_counts: [usize; 2],
     /// Routes that throw packets away.
     refusing: Vec<&'a Route>,
 }
@@ -122,10 +120,6 @@ impl<'a> Site<'a> {
                 .iter()
                 .map(|entry| ((entry.link, entry.address), entry))
                 .collect(),
-            neighbour_counts: [false, true].map(|ipv6| {
-                let same = |entry: &&Neighbour| entry.address.is_ipv6() == ipv6;
-                facts.neighbours.iter().filter(same).count()
-            }),
             refusing: facts
                 .routes
                 .iter()
@@ -262,11 +256,6 @@ impl<'a> Site<'a> {
     ) -> impl Iterator<Item = &'a ListeningSocket> {
         self.sockets_on_port(protocol, port)
             .filter(move |socket| socket.takes(protocol, address, port))
-    }
-
-    /// How many neighbours of a family the node knows.
-    pub fn neighbour_count(&self, ipv6: bool) -> usize {
-        self.neighbour_counts[usize::from(ipv6)]
     }
 
     /// The most special route that throws packets to an address away, in any table.

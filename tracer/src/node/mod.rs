@@ -5,8 +5,7 @@
 //! `ipvs_connection`, `conntrack`, `device_filter`, `netfilter`, `service_rules`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
 //! looks things up; `source` is where facts come from, this machine or a capture; `kube_proxy`,
-//! `proxy_report`, `proxy_log`,
-//! `component` and `pod` read processes instead, `cni` files; `pod_index` finds pods by their addresses;
+//! `proxy_report`, `proxy_log`, `component` and `pod` read processes instead, `cni` and `neighbour_table` files; `pod_index` finds pods by their addresses;
 //! `numbered` makes the enumerations.
 //!
 //! Invariants:
@@ -34,6 +33,7 @@ mod kube_proxy;
 mod link;
 mod namespace;
 mod neighbour;
+mod neighbour_table;
 pub mod netfilter;
 mod netlink;
 mod numbered;
@@ -75,6 +75,7 @@ pub use kube_proxy::KubeProxy;
 pub use link::{BridgePort, BridgePortState, Link, Mac, OperState, Vxlan};
 pub use namespace::{Directory, NetnsHandle, NetnsId};
 pub use neighbour::{Neighbour, NeighbourState};
+pub use neighbour_table::NeighbourTable;
 pub use netfilter::Ruleset;
 pub use policy_rule::{PolicyRule, RuleAction};
 pub use proxy_configuration::ProxyConfiguration;
@@ -97,6 +98,9 @@ pub struct Snapshot {
     pub taken_ns: Option<u64>,
     /// The namespaces that were asked for and could be opened.
     pub namespaces: Vec<NetnsFacts>,
+    /// The neighbour tables, which all namespaces share.
+    #[serde(default)]
+    pub neighbour_tables: Vec<NeighbourTable>,
     /// kube-proxy processes, in whatever namespace.
     pub kube_proxies: Vec<KubeProxy>,
     /// kubelet, container runtimes and overlay daemons, once [`Snapshot::read_node`] has looked.
@@ -129,6 +133,7 @@ impl Snapshot {
             taken: SystemTime::UNIX_EPOCH,
             taken_ns: None,
             namespaces: Vec::new(),
+            neighbour_tables: Vec::new(),
             kube_proxies: Vec::new(),
             components: Vec::new(),
             cni: None,
@@ -144,6 +149,7 @@ impl Snapshot {
             taken: SystemTime::now(),
             taken_ns: monotonic_ns(),
             namespaces: Vec::with_capacity(ids.len()),
+            neighbour_tables: NeighbourTable::read(),
             kube_proxies: KubeProxy::running(),
             components: Vec::new(),
             cni: None,

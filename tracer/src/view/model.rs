@@ -44,7 +44,7 @@ pub struct JourneyView {
     /// Its other fragments, or copies that a bridge made of it.
     #[serde(default)]
     pub branches: Vec<BranchView>,
-    /// Events were lost while it was under way.
+    /// Events are missing: lost while it was under way, or more than are kept of one packet.
     #[serde(default)]
     pub gap: bool,
     /// Every event, where they are wanted: [`JourneyView::with_events`].

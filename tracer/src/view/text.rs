@@ -63,7 +63,7 @@ pub fn journey(
         stages.push(style.paint(DIM, &view.ending));
     }
     if view.gap {
-        stages.push(style.paint(RED, "events were lost meanwhile"));
+        stages.push(style.paint(RED, "events are missing"));
     }
     writeln!(out, "    {}", stages.join(" ▸ "))?;
     let most = if verbose { usize::MAX } else { MOST_BRANCHES };

@@ -131,7 +131,7 @@ pub const JOURNEYS: &[Column<OfJourney>] = &[
         "gap",
         Flag,
         "",
-        "events were lost while it was under way",
+        "events are missing: lost while it was under way, or more than are kept",
         |row| row.of.journey.gap.into(),
     ),
     column(

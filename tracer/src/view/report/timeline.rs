@@ -71,7 +71,7 @@ fn packet(packet: &PacketView, events_left: &mut usize) -> Markup {
                 span.quiet { " · " (journey.duration_us) " µs" }
             }
             p.path { (path(journey)) }
-            @if journey.gap { p.lost { "Events were lost while it was under way." } }
+            @if journey.gap { p.lost { "Some of its events are missing." } }
             @if shown > 0 {
                 details.events {
                     summary { (count(journey.events.len() as u64, "kernel event")) }

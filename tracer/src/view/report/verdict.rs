@@ -112,7 +112,7 @@ fn branches(journey: &JourneyView) -> Markup {
         @for branch in journey.branches.iter().take(MOST_LINES) {
             p.quiet { "and a " (name(&branch.kind)) ": " (name(&branch.ending)) }
         }
-        @if journey.gap { p.lost { "Events were lost while it was under way." } }
+        @if journey.gap { p.lost { "Some of its events are missing." } }
     }
 }
 

@@ -1,0 +1,113 @@
+//! A neighbour table that has no room left. All namespaces of a kernel share it, so that this is for a lab's machine
+//! and no reproduction: its limit is lowered for a moment.
+//!
+//! ```text
+//! crowd-a 192.0.2.1 ── veth ── 192.0.2.2 crowd-b
+//! ```
+
+use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::tour::{command, inside};
+use crate::{Test, Tracer, check};
+
+/// Hosts that nobody is, more than the table takes.
+const HOSTS: std::ops::RangeInclusive<u8> = 101..=120;
+/// Below what the hosts need.
+const MOST: &str = "8";
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// The tests of this file.
+pub fn tests() -> Vec<Test> {
+    vec![Test::new("neighbours: a table that is full", full)]
+}
+
+/// Two hosts; dropping it removes them.
+struct Hosts;
+
+impl Hosts {
+    fn build() -> anyhow::Result<Self> {
+        let hosts = Self;
+        for line in [
+            "ip netns add crowd-a",
+            "ip netns add crowd-b",
+            "ip -n crowd-a link add eth0 type veth peer name eth0 netns crowd-b",
+            "ip -n crowd-a addr add 192.0.2.1/24 dev eth0",
+            "ip -n crowd-b addr add 192.0.2.2/24 dev eth0",
+            "ip -n crowd-a link set eth0 up",
+            "ip -n crowd-b link set eth0 up",
+        ] {
+            command(line)?;
+        }
+        Ok(hosts)
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for name in ["crowd-a", "crowd-b"] {
+            // Nothing more can be done when this fails; the kernel goes with the lab.
+            let _ = command(&format!("ip netns del {name}"));
+        }
+    }
+}
+
+/// The kernel's limits, lowered; dropping it puts the former ones back.
+struct Limits(Vec<(String, String)>);
+
+impl Limits {
+    fn lower() -> anyhow::Result<Self> {
+        let mut before = Self(Vec::new());
+        // The lower ones first: collecting begins there.
+        for number in 1..=3 {
+            let file = format!("/proc/sys/net/ipv4/neigh/default/gc_thresh{number}");
+            let value = fs::read_to_string(&file).with_context(|| file.clone())?;
+            before.0.push((file.clone(), value));
+            fs::write(&file, MOST).with_context(|| file)?;
+        }
+        Ok(before)
+    }
+}
+
+impl Drop for Limits {
+    fn drop(&mut self) {
+        for (file, value) in &self.0 {
+            // The kernel goes with the lab.
+            let _ = fs::write(file, value);
+        }
+    }
+}
+
+fn full(tracer: &Tracer) -> anyhow::Result<()> {
+    let _hosts = Hosts::build()?;
+    let tracing = tracer.start(&["--no-kube", "udp"])?;
+    let limits = Limits::lower()?;
+    inside("crowd-a", || -> std::io::Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        for host in HOSTS {
+            // Without an entry sending is an error too.
+            let _ = socket.send_to(b"x", (Ipv4Addr::new(192, 0, 2, host), 53));
+        }
+        Ok(())
+    })?;
+    std::thread::sleep(SETTLED);
+    tracing.interrupt()?;
+    let answer = tracing.finish()?;
+    drop(limits);
+    let diagnoses = answer.objects("diagnosis");
+    let found = diagnoses
+        .iter()
+        .find(|found| found["subject"] == "IPv4 neighbour table of the node")
+        .with_context(|| format!("the table is not named: {diagnoses:#?}"))?;
+    check(
+        found["cause"] == "neighbour-failed" && found["certainty"] == "certain",
+        || format!("{found:#}"),
+    )?;
+    let summary = found["summary"].as_str().unwrap_or_default();
+    check(summary.contains("gc_thresh3 is 8"), || summary.to_owned())?;
+    let failed = found["failed"].as_u64().unwrap_or_default();
+    check(failed >= 8, || format!("only {failed} were counted"))
+}

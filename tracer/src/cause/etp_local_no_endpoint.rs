@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::audit::nothing;
 use super::evidence::Evidence;
-use super::filtered::{self, Kind};
+use super::filtered::{self, Kind, Stop};
 use super::service::{Target, lacking_fresh, prove_refusal, refused};
 use super::{Cause, Diagnosis};
 use crate::flow::{Direction, Flow};
@@ -24,7 +24,8 @@ healthCheckNodePort; clients that use a NodePort or an external address themselv
 
 Proof: the service has ready endpoints on other nodes and none on this one, its policy is Local, and the
 packet to its outside address was refused here, or went to another node's endpoint unmasqueraded and
-nothing came back. Or: kube-proxy's own rule for services without local endpoints dropped it.
+nothing came back. Or: kube-proxy's own rule for services without local endpoints dropped it; for the
+service's own address that is its internalTrafficPolicy.
 
 Fix: use a node that has an endpoint, run one on every node, or set the policy to Cluster, which hides the
 client's address from the pods.",
@@ -86,7 +87,16 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     found
 }
 
-/// Where the cluster's facts do not tell: kube-proxy's rule does.
+/// Chains of kube-proxy's rules for addresses and ports that are not the services' own.
+const OUTSIDE: &[&str] = &[
+    "KUBE-EXTERNAL-SERVICES",
+    "KUBE-NODEPORTS",
+    "nodeport-endpoints-check",
+];
+const EXTERNAL: &str = "externalTrafficPolicy";
+const INTERNAL: &str = "internalTrafficPolicy";
+
+/// Where the cluster's facts do not tell: kube-proxy's rule does. It has the same one for clients inside.
 fn by_rule(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     filtered::diagnoses(
         evidence,
@@ -98,14 +108,33 @@ fn by_rule(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                 Some((namespace, name)) => (format!("s/{namespace}/{name}"), namespace, name),
                 None => (format!("The service at {target}"), "NAMESPACE", "NAME"),
             };
+            let policies = policies(evidence, stop);
             let summary = format!(
-                "{named} has externalTrafficPolicy Local and no endpoint on this node, so kube-proxy drops packets \
-                 to {target} here."
+                "{named} has {} Local and no endpoint on this node, so kube-proxy drops packets to {target} here.",
+                policies.join(" or ")
             );
-            fixed(Diagnosis::new(&CAUSE, target, summary), namespace, name)
-                .check(filtered::check(evidence, stop))
+            let begun = Diagnosis::new(&CAUSE, target, summary);
+            fixed(begun, namespace, name, policies).check(filtered::check(evidence, stop))
         },
     )
+}
+
+/// The policies that may be the rule's reason.
+fn policies<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>) -> &'static [&'static str] {
+    let mut path = stop.ruling.iter().flat_map(|ruling| &ruling.ending.path);
+    if path.any(|chain| OUTSIDE.contains(chain)) {
+        return &[EXTERNAL];
+    }
+    let to = stop.tuple(evidence);
+    let service = to.zip(evidence.cluster).and_then(|(tuple, cluster)| {
+        let found = cluster.service_at(tuple.protocol, tuple.destination)?;
+        Some(found.cluster_ips.contains(&tuple.destination.ip()))
+    });
+    match service {
+        Some(true) => &[INTERNAL],
+        Some(false) => &[EXTERNAL],
+        None => &[EXTERNAL, INTERNAL],
+    }
 }
 
 /// The service serves clients from outside by local endpoints only, and they are all elsewhere.
@@ -186,16 +215,19 @@ fn finish(diagnosis: Diagnosis, target: &Target<'_>) -> Diagnosis {
     let ObjectName { namespace, name } = &target.service.name;
     let needed = [Resource::Services, Resource::Endpoints, Resource::Nodes];
     let diagnosis = lacking_fresh(diagnosis, target.cluster, &needed);
-    fixed(diagnosis, namespace, name).check(target.probe())
+    fixed(diagnosis, namespace, name, &[EXTERNAL]).check(target.probe())
 }
 
-fn fixed(diagnosis: Diagnosis, namespace: &str, name: &str) -> Diagnosis {
+fn fixed(diagnosis: Diagnosis, namespace: &str, name: &str, policies: &[&str]) -> Diagnosis {
+    let patch = |policy: &&str| {
+        format!(
+            "kubectl patch service -n {namespace} {name} -p '{{\"spec\":{{\"{policy}\":\"Cluster\"}}}}'"
+        )
+    };
     diagnosis
         .fix(
-            [format!(
-                "kubectl patch service -n {namespace} {name} -p '{{\"spec\":{{\"externalTrafficPolicy\":\"Cluster\"}}}}'"
-            )],
-            "the pods no longer see the clients' addresses",
+            policies.iter().map(patch),
+            "the pods no longer see the addresses of clients from outside; packets go to other nodes too",
         )
         .fix(
             [format!(
@@ -316,7 +348,13 @@ pub(super) mod tests {
             (found.code, found.certainty),
             (CAUSE.code, Certainty::Certain)
         );
-        assert!(found.summary.contains("s/shop/web has"), "{found:#?}");
+        // Its chain does not tell for whom the rule is.
+        assert!(
+            found
+                .summary
+                .contains("s/shop/web has externalTrafficPolicy or internalTrafficPolicy Local"),
+            "{found:#?}"
+        );
 
         let key = Subject::All(vec![
             Subject::Protocol(6),
@@ -355,6 +393,10 @@ pub(super) mod tests {
         assert_eq!(
             (found.code, found.certainty),
             (CAUSE.code, Certainty::Certain)
+        );
+        assert!(
+            found.summary.contains("has externalTrafficPolicy Local"),
+            "{found:#?}"
         );
         let to_reject = || Action::Goto("reject-chain".into());
         let found = by_nftables("kube-proxy", to_reject());

@@ -35,6 +35,11 @@ pub(super) struct LeftOut {
     pub(super) missing: Vec<String>,
 }
 
+/// What is missing where it is not known whether kube-proxy had time for the address.
+const SINCE: &str = "that it stays so for longer than a sync period (30 s)";
+/// What is missing where kube-proxy's configuration is not known.
+const ITS_ADDRESSES: &str = "kube-proxy's nodePortAddresses";
+
 /// Why the address was left out; `None` where kube-proxy does not work with IPVS.
 pub(super) fn left_out(
     evidence: &Evidence<'_>,
@@ -53,7 +58,6 @@ pub(super) fn left_out(
         None => NodePortAddresses::Unset,
     };
     let seen = proxy.is_some() || running().next().is_some() || has_service_device(site);
-    let since = "that it stays so for longer than a sync period (30 s)";
     let plain = |reason, missing: &[&str]| LeftOut {
         reason,
         minor: None,
@@ -64,12 +68,12 @@ pub(super) fn left_out(
             plain(Reason::Configured { list }, &[])
         }
         NodePortAddresses::Primary if !is_first(evidence, address) => plain(Reason::Primary, &[]),
-        NodePortAddresses::Within(_) | NodePortAddresses::Primary => plain(Reason::Late, &[since]),
-        NodePortAddresses::Unknown => plain(Reason::Unknown, &["kube-proxy's nodePortAddresses"]),
+        NodePortAddresses::Within(_) | NodePortAddresses::Primary => plain(Reason::Late, &[SINCE]),
+        NodePortAddresses::Unknown => plain(Reason::Unknown, &[ITS_ADDRESSES]),
         NodePortAddresses::Unset | NodePortAddresses::All => {
             let by_version = of_all(evidence, site, address, proxy.as_ref());
             by_version.unwrap_or_else(|| match proxy {
-                Some(_) => plain(Reason::Late, &[since]),
+                Some(_) => plain(Reason::Late, &[SINCE]),
                 None => plain(
                     Reason::Unknown,
                     &["kube-proxy's nodePortAddresses and the time of its last sync"],
@@ -100,21 +104,21 @@ pub(super) fn left_out_of_rules(
     let by_default = proxy.as_ref().is_some_and(|proxy| {
         proxy.mode == Mode::Nftables && proxy.does(Habit::NodePortsOnPrimary) != Some(false)
     });
-    let reason = match proxy.map(|proxy| proxy.node_ports) {
+    let (reason, lacks) = match proxy.map(|proxy| proxy.node_ports) {
         Some(NodePortAddresses::Within(list))
             if !list.iter().any(|prefix| prefix.contains(address)) =>
         {
-            Reason::Configured { list }
+            (Reason::Configured { list }, None)
         }
-        Some(NodePortAddresses::Primary) => Reason::Primary,
-        Some(NodePortAddresses::Unset) if by_default => Reason::PrimaryByDefault,
-        Some(NodePortAddresses::Unknown) | None => Reason::Unknown,
-        Some(_) => Reason::Late,
+        Some(NodePortAddresses::Primary) => (Reason::Primary, None),
+        Some(NodePortAddresses::Unset) if by_default => (Reason::PrimaryByDefault, None),
+        Some(NodePortAddresses::Unknown) | None => (Reason::Unknown, Some(ITS_ADDRESSES)),
+        Some(_) => (Reason::Late, Some(SINCE)),
     };
     LeftOut {
         reason,
         minor,
-        missing: Vec::new(),
+        missing: lacks.map(str::to_owned).into_iter().collect(),
     }
 }
 

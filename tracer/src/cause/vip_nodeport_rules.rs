@@ -14,7 +14,9 @@ use crate::node::{Destination, NetnsId, PacketFilter, Scope, ServiceRule, Servic
 /// Packets to a NodePort that the rules did not take, and that the node itself refused.
 pub(super) fn diagnoses(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let refused = evidence.group(|failure| {
-        if failure.direction != Direction::Request || !failure.rejected() {
+        // IPVS has the last word where it looked: rules of another mode may be left over.
+        let by_ipvs = failure.journey.ipvs_miss().is_some();
+        if failure.direction != Direction::Request || !failure.rejected() || by_ipvs {
             return None;
         }
         let (index, _) = failure.last(Role::Transport)?;
@@ -103,6 +105,7 @@ fn judge(
         .prove_if("packet", packet);
     let fixes = left_out.fixes(site, vip).into_iter();
     let fixed = fixes.fold(begun, |diagnosis, fix| diagnosis.fix(fix.lines, fix.risk));
+    let fixed = left_out.missing.into_iter().fold(fixed, Diagnosis::lacking);
     Some(fixed.check(format!("tracer probe {name}://{address}")))
 }
 
@@ -180,33 +183,35 @@ mod tests {
 
     #[test]
     fn an_address_that_the_rules_leave_out_is_named_with_the_reason() {
-        for (line, words, fix) in [
+        use Certainty::{Certain, Likely};
+        for (line, certainty, words, fix) in [
             (
                 "--proxy-mode=nftables",
+                Certain,
                 "Without nodePortAddresses",
                 "instead of primary",
             ),
             (
                 "--proxy-mode=nftables --nodeport-addresses=primary",
+                Certain,
                 "nodePortAddresses is primary",
                 "instead of primary",
             ),
             (
                 "--proxy-mode=iptables --nodeport-addresses=192.0.2.1/32",
+                Certain,
                 "nodePortAddresses leaves 192.0.2.9 out",
                 "beside the prefixes",
             ),
             (
                 "--proxy-mode=nftables --nodeport-addresses=192.0.2.0/24",
+                Likely,
                 "it is to make one",
                 "curl",
             ),
         ] {
             let found = bench(&format!("kube-proxy {line}")).only();
-            assert_eq!(
-                (found.code, found.certainty),
-                (CAUSE.code, Certainty::Certain)
-            );
+            assert_eq!((found.code, found.certainty), (CAUSE.code, certainty));
             assert!(found.summary.contains(words), "{line}: {found:#?}");
             assert!(found.fixes[0].lines[0].contains(fix), "{line}: {found:#?}");
             assert_eq!(found.consequences[0].code, "no-listener", "{line}");

@@ -108,6 +108,6 @@ fn full(tracer: &Tracer) -> anyhow::Result<()> {
     )?;
     let summary = found["summary"].as_str().unwrap_or_default();
     check(summary.contains("gc_thresh3 is 8"), || summary.to_owned())?;
-    let failed = found["failed"].as_u64().unwrap_or_default();
+    let failed = found["failed_connections"].as_u64().unwrap_or_default();
     check(failed >= 8, || format!("only {failed} were counted"))
 }

@@ -242,6 +242,8 @@ mod tests {
             "--network-plugin=cni",
             "KUBE-FORWARD",
             "reject-chain",
+            "nodeport-endpoints-check",
+            "no-endpoint-nodeports",
             "has no endpoints",
             "127.0.0.1:10256",
             "icmp-port-unreachable",

@@ -13,7 +13,7 @@ pub(super) const UNITS: [&str; 10] = ["s", "m", "h", "d", "ms", "us", "ns", "Mi"
 const WORDS: &str = "
     a about accept accepted add address addresses after against all an and any are arp as at
     be because been before behind both by
-    can cannot class closed config configuration connection connections could counters
+    can cannot check class closed config configuration connection connections could counters
     default destination device devices did dir disabled does dropped dropping drop
     each empty enabled end entered entries entry error every everything
     file files filter flags for forbidden forward forwarding found from
@@ -36,7 +36,7 @@ const WORDS: &str = "
     was were what when where which who why with without
     yes you your
 
-    tcp udp icmp icmpv6 icmp6 sctp ip ip6 ipv4 ipv6 inet dns http https tls vlan gre ipip esp
+    tcp udp icmp icmpv6 icmp6 sctp ip ips ip6 ipv4 ipv6 inet dns http https tls vlan gre ipip esp
     net core conf neigh vs bridge nf call iptables ip6tables ipset
     lo eth0 docker0 cni0 cbr0 tunl0 ip6tnl0 sit0 erspan0 gretap0 gre0 podman0 lxcbr0 virbr0 kube ipvs0
     nodelocaldns flannel.1 flannel.4096 flannel-v6.1 vxlan.calico vxlan-v6.calico wireguard.cali

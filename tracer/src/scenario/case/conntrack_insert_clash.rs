@@ -18,11 +18,19 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Variant::fault("two-servers", "two name servers lead to one endpoint"),
         Variant::HEALTHY,
     ],
-    needs: &[Need::Command("iptables"), Need::Processors(2)],
+    needs: &[
+        Need::Command("iptables"),
+        Need::Command("nft"),
+        Need::Processors(2),
+    ],
     not_on: &[],
     build,
 };
 
+/// Chains below one another, and rules of each: a question passes all of them some thousand times, as it passes
+/// the rules of a large cluster, and the other one comes meanwhile.
+const CHAINS: usize = 8;
+const RULES: usize = 3;
 /// Most pairs of questions until one meets: that is up to chance.
 const ROUNDS: u32 = 100;
 /// Pairs that are all answered; they meet as often.
@@ -38,6 +46,8 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     for server in servers {
         topology::udp_service(world, &site.node, server, options.pod)?;
     }
+    site.node
+        .run(&format!("nft '{}'", many_rules(options.pod)))?;
     let ask = |label, servers: [SocketAddr; 2], rounds| {
         Target::custom(label, &site.client, servers[1], move |client| {
             both_at_once(client, servers, rounds)
@@ -52,6 +62,26 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
         Plan::avoided_by(vec![one], Vec::new())
     };
     Ok(plan.showing(&site.node, "conntrack -S"))
+}
+
+/// Rules that let everything pass, and take their time for what goes to the pod: conntrack looks a packet up before
+/// them and enters it behind them.
+fn many_rules(pod: Ipv4Addr) -> String {
+    let mut lines = vec!["add table ip many".to_owned()];
+    for chain in (1..=CHAINS).rev() {
+        lines.push(format!("add chain ip many c{chain}"));
+        let rule = if chain == CHAINS {
+            format!("add rule ip many c{chain} meta l4proto 254 accept")
+        } else {
+            format!("add rule ip many c{chain} jump c{}", chain + 1)
+        };
+        lines.extend(std::iter::repeat_n(rule, RULES));
+    }
+    lines.extend([
+        "add chain ip many forward { type filter hook forward priority 0 ; }".into(),
+        format!("add rule ip many forward ip daddr {pod} jump c1"),
+    ]);
+    lines.join("; ")
 }
 
 /// Asks two servers at the same moment from one port, until an answer stays out.

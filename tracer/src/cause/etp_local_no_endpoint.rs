@@ -19,8 +19,8 @@ With externalTrafficPolicy: Local a node gives packets from outside only to endp
 that has none loses them: kube-proxy in ipvs mode up to 1.20 makes a virtual server without real servers
 there (refused), from 1.21 one with the endpoints of other nodes, whose answers go straight back to the
 client from an address it never asked (silence). In iptables mode a rule drops such packets, in nftables
-mode a map does. Load balancers avoid such nodes by the service's
-healthCheckNodePort; clients that use a NodePort or an external address themselves do not.
+mode a map does. Load balancers avoid such nodes by the service's healthCheckNodePort; clients that use a
+NodePort or an external address themselves do not.
 
 Proof: the service has ready endpoints on other nodes and none on this one, its policy is Local, and the
 packet to its outside address was refused here, or went to another node's endpoint unmasqueraded and

@@ -36,9 +36,9 @@ nodePortAddresses says otherwise.
 Proof: the address is local; a virtual server of the same port exists on another address of the node and
 none on this one; and kube-proxy's configuration or version leaves it out. Where its version is not known:
 the local route's src is the other address, and kube-proxy had a sync period (30 s) for it. With rules: they
-have the NodePort, and take it on other addresses only. Where nothing
-shows kube-proxy (its process, its ConfigMap, its device kube-ipvs0) it is no more than likely: others
-balance by IPVS too.
+have the NodePort, and take it on other addresses only. Where nothing shows kube-proxy (its process, its
+ConfigMap, its device kube-ipvs0) a virtual server that is missing is no more than likely: others balance by
+IPVS too.
 
 Fix: give the virtual address its own prefix (/32) and restart kube-proxy; or name its prefix in
 nodePortAddresses; or upgrade kube-proxy to 1.27 or later.",

@@ -98,12 +98,13 @@ fn without_entry(failure: &Failure<'_>) -> Option<bool> {
 fn overflow(evidence: &Evidence<'_>, ipv6: bool, failures: &[&Failure<'_>]) -> Option<Diagnosis> {
     let first = failures.first()?;
     let table = table(evidence, ipv6);
-    let refused = table.filter(|table| table.refused > 0);
-    if refused.is_none() && !first.dropped_for(&[NO_ENTRY], &[]) {
+    // Refusals are counted since the node started, so they alone are not of this moment.
+    let full = table.filter(|table| table.refused > 0 && table.is_full());
+    if full.is_none() && !first.dropped_for(&[NO_ENTRY], &[]) {
         return None;
     }
     let family = family(ipv6);
-    let summary = match refused {
+    let summary = match full {
         Some(table) => format!(
             "The node's {family} neighbour table is full: {} entries of all network namespaces, and gc_thresh3 is {}. The \
              kernel makes no entry for another host and drops what is for it.",
@@ -127,10 +128,10 @@ fn overflow(evidence: &Evidence<'_>, ipv6: bool, failures: &[&Failure<'_>]) -> O
             first.drop_words()
         ),
     )
-    .prove_if("neighbour", refused.map(counted))
+    .prove_if("neighbour", table.map(counted))
     .lacking_if(
-        refused.is_none(),
-        "that the table is full (table_fulls in /proc/net/stat of the node's own namespace)",
+        full.is_none(),
+        "that the table is full (entries and table_fulls in /proc/net/stat of the node's own namespace)",
     );
     Some(make_room(
         begun,
@@ -177,10 +178,12 @@ fn audit(evidence: &Evidence<'_>) -> Vec<Finding> {
         .map(|&table| {
             let family = family(table.ipv6);
             let summary = format!(
-                "The node's {family} neighbour table is full: packets for hosts that have no entry yet are dropped."
+                "The node's {family} neighbour table has as many entries as gc_thresh3 allows, and could not take others \
+                 before: packets for hosts that have no entry are dropped then."
             );
             let begun = Diagnosis::new(&CAUSE, format!("{family} neighbour table of the node"), summary)
-                .prove("neighbour", counted(table));
+                .prove("neighbour", counted(table))
+                .lacking("how many of the entries stay for good: those are not limited");
             Finding::warning(make_room(begun, table.ipv6, table.most))
         })
         .collect()
@@ -300,12 +303,12 @@ pub(super) mod tests {
         assert_eq!(bench.only().certainty, Certainty::Likely);
     }
 
-    /// A packet that was dropped where the next host is looked for, on a node with this table.
-    fn refused(reason: &str, function: &str, refused: u64) -> Bench {
+    /// A packet that was dropped where the next host is looked for, on a node with a table of so many entries.
+    fn refused(reason: &str, function: &str, entries: u64, refused: u64) -> Bench {
         let mut bench = node();
         bench.facts.neighbour_tables = vec![NeighbourTable {
             ipv6: false,
-            entries: 1_030,
+            entries,
             most: 1_024,
             refused,
         }];
@@ -320,7 +323,7 @@ pub(super) mod tests {
     #[test]
     fn a_table_without_room_is_named_with_its_limit() {
         for (reason, function) in [(NO_ENTRY, "ip_finish_output2"), ("", "ip_finish_output2")] {
-            let found = refused(reason, function, 7).only();
+            let found = refused(reason, function, 1_030, 7).only();
             assert_eq!(
                 (found.code, found.certainty),
                 (CAUSE.code, Certainty::Certain)
@@ -328,16 +331,21 @@ pub(super) mod tests {
             assert!(found.summary.contains("gc_thresh3 is 1024"), "{found:#?}");
             assert!(found.fixes[0].lines[0].ends_with("gc_thresh3=4096"));
         }
-        let bench = refused(NO_ENTRY, "ip_finish_output2", 7);
+        let bench = refused(NO_ENTRY, "ip_finish_output2", 1_030, 7);
         assert_eq!(bench.with_evidence(audit).len(), 1);
     }
 
     #[test]
-    fn a_table_that_counts_no_refusal_is_no_proof() {
-        let bench = refused(NO_ENTRY, "ip_finish_output2", 0);
-        assert_eq!(bench.only().certainty, Certainty::Likely);
-        assert_eq!(bench.with_evidence(audit), []);
-        // The function drops for other reasons too.
-        assert!(refused("", "ip_finish_output2", 0).codes().is_empty());
+    fn a_table_with_room_or_without_a_refusal_is_no_proof() {
+        for (entries, times) in [(1_030, 0), (40, 7)] {
+            let bench = refused(NO_ENTRY, "ip_finish_output2", entries, times);
+            let found = bench.only();
+            assert_eq!(found.certainty, Certainty::Likely);
+            assert!(!found.summary.contains("is full"), "{found:#?}");
+            assert_eq!(bench.with_evidence(audit), []);
+            // The function drops for other reasons too.
+            let bench = refused("", "ip_finish_output2", entries, times);
+            assert!(bench.codes().is_empty());
+        }
     }
 }

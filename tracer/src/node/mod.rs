@@ -5,8 +5,8 @@
 //! `ipvs_connection`, `conntrack`, `device_filter`, `netfilter`, `service_rules`, `socket`, `sysctl`, `counter`) holds
 //! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
 //! looks things up; `source` is where facts come from, this machine or a capture; `kube_proxy`,
-//! `proxy_report`, `proxy_log`, `component` and `pod` read processes instead, `cni` and `neighbour_table` files; `pod_index` finds pods by their addresses;
-//! `numbered` makes the enumerations.
+//! `proxy_report`, `proxy_log`, `component` and `pod` read processes instead, `cni` and `neighbour_table` files;
+//! `pod_index` finds pods by their addresses; `numbered` makes the enumerations.
 //!
 //! Invariants:
 //! - A cause never does I/O: it is given a [`Snapshot`]. This module never decides: it has no

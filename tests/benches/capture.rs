@@ -13,7 +13,7 @@ use nix::sys::time::TimeValLike as _;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tracer::capture::{Control, Header, Options, Recorder};
-use tracer::event::Event;
+use tracer::event::Decoder;
 use tracer::journey::{SocketReasons, Tracker};
 use tracer::kernel::reasons::DropReasons;
 use tracer_ebpf::event as raw;
@@ -227,10 +227,10 @@ struct Written {
 }
 
 /// Takes events as a trace does that writes no capture.
-fn join(tracker: &mut Tracker, events: &[raw::Event]) {
+fn join(decoder: &mut Decoder, tracker: &mut Tracker, events: &[raw::Event]) {
     let mut ended = Vec::new();
     for event in events {
-        if let Some(event) = Event::decode(event) {
+        if let Some(event) = decoder.decode(event) {
             tracker.push(event, &mut ended);
         }
         ended.clear();
@@ -260,6 +260,7 @@ fn write(file: &Path, events: &[raw::Event], step: usize) -> anyhow::Result<Writ
         ..Header::default()
     };
     let reasons: DropReasons = reasons.into_iter().collect();
+    let mut decoder = Decoder::default();
     let mut tracker = Tracker::new(SocketReasons::from_iter([(NOT_SPECIFIED, "NOT_SPECIFIED")]));
     let begun = Instant::now();
     let (mut joining, mut handing) = (Duration::ZERO, Duration::ZERO);
@@ -268,7 +269,7 @@ fn write(file: &Path, events: &[raw::Event], step: usize) -> anyhow::Result<Writ
         let now_ns = batch.last().map_or(0, |event| event.time_ns);
         // In turns, so that whatever else this machine does slows both.
         let before = spent();
-        join(&mut tracker, batch);
+        join(&mut decoder, &mut tracker, batch);
         joining += spent() - before;
         let before = spent();
         for event in batch {

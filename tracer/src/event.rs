@@ -12,10 +12,12 @@ use tracer_ebpf::hook::HookId;
 use crate::hook::{self, Role};
 
 mod arp;
+mod decoder;
 pub mod layout;
 mod packet;
 
 pub use arp::Arp;
+pub use decoder::Decoder;
 pub use packet::{Packet, Quoted, Transport, Tuple, protocol, tcp_flag};
 
 /// Something that happened to a packet at a hook.
@@ -223,12 +225,20 @@ impl Event {
     }
 
     /// What it means to be seen at this hook.
-    pub const fn role(&self) -> Role {
-        hook::of(self.hook).role
+    pub fn role(&self) -> Role {
+        hook::role(self.hook)
     }
 
     /// Decodes what the programs wrote; `None` when the hook number is unknown.
     pub fn decode(event: &raw::Event) -> Option<Self> {
+        Self::decode_with(event, |bytes| Packet::parse(bytes, 0))
+    }
+
+    /// The same; `parse` is given what begins with the network header.
+    fn decode_with(
+        event: &raw::Event,
+        parse: impl FnOnce(&[u8]) -> Option<Packet>,
+    ) -> Option<Self> {
         let has = |bit| event.valid & bit != 0;
         let hook = HookId::from_number(event.hook)?;
         let length = usize::from(event.packet_len).min(event.packet.len());
@@ -236,15 +246,16 @@ impl Event {
         // may look like a header.
         let of_no_network =
             hook == HookId::Drop && event.protocol == 0 && !has(raw::valid::IFINDEX);
-        let network = usize::from(event.network_offset);
-        let arp = if event.protocol == Arp::ETHERTYPE.to_be() && has(raw::valid::PACKET) {
-            event.packet[..length].get(network..).and_then(Arp::parse)
+        let network = event.packet[..length].get(usize::from(event.network_offset)..);
+        let network = network.filter(|_| has(raw::valid::PACKET));
+        let arp = if event.protocol == Arp::ETHERTYPE.to_be() {
+            network.and_then(Arp::parse)
         } else {
             None
         };
-        let packet = (has(raw::valid::PACKET) && !of_no_network && arp.is_none())
-            .then(|| Packet::parse(&event.packet[..length], network))
-            .flatten();
+        let packet = network
+            .filter(|_| !of_no_network && arp.is_none())
+            .and_then(parse);
         let detail = if has(raw::valid::DETAIL) {
             Detail::decode(hook, event, packet.as_ref())
         } else {

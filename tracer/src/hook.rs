@@ -528,7 +528,7 @@ pub const CATALOGUE: &[Hook] = &[
     tracepoint(HookId::Drop, Role::Drop, "kfree_skb"),
 ];
 
-/// Row of each hook number; asked for every event.
+/// Row of each hook number.
 const ROWS: [usize; 80] = {
     let mut rows = [0; 80];
     let mut row = 0;
@@ -538,6 +538,22 @@ const ROWS: [usize; 80] = {
     }
     rows
 };
+
+/// Role of each hook number by itself: asked many times for every event.
+static ROLES: [Role; ROWS.len()] = {
+    let mut roles = [Role::Drop; ROWS.len()];
+    let mut row = 0;
+    while row < CATALOGUE.len() {
+        roles[CATALOGUE[row].id as usize] = CATALOGUE[row].role;
+        row += 1;
+    }
+    roles
+};
+
+/// What it means to be seen at a hook.
+pub fn role(id: HookId) -> Role {
+    ROLES[id as usize]
+}
 
 /// The row of a hook.
 pub const fn of(id: HookId) -> &'static Hook {
@@ -557,6 +573,10 @@ mod tests {
     fn every_hook_has_one_row_in_order() {
         let ids: Vec<_> = CATALOGUE.iter().map(|hook| hook.id).collect();
         assert_eq!(ids, HookId::ALL);
-        assert!(HookId::ALL.iter().all(|&id| of(id).id == id));
+        assert!(
+            HookId::ALL
+                .iter()
+                .all(|&id| of(id).id == id && of(id).role == role(id))
+        );
     }
 }

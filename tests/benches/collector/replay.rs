@@ -2,7 +2,7 @@
 //! later.
 
 use tracer::collector::Collector;
-use tracer::event::Event;
+use tracer::event::Decoder;
 use tracer_ebpf::event as raw;
 
 /// Real events of UDP and TCP round trips through a NodePort; `node --record` made them.
@@ -92,7 +92,8 @@ impl Replay {
     /// Replays passes into a collector as a session does: it empties the ring buffer, decodes, and
     /// keeps what ended.
     pub(crate) fn into(&self, collector: &mut Collector, passes: std::ops::Range<u64>) -> Replayed {
-        let (mut ended, mut done) = (Vec::new(), Replayed::default());
+        let (mut decoder, mut ended) = (Decoder::default(), Vec::new());
+        let mut done = Replayed::default();
         let mut next_ns = 0;
         for number in passes {
             self.pass(number, |raw| {
@@ -103,7 +104,7 @@ impl Replay {
                     done.packets += ended.len() as u64;
                     collector.keep(std::mem::take(&mut ended), now);
                 }
-                if let Some(event) = Event::decode(raw) {
+                if let Some(event) = decoder.decode(raw) {
                     collector.push(event, &mut ended);
                 }
                 done.events += 1;

@@ -13,7 +13,7 @@ use super::encoder::{Encoder, Told};
 use super::file::{Files, Written};
 use super::record::{Control, Header, Headers, Record};
 use super::recorder::Item;
-use crate::event::{Detail, Event};
+use crate::event::{Decoder, Detail, Event};
 use crate::hook;
 use crate::journey::{Journey, Tracker};
 use crate::kernel::reasons::DropReasons;
@@ -57,6 +57,7 @@ struct Last {
 pub(super) struct Writer {
     files: Files,
     encoder: Encoder,
+    decoder: Decoder,
     tracker: Tracker,
     queue: VecDeque<Waiting>,
     /// How many entries have left the queue: the number of its first.
@@ -83,6 +84,7 @@ impl Writer {
             tracker: Tracker::new(encoder.socket_reasons()),
             files,
             encoder,
+            decoder: Decoder::default(),
             queue: VecDeque::new(),
             gone: 0,
             entries: HashMap::new(),
@@ -128,7 +130,7 @@ impl Writer {
     fn take(&mut self, item: Item) {
         match item {
             Item::Event(raw) => {
-                let Some(event) = Event::decode(&raw) else {
+                let Some(event) = self.decoder.decode(&raw) else {
                     return;
                 };
                 if let Detail::Drop { location, .. } = event.detail

@@ -120,6 +120,13 @@ impl Origins {
         journey.branches.len() - 1
     }
 
+    /// Notes an event of a branch.
+    pub(super) fn note(&mut self, index: usize, event: &Event) {
+        if let Some(origin) = self.0.get_mut(index) {
+            origin.layers.note(event);
+        }
+    }
+
     /// What an event at the skb of a branch is to it. Tunnels are followed for the packet itself only.
     pub(super) fn relation(&self, journey: &Journey, index: usize, event: &Event) -> Relation {
         let Some(origin) = self.0.get(index) else {

@@ -39,6 +39,8 @@ pub(super) struct Layers {
     since: usize,
     /// Headers that the present layer is known to have, before an event shows them.
     expected: Option<Packet>,
+    /// A socket took the packet of the present layer.
+    taken: bool,
 }
 
 impl Layers {
@@ -67,10 +69,9 @@ impl Layers {
         // A socket does not send on what it took, unless a tunnel listens there: the skb was freed and
         // is used again.
         let present = events.get(self.since..).unwrap_or_default();
-        let taken = present.iter().any(|event| event.role() == Role::Deliver);
         let after = matches!(event.role().area(), Area::Socket | Area::Drop)
             || event.role() == Role::Decapsulate;
-        if taken && !after {
+        if self.taken && !after {
             return Relation::Other;
         }
         let before = present
@@ -89,6 +90,11 @@ impl Layers {
         }
     }
 
+    /// Notes an event of the present layer.
+    pub(super) fn note(&mut self, event: &Event) {
+        self.taken |= event.role() == Role::Deliver;
+    }
+
     /// Notes that the next event is of a tunnel's packet around this one.
     pub(super) fn wrap(&mut self, journey: &Journey) {
         let present = journey.events[self.since..]
@@ -98,6 +104,7 @@ impl Layers {
         self.inside.extend(present);
         self.since = journey.events.len();
         self.expected = None;
+        self.taken = false;
     }
 
     /// Notes that the next event is of the packet that was inside; what was seen of its carrier is
@@ -107,6 +114,7 @@ impl Layers {
         journey.carried.push(self.since..end);
         self.expected = self.inside.pop();
         self.since = end;
+        self.taken = false;
     }
 
     /// Marks what was seen of a carrier that the packet was never taken out of.

@@ -236,17 +236,24 @@ impl Journey {
         if self.is_for_many() || self.is_arp() {
             return None;
         }
-        let dropped = matches!(self.ending, Ending::Dropped { .. }) && !self.was_only_freed();
-        // A reset found nothing to reset: the connection is gone already.
-        let late_reset =
-            (self.events.iter()).any(|event| event.role() == Role::Reset && !refuses(event));
+        let (mut late_reset, mut reset, mut rejected, mut no_route) = (false, false, false, false);
+        for event in &self.events {
+            match event.role() {
+                Role::Reset if refuses(event) => reset = true,
+                // It found nothing to reset: the connection is gone already.
+                Role::Reset => late_reset = true,
+                Role::IcmpError => rejected |= refuses(event),
+                Role::RouteError => no_route = true,
+                _ => {}
+            }
+        }
         match self.ending {
-            Ending::Dropped { location, reason } if dropped && !late_reset => {
+            Ending::Dropped { location, reason } if !late_reset && !self.was_only_freed() => {
                 Some(Loss::Dropped { location, reason })
             }
-            _ if self.was_reset() => Some(Loss::Reset),
-            _ if self.rejected() => Some(Loss::IcmpError),
-            _ if self.passed(Role::RouteError) => Some(Loss::NoRoute),
+            _ if reset => Some(Loss::Reset),
+            _ if rejected => Some(Loss::IcmpError),
+            _ if no_route => Some(Loss::NoRoute),
             _ => None,
         }
     }

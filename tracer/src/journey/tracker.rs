@@ -368,6 +368,7 @@ impl Active {
         let over = ending(|| self.journey.was_taken(), &event, reasons).map(|ending| {
             for_another_host(&self.journey.events, ending, reasons).unwrap_or(ending)
         });
+        self.layers.note(&event);
         keep(&mut self.journey.events, event, &mut self.journey.gap);
         if let Some(ending) = over {
             self.journey.ending = ending;
@@ -380,6 +381,7 @@ impl Active {
             return true;
         };
         let over = ending(|| branch.was_taken(), &event, reasons);
+        self.origins.note(index, &event);
         keep(&mut branch.events, event, &mut self.journey.gap);
         if let Some(ending) = over {
             branch.ending = ending;

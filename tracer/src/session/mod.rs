@@ -20,7 +20,7 @@ use tokio::time::MissedTickBehavior;
 use crate::analysis::{Analysis, Kernel};
 use crate::capture::{Control, Recorder};
 use crate::cause::Diagnosis;
-use crate::event::Event;
+use crate::event::Decoder;
 use crate::flow::Flows;
 use crate::journey::Journey;
 use crate::kernel::inbox::Inbox;
@@ -52,6 +52,7 @@ const BATCH: usize = 65_536;
 pub struct Session {
     tracing: Tracing,
     inbox: Inbox,
+    decoder: Decoder,
     /// What was lost so far, as the journeys know it.
     known: Known,
     modules_looked: Instant,
@@ -120,6 +121,7 @@ impl Session {
             analysis,
             tracing,
             inbox,
+            decoder: Decoder::default(),
             known: Known::none(),
             modules_looked: Instant::now(),
             loaded: Loaded::read(),
@@ -303,9 +305,10 @@ impl Session {
         self.hear_of_cluster()?;
         self.follow_modules()?;
         let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
+        let decoder = &mut self.decoder;
         let now = monotonic_ns();
         let taken = self.inbox.take(BATCH, |raw| {
-            if let Some(event) = Event::decode(raw) {
+            if let Some(event) = decoder.decode(raw) {
                 if let Some(recorder) = recorder {
                     recorder.event(raw);
                 }

@@ -56,6 +56,21 @@ fn the_skb_of_a_packet_that_left_is_another_packets() {
     assert_eq!(lengths(sent.into_iter().chain([again])), [2, 1]);
 }
 
+/// Datagrams of unconnected sockets tell nothing by which the next would be known as another.
+#[test]
+fn the_skb_of_a_packet_that_a_socket_took_is_another_packets() {
+    const QUESTION: (&str, &str) = ("192.0.2.1:1000", "10.0.0.2:53");
+    let at = |hook, time_ns| at_device(hook, time_ns, 2, QUESTION);
+    let asked = [
+        at(HookId::UdpReceive, 1),
+        at(HookId::UdpDeliver, 2),
+        at(HookId::NetfilterHook, 3),
+    ];
+    assert_eq!(lengths(asked.clone()), [2, 1]);
+    let [first, taken, _] = asked;
+    assert_eq!(lengths([first, taken, at(HookId::Drop, 3)]), [3]);
+}
+
 /// A veth device that runs an XDP program puts the packet into an skb of its own, which may be seen first where the
 /// program's verdict frees it.
 #[test]
@@ -279,6 +294,7 @@ fn over_vxlan(grown: u32) -> Vec<Journey> {
         outer(HookId::UdpDeliver, 50, 130),
         outer(HookId::VxlanReceive, 60, 130),
         inner(HookId::DeviceReceive, 70, 100),
+        inner(HookId::NetfilterHook, 75, 100),
         inner(HookId::UdpDeliver, 80, 100),
     ] {
         tracker.push(event, &mut ended);
@@ -292,7 +308,7 @@ fn a_packet_stays_itself_inside_a_tunnel() {
     let ended = over_vxlan(36);
     assert_eq!(ended.len(), 1);
     let journey = &ended[0];
-    assert_eq!(journey.events.len(), 8);
+    assert_eq!(journey.events.len(), 9);
     assert_eq!(journey.carried, vec![2..6; 1]);
     assert_eq!(journey.ending, Ending::Delivered);
     let tuples: std::collections::HashSet<_> = journey.tuples().collect();

@@ -271,10 +271,10 @@ fn write(file: &Path, events: &[raw::Event], step: usize) -> anyhow::Result<Writ
         let before = spent();
         join(&mut decoder, &mut tracker, batch);
         joining += spent() - before;
+        // A trace owns what came out of the ring buffer.
+        let batch = batch.to_vec();
         let before = spent();
-        for event in batch {
-            recorder.event(event);
-        }
+        recorder.events(batch);
         recorder.control(Control::Step {
             now_ns,
             hurry: false,

@@ -71,9 +71,7 @@ impl Capture {
         let mut recorder = Recorder::start(options, header, Arc::new(names)).expect("a capture");
         recorder.facts(vec![facts()]);
         for packet in 0..PACKETS {
-            for step in 0..WAY.len() {
-                recorder.event(&event(packet, step));
-            }
+            recorder.events((0..WAY.len()).map(|step| event(packet, step)).collect());
         }
         // As a live trace ends.
         let now_ns = 2_000_000_000;

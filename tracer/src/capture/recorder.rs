@@ -27,12 +27,9 @@ const WAITING: usize = 8;
 const MOST_PENDING: usize = 262_144;
 
 /// One thing for the thread.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are events, which would each be allocated"
-)]
 pub(super) enum Item {
-    Event(raw::Event),
+    /// As they came out of the ring buffer: copying them would cost as much as much else that a trace does.
+    Events(Vec<raw::Event>),
     Record(Box<Record>),
     /// The kernel's symbols are read.
     Symbols(Arc<Symbols>),
@@ -43,6 +40,8 @@ pub struct Recorder {
     channel: Option<SyncSender<Vec<Item>>>,
     thread: Option<JoinHandle<anyhow::Result<Written>>>,
     pending: Vec<Item>,
+    /// Events in `pending`.
+    pending_events: usize,
     /// The file as typed.
     shown: String,
     unwritten: u64,
@@ -79,6 +78,7 @@ impl Recorder {
             channel: Some(channel),
             thread: Some(thread),
             pending: Vec::new(),
+            pending_events: 0,
             shown,
             unwritten: 0,
             symbols: None,
@@ -86,12 +86,13 @@ impl Recorder {
         })
     }
 
-    /// An event, as the kernel wrote it.
-    pub fn event(&mut self, event: &raw::Event) {
-        if self.has_ended() || self.pending.len() >= MOST_PENDING {
-            self.unwritten += 1;
+    /// Events, as the kernel wrote them.
+    pub fn events(&mut self, events: Vec<raw::Event>) {
+        if self.has_ended() || self.pending_events >= MOST_PENDING {
+            self.unwritten += events.len() as u64;
         } else {
-            self.pending.push(Item::Event(*event));
+            self.pending_events += events.len();
+            self.pending.push(Item::Events(events));
         }
     }
 
@@ -172,16 +173,17 @@ impl Recorder {
         let Some(channel) = &self.channel else {
             return Ok(());
         };
-        // As many come until the next time, most often.
-        let room = Vec::with_capacity(self.pending.len());
-        match channel.try_send(std::mem::replace(&mut self.pending, room)) {
-            Ok(()) => Ok(()),
+        match channel.try_send(std::mem::take(&mut self.pending)) {
+            Ok(()) => {
+                self.pending_events = 0;
+                Ok(())
+            }
             Err(TrySendError::Full(pending)) => {
                 self.pending = pending;
                 Ok(())
             }
-            Err(TrySendError::Disconnected(pending)) => {
-                self.count_unwritten(&pending);
+            Err(TrySendError::Disconnected(_)) => {
+                self.unwritten += std::mem::take(&mut self.pending_events) as u64;
                 self.join().map(drop)
             }
         }
@@ -190,11 +192,6 @@ impl Recorder {
     /// The thread has given up.
     const fn has_ended(&self) -> bool {
         self.channel.is_none()
-    }
-
-    fn count_unwritten(&mut self, items: &[Item]) {
-        let events = items.iter().filter(|item| matches!(item, Item::Event(_)));
-        self.unwritten += events.count() as u64;
     }
 
     /// Writes what is left and ends the capture; `None` for one that gave up before.
@@ -378,7 +375,7 @@ mod tests {
         );
         assert_eq!(recorder.unwritten(), 0);
         for count in 1..=3 {
-            recorder.event(&constructed(HookId::DeviceReceive, 0));
+            recorder.events(vec![constructed(HookId::DeviceReceive, 0)]);
             recorder.control(Control::Forget);
             recorder.hand_over().expect("it was said");
             assert_eq!(recorder.unwritten(), count);

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use tracer_ebpf::event as raw;
+
 use super::encoder::{Encoder, Told};
 use super::file::{Files, Written};
 use super::record::{Control, Header, Headers, Record};
@@ -129,21 +131,7 @@ impl Writer {
 
     fn take(&mut self, item: Item) {
         match item {
-            Item::Event(raw) => {
-                let Some(event) = self.decoder.decode(&raw) else {
-                    return;
-                };
-                if let Detail::Drop { location, .. } = event.detail
-                    && self.encoder.is_unnamed(location)
-                {
-                    if self.encoder.symbols.is_empty() {
-                        self.unnamed.insert(location);
-                    } else {
-                        self.name([location]);
-                    }
-                }
-                self.take_event(event, Headers::of_raw(&raw));
-            }
+            Item::Events(events) => events.iter().for_each(|event| self.take_raw(event)),
             Item::Symbols(symbols) => {
                 self.encoder.symbols = symbols;
                 let unnamed = std::mem::take(&mut self.unnamed);
@@ -151,6 +139,22 @@ impl Writer {
             }
             Item::Record(record) => self.take_record(*record),
         }
+    }
+
+    fn take_raw(&mut self, raw: &raw::Event) {
+        let Some(event) = self.decoder.decode(raw) else {
+            return;
+        };
+        if let Detail::Drop { location, .. } = event.detail
+            && self.encoder.is_unnamed(location)
+        {
+            if self.encoder.symbols.is_empty() {
+                self.unnamed.insert(location);
+            } else {
+                self.name([location]);
+            }
+        }
+        self.take_event(event, Headers::of_raw(raw));
     }
 
     /// Takes what is no event.

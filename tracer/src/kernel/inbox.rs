@@ -92,8 +92,8 @@ impl Inbox {
         })
     }
 
-    /// Gives what came, at most about `limit` events.
-    pub fn take(&self, limit: usize, mut take: impl FnMut(&Event)) -> Taken {
+    /// Gives what came in batches, at most about `limit` events.
+    pub fn take(&self, limit: usize, mut take: impl FnMut(Vec<Event>)) -> Taken {
         let mut taken = Taken::default();
         while taken.count < limit {
             let batch = {
@@ -105,9 +105,9 @@ impl Inbox {
             let Some(last) = batch.last() else {
                 return taken;
             };
-            batch.iter().for_each(&mut take);
             taken.count += batch.len();
             taken.last_ns = Some(last.time_ns);
+            take(batch);
         }
         taken.more = true;
         taken

@@ -307,12 +307,12 @@ impl Session {
         let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
         let decoder = &mut self.decoder;
         let now = monotonic_ns();
-        let taken = self.inbox.take(BATCH, |raw| {
-            if let Some(event) = decoder.decode(raw) {
-                if let Some(recorder) = recorder {
-                    recorder.event(raw);
-                }
+        let taken = self.inbox.take(BATCH, |batch| {
+            for event in batch.iter().filter_map(|raw| decoder.decode(raw)) {
                 analysis.push(event);
+            }
+            if let Some(recorder) = recorder {
+                recorder.events(batch);
             }
         });
         self.look_for_loss(monotonic_ns(), hurry);

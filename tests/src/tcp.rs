@@ -117,6 +117,8 @@ fn talk() -> anyhow::Result<()> {
         drop(twice);
         thread::sleep(AFTER);
         let reset = greet()?;
+        // An answer may overtake the acknowledgement that was sent before it on another processor.
+        thread::sleep(AFTER);
         setsockopt(&reset.as_fd(), sockopt::Linger, &linger_none())?;
         drop(reset);
         thread::sleep(AFTER);

@@ -28,7 +28,7 @@ const MOST_PENDING: usize = 262_144;
 
 /// One thing for the thread.
 pub(super) enum Item {
-    /// As they came out of the ring buffer: copying them would cost as much as much else that a trace does.
+    /// A batch as it came out of the ring buffer: to copy it would cost the trace a third of what it does else.
     Events(Vec<raw::Event>),
     Record(Box<Record>),
     /// The kernel's symbols are read.
@@ -359,22 +359,26 @@ mod tests {
     fn a_full_disk_is_said_once_and_what_comes_then_is_counted() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut recorder = until_the_disk_is_full(folder.path());
-        let mut error = None;
         for _ in 0..500 {
-            recorder.control(Control::Forget);
-            if let Err(why) = recorder.hand_over() {
-                error = Some(format!("{why:#}"));
+            let forget = || Item::Record(Box::new(Record::Control(Control::Forget)));
+            let sent = recorder
+                .channel
+                .as_ref()
+                .map(|channel| channel.send(vec![forget()]));
+            if sent.is_some_and(|sent| sent.is_err()) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let error = error.expect("the disk is full");
+        recorder.events(vec![constructed(HookId::DeviceReceive, 0); 2]);
+        let error = recorder.hand_over().expect_err("the disk is full");
+        let error = format!("{error:#}");
         assert!(
             error.contains("test.pcapng") && error.contains("No space left"),
             "{error}"
         );
-        assert_eq!(recorder.unwritten(), 0);
-        for count in 1..=3 {
+        assert_eq!(recorder.unwritten(), 2);
+        for count in 3..=5 {
             recorder.events(vec![constructed(HookId::DeviceReceive, 0)]);
             recorder.control(Control::Forget);
             recorder.hand_over().expect("it was said");

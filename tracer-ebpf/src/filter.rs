@@ -398,7 +398,7 @@ fn learn(copy: &Skb) -> u32 {
     let mut room = MaybeUninit::uninit();
     let found = empty(&mut room);
     read_packet(copy, 0, found);
-    if reads_place() || evaluate(&found.key) == 0 {
+    if reads_place() || evaluate(&mut found.key) == 0 {
         black_box(learn_flow(&found.key));
     }
     0
@@ -456,18 +456,18 @@ fn by_itself(
     found: &mut Network,
 ) -> Option<u32> {
     read_packet(copy, at_link, found);
-    if read::filter(filter::INTERFACE)
-        && let Some(offset) = read::offset(Field::NetDeviceName)
-        && device != 0
-    {
-        // A name that cannot be read stays empty, which no test asks for.
-        read::into(&mut found.key.interface, device + offset as u64);
+    if read::filter(filter::INTERFACE) {
+        // A name that cannot be read is empty, which no test asks for.
+        read::into(
+            &mut found.key.interface,
+            device.wrapping_add(read::offset(Field::NetDeviceName)),
+        );
         cut(&mut found.key.interface);
     }
     if read::filter(filter::NAMESPACE) {
         found.key.netns = read::field(net, Field::NetInum);
     }
-    let own = evaluate(&found.key) != 0;
+    let own = evaluate(&mut found.key) != 0;
     if !read::filter(filter::FOLLOW) {
         return Some(if own { FOLLOWED } else { 0 });
     }
@@ -529,25 +529,32 @@ const fn first_zero(word: u64) -> Option<u32> {
 
 /// 1 when the program matches the key; with following, in either direction.
 #[inline(never)]
-fn evaluate(key: &Key) -> u32 {
+fn evaluate(key: &mut Key) -> u32 {
+    if matches(key) != 0 {
+        return 1;
+    }
+    if !read::filter(filter::FOLLOW) || !read::filter(filter::DIRECTED) {
+        return 0;
+    }
+    key.exchange();
+    let matched = matches(key);
+    key.exchange();
+    matched
+}
+
+/// 1 when the program matches the key as it is. Not inlined: once in the program for both directions.
+#[inline(never)]
+fn matches(key: &Key) -> u32 {
     // The loader changes it, so the compiler may not know what is in it.
     // SAFETY: a valid static.
     let program = unsafe { &*black_box(addr_of!(PROGRAM)) };
-    let reverse = read::filter(filter::FOLLOW) && read::filter(filter::DIRECTED);
-    u32::from(program.matches(key) || reverse && program.matches_reversed(key))
+    u32::from(program.matches(key))
 }
 
 /// True when one of the conntrack entry's tuples matches; the key's place stays, the rest is replaced.
 #[inline(always)]
 fn entry_matches(entry: u64, key: &mut Key) -> bool {
-    let (Some(hash), Some(tuple)) = (
-        read::offset(Field::ConnTuplehash),
-        read::offset(Field::TupleHashTuple),
-    ) else {
-        return false;
-    };
-    let first = entry + (hash + tuple) as u64;
-    let second = first + (read::size(Field::ConnTuplehash) / 2) as u64;
+    let [first, second] = read::tuples(entry);
     black_box(take_tuple(first, key));
     if evaluate(key) | flow_known(key) != 0 {
         return true;
@@ -600,5 +607,5 @@ fn quoted_matches(copy: &Skb, at_link: u32, found: &mut Network) -> bool {
     found.transport = 0;
     found.fragment = false;
     black_box(read_headers(copy, inner, 0, found));
-    evaluate(&found.key) | flow_known(&found.key) != 0
+    evaluate(&mut found.key) | flow_known(&found.key) != 0
 }

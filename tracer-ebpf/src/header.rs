@@ -34,7 +34,8 @@ const FRAGMENT6: u8 = 44;
 pub struct Network {
     /// Addresses, network and protocol; no ports yet.
     pub key: Key,
-    /// Where the transport header begins, from the network header; 0 where this packet has none.
+    /// Where the transport header begins, or IPv6's fragment header, from the network header; 0 where this packet
+    /// has none.
     pub transport: u16,
     /// What NAT leaves alone and tells packets of one flow apart: IPv4's identification, IPv6's flow label.
     pub identity: u32,
@@ -89,9 +90,7 @@ impl Network {
         self.identity = four(bytes, 0) & 0x000f_ffff_u32.to_be();
         self.key.protocol = bytes[6];
         self.fragment = bytes[6] == FRAGMENT6;
-        if !self.fragment {
-            self.transport = NETWORK_BYTES as u16;
-        }
+        self.transport = NETWORK_BYTES as u16;
     }
 
     #[inline(always)]
@@ -101,7 +100,8 @@ impl Network {
         self.key.destination[0] = u64::from(four(bytes, 24));
     }
 
-    /// Takes ports from the transport header, and what else tells packets apart.
+    /// Takes ports from the transport header, and what else tells packets apart; from IPv6's fragment header the
+    /// protocol and the datagram's identification.
     #[inline(always)]
     pub fn read_transport(&mut self, bytes: &[u8; TRANSPORT_BYTES]) {
         match self.key.protocol {
@@ -123,16 +123,13 @@ impl Network {
                     self.key.destination_port = identifier;
                 }
             }
+            FRAGMENT6 if self.key.network == network::IPV6 => {
+                self.key.protocol = bytes[0];
+                self.datagram = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+                self.identity = self.datagram;
+            }
             _ => {}
         }
-    }
-
-    /// Takes the protocol and the datagram's identification from IPv6's fragment header.
-    #[inline(always)]
-    pub fn read_fragment6(&mut self, bytes: &[u8; TRANSPORT_BYTES]) {
-        self.key.protocol = bytes[0];
-        self.datagram = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-        self.identity = self.datagram;
     }
 }
 

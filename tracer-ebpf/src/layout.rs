@@ -1,8 +1,9 @@
 //! Kernel fields that the programs read. Userspace looks their offsets up in the running kernel's
 //! BTF and passes them in as the global `LAYOUT`; one new field is one new line here.
 
-/// Offset of a field that this kernel does not have or whose place is unknown.
-pub const ABSENT: u16 = u16::MAX;
+/// Offset of a field that this kernel does not have or whose place is unknown: no address with it added, even twice, is
+/// one that maps, so that reading gives zero and the programs need not ask.
+pub const ABSENT: u64 = 1 << 62;
 
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident = $structure:literal, $path:literal $(of $module:literal)?;)*) => {
@@ -128,9 +129,9 @@ pub const FIELD_COUNT: usize = FIELDS.len();
 #[derive(Clone, Copy)]
 pub struct Layout {
     /// Byte offset in the structure, [`ABSENT`] when unknown.
-    pub offset: [u16; FIELD_COUNT],
+    pub offset: [u64; FIELD_COUNT],
     /// Bytes of the field, 0 when unknown.
-    pub size: [u16; FIELD_COUNT],
+    pub size: [u64; FIELD_COUNT],
 }
 
 impl Layout {
@@ -155,6 +156,8 @@ pub struct Settings {
     pub window_start: u32,
     /// Bytes of `sk_buff` that are copied from there; at most [`WINDOW_BYTES`].
     pub window_length: u32,
+    /// Offset of each field in the copy, in the order of [`Field`]; [`WINDOW_BYTES`] for one that is not in it.
+    pub window: [u32; FIELD_COUNT],
 }
 
 /// Bits of [`Settings::filter`].

@@ -1,7 +1,6 @@
 //! The only place that reads kernel memory.
 //!
-//! Offsets come from the globals that userspace filled from BTF. A field that this kernel lacks
-//! reads as `None`, and the verifier removes the code behind it.
+//! Offsets come from the globals that userspace filled from BTF. A field that this kernel lacks reads as zero.
 
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, read_volatile, write_volatile};
@@ -9,7 +8,7 @@ use core::ptr::{addr_of, read_volatile, write_volatile};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
-use tracer_ebpf::layout::{ABSENT, Field, Layout, Settings, WINDOW_BYTES};
+use tracer_ebpf::layout::{ABSENT, FIELD_COUNT, Field, Layout, Settings, WINDOW_BYTES};
 
 #[unsafe(no_mangle)]
 static LAYOUT: Layout = Layout::UNKNOWN;
@@ -25,6 +24,7 @@ static SETTINGS: Settings = Settings {
     filter: 0,
     window_start: 0,
     window_length: 0,
+    window: [WINDOW_BYTES as u32; FIELD_COUNT],
 };
 
 /// True when the drop tracepoint has a reason argument.
@@ -48,30 +48,34 @@ pub fn filter(bits: u32) -> bool {
     unsafe { read_volatile(addr_of!(SETTINGS.filter)) & bits != 0 }
 }
 
-/// Offset of a field in its structure.
+/// Offset of a field in its structure; [`ABSENT`] where it is unknown.
 #[inline(always)]
-pub fn offset(field: Field) -> Option<usize> {
+pub fn offset(field: Field) -> u64 {
     // SAFETY: as above; every `Field` is an index of the array.
-    let offset = unsafe { read_volatile(addr_of!(LAYOUT.offset[field as usize])) };
-    (offset != ABSENT).then_some(offset as usize)
+    unsafe { read_volatile(addr_of!(LAYOUT.offset[field as usize])) }
 }
 
 /// Offset of a module's field, also where the module was loaded after the programs.
 #[inline(always)]
-pub fn module_offset(field: Field) -> Option<usize> {
-    if let Some(offset) = offset(field) {
+pub fn module_offset(field: Field) -> Option<u64> {
+    let offset = offset(field);
+    if offset != ABSENT {
         return Some(offset);
     }
     let later = LATER.get(0)?;
     let known = later.size[field as usize] != 0;
-    known.then_some(later.offset[field as usize] as usize)
+    known.then_some(later.offset[field as usize])
 }
 
-/// Size of a field in bytes.
+/// Where both tuples of a conntrack entry are.
 #[inline(always)]
-pub fn size(field: Field) -> usize {
+pub fn tuples(entry: u64) -> [u64; 2] {
+    let first = entry
+        .wrapping_add(offset(Field::ConnTuplehash))
+        .wrapping_add(offset(Field::TupleHashTuple));
     // SAFETY: as above.
-    unsafe { read_volatile(addr_of!(LAYOUT.size[field as usize])) as usize }
+    let both = unsafe { read_volatile(addr_of!(LAYOUT.size[Field::ConnTuplehash as usize])) };
+    [first, first.wrapping_add(both / 2)]
 }
 
 /// Reads a value from any kernel address; `None` when the address does not map.
@@ -108,18 +112,15 @@ pub fn into<T: Copy>(to: &mut T, address: u64) -> bool {
 /// Callers use it for what is never zero. Without a branch: a value known to be zero beside one that is not would
 /// have the verifier go through all that follows twice.
 #[inline(always)]
-pub fn field<T: Copy + Default>(base: u64, field: Field) -> T {
-    match offset(field) {
-        Some(offset) => number(base.wrapping_add(offset as u64)),
-        None => T::default(),
-    }
+pub fn field<T: Copy>(base: u64, field: Field) -> T {
+    number(base.wrapping_add(offset(field)))
 }
 
 /// The same for a field of a module.
 #[inline(always)]
 pub fn module_field<T: Copy + Default>(base: u64, field: Field) -> T {
     match module_offset(field) {
-        Some(offset) => number(base.wrapping_add(offset as u64)),
+        Some(offset) => number(base.wrapping_add(offset)),
         None => T::default(),
     }
 }
@@ -159,9 +160,11 @@ pub fn zero(words: &mut [u64]) {
 
 /// A copy of the part of an `sk_buff` that holds the fields of `layout::in_window`: one read instead
 /// of one per field.
-#[repr(align(8))]
+#[repr(C, align(8))]
 pub struct Skb {
     bytes: MaybeUninit<[u8; WINDOW_BYTES]>,
+    /// Zero: where fields lie that this kernel does not have.
+    absent: MaybeUninit<u64>,
 }
 
 impl Skb {
@@ -170,6 +173,7 @@ impl Skb {
     pub const fn room() -> Self {
         Self {
             bytes: MaybeUninit::uninit(),
+            absent: MaybeUninit::uninit(),
         }
     }
 
@@ -186,6 +190,7 @@ impl Skb {
         if length > WINDOW_BYTES as u32 {
             return false;
         }
+        self.absent.write(0);
         // SAFETY: the helper writes at most the room's bytes, zeroes on failure.
         unsafe {
             bpf_probe_read_kernel(
@@ -198,21 +203,14 @@ impl Skb {
 
     /// A field of the copy; zero where this kernel has none.
     #[inline(always)]
-    pub fn field<T: Copy + Default>(&self, field: Field) -> T {
-        // SAFETY: a valid static, as above.
-        let start = unsafe { read_volatile(addr_of!(SETTINGS.window_start)) } as usize;
-        let offset = match offset(field) {
-            Some(offset) => offset.wrapping_sub(start),
-            None => return T::default(),
-        };
-        if offset > WINDOW_BYTES - size_of::<T>() {
-            return T::default();
-        }
-        // SAFETY: in bounds by the check above, written by `fill` before any use, and aligned as the
-        // kernel aligns it, since the window begins at a multiple of eight bytes.
+    pub fn field<T: Copy>(&self, field: Field) -> T {
+        // SAFETY: as above; every `Field` is an index of the array.
+        let offset = unsafe { read_volatile(addr_of!(SETTINGS.window[field as usize])) } as usize;
+        // SAFETY: the loader's offsets lie in the copy, which the verifier checks, as they are constants to it. `fill`
+        // wrote all of it, and fields are aligned in it as the kernel aligns them, since the window begins at a
+        // multiple of eight bytes.
         unsafe {
-            self.bytes
-                .as_ptr()
+            (self as *const Self)
                 .cast::<u8>()
                 .add(offset)
                 .cast::<T>()

@@ -31,79 +31,66 @@ const ICMP_ERRORS: u16 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 11 | 1 << 12;
 /// An ICMP error's own header.
 const ICMP_HEADER: u32 = 8;
 
-/// Bytes of a network header that are looked at.
-pub const NETWORK_BYTES: usize = 40;
+/// Packets in each other that are looked at: a tunnel's, an ICMP error in it, and what that quotes.
+pub const LAYERS: u32 = 3;
+
+/// Words of a network header that are looked at, as they lie in memory.
+pub const NETWORK_WORDS: usize = 10;
+const NETWORK_BYTES: u32 = 4 * NETWORK_WORDS as u32;
 
 /// What is behind a packet's network header, and where; `None` for what is no IP.
 #[inline(always)]
-pub const fn transport(bytes: &[u8; NETWORK_BYTES]) -> Option<(u8, u32)> {
-    match bytes[0] >> 4 {
-        4 if bytes[6] & 0x3f | bytes[7] != 0 => Some((FRAGMENT4, 0)),
-        4 => Some((bytes[9], (bytes[0] as u32 & 15) * 4)),
-        6 => Some((bytes[6], NETWORK_BYTES as u32)),
+pub const fn transport(header: &[u32; NETWORK_WORDS]) -> Option<(u8, u32)> {
+    let first = u32::from_be(header[0]);
+    match first >> 28 {
+        4 if u32::from_be(header[1]) & 0x3fff != 0 => Some((FRAGMENT4, 0)),
+        4 => Some((
+            (u32::from_be(header[2]) >> 16) as u8,
+            (first >> 24 & 15) * 4,
+        )),
+        6 => Some(((u32::from_be(header[1]) >> 8) as u8, NETWORK_BYTES)),
         _ => None,
     }
 }
 
-/// How many bytes of headers lie before the packet in a tunnel's, by what [`transport`] says; 0 for one that is none.
+/// How many bytes of headers lie before the packet that this one carries, in a tunnel or quoted by an ICMP error, by
+/// what [`transport`] says and the words behind; 0 where it carries none.
 #[inline(always)]
-pub const fn tunnelled(protocol: u8, length: u32, behind: [u8; 8]) -> u32 {
-    let port = u16::from_be_bytes([behind[2], behind[3]]);
+pub const fn carried(protocol: u8, length: u32, behind: [u32; 2]) -> u32 {
+    let first = u32::from_be(behind[0]);
+    let (kind, port) = (first >> 24, first as u16);
     match protocol {
         UDP if port == VXLAN[0] || port == VXLAN[1] => length + VXLAN_HEADERS,
         IPIP => length,
-        _ => 0,
-    }
-}
-
-/// The same for the packet that an ICMP error quotes.
-#[inline(always)]
-pub const fn quoted(protocol: u8, length: u32, behind: [u8; 8]) -> u32 {
-    let kind = behind[0];
-    match protocol {
         ICMP if kind < 16 && ICMP_ERRORS >> kind & 1 != 0 => length + ICMP_HEADER,
         ICMP6 if kind.wrapping_sub(1) < 127 => length + ICMP_HEADER,
         _ => 0,
     }
 }
 
-/// The number of a packet's flow, by its network header and what is behind that, see [`spread`].
+/// The number of a packet's flow, by its network header and the words behind it, see [`spread`]; the highest for
+/// what is no IP.
 #[inline(always)]
-pub const fn flow(bytes: &[u8; NETWORK_BYTES], protocol: u8, behind: [u8; 8]) -> u32 {
-    let kind = behind[0];
+pub const fn flow(header: &[u32; NETWORK_WORDS], behind: [u32; 2]) -> u32 {
+    let Some((protocol, _)) = transport(header) else {
+        return u32::MAX;
+    };
+    let (first, second) = (u32::from_be(behind[0]), u32::from_be(behind[1]));
+    let kind = first >> 24;
     let number = match protocol {
         TCP | UDP | SCTP => {
-            let one = u16::from_be_bytes([behind[0], behind[1]]);
-            let two = u16::from_be_bytes([behind[2], behind[3]]);
-            if one > two { one as u32 } else { two as u32 }
+            let (one, two) = (first >> 16, first & 0xffff);
+            if one > two { one } else { two }
         }
-        FRAGMENT4 => u16::from_be_bytes([bytes[4], bytes[5]]) as u32,
-        FRAGMENT6 => u32::from_ne_bytes([behind[4], behind[5], behind[6], behind[7]]),
-        ICMP if kind & !8 == 0 => echo(behind),
-        ICMP6 if kind & !1 == 128 => echo(behind),
-        _ => addresses(bytes),
+        FRAGMENT4 => u32::from_be(header[1]) >> 16,
+        FRAGMENT6 => second,
+        ICMP if kind & !8 == 0 => second >> 16,
+        ICMP6 if kind & !1 == 128 => second >> 16,
+        // Both addresses' last four bytes, the same for both ways.
+        _ if u32::from_be(header[0]) >> 28 == 4 => header[3] ^ header[4],
+        _ => header[5] ^ header[9],
     };
     spread(number)
-}
-
-#[inline(always)]
-const fn echo(behind: [u8; 8]) -> u32 {
-    u16::from_be_bytes([behind[4], behind[5]]) as u32
-}
-
-/// Both addresses' last four bytes, the same for both ways.
-#[inline(always)]
-const fn addresses(bytes: &[u8; NETWORK_BYTES]) -> u32 {
-    if bytes[0] >> 4 == 4 {
-        four(bytes, 12) ^ four(bytes, 16)
-    } else {
-        four(bytes, 20) ^ four(bytes, 36)
-    }
-}
-
-#[inline(always)]
-const fn four(bytes: &[u8; NETWORK_BYTES], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 /// Spreads numbers that lie close together over all 32 bits (Fibonacci hashing), so that a share of
@@ -117,27 +104,24 @@ pub const fn spread(number: u32) -> u32 {
 mod tests {
     use super::*;
 
-    fn packet4(protocol: u8, source: [u8; 4], destination: [u8; 4]) -> [u8; NETWORK_BYTES] {
-        let mut bytes = [0; NETWORK_BYTES];
-        bytes[0] = 0x45;
-        bytes[9] = protocol;
-        bytes[12..16].copy_from_slice(&source);
-        bytes[16..20].copy_from_slice(&destination);
-        bytes
+    fn packet4(protocol: u8, source: [u8; 4], destination: [u8; 4]) -> [u32; NETWORK_WORDS] {
+        let mut header = [0; NETWORK_WORDS];
+        header[0] = u32::from_ne_bytes([0x45, 0, 0, 0]);
+        header[2] = u32::from_ne_bytes([64, protocol, 0, 0]);
+        header[3] = u32::from_ne_bytes(source);
+        header[4] = u32::from_ne_bytes(destination);
+        header
     }
 
-    fn ports(one: u16, two: u16) -> [u8; 8] {
-        let mut behind = [0; 8];
-        behind[..2].copy_from_slice(&one.to_be_bytes());
-        behind[2..4].copy_from_slice(&two.to_be_bytes());
-        behind
+    fn ports(one: u16, two: u16) -> [u32; 2] {
+        let (one, two) = (one.to_be_bytes(), two.to_be_bytes());
+        [u32::from_ne_bytes([one[0], one[1], two[0], two[1]]), 0]
     }
 
-    fn of(bytes: &[u8; NETWORK_BYTES], behind: [u8; 8]) -> u32 {
-        let (protocol, length) = transport(bytes).unwrap();
-        assert_eq!(tunnelled(protocol, length, behind), 0);
-        assert_eq!(quoted(protocol, length, behind), 0);
-        flow(bytes, protocol, behind)
+    fn of(header: &[u32; NETWORK_WORDS], behind: [u32; 2]) -> u32 {
+        let (protocol, length) = transport(header).unwrap();
+        assert_eq!(carried(protocol, length, behind), 0);
+        flow(header, behind)
     }
 
     #[test]
@@ -156,29 +140,61 @@ mod tests {
 
     #[test]
     fn tunnels_and_errors_go_by_what_they_carry() {
-        assert_eq!(tunnelled(UDP, 20, ports(50_000, 8472)), 20 + 30);
-        let mut error = [0; 8];
-        error[0] = 3;
-        assert_eq!(quoted(ICMP, 20, error), 28);
-        assert_eq!(tunnelled(IPIP, 20, [0; 8]), 20);
+        assert_eq!(carried(UDP, 20, ports(50_000, 8472)), 20 + 30);
+        let unreachable = [u32::from_ne_bytes([3, 1, 0, 0]), 0];
+        assert_eq!(carried(ICMP, 20, unreachable), 28);
+        assert_eq!(carried(ICMP6, 40, unreachable), 48);
+        assert_eq!(carried(IPIP, 20, [0; 2]), 20);
+    }
+
+    #[test]
+    fn an_echo_goes_by_its_identifier() {
+        let (one, two) = ([192, 0, 2, 1], [192, 0, 2, 9]);
+        let asked = [
+            u32::from_ne_bytes([8, 0, 0, 0]),
+            u32::from_ne_bytes([0x12, 0x34, 0, 1]),
+        ];
+        let answered = [0, u32::from_ne_bytes([0x12, 0x34, 0, 1])];
+        assert_eq!(of(&packet4(ICMP, one, two), asked), spread(0x1234));
+        assert_eq!(of(&packet4(ICMP, two, one), answered), spread(0x1234));
+        let mut six = [0; NETWORK_WORDS];
+        six[0] = u32::from_ne_bytes([0x60, 0, 0, 0]);
+        six[1] = u32::from_ne_bytes([0, 8, ICMP6, 64]);
+        let asked = [u32::from_ne_bytes([128, 0, 0, 0]), asked[1]];
+        assert_eq!(of(&six, asked), spread(0x1234));
+    }
+
+    #[test]
+    fn what_has_no_ports_goes_by_its_addresses() {
+        const ESP: u8 = 50;
+        let (one, two) = ([192, 0, 2, 1], [192, 0, 2, 9]);
+        let there = of(&packet4(ESP, one, two), [7; 2]);
+        assert_eq!(there, of(&packet4(ESP, two, one), [9; 2]));
+        assert_ne!(there, of(&packet4(ESP, one, [192, 0, 2, 8]), [7; 2]));
+        let mut six = [0; NETWORK_WORDS];
+        six[0] = u32::from_ne_bytes([0x60, 0, 0, 0]);
+        six[1] = u32::from_ne_bytes([0, 8, ESP, 64]);
+        (six[5], six[9]) = (5, 9);
+        assert_eq!(of(&six, [7; 2]), spread(5 ^ 9));
     }
 
     #[test]
     fn a_fragment_goes_by_its_datagram() {
         let mut first = packet4(UDP, [1; 4], [2; 4]);
-        first[4..8].copy_from_slice(&[0x12, 0x34, 0x20, 0]);
+        first[1] = u32::from_ne_bytes([0x12, 0x34, 0x20, 0]);
         let mut later = first;
-        later[6..8].copy_from_slice(&[0x00, 0xb9]);
-        assert_eq!(of(&first, ports(40_000, 53)), of(&later, [7; 8]));
+        later[1] = u32::from_ne_bytes([0x12, 0x34, 0x00, 0xb9]);
+        assert_eq!(of(&first, ports(40_000, 53)), of(&later, [7; 2]));
         // "Do not fragment" is no fragment.
         let mut whole = packet4(UDP, [1; 4], [2; 4]);
-        whole[6] = 0x40;
+        whole[1] = u32::from_ne_bytes([0, 0, 0x40, 0]);
         assert_eq!(of(&whole, ports(40_000, 53)), spread(40_000));
     }
 
     #[test]
     fn what_is_no_ip_has_no_flow() {
-        assert_eq!(transport(&[0; NETWORK_BYTES]), None);
+        assert_eq!(transport(&[0; NETWORK_WORDS]), None);
+        assert_eq!(flow(&[0; NETWORK_WORDS], [0; 2]), u32::MAX);
     }
 
     #[test]

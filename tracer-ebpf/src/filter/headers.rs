@@ -29,6 +29,17 @@ pub fn empty(room: &mut MaybeUninit<Network>) -> &mut Network {
     }
 }
 
+/// Leaves the value as it is, but the verifier knows nothing of what is in it any more: what follows is verified
+/// once, not once for each kind of header.
+#[inline(always)]
+fn forget(found: &mut Network) {
+    let address: *mut Network = found;
+    // SAFETY: the helper copies the value onto itself.
+    unsafe {
+        bpf_probe_read_kernel(address.cast(), size_of::<Network>() as u32, address.cast());
+    }
+}
+
 /// Where the network header begins, from the start of the buffer.
 #[inline(always)]
 pub fn network_offset(copy: &Skb, at_link: u32) -> u32 {
@@ -59,7 +70,7 @@ pub const fn may_be_ip(protocol: u16) -> bool {
     protocol == 0 || protocol == EtherType::Ipv4 as u16 || protocol == EtherType::Ipv6 as u16
 }
 
-/// Reads headers at an offset of the buffer; 0 when there are none that can be read. The protocol is an
+/// Reads headers at an offset of the buffer; 0 when there are none, or no more than the network's. The protocol is an
 /// EtherType in network order; IP goes by its version.
 #[inline(never)]
 pub fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network) -> u32 {
@@ -70,7 +81,7 @@ pub fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network)
         return 0;
     }
     let start = head + u64::from(offset);
-    let mut room = MaybeUninit::<[u8; NETWORK_BYTES + TRANSPORT_BYTES]>::uninit();
+    let mut room = MaybeUninit::<[u8; NETWORK_BYTES]>::uninit();
     if !read::into(&mut room, start) {
         return 0;
     }
@@ -88,31 +99,16 @@ pub fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network)
     } else {
         return 0;
     };
-    // SAFETY: the first bytes of a longer array.
-    found.read(
-        unsafe { &*bytes.as_ptr().cast::<[u8; NETWORK_BYTES]>() },
-        kind,
-    );
-    let behind = |at: usize| {
-        // SAFETY: called with 20 and 40 only, from where eight bytes are within the array.
-        unsafe { &*bytes.as_ptr().add(at).cast::<[u8; TRANSPORT_BYTES]>() }
-    };
-    if kind == ethertype::IPV6 && found.fragment {
-        found.read_fragment6(behind(NETWORK_BYTES));
+    found.read(bytes, kind);
+    forget(found);
+    let transport = u32::from(found.transport);
+    if transport == 0 || available < transport + TRANSPORT_BYTES as u32 {
         return 0;
     }
-    if found.transport == 0 || available < u32::from(found.transport) + TRANSPORT_BYTES as u32 {
-        return 0;
-    }
-    match found.transport {
-        20 => found.read_transport(behind(20)),
-        40 => found.read_transport(behind(40)),
-        other => {
-            let mut room = [0; TRANSPORT_BYTES];
-            if read::into(&mut room, start + u64::from(other)) {
-                found.read_transport(&room);
-            }
-        }
+    let mut room = MaybeUninit::<[u8; TRANSPORT_BYTES]>::uninit();
+    if read::into(&mut room, start + u64::from(transport)) {
+        // SAFETY: read just now.
+        found.read_transport(unsafe { room.assume_init_ref() });
     }
     1
 }

@@ -88,17 +88,7 @@ fn own_entry(detail: &mut Detail, skb: &Skb) -> bool {
 /// Copies both tuples of the entry; false when something cannot be read.
 #[inline(always)]
 fn fill(detail: &mut Detail, entry: u64, manipulation: u8, direction: u8) -> bool {
-    let (Some(hash), Some(tuple)) = (
-        read::offset(Field::ConnTuplehash),
-        read::offset(Field::TupleHashTuple),
-    ) else {
-        return false;
-    };
-    if entry == 0 {
-        return false;
-    }
-    let first = entry + (hash + tuple) as u64;
-    let second = first + (read::size(Field::ConnTuplehash) / 2) as u64;
+    let [first, second] = read::tuples(entry);
     // SAFETY: every bit pattern is a valid `Conntrack`.
     let conntrack = unsafe { &mut detail.conntrack };
     if !read::into(&mut conntrack.original, first) || !read::into(&mut conntrack.reply, second) {

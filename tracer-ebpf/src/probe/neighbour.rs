@@ -45,13 +45,13 @@ fn about(hook: HookId, ctx: &impl Arguments) -> Option<()> {
 
 #[inline(always)]
 fn fill(detail: &mut Detail, neighbour: u64) -> bool {
-    let Some(key) = read::offset(Field::NeighbourKey) else {
-        return false;
-    };
     // SAFETY: every bit pattern is a valid `Neighbour`.
     let known = unsafe { &mut detail.neighbour };
     known.state = read::field(neighbour, Field::NeighbourState);
     let device = read::field(neighbour, Field::NeighbourDev);
     known.ifindex = read::field(device, Field::NetDeviceIfindex);
-    read::into(&mut known.address, neighbour + key as u64)
+    read::into(
+        &mut known.address,
+        neighbour.wrapping_add(read::offset(Field::NeighbourKey)),
+    )
 }

@@ -14,17 +14,10 @@ use crate::journey::Journey;
 pub(super) fn of_packet(bytes: &[u8], ethertype: u16) -> Key {
     let mut found = Network::default();
     found.read(&padded::<NETWORK_BYTES>(bytes), ethertype);
-    if ethertype == tracer_ebpf::header::ethertype::IPV6
-        && found.fragment
-        && let Some(header) = bytes.get(NETWORK_BYTES..)
-        && !header.is_empty()
-    {
-        found.read_fragment6(&padded::<TRANSPORT_BYTES>(header));
-    }
     let begins = usize::from(found.transport);
     if begins != 0
         && let Some(header) = bytes.get(begins..)
-        && header.len() >= 4
+        && header.len() >= if found.fragment { 1 } else { 4 }
     {
         found.read_transport(&padded::<TRANSPORT_BYTES>(header));
     }

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::EbpfLogger;
@@ -149,32 +150,23 @@ impl Tracing {
     /// # Errors
     /// When the kernel has no type information, the programs cannot be loaded at all, or not a single hook attaches.
     pub fn start(options: &Options) -> anyhow::Result<(Self, Btf)> {
-        // The loader reads type information of its own, twice.
-        let (btf, kernel_btf, loader) = std::thread::scope(|scope| {
-            let kernel_btf = scope.spawn(aya::Btf::from_sys_fs);
-            let loader = scope.spawn(EbpfLoader::new);
-            (Btf::running(), kernel_btf.join(), loader.join())
-        });
-        let btf = btf.context(
+        // The loader reads type information of its own, twice; once of that is for attaching only.
+        let kernel_btf = std::thread::spawn(aya::Btf::from_sys_fs);
+        let loader = std::thread::spawn(EbpfLoader::new);
+        let btf = Btf::running().context(
             "this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)",
         )?;
-        let (Ok(kernel_btf), Ok(mut loader)) = (kernel_btf, loader) else {
-            bail!("a thread that reads the kernel's type information panicked");
-        };
-        let kernel_btf = kernel_btf.context("the kernel's type information cannot be read")?;
         let (layout, missing_fields) = resolve(&btf, &Modules::read());
-        let (window_start, window_length) = window(&layout)?;
-        let settings = [
+        let mut settings = vec![
             // The enum and the tracepoint's argument came together in 5.17.
             u32::from(btf.enumeration("skb_drop_reason").is_some()),
             u32::from(options.namespaces.is_some()),
             filter_bits(options),
-            window_start,
-            window_length,
         ];
+        settings.extend(window(&layout)?);
         let filters = !options.filter.is_everything();
         let program = MatchProgram(*options.filter.program());
-        let mut ebpf = loader
+        let mut ebpf = joined(loader)?
             // The programs have no relocations by type.
             .btf(None)
             .override_global("LAYOUT", layout.as_slice(), true)
@@ -188,6 +180,8 @@ impl Tracing {
             keep_namespaces(&mut ebpf, namespaces)?;
         }
         leave_flows(&mut ebpf, NOT_BEGUN)?;
+        let kernel_btf =
+            joined(kernel_btf)?.context("the kernel's type information cannot be read")?;
         let attacher = Attacher::new(&btf, &kernel_btf, options);
         let mut links = Links::default();
         let hooks: Vec<_> = attacher
@@ -303,11 +297,11 @@ impl Tracing {
         let Ok(btf) = Btf::running() else { return };
         let (layout, missing) = resolve(&btf, modules);
         self.missing_fields = missing;
-        let Ok(layout) = <[u16; 2 * FIELDS.len()]>::try_from(layout) else {
+        let Ok(layout) = <[u64; 2 * FIELDS.len()]>::try_from(layout) else {
             return;
         };
         let later = self.ebpf.map_mut("LATER");
-        if let Some(Ok(mut later)) = later.map(Array::<_, [u16; 2 * FIELDS.len()]>::try_from) {
+        if let Some(Ok(mut later)) = later.map(Array::<_, [u64; 2 * FIELDS.len()]>::try_from) {
             let _ = later.set(0, layout, 0);
         }
     }
@@ -402,6 +396,13 @@ impl Tracing {
     }
 }
 
+/// What a thread found in the kernel's type information.
+fn joined<T>(thread: JoinHandle<T>) -> anyhow::Result<T> {
+    thread
+        .join()
+        .map_err(|_| anyhow!("a thread that reads the kernel's type information panicked"))
+}
+
 /// Where the programs' own messages go.
 struct StandardError;
 
@@ -447,34 +448,32 @@ fn filter_bits(options: &Options) -> u32 {
     .sum()
 }
 
-/// Where the fields of `sk_buff` begin that are copied at once, and how many bytes they span.
-fn window(layout: &[u16]) -> anyhow::Result<(u32, u32)> {
-    let known = FIELDS
-        .iter()
-        .filter(|field| in_window(field.field))
-        .map(|field| field.field as usize)
-        .filter(|&index| layout[index] != ABSENT)
-        .map(|index| {
-            let (offset, size) = (layout[index], layout[FIELDS.len() + index]);
-            (u32::from(offset), u32::from(offset) + u32::from(size))
-        });
-    let start = known.clone().map(|(start, _)| start).min().unwrap_or(0) & !7;
-    let length = known
-        .map(|(_, end)| end)
-        .max()
-        .unwrap_or(0)
-        .saturating_sub(start);
-    if length == 0 || length > WINDOW_BYTES as u32 {
+/// The last words of the `SETTINGS` global: where the fields of `sk_buff` begin that are copied at once, how many bytes
+/// they span, and where each lies in the copy.
+fn window(layout: &[u64]) -> anyhow::Result<Vec<u32>> {
+    let copied = |index: usize| in_window(FIELDS[index].field) && layout[index] != ABSENT;
+    let ends = |index: usize| layout[index] + layout[FIELDS.len() + index];
+    let rows = (0..FIELDS.len()).filter(|&index| copied(index));
+    let start = rows.clone().map(|index| layout[index]).min().unwrap_or(0) & !7;
+    let length = rows.map(ends).max().unwrap_or(0).saturating_sub(start);
+    if length == 0 || length > WINDOW_BYTES as u64 {
         bail!(
             "this kernel's sk_buff is laid out in an unknown way: the fields needed span {length} bytes \
              from {start}; please report it with the output of `uname -r`"
         );
     }
-    Ok((start, length))
+    let offsets = (0..FIELDS.len()).map(|index| match copied(index) {
+        true => layout[index] - start,
+        false => WINDOW_BYTES as u64,
+    });
+    let words = [start, length].into_iter().chain(offsets);
+    words
+        .map(|word| u32::try_from(word).context("sk_buff has an unbelievable size"))
+        .collect()
 }
 
 /// The `LAYOUT` global: offsets, then sizes; and what is missing.
-fn resolve(btf: &Btf, modules: &Modules) -> (Vec<u16>, Vec<String>) {
+fn resolve(btf: &Btf, modules: &Modules) -> (Vec<u64>, Vec<String>) {
     let mut missing = Vec::new();
     let members: Vec<_> = FIELDS
         .iter()
@@ -486,15 +485,11 @@ fn resolve(btf: &Btf, modules: &Modules) -> (Vec<u16>, Vec<String>) {
             member
         })
         .collect();
-    let offsets = members.iter().map(|member| {
-        member
-            .and_then(|member| u16::try_from(member.offset).ok())
-            .unwrap_or(ABSENT)
-    });
-    let sizes = members.iter().map(|member| {
-        member
-            .and_then(|member| u16::try_from(member.size).ok())
-            .unwrap_or(0)
-    });
+    let offsets = members
+        .iter()
+        .map(|member| member.map_or(ABSENT, |member| u64::from(member.offset)));
+    let sizes = members
+        .iter()
+        .map(|member| member.map_or(0, |member| u64::from(member.size)));
     (offsets.chain(sizes).collect(), missing)
 }

@@ -91,6 +91,8 @@ const FOLLOWED: u32 = 1 << 0;
 /// The flow has to be kept when its addresses are final.
 const UNLEARNED: u32 = 1 << 1;
 const IN_TUNNEL: u32 = 1 << 2;
+/// The program matches it.
+const OWN: u32 = 1 << 3;
 
 /// What is known of an skb before it is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -421,6 +423,15 @@ fn decide(skb: u64, copy: &Skb, device: u64, net: u64, at_link: u32) -> u32 {
     let mut room = MaybeUninit::uninit();
     let found = empty(&mut room);
     if let Some(decision) = by_itself(skb, copy, device, net, at_link, found) {
+        if decision & OWN != 0 {
+            if found.fragment {
+                black_box(remember_datagram(found));
+            }
+            // Elsewhere the place says nothing any more.
+            if reads_place() {
+                black_box(learn_flow(&found.key));
+            }
+        }
         return decision;
     }
     let identity = KNOWN | u64::from(found.identity);
@@ -437,8 +448,8 @@ fn decide(skb: u64, copy: &Skb, device: u64, net: u64, at_link: u32) -> u32 {
     decision
 }
 
-/// As [`decide`], but conntrack entries and quoted packets are not looked at: for hooks that trust what is
-/// remembered, where what was found that way is in [`SKBS`]. The less there is, the sooner it is verified.
+/// As [`decide`], but conntrack entries and quoted packets are not looked at, nor is anything learned: for hooks that
+/// trust what is remembered, where what was found that way is in [`SKBS`]. The less there is, the sooner it is verified.
 #[inline(never)]
 fn decide_by_itself(skb: u64, copy: &Skb, device: u64, net: u64) -> u32 {
     let mut room = MaybeUninit::uninit();
@@ -489,14 +500,7 @@ fn by_itself(
         }
     }
     if own {
-        if found.fragment {
-            black_box(remember_datagram(found));
-        }
-        // Elsewhere the place says nothing any more.
-        if reads_place() {
-            black_box(learn_flow(&found.key));
-        }
-        return Some(FOLLOWED);
+        return Some(FOLLOWED | OWN);
     }
     let known = flow_known(&found.key) != 0 || found.fragment && datagram_known(found) != 0;
     known.then_some(FOLLOWED)

@@ -156,7 +156,8 @@ pub struct Settings {
     pub window_start: u32,
     /// Bytes of `sk_buff` that are copied from there; at most [`WINDOW_BYTES`].
     pub window_length: u32,
-    /// Offset of each field in the copy, in the order of [`Field`]; [`WINDOW_BYTES`] for one that is not in it.
+    /// Offset of each field in the copy, in the order of [`Field`]; [`WINDOW_BYTES`], where a zero is, for one that is
+    /// not in it.
     pub window: [u32; FIELD_COUNT],
 }
 

@@ -8,7 +8,7 @@
 //! packet or flow is decided where the history is (`filter` in the programs and in userspace).
 
 use core::hint::black_box;
-use core::mem::{offset_of, size_of};
+use core::mem::{offset_of, size_of, swap};
 
 /// Most tests of one program.
 pub const MOST_INSTRUCTIONS: usize = 32;
@@ -115,16 +115,11 @@ pub struct Key {
 }
 
 impl Key {
-    /// Makes it that of a packet that goes the other way; word by word, since whole arrays would become loops over
-    /// their bytes.
+    /// Makes it that of a packet that goes the other way.
     #[inline(always)]
-    pub fn exchange(&mut self) {
-        let (source, destination) = (self.source, self.destination);
-        for word in 0..2 {
-            self.source[word] = destination[word];
-            self.destination[word] = source[word];
-        }
-        (self.source_port, self.destination_port) = (self.destination_port, self.source_port);
+    pub const fn exchange(&mut self) {
+        swap(&mut self.source, &mut self.destination);
+        swap(&mut self.source_port, &mut self.destination_port);
     }
 }
 

@@ -68,8 +68,8 @@ impl Network {
         }
         self.key.network = network::IPV4;
         self.key.protocol = bytes[9];
-        self.key.source[0] = u64::from(four(bytes, 12));
-        self.key.destination[0] = u64::from(four(bytes, 16));
+        self.key.source = [u64::from(four(bytes, 12)), 0];
+        self.key.destination = [u64::from(four(bytes, 16)), 0];
         self.identity = u32::from(two(bytes, 4));
         self.datagram = self.identity;
         let flags = u16::from_be(two(bytes, 6));
@@ -96,8 +96,8 @@ impl Network {
     #[inline(always)]
     fn arp(&mut self, bytes: &[u8; NETWORK_BYTES]) {
         self.key.network = network::ARP;
-        self.key.source[0] = u64::from(four(bytes, 14));
-        self.key.destination[0] = u64::from(four(bytes, 24));
+        self.key.source = [u64::from(four(bytes, 14)), 0];
+        self.key.destination = [u64::from(four(bytes, 24)), 0];
     }
 
     /// Takes ports from the transport header, and what else tells packets apart; from IPv6's fragment header the

@@ -29,17 +29,6 @@ pub fn empty(room: &mut MaybeUninit<Network>) -> &mut Network {
     }
 }
 
-/// Leaves the value as it is, but the verifier knows nothing of what is in it any more: what follows is verified
-/// once, not once for each kind of header.
-#[inline(always)]
-fn forget(found: &mut Network) {
-    let address: *mut Network = found;
-    // SAFETY: the helper copies the value onto itself.
-    unsafe {
-        bpf_probe_read_kernel(address.cast(), size_of::<Network>() as u32, address.cast());
-    }
-}
-
 /// Where the network header begins, from the start of the buffer.
 #[inline(always)]
 pub fn network_offset(copy: &Skb, at_link: u32) -> u32 {
@@ -81,12 +70,13 @@ pub fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network)
         return 0;
     }
     let start = head + u64::from(offset);
-    let mut room = MaybeUninit::<[u8; NETWORK_BYTES]>::uninit();
+    let mut room = MaybeUninit::<Headers>::uninit();
     if !read::into(&mut room, start) {
         return 0;
     }
     // SAFETY: read just now.
-    let bytes = unsafe { room.assume_init_ref() };
+    let headers = unsafe { room.assume_init_ref() };
+    let bytes = headers.network();
     let protocol = protocol as u16;
     let kind = if protocol == EtherType::Arp as u16 {
         ethertype::ARP
@@ -100,15 +90,55 @@ pub fn read_headers(copy: &Skb, offset: u32, protocol: u32, found: &mut Network)
         return 0;
     };
     found.read(bytes, kind);
-    forget(found);
     let transport = u32::from(found.transport);
     if transport == 0 || available < transport + TRANSPORT_BYTES as u32 {
         return 0;
     }
-    let mut room = MaybeUninit::<[u8; TRANSPORT_BYTES]>::uninit();
-    if read::into(&mut room, start + u64::from(transport)) {
-        // SAFETY: read just now.
-        found.read_transport(unsafe { room.assume_init_ref() });
-    }
+    // Looked at once, wherever it is: the verifier goes through that for each place.
+    let behind = match transport {
+        20 => headers.behind4(),
+        40 => headers.behind6(),
+        other => match read::memory(start + u64::from(other)) {
+            Some(behind) => behind,
+            None => return 0,
+        },
+    };
+    found.read_transport(&bytes_of(behind));
     1
+}
+
+/// What lies where headers usually do: read at once.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Headers {
+    /// A network header, and what is behind IPv6's.
+    words: [u32; (NETWORK_BYTES + TRANSPORT_BYTES) / 4],
+}
+
+impl Headers {
+    #[inline(always)]
+    fn network(&self) -> &[u8; NETWORK_BYTES] {
+        // SAFETY: the first bytes of a longer array.
+        unsafe { &*self.words.as_ptr().cast() }
+    }
+
+    /// What is behind IPv4's header without options.
+    #[inline(always)]
+    const fn behind4(&self) -> [u32; 2] {
+        [self.words[5], self.words[6]]
+    }
+
+    /// What is behind IPv6's fixed header.
+    #[inline(always)]
+    const fn behind6(&self) -> [u32; 2] {
+        [self.words[10], self.words[11]]
+    }
+}
+
+#[inline(always)]
+const fn bytes_of(words: [u32; 2]) -> [u8; TRANSPORT_BYTES] {
+    let (one, two) = (words[0].to_ne_bytes(), words[1].to_ne_bytes());
+    [
+        one[0], one[1], one[2], one[3], two[0], two[1], two[2], two[3],
+    ]
 }

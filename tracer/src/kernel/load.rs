@@ -493,3 +493,46 @@ fn resolve(btf: &Btf, modules: &Modules) -> (Vec<u64>, Vec<String>) {
         .map(|member| member.map_or(0, |member| u64::from(member.size)));
     (offsets.chain(sizes).collect(), missing)
 }
+
+#[cfg(test)]
+mod tests {
+    use tracer_ebpf::layout::Field;
+
+    use super::*;
+
+    /// Offsets and sizes with these fields of eight bytes each.
+    fn layout(fields: &[(Field, u64)]) -> Vec<u64> {
+        let mut layout = vec![ABSENT; FIELDS.len()];
+        layout.resize(2 * FIELDS.len(), 0);
+        for &(field, offset) in fields {
+            layout[field as usize] = offset;
+            layout[FIELDS.len() + field as usize] = 8;
+        }
+        layout
+    }
+
+    #[test]
+    fn a_field_that_this_kernel_lacks_lies_behind_the_copy() {
+        let layout = layout(&[
+            (Field::SkbRefdst, 92),
+            (Field::SkbHead, 200),
+            // Not of those that are copied.
+            (Field::SkbDev, 16),
+        ]);
+        let words = window(&layout).unwrap();
+        assert_eq!(words[..2], [88, 208 - 88]);
+        let at = |field: Field| words[2 + field as usize];
+        assert_eq!((at(Field::SkbRefdst), at(Field::SkbHead)), (4, 112));
+        let behind = WINDOW_BYTES as u32;
+        assert_eq!((at(Field::SkbNfct), at(Field::SkbDev)), (behind, behind));
+        assert_eq!(words.len(), 2 + FIELDS.len());
+    }
+
+    #[test]
+    fn an_unknown_layout_is_refused() {
+        let wide = layout(&[(Field::SkbRefdst, 0), (Field::SkbHead, 400)]);
+        let error = window(&wide).unwrap_err().to_string();
+        assert!(error.contains("span 408 bytes from 0"), "{error}");
+        assert!(window(&layout(&[])).is_err());
+    }
+}

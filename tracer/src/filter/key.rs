@@ -15,9 +15,15 @@ pub(super) fn of_packet(bytes: &[u8], ethertype: u16) -> Key {
     let mut found = Network::default();
     found.read(&padded::<NETWORK_BYTES>(bytes), ethertype);
     let begins = usize::from(found.transport);
+    // Of IPv6's fragment header the protocol, which is its first byte; of others both ports.
+    let least = if found.fragment && found.key.network == network::IPV6 {
+        1
+    } else {
+        4
+    };
     if begins != 0
         && let Some(header) = bytes.get(begins..)
-        && header.len() >= if found.fragment { 1 } else { 4 }
+        && header.len() >= least
     {
         found.read_transport(&padded::<TRANSPORT_BYTES>(header));
     }

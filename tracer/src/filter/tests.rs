@@ -346,3 +346,23 @@ fn a_nodes_name_means_each_of_its_addresses_and_no_other() {
         assert!(said.contains("no such node"), "{said}");
     }
 }
+
+#[test]
+fn a_header_that_is_cut_short_has_no_ports() {
+    let filter = compiled("udp port 53").expect("a filter");
+    let mut first_piece = vec![0; 20];
+    (first_piece[0], first_piece[6], first_piece[9]) = (0x45, 0x20, 17);
+    first_piece.extend([0, 53, 0, 53]);
+    assert!(filter.matches_packet(&first_piece, ethertype::IPV4));
+    assert!(!filter.matches_packet(&first_piece[..23], ethertype::IPV4));
+}
+
+#[test]
+fn a_piece_of_ipv6_has_the_protocol_of_its_fragment_header() {
+    let filter = compiled("udp").expect("a filter");
+    let mut piece = vec![0; 40];
+    (piece[0], piece[6]) = (0x60, 44);
+    assert!(!filter.matches_packet(&piece, ethertype::IPV6));
+    piece.push(17);
+    assert!(filter.matches_packet(&piece, ethertype::IPV6));
+}

@@ -1,8 +1,8 @@
 //! Kernel fields that the programs read. Userspace looks their offsets up in the running kernel's
 //! BTF and passes them in as the global `LAYOUT`; one new field is one new line here.
 
-/// Offset of a field that this kernel does not have or whose place is unknown: no address with it added, even twice, is
-/// one that maps, so that reading gives zero and the programs need not ask.
+/// Offset of a field that this kernel does not have or whose place is unknown: a kernel address, or none, with it added
+/// once or twice is not canonical on x86-64, so that reading gives zero and the programs need not ask.
 pub const ABSENT: u64 = 1 << 62;
 
 macro_rules! fields {

@@ -12,15 +12,20 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::{Context as _, anyhow};
 use aya::Ebpf;
 use aya::programs::{BtfTracePoint, FEntry, KProbe, Program, ProgramError};
+use aya::util::KernelVersion;
 
 use super::btf::Btf;
 use super::links::Link;
 use super::load::Options;
 use super::modules::Modules;
+use super::symbols::{self, Addresses};
 use crate::hook::{self, Hook, Place};
 
 /// More threads would only wait for the kernel's own lock on its code.
 const MOST_THREADS: usize = 8;
+
+/// Kernels before this one look for a function by going through all names, three times for each kprobe.
+const NAMES_IN_ORDER: KernelVersion = KernelVersion::new(6, 1, 0);
 
 /// What fentry cannot take: functions with more arguments are refused by kernels before 6.12.
 const FENTRY_ARGUMENTS: usize = 6;
@@ -137,6 +142,8 @@ pub(super) struct Attacher<'a> {
     kernel_btf: &'a aya::Btf,
     kprobe: bool,
     modules: Modules,
+    /// Where kernel functions are that may get a kprobe; the kernel looks for others by name.
+    addresses: Addresses,
     /// Set by the first refusal that will hold for every other function too.
     fentry_refused: AtomicBool,
     /// Attach only what lost or refused packets meet.
@@ -146,12 +153,18 @@ pub(super) struct Attacher<'a> {
 }
 
 impl<'a> Attacher<'a> {
-    pub(super) fn new(btf: &'a Btf, kernel_btf: &'a aya::Btf, options: &Options) -> Self {
+    pub(super) fn new(
+        btf: &'a Btf,
+        kernel_btf: &'a aya::Btf,
+        addresses: Addresses,
+        options: &Options,
+    ) -> Self {
         Self {
             btf,
             kernel_btf,
             kprobe: Abilities::read().kprobe,
             modules: Modules::read(),
+            addresses,
             fentry_refused: AtomicBool::new(false),
             low_cost: options.low_cost,
             verbose: options.program_log,
@@ -216,8 +229,8 @@ impl<'a> Attacher<'a> {
 
     fn function(
         &self,
-        name: &str,
-        older: Option<&str>,
+        name: &'static str,
+        older: Option<&'static str>,
         programs: Programs<'_>,
     ) -> anyhow::Result<(Tier, Link)> {
         let fits = self
@@ -238,7 +251,7 @@ impl<'a> Attacher<'a> {
                 anyhow!("no kprobes in this kernel, and fentry does not reach this function")
             });
         }
-        kprobe(name, older, programs.kprobe).map(|link| (Tier::Kprobe, link))
+        kprobe(name, older, &self.addresses, programs.kprobe).map(|link| (Tier::Kprobe, link))
     }
 
     fn tracepoint(&self, name: &str, programs: Programs<'_>) -> anyhow::Result<(Tier, Link)> {
@@ -261,23 +274,44 @@ pub(super) fn attach_late(hook: &Hook, programs: Programs<'_>, verbose: bool) ->
     kprobe(
         hook.place.symbol(),
         hook.place.older_symbol(),
+        &Addresses::new(),
         programs.kprobe,
     )
     .map(|link| (Tier::Kprobe, link))
     .map_err(|error| refusal(hook, &error, verbose))
 }
 
-fn kprobe(name: &str, older: Option<&str>, program: Option<&mut KProbe>) -> anyhow::Result<Link> {
+fn kprobe(
+    name: &str,
+    older: Option<&str>,
+    addresses: &Addresses,
+    program: Option<&mut KProbe>,
+) -> anyhow::Result<Link> {
     let program = program.context(NO_PROGRAM)?;
     match program.load() {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
         Err(error) => return Err(error.into()),
     }
-    let id = match (program.attach(name, 0), older) {
-        (Err(_), Some(older)) => program.attach(older, 0)?,
+    let mut attach = |name| match addresses.get(name) {
+        // Without a name the offset is the address (`perf_kprobe_init` in kernel/trace).
+        Some(&address) => program.attach("", address),
+        None => program.attach(name, 0),
+    };
+    let id = match (attach(name), older) {
+        (Err(_), Some(older)) => attach(older)?,
         (attached, _) => attached?,
     };
     Ok(Link::Kprobe(program.take_link(id)?))
+}
+
+/// Where the functions of the catalogue are, on kernels that take long to find them.
+pub(super) fn functions() -> Addresses {
+    if KernelVersion::current().is_ok_and(|version| version >= NAMES_IN_ORDER) {
+        return Addresses::new();
+    }
+    let places = hook::CATALOGUE.iter().map(|hook| hook.place);
+    let names = places.flat_map(|place| [Some(place.symbol()), place.older_symbol()]);
+    symbols::addresses(&names.flatten().collect())
 }
 
 const NO_PROGRAM: &str = "the object has no program for this";

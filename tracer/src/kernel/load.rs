@@ -14,7 +14,7 @@ use tracer_ebpf::layout::{ABSENT, FIELDS, WINDOW_BYTES, filter as bits, in_windo
 use tracer_ebpf::program::Program;
 use tracer_ebpf::sample::NOT_BEGUN;
 
-use super::attach::{Attached, Attacher, Gap, HookState, Programs, attach_late};
+use super::attach::{self, Attached, Attacher, Gap, HookState, Programs, attach_late};
 use super::btf::Btf;
 use super::links::Links;
 use super::modules::Modules;
@@ -153,6 +153,7 @@ impl Tracing {
         // The loader reads type information of its own, twice; once of that is for attaching only.
         let kernel_btf = std::thread::spawn(aya::Btf::from_sys_fs);
         let loader = std::thread::spawn(EbpfLoader::new);
+        let functions = std::thread::spawn(attach::functions);
         let btf = Btf::running().context(
             "this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)",
         )?;
@@ -182,7 +183,7 @@ impl Tracing {
         leave_flows(&mut ebpf, NOT_BEGUN)?;
         let kernel_btf =
             joined(kernel_btf)?.context("the kernel's type information cannot be read")?;
-        let attacher = Attacher::new(&btf, &kernel_btf, options);
+        let attacher = Attacher::new(&btf, &kernel_btf, joined(functions)?, options);
         let mut links = Links::default();
         let hooks: Vec<_> = attacher
             .attach_all(&mut ebpf)

@@ -1,11 +1,14 @@
 //! Names code addresses from /proc/kallsyms.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek as _};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::privilege;
+
+const LIST: &str = "/proc/kallsyms";
 
 /// Addresses of the kernel's and its modules' functions, sorted.
 #[derive(Clone, Default)]
@@ -17,7 +20,7 @@ impl Symbols {
     fn parse(mut lines: impl BufRead) -> Self {
         let (mut functions, mut line) = (Vec::new(), String::new());
         while lines.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
-            functions.extend(function(&line));
+            functions.extend(function(&line).map(|(address, name)| (address, name.into())));
             line.clear();
         }
         // The kernel's own come in order; a stable sort makes use of that.
@@ -56,6 +59,31 @@ impl Symbols {
     }
 }
 
+/// Addresses of functions by name.
+pub(super) type Addresses = HashMap<&'static str, u64>;
+
+/// Where functions are, of the names that only one function has.
+pub(super) fn addresses(names: &HashSet<&'static str>) -> Addresses {
+    let lines = File::open(LIST).map(BufReader::new);
+    lines.map_or_else(|_| Addresses::new(), |lines| find(lines, names))
+}
+
+fn find(mut lines: impl BufRead, names: &HashSet<&'static str>) -> Addresses {
+    let (mut found, mut several) = (Addresses::new(), HashSet::new());
+    let mut line = String::new();
+    while lines.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+        if let Some((address, name)) = function(&line)
+            && let Some(&name) = names.get(name)
+            && found.insert(name, address).is_some()
+        {
+            several.insert(name);
+        }
+        line.clear();
+    }
+    found.retain(|name, _| !several.contains(name));
+    found
+}
+
 /// The kernel's list of symbols. It shows addresses to whoever had the right to see them when it was
 /// opened, so it stays open: the right is given up, and modules come later.
 #[derive(Clone)]
@@ -65,7 +93,7 @@ impl Source {
     /// Opens the list.
     pub fn open() -> Self {
         Self(
-            File::open("/proc/kallsyms")
+            File::open(LIST)
                 .ok()
                 .map(Mutex::new)
                 .map(Arc::new),
@@ -142,11 +170,11 @@ impl Table {
 }
 
 /// A line `address type name [module]`, when it is code.
-fn function(line: &str) -> Option<(u64, Box<str>)> {
+fn function(line: &str) -> Option<(u64, &str)> {
     let mut words = line.split_ascii_whitespace();
     let address = u64::from_str_radix(words.next()?, 16).ok()?;
     let code = matches!(words.next()?, "t" | "T" | "w" | "W");
-    (code && address != 0).then_some((address, words.next()?.into()))
+    (code && address != 0).then_some((address, words.next()?))
 }
 
 #[cfg(test)]
@@ -167,6 +195,14 @@ mod tests {
         let symbols = Symbols::parse("0000000000001000 t third.isra.0\n".as_bytes());
         assert_eq!(symbols.name(0x1000), Some("third.isra.0"));
         assert_eq!(symbols.function(0x1000), Some("third"));
+    }
+
+    #[test]
+    fn a_name_that_two_functions_have_leads_to_neither() {
+        let text = "1000 T one\n2000 t two\n3000 t other\n4000 t two [module]\n5000 t two [third]\n6000 d one\n0 T three\n";
+        let names = HashSet::from(["one", "two", "three", "absent"]);
+        let found = find(text.as_bytes(), &names);
+        assert_eq!(found, Addresses::from([("one", 0x1000)]));
     }
 
     #[test]

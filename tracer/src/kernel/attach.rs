@@ -2,6 +2,7 @@
 //!
 //! Invariant: what cannot be attached is a [`Gap`] with its reason, never an error.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -10,9 +11,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context as _, anyhow};
-use aya::Ebpf;
 use aya::programs::{BtfTracePoint, FEntry, KProbe, Program, ProgramError};
 use aya::util::KernelVersion;
+use aya::{BtfError, Ebpf, Endianness};
 
 use super::btf::Btf;
 use super::links::Link;
@@ -139,7 +140,8 @@ pub(super) type Attached = Result<(Tier, Link), Gap>;
 /// Attaches hooks; remembers what this kernel refused.
 pub(super) struct Attacher<'a> {
     btf: &'a Btf,
-    kernel_btf: &'a aya::Btf,
+    /// Of the places that programs with BTF attach to.
+    outline: aya::Btf,
     kprobe: bool,
     modules: Modules,
     /// Where kernel functions are that may get a kprobe; the kernel looks for others by name.
@@ -155,20 +157,24 @@ pub(super) struct Attacher<'a> {
 impl<'a> Attacher<'a> {
     pub(super) fn new(
         btf: &'a Btf,
-        kernel_btf: &'a aya::Btf,
         addresses: Addresses,
         options: &Options,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, BtfError> {
+        let places = hook::CATALOGUE.iter().map(|hook| match hook.place {
+            Place::Tracepoint(name) => format!("btf_trace_{name}").into(),
+            place => Cow::Borrowed(place.symbol()),
+        });
+        let outline = btf.outline(&places.collect::<Vec<_>>());
+        Ok(Self {
             btf,
-            kernel_btf,
+            outline: aya::Btf::parse(&outline, Endianness::default())?,
             kprobe: Abilities::read().kprobe,
             modules: Modules::read(),
             addresses,
             fentry_refused: AtomicBool::new(false),
             low_cost: options.low_cost,
             verbose: options.program_log,
-        }
+        })
     }
 
     /// Attaches every hook of the catalogue, in its order; the verifier works on every processor.
@@ -256,14 +262,14 @@ impl<'a> Attacher<'a> {
 
     fn tracepoint(&self, name: &str, programs: Programs<'_>) -> anyhow::Result<(Tier, Link)> {
         let program = programs.tracepoint.context(NO_PROGRAM)?;
-        program.load(name, self.kernel_btf)?;
+        program.load(name, &self.outline)?;
         let id = program.attach()?;
         Ok((Tier::Tracepoint, Link::Tracepoint(program.take_link(id)?)))
     }
 
     fn fentry(&self, name: &str, program: Option<&mut FEntry>) -> anyhow::Result<Link> {
         let program = program.context(NO_PROGRAM)?;
-        program.load(name, self.kernel_btf)?;
+        program.load(name, &self.outline)?;
         let id = program.attach()?;
         Ok(Link::Fentry(program.take_link(id)?))
     }

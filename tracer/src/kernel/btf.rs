@@ -12,9 +12,12 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use thiserror::Error;
 
 const MAGIC: u16 = 0xeb9f;
+const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 24;
 /// Nested anonymous members and typedef chains deeper than this are taken for damage.
 const MAX_DEPTH: usize = 32;
+/// Bytes of types for each that is found by its name, about; only the table's first size hangs on it.
+const BYTES_A_NAME: usize = 40;
 /// Bytes kept free for a module's type information, so that adding it moves nothing.
 const ROOM_FOR_MODULE: usize = 1 << 20;
 
@@ -47,6 +50,7 @@ mod kind {
     pub(super) const STRUCT: u32 = 4;
     pub(super) const UNION: u32 = 5;
     pub(super) const ENUM: u32 = 6;
+    pub(super) const FORWARD: u32 = 7;
     pub(super) const TYPEDEF: u32 = 8;
     pub(super) const VOLATILE: u32 = 9;
     pub(super) const CONST: u32 = 10;
@@ -77,7 +81,8 @@ pub struct Btf {
     strings: Vec<Range<usize>>,
     /// Position of each type in `data`; the first has id 1, a module's follow the kernel's.
     types: Vec<u32>,
-    /// Structures, unions, enums and functions: the hash of the name and the id.
+    /// Structures, unions and enums, and the kernel's own functions and typedefs: the hash of the name
+    /// and the id.
     names: HashTable<(u64, u32)>,
     hasher: DefaultHashBuilder,
 }
@@ -154,6 +159,42 @@ impl Btf {
             return None;
         }
         Some(count)
+    }
+
+    /// BTF in which only the kernel's own functions and typedefs of these names are, with their ids: for
+    /// who looks a name up by going through all types.
+    pub fn outline(&self, names: &[impl AsRef<str>]) -> Vec<u8> {
+        let mut strings = vec![0];
+        let mut found = Vec::new();
+        for name in names.iter().map(AsRef::as_ref) {
+            for kind in [kind::FUNCTION, kind::TYPEDEF] {
+                if let Some(id) = self.named(name, |found| found == kind) {
+                    found.push((id, [strings.len() as u32, kind << 24, 0]));
+                }
+            }
+            strings.extend(name.bytes().chain([0]));
+        }
+        let count = found.iter().map(|&(id, _)| id).max().unwrap_or_default();
+        let mut types = vec![[0, kind::FORWARD << 24, 0]; count as usize];
+        for (id, record) in found {
+            types[id as usize - 1] = record;
+        }
+        let types = types.as_flattened();
+        let length = 4 * types.len() as u32;
+        let magic = u32::from(MAGIC) | VERSION << 16;
+        let header = [
+            magic,
+            HEADER_BYTES as u32,
+            0,
+            length,
+            length,
+            strings.len() as u32,
+        ];
+        let words = header.iter().chain(types);
+        words
+            .flat_map(|word| word.to_le_bytes())
+            .chain(strings)
+            .collect()
     }
 
     fn composite(&self, name: &str) -> Option<u32> {
@@ -285,6 +326,8 @@ impl Btf {
             return Err(damaged(base + 8, "a section lies past the end"));
         }
         self.strings.push(strings..strings_end);
+        let names = (types_end - types) / BYTES_A_NAME;
+        self.names.reserve(names, |&(hash, _)| hash);
         let mut position = types;
         while position < types_end {
             let info = self
@@ -295,7 +338,7 @@ impl Btf {
             let id = self.types.len() as u32;
             let found_by_name = match kind_of(info) {
                 kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 => true,
-                kind::FUNCTION => of_kernel,
+                kind::FUNCTION | kind::TYPEDEF => of_kernel,
                 _ => false,
             };
             if found_by_name
@@ -350,7 +393,7 @@ const fn type_bytes(info: u32) -> Option<usize> {
         kind::STRUCT | kind::UNION | kind::SECTION | kind::ENUM64 => count * 12,
         kind::ENUM | kind::PROTOTYPE => count * 8,
         kind::POINTER
-        | 7
+        | kind::FORWARD
         | kind::TYPEDEF
         | kind::VOLATILE
         | kind::CONST
@@ -395,6 +438,24 @@ mod tests {
         }
         blob.extend(names.as_bytes());
         blob
+    }
+
+    #[test]
+    fn an_outline_has_the_ids_of_the_whole() {
+        let structure = [1, kind::STRUCT << 24, 0];
+        let prototype = [0, kind::PROTOTYPE << 24, 0];
+        let function = [1, kind::FUNCTION << 24, 2];
+        let typedef = [5, kind::TYPEDEF << 24, 1];
+        let types = [structure, prototype, function, typedef, structure];
+        let whole = Btf::parse(&blob(types.as_flattened(), "\0one\0two\0")).unwrap();
+        let outline = whole.outline(&["two", "absent", "one"]);
+        assert!(aya::Btf::parse(&outline, aya::Endianness::default()).is_ok());
+        let outline = Btf::parse(&outline).unwrap();
+        let id = |name, kind| outline.named(name, |found| found == kind);
+        assert_eq!(id("one", kind::FUNCTION), Some(3));
+        assert_eq!(id("two", kind::TYPEDEF), Some(4));
+        assert_eq!(id("one", kind::STRUCT), None);
+        assert_eq!(outline.types.len(), 4);
     }
 
     #[test]

@@ -150,8 +150,7 @@ impl Tracing {
     /// # Errors
     /// When the kernel has no type information, the programs cannot be loaded at all, or not a single hook attaches.
     pub fn start(options: &Options) -> anyhow::Result<(Self, Btf)> {
-        // The loader reads type information of its own, twice; once of that is for attaching only.
-        let kernel_btf = std::thread::spawn(aya::Btf::from_sys_fs);
+        // The loader reads type information of its own, though it will not need it.
         let loader = std::thread::spawn(EbpfLoader::new);
         let functions = std::thread::spawn(attach::functions);
         let btf = Btf::running().context(
@@ -181,9 +180,7 @@ impl Tracing {
             keep_namespaces(&mut ebpf, namespaces)?;
         }
         leave_flows(&mut ebpf, NOT_BEGUN)?;
-        let kernel_btf =
-            joined(kernel_btf)?.context("the kernel's type information cannot be read")?;
-        let attacher = Attacher::new(&btf, &kernel_btf, joined(functions)?, options);
+        let attacher = Attacher::new(&btf, joined(functions)?, options)?;
         let mut links = Links::default();
         let hooks: Vec<_> = attacher
             .attach_all(&mut ebpf)

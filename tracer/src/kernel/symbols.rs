@@ -92,12 +92,7 @@ pub struct Source(Option<Arc<Mutex<File>>>);
 impl Source {
     /// Opens the list.
     pub fn open() -> Self {
-        Self(
-            File::open(LIST)
-                .ok()
-                .map(Mutex::new)
-                .map(Arc::new),
-        )
+        Self(File::open(LIST).ok().map(Mutex::new).map(Arc::new))
     }
 
     /// Begins to read the symbols of now.

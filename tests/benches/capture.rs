@@ -383,7 +383,8 @@ fn packet_event(
             detail.drop = raw::Drop {
                 location: 0xffff_ffff_8180_0000,
                 reason: if fails { NO_SOCKET } else { NOT_SPECIFIED },
-                reserved: 0,
+                addressee: 0,
+                reserved: [0; 3],
             };
         }
         _ => {}

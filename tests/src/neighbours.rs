@@ -1,5 +1,5 @@
-//! A neighbour table that has no room left. All namespaces of a kernel share it, so that this is for a lab's machine
-//! and no reproduction: its limit is lowered for a moment.
+//! Neighbours that no reproduction has: a table that has no room left, whose limit all namespaces of a kernel share, so
+//! that it can be lowered only on a lab's machine; and frames that come to a host that they are not for.
 //!
 //! ```text
 //! crowd-a 192.0.2.1 ── veth ── 192.0.2.2 crowd-b
@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::Value;
 
 use crate::tour::{command, inside};
 use crate::{Test, Tracer, check};
@@ -19,10 +20,15 @@ const HOSTS: std::ops::RangeInclusive<u8> = 101..=120;
 /// Below what the hosts need.
 const MOST: &str = "8";
 const SETTLED: Duration = Duration::from_secs(1);
+/// How what was for another host ends.
+const ANOTHERS: &str = "for another host";
 
 /// The tests of this file.
 pub fn tests() -> Vec<Test> {
-    vec![Test::new("neighbours: a table that is full", full)]
+    vec![
+        Test::new("neighbours: a table that is full", full),
+        Test::new("neighbours: a frame for another host", elsewhere),
+    ]
 }
 
 /// Two hosts; dropping it removes them.
@@ -110,4 +116,34 @@ fn full(tracer: &Tracer) -> anyhow::Result<()> {
     check(summary.contains("gc_thresh3 is 8"), || summary.to_owned())?;
     let failed = found["failed_connections"].as_u64().unwrap_or_default();
     check(failed >= 8, || format!("only {failed} were counted"))
+}
+
+/// The host that takes every frame is not to blame for one that is not for it; who sent it there is.
+fn elsewhere(tracer: &Tracer) -> anyhow::Result<()> {
+    let _hosts = Hosts::build()?;
+    command(
+        "ip -n crowd-a neigh replace 192.0.2.2 lladdr 02:00:00:00:00:99 nud permanent dev eth0",
+    )?;
+    for (filter, ending) in [
+        (&["--no-follow", "netns crowd-b and udp"][..], ANOTHERS),
+        (&["udp"], "dropped: "),
+    ] {
+        let tracing = tracer.start(&[&["--no-kube", "--all"], filter].concat())?;
+        inside("crowd-a", || -> std::io::Result<()> {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.send_to(b"x", (Ipv4Addr::new(192, 0, 2, 2), 53))?;
+            Ok(())
+        })?;
+        std::thread::sleep(SETTLED);
+        tracing.interrupt()?;
+        let journeys = tracing.finish()?.objects("journey");
+        let right = |journey: &Value| {
+            let said = journey["ending"].as_str().unwrap_or_default();
+            said.starts_with(ending) && (journey["arrived"] == false) == (ending != ANOTHERS)
+        };
+        check(journeys.len() == 1 && right(&journeys[0]), || {
+            format!("{filter:?}: {journeys:#?}")
+        })?;
+    }
+    Ok(())
 }

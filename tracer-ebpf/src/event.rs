@@ -240,8 +240,10 @@ pub struct Drop {
     pub location: u64,
     /// `enum skb_drop_reason` of the running kernel; `u32::MAX` where the kernel has none.
     pub reason: u32,
+    /// Whom the frame is for (`PACKET_*`, three bits of `skb->pkt_type`'s byte): 3 for another host.
+    pub addressee: u8,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u8; 3],
 }
 
 /// The device that a packet is handed to.

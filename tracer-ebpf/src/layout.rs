@@ -53,6 +53,8 @@ fields! {
     SkbMacHeader = "sk_buff", "mac_header";
     /// EtherType.
     SkbProtocol = "sk_buff", "protocol";
+    /// Whom the frame is for, in the low three bits.
+    SkbAddressee = "sk_buff", "pkt_type";
     /// Device.
     SkbDev = "sk_buff", "dev";
     /// Firewall mark.
@@ -188,6 +190,7 @@ pub const fn in_window(field: Field) -> bool {
             | Field::SkbNetworkHeader
             | Field::SkbMacHeader
             | Field::SkbProtocol
+            | Field::SkbAddressee
             | Field::SkbMark
             | Field::SkbRefdst
             | Field::SkbNfct

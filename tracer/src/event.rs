@@ -131,7 +131,7 @@ pub enum Detail {
     Drop {
         /// Return address in the function that dropped it.
         location: u64,
-        /// Number in this kernel's `enum skb_drop_reason`.
+        /// Number in this kernel's `enum skb_drop_reason`, or [`ANOTHER_HOSTS_FRAME`].
         reason: Option<u32>,
     },
     /// The neighbour that the packet goes to.
@@ -277,6 +277,10 @@ impl Event {
     }
 }
 
+/// Stands for the reason of a drop where the kernel has none (before 5.17) and the frame was for another host.
+pub const ANOTHER_HOSTS_FRAME: u32 = u32::MAX - 1;
+/// `PACKET_OTHERHOST` (include/uapi/linux/if_packet.h).
+const ADDRESSED_ELSEWHERE: u8 = 3;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const AF_INET: u16 = libc::AF_INET as u16;
 const AF_INET6: u16 = libc::AF_INET6 as u16;
@@ -426,7 +430,11 @@ impl Detail {
                 },
                 HookId::Drop => Self::Drop {
                     location: detail.drop.location,
-                    reason: (detail.drop.reason != u32::MAX).then_some(detail.drop.reason),
+                    reason: match detail.drop.reason {
+                        u32::MAX => (detail.drop.addressee == ADDRESSED_ELSEWHERE)
+                            .then_some(ANOTHER_HOSTS_FRAME),
+                        reason => Some(reason),
+                    },
                 },
                 HookId::DeviceTransmit
                 | HookId::VxlanTransmit
@@ -562,6 +570,28 @@ mod tests {
                 ifindex: Some(3),
             };
             assert_eq!(decoded(&raw).detail == expected, route, "{hook:?}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_reasons_says_whose_frame_it_was() {
+        for (reason, addressee, expected) in [
+            (u32::MAX, 0, None),
+            (u32::MAX, ADDRESSED_ELSEWHERE, Some(ANOTHER_HOSTS_FRAME)),
+            (7, ADDRESSED_ELSEWHERE, Some(7)),
+        ] {
+            let mut raw = constructed(HookId::Drop, raw::valid::DETAIL);
+            raw.detail.drop = raw::Drop {
+                location: 1,
+                reason,
+                addressee,
+                reserved: [0; 3],
+            };
+            let detail = Detail::Drop {
+                location: 1,
+                reason: expected,
+            };
+            assert_eq!(decoded(&raw).detail, detail);
         }
     }
 

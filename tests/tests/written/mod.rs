@@ -154,7 +154,8 @@ fn event(number: u32, step: usize) -> raw::Event {
             detail.drop = raw::Drop {
                 location: 0xffff_ffff_8180_0000,
                 reason: NO_SOCKET,
-                reserved: 0,
+                addressee: 0,
+                reserved: [0; 3],
             };
         }
         _ => {}

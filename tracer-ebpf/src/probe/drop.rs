@@ -2,6 +2,7 @@
 
 use tracer_ebpf::event::Drop;
 use tracer_ebpf::hook::HookId;
+use tracer_ebpf::layout::Field;
 
 use super::{Arguments, Sight};
 use crate::read;
@@ -15,11 +16,12 @@ pub fn drop(ctx: &impl Arguments) -> Option<()> {
     } else {
         u32::MAX
     };
-    Sight::new(HookId::Drop, ctx.argument(0)?).emit_with(|detail, _| {
+    Sight::new(HookId::Drop, ctx.argument(0)?).emit_with(|detail, skb| {
         detail.drop = Drop {
             location,
             reason,
-            reserved: 0,
+            addressee: skb.field::<u8>(Field::SkbAddressee) & 7,
+            reserved: [0; 3],
         };
         true
     })

@@ -2,7 +2,7 @@
 
 use tracer_ebpf::hook::HookId;
 
-use crate::event::{Detail, Event, Packet, Transport, protocol};
+use crate::event::{ANOTHER_HOSTS_FRAME, Detail, Event, Packet, Transport, protocol};
 use crate::hook::Role;
 
 use super::Ending;
@@ -18,7 +18,7 @@ pub struct SocketReasons {
     unsaid: Vec<u32>,
     /// TCP had the data already, or was only asked whether it is alive.
     known_to_tcp: Vec<u32>,
-    /// The frame was for another host; `None` where the kernel does not say so (before 5.19).
+    /// The frame was for another host; `None` where the kernel has no such reason (before 5.19).
     other_host: Option<u32>,
 }
 
@@ -68,7 +68,7 @@ impl<'a> FromIterator<(u32, &'a str)> for SocketReasons {
 impl SocketReasons {
     /// The kernel does not say why it freed the packet.
     pub(super) fn is_unsaid(&self, reason: Option<u32>) -> bool {
-        reason.is_none_or(|reason| self.unsaid.contains(&reason))
+        reason.is_none_or(|reason| reason == ANOTHER_HOSTS_FRAME || self.unsaid.contains(&reason))
     }
 }
 
@@ -107,15 +107,24 @@ pub(super) fn ending(
     Some(Ending::Dropped { location, reason })
 }
 
-/// The ending of a packet that was for another host, when these events before it do not show that it was sent here.
-pub(super) fn for_another_host(
-    before: &[Event],
-    ending: Ending,
-    reasons: &SocketReasons,
-) -> Option<Ending> {
-    let said = matches!(ending, Ending::Dropped { reason: Some(reason), .. } if reasons.other_host == Some(reason));
+/// True where the packet's last event says that it was for another host, and these before it do not show that it was
+/// sent here.
+pub(super) fn for_another_host(before: &[Event], event: &Event, reasons: &SocketReasons) -> bool {
+    let Detail::Drop {
+        reason: Some(reason),
+        ..
+    } = event.detail
+    else {
+        return false;
+    };
+    let said = if reason == ANOTHER_HOSTS_FRAME {
+        // Why it was freed is not said; IP looks at that first of all (`ip_rcv_core`).
+        before.last().is_none_or(|last| last.role() == Role::Ip)
+    } else {
+        reasons.other_host == Some(reason)
+    };
     let sent_here = |event: &Event| !matches!(event.role(), Role::Receive | Role::Ip);
-    (said && !before.iter().any(sent_here)).then_some(Ending::ForAnotherHost)
+    said && !before.iter().any(sent_here)
 }
 
 /// TCP, and not the opening of a connection.
@@ -272,25 +281,33 @@ mod tests {
     #[test]
     fn a_frame_for_another_host_is_lost_only_where_it_was_sent_here() {
         const OTHERHOST: u32 = 8;
-        const DROPPED: Ending = Ending::Dropped {
-            location: 1,
-            reason: Some(OTHERHOST),
-        };
-        for (hooks, ending) in [
-            (
-                &[HookId::DeviceReceive, HookId::Ip4Receive][..],
-                Ending::ForAnotherHost,
-            ),
-            (&[HookId::Output, HookId::DeviceReceive], DROPPED),
+        const RECEIVED: [HookId; 2] = [HookId::DeviceReceive, HookId::Ip4Receive];
+        const SENT: [HookId; 3] = [HookId::Output, HookId::DeviceReceive, HookId::Ip4Receive];
+        let reasons = SocketReasons::from_iter([(OTHERHOST, "OTHERHOST")]);
+        for (hooks, reason, ending) in [
+            (&RECEIVED[..], OTHERHOST, Ending::ForAnotherHost),
+            (&SENT, OTHERHOST, dropped(Some(OTHERHOST))),
+            // Without reasons of the kernel, where the frame itself says so.
+            (&RECEIVED, ANOTHER_HOSTS_FRAME, Ending::ForAnotherHost),
+            (&SENT, ANOTHER_HOSTS_FRAME, dropped(None)),
+            // What is no bridge's to pass on does not come to IP.
+            (&RECEIVED[..1], ANOTHER_HOSTS_FRAME, dropped(None)),
+            (&[], ANOTHER_HOSTS_FRAME, Ending::ForAnotherHost),
         ] {
-            let reasons = SocketReasons::from_iter([(OTHERHOST, "OTHERHOST")]);
-            let (mut tracker, mut ended) = (Tracker::new(reasons), Vec::new());
+            let (mut tracker, mut ended) = (Tracker::new(reasons.clone()), Vec::new());
             for (at, &hook) in hooks.iter().enumerate() {
                 tracker.push(tcp(hook, at as u64, ACK), &mut ended);
             }
-            tracker.push(drop(ACK, OTHERHOST), &mut ended);
+            tracker.push(drop(ACK, reason), &mut ended);
             assert_eq!(ended[0].ending, ending, "{hooks:?}");
-            assert_eq!(ended[0].failed(), ending == DROPPED);
+            assert_eq!(ended[0].failed(), ending != Ending::ForAnotherHost);
+        }
+    }
+
+    const fn dropped(reason: Option<u32>) -> Ending {
+        Ending::Dropped {
+            location: 1,
+            reason,
         }
     }
 }

@@ -365,9 +365,11 @@ impl Active {
         if !belongs(&self.journey, &event) {
             return false;
         }
-        let over = ending(|| self.journey.was_taken(), &event, reasons).map(|ending| {
-            for_another_host(&self.journey.events, ending, reasons).unwrap_or(ending)
-        });
+        let over = if for_another_host(&self.journey.events, &event, reasons) {
+            Some(Ending::ForAnotherHost)
+        } else {
+            ending(|| self.journey.was_taken(), &event, reasons)
+        };
         self.layers.note(&event);
         keep(&mut self.journey.events, event, &mut self.journey.gap);
         if let Some(ending) = over {

@@ -9,10 +9,10 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
 
 use anyhow::{Context as _, anyhow};
 use aya::programs::{BtfTracePoint, FEntry, KProbe, Program, ProgramError};
-use aya::util::KernelVersion;
 use aya::{BtfError, Ebpf, Endianness};
 
 use super::btf::Btf;
@@ -25,8 +25,9 @@ use crate::hook::{self, Hook, Place};
 /// More threads would only wait for the kernel's own lock on its code.
 const MOST_THREADS: usize = 8;
 
-/// Kernels before this one look for a function by going through all names, three times for each kprobe.
-const NAMES_IN_ORDER: KernelVersion = KernelVersion::new(6, 1, 0);
+/// The function by which kernels look for a name where they have sorted them (since 6.2, and in 6.1's later releases).
+/// Others go through all names, three times for each kprobe.
+const SORTED_NAMES: &str = "kallsyms_lookup_names";
 
 /// What fentry cannot take: functions with more arguments are refused by kernels before 6.12.
 const FENTRY_ARGUMENTS: usize = 6;
@@ -310,14 +311,17 @@ fn kprobe(
     Ok(Link::Kprobe(program.take_link(id)?))
 }
 
-/// Where the functions of the catalogue are, on kernels that take long to find them.
-pub(super) fn functions() -> Addresses {
-    if KernelVersion::current().is_ok_and(|version| version >= NAMES_IN_ORDER) {
-        return Addresses::new();
-    }
-    let places = hook::CATALOGUE.iter().map(|hook| hook.place);
-    let names = places.flat_map(|place| [Some(place.symbol()), place.older_symbol()]);
-    symbols::addresses(&names.flatten().collect())
+/// Begins to read where the functions of the catalogue are, on kernels that take long to find them.
+pub(super) fn functions(btf: &Btf) -> JoinHandle<Addresses> {
+    let sorted = btf.arguments(SORTED_NAMES).is_some();
+    std::thread::spawn(move || {
+        if sorted {
+            return Addresses::new();
+        }
+        let places = hook::CATALOGUE.iter().map(|hook| hook.place);
+        let names = places.flat_map(|place| [Some(place.symbol()), place.older_symbol()]);
+        symbols::addresses(&names.flatten().collect())
+    })
 }
 
 const NO_PROGRAM: &str = "the object has no program for this";

@@ -152,10 +152,10 @@ impl Tracing {
     pub fn start(options: &Options) -> anyhow::Result<(Self, Btf)> {
         // The loader reads type information of its own, though it will not need it.
         let loader = std::thread::spawn(EbpfLoader::new);
-        let functions = std::thread::spawn(attach::functions);
         let btf = Btf::running().context(
             "this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)",
         )?;
+        let functions = attach::functions(&btf);
         let (layout, missing_fields) = resolve(&btf, &Modules::read());
         let mut settings = vec![
             // The enum and the tracepoint's argument came together in 5.17.

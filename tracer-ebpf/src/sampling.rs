@@ -1,23 +1,28 @@
 //! Leaves whole flows out while userspace asks for it.
+//!
+//! That a packet was left out is kept per CPU for the hooks that it passes next, so that they do not even read it.
+//! Invariants: hooks where a packet may begin always ask anew, and nothing is kept behind a hook that may be a packet's
+//! last, so that what begins in its skb is asked about.
 
 use core::hint::black_box;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
+use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::Field;
 use tracer_ebpf::sample::{self, NETWORK_WORDS, NOT_BEGUN};
 
-use crate::filter::network_offset;
+use crate::filter::{self, network_offset};
 use crate::read::{self, Skb};
 
 /// Flows with a number below this are left out, or [`NOT_BEGUN`]; userspace sets it.
 #[map]
 static LEAVE: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Events that were left out.
+/// What was left out.
 #[map]
-static LEFT_OUT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+static LEFT_OUT: PerCpuArray<LeftOut> = PerCpuArray::with_max_entries(1, 0);
 
 /// True when events are wanted.
 #[inline(always)]
@@ -25,22 +30,118 @@ pub fn begun() -> bool {
     !matches!(LEAVE.get(0), Some(&NOT_BEGUN))
 }
 
+/// True, and counted, when the packet in this skb was left out at the hook before.
+///
+/// With a filter nothing is kept: what it follows changes on a packet's way, and its own memory has to see that.
+#[inline(always)]
+pub fn left_out_before(hook: HookId, skb: u64) -> bool {
+    if filter::active() || read::only_namespaces() || may_begin(hook) {
+        return false;
+    }
+    if !LEAVE.get(0).is_some_and(|&limit| limit != 0) {
+        return false;
+    }
+    let Some(left_out) = left_out() else {
+        return false;
+    };
+    if left_out.skb != skb {
+        return false;
+    }
+    left_out.add(hook, skb);
+    true
+}
+
 /// True when nothing is wanted yet; true, and counted, when the packet's flow is left out.
 #[inline(always)]
-pub fn leaves_out(skb: &Skb, at_link: u32) -> bool {
+pub fn leaves_out(hook: HookId, skb: u64, copy: &Skb, at_link: u32) -> bool {
     let limit = match LEAVE.get(0) {
         Some(&NOT_BEGUN) => return true,
         Some(&limit) if limit != 0 => limit,
         _ => return false,
     };
-    if black_box(flow(skb, at_link)) >= limit {
-        return false;
+    let leaves = black_box(flow(copy, at_link)) < limit;
+    if let Some(left_out) = left_out() {
+        if leaves {
+            left_out.add(hook, skb);
+        } else if left_out.skb == skb {
+            left_out.skb = 0;
+        }
     }
-    if let Some(count) = LEFT_OUT.get_ptr_mut(0) {
-        // SAFETY: this CPU's own slot.
-        unsafe { *count += 1 };
+    leaves
+}
+
+/// What was left out on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LeftOut {
+    /// Events.
+    events: u64,
+    /// The skb last left out, until its packet may have ended; 0 for none.
+    skb: u64,
+}
+
+impl LeftOut {
+    #[inline(always)]
+    const fn add(&mut self, hook: HookId, skb: u64) {
+        self.events += 1;
+        self.skb = if goes_on(hook) { skb } else { 0 };
     }
-    true
+}
+
+#[inline(always)]
+fn left_out() -> Option<&'static mut LeftOut> {
+    // SAFETY: this CPU's own slot; an interrupt in between may cost it a count, or leave another packet's skb.
+    LEFT_OUT.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
+}
+
+/// True where a packet may come from nowhere.
+#[inline(always)]
+const fn may_begin(hook: HookId) -> bool {
+    matches!(
+        hook,
+        HookId::DeviceReceive | HookId::DeviceTransmit | HookId::LocalOut | HookId::Local6Out
+    )
+}
+
+/// True where every packet comes to one more hook, be it that of its drop.
+#[inline(always)]
+const fn goes_on(hook: HookId) -> bool {
+    matches!(
+        hook,
+        HookId::DeviceReceive
+            | HookId::BridgeReceive
+            | HookId::BridgeForward
+            | HookId::BridgeTransmit
+            | HookId::BridgeLocal
+            | HookId::Ip4Receive
+            | HookId::Ip6Receive
+            | HookId::RouteInput
+            | HookId::LocalDeliver
+            | HookId::Forward
+            | HookId::Forward6
+            | HookId::LocalOut
+            | HookId::Local6Out
+            | HookId::Output
+            | HookId::Output6
+            | HookId::OutputFinish
+            | HookId::Output6Finish
+            | HookId::NetfilterHook
+            | HookId::ConntrackTcp
+            | HookId::ConntrackUdp
+            | HookId::ConntrackIcmp
+            | HookId::ConntrackIcmp6
+            | HookId::ConntrackConfirm
+            | HookId::Nat
+            | HookId::IpvsLookup
+            | HookId::IpvsSchedule
+            | HookId::IpvsNatTransmit
+            | HookId::IpvsNat6Transmit
+            | HookId::IpvsReply
+            | HookId::TcpReceive
+            | HookId::Tcp6Receive
+            | HookId::UdpReceive
+            | HookId::Udp6Receive
+    )
 }
 
 /// The number of the packet's flow; the highest, which is never left out, for what is no IP.

@@ -14,6 +14,9 @@ use super::world::{NODE, NODE_PORT, World};
 const COUNT: usize = 300;
 /// Round trips beforehand: neighbours, caches.
 const WARM_UP: usize = 20;
+/// What the guard takes to see what tracing costs, and to leave flows out until that is below its limit.
+const GUARDED: Duration = Duration::from_secs(8);
+const AT_ONCE: Duration = Duration::ZERO;
 const FLOOD: Duration = Duration::from_secs(5);
 /// Where pwru prints to.
 const PWRU_OUTPUT: &str = "/tmp/bench-pwru";
@@ -66,10 +69,15 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
-fn trips(world: &World, running: Option<&Running>) -> anyhow::Result<Trips> {
+/// Measures each kind after round trips for so long, and some more.
+fn trips(world: &World, running: Option<&Running>, beforehand: Duration) -> anyhow::Result<Trips> {
     let mut all = Trips::default();
     for (kind, trip) in Kind::ALL.into_iter().zip(&mut all) {
+        let begun = Instant::now();
         round_trips(world, kind, WARM_UP)?;
+        while begun.elapsed() < beforehand {
+            round_trips(world, kind, WARM_UP)?;
+        }
         let cost = || running.map(Running::cost).unwrap_or_default();
         let before: Cost = cost();
         trip.median = median(round_trips(world, kind, COUNT)?);
@@ -87,10 +95,10 @@ struct Measured {
     ended: Ended,
 }
 
-fn under(world: &World, peer: &Peer) -> anyhow::Result<Measured> {
+fn under(world: &World, peer: &Peer, beforehand: Duration) -> anyhow::Result<Measured> {
     let running = peer.start()?;
     let ready = running.ready;
-    let trips = trips(world, Some(&running))?;
+    let trips = trips(world, Some(&running), beforehand)?;
     Ok(Measured {
         trips,
         ready,
@@ -176,7 +184,7 @@ pub(crate) fn measure(programs: &Programs<'_>, out: &Path) -> anyhow::Result<()>
     let world = World::build()?;
     let mut table = Table::default();
     round_trips(&world, Kind::Udp, WARM_UP)?;
-    let untraced = trips(&world, None)?;
+    let untraced = trips(&world, None, AT_ONCE)?;
     for (kind, trip) in Kind::ALL.into_iter().zip(&untraced) {
         table.row(
             format!("untraced, {}: round trip (median)", kind.name()),
@@ -204,7 +212,7 @@ fn costs(
     programs: &Programs<'_>,
     untraced: &Trips,
 ) -> anyhow::Result<()> {
-    let all = under(world, &ours(programs, "no filter", &[]))?;
+    let all = under(world, &ours(programs, "no filter", &[]), AT_ONCE)?;
     tell(table, "no filter", untraced, &all);
     table.row(
         "no filter: ready".into(),
@@ -220,7 +228,11 @@ fn costs(
     );
 
     let matching = format!("host {NODE} and port {NODE_PORT}");
-    let filtered = under(world, &ours(programs, "matching filter", &[&matching]));
+    let filtered = under(
+        world,
+        &ours(programs, "matching filter", &[&matching]),
+        AT_ONCE,
+    );
     let matching = match &filtered {
         Ok(measured) => {
             tell(table, "matching filter", untraced, measured);
@@ -234,6 +246,7 @@ fn costs(
     match under(
         world,
         &ours(programs, "filter without match", &["host 203.0.113.9"]),
+        AT_ONCE,
     ) {
         Ok(other) => {
             tell(table, "filter without match", untraced, &other);
@@ -259,6 +272,7 @@ fn costs(
     match under(
         world,
         &ours(programs, "over its limit", &["--max-cpu", "0.1"]),
+        GUARDED,
     ) {
         Ok(guarded) => {
             tell(table, "over its limit", untraced, &guarded);
@@ -325,6 +339,7 @@ fn pwru(world: &World, programs: &Programs<'_>) -> anyhow::Result<Measured> {
             name: "pwru",
             command,
         },
+        AT_ONCE,
     )
 }
 

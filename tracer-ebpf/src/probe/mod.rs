@@ -162,6 +162,9 @@ impl Sight {
     /// given the skb's copy.
     #[inline(always)]
     fn emit_with(self, fill: impl FnOnce(&mut Detail, &Skb) -> bool) -> Option<()> {
+        if sampling::left_out_before(self.hook, self.skb) {
+            return None;
+        }
         let mut copy = Skb::room();
         if filter::active() {
             self.follow(&mut copy)?;
@@ -258,7 +261,10 @@ impl Place {
     fn report(self, skb: &Skb, fill: impl FnOnce(&mut Detail, &Skb) -> bool) -> Option<()> {
         let netns: u32 = read::field(self.namespace(), Field::NetInum);
         let ifindex: u32 = read::field(self.device, Field::NetDeviceIfindex);
-        if !wanted(netns) || sampling::leaves_out(skb, at_link(self.sight.hook)) {
+        let Sight {
+            hook, skb: address, ..
+        } = self.sight;
+        if !wanted(netns) || sampling::leaves_out(hook, address, skb, at_link(hook)) {
             return None;
         }
         let Some(mut slot) = EVENTS.reserve::<Event>(0) else {

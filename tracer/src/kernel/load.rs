@@ -233,8 +233,8 @@ impl Tracing {
     /// Events of flows that were left out so far.
     pub fn left_out(&self) -> u64 {
         let counts = self.ebpf.map("LEFT_OUT").and_then(|map| {
-            let map = PerCpuArray::<_, u64>::try_from(map).ok()?;
-            Some(map.get(&0, 0).ok()?.iter().sum())
+            let map = PerCpuArray::<_, [u64; 2]>::try_from(map).ok()?;
+            Some(map.get(&0, 0).ok()?.iter().map(|[events, _]| events).sum())
         });
         counts.unwrap_or_default()
     }

@@ -19,7 +19,7 @@ const CALM: f64 = 0.5;
 const AIM: f64 = 0.8;
 /// Looks in a row that must be over the limit; one of them may be a burst that is over.
 const PATIENCE: u32 = 2;
-/// No more of the room for waiting events is taken for long: above it they would be lost.
+/// No more of the room for waiting events may be taken: what is left may be full before the next look.
 const MOST_WAITING: f64 = 0.5;
 /// What stays whatever is left out varies by this from one second to the next.
 const STEADY: f64 = 1.2;
@@ -133,7 +133,7 @@ impl Guard {
             .max(part(own, self.limits.cpu))
             .max(part(rate, self.limits.rate));
         self.over = if load > 1.0 { self.over + 1 } else { 0 };
-        let share = if self.over >= PATIENCE {
+        let share = if self.over >= PATIENCE || spent.waiting > MOST_WAITING {
             (self.share * AIM / load).max(LEAST)
         } else if load < CALM {
             (self.share * BACK).min(1.0)
@@ -315,8 +315,10 @@ mod tests {
     fn events_that_wait_longer_and_longer_are_too_much_as_well() {
         let mut node = Node::new(FIVE_PERCENT);
         node.spent.waiting = 0.9;
-        node.second(0.03, 0);
         assert!(node.second(0.03, 0).is_some_and(|share| share < 0.5));
+        // And what waits no longer is no reason.
+        node.spent.waiting = 0.3;
+        assert_eq!(node.second(0.03, 0), None);
     }
 
     #[test]

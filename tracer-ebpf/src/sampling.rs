@@ -31,11 +31,11 @@ pub fn begun() -> bool {
 }
 
 /// True, and counted, when the packet in this skb was left out at the hook before.
-///
-/// With a filter nothing is kept: what it follows changes on a packet's way, and its own memory has to see that.
 #[inline(always)]
 pub fn left_out_before(hook: HookId, skb: u64) -> bool {
-    if filter::active() || read::only_namespaces() || may_begin(hook) {
+    // A filter has to see where a packet gets other addresses, and where it ends.
+    let filter_needs = filter::active() && (!goes_on(hook) || rewrites(hook));
+    if may_begin(hook) || filter_needs || read::only_namespaces() {
         return false;
     }
     if !LEAVE.get(0).is_some_and(|&limit| limit != 0) {
@@ -100,6 +100,15 @@ const fn may_begin(hook: HookId) -> bool {
     matches!(
         hook,
         HookId::DeviceReceive | HookId::DeviceTransmit | HookId::LocalOut | HookId::Local6Out
+    )
+}
+
+/// True where NAT gives packets other addresses.
+#[inline(always)]
+const fn rewrites(hook: HookId) -> bool {
+    matches!(
+        hook,
+        HookId::Nat | HookId::IpvsNatTransmit | HookId::IpvsNat6Transmit | HookId::IpvsReply
     )
 }
 

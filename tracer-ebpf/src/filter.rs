@@ -10,8 +10,8 @@
 //!   outlives its packet past them. So do device transmit, netfilter hooks and IPv6's output when the
 //!   skb was transmitted before, since a new packet may begin there (a segment, neighbour discovery), and
 //!   device transmit when it holds no IP (ARP).
-//! - A decision ends where its packet ends: at a socket and at a drop. What is not IP may end at no hook, so
-//!   that it is not followed is never kept.
+//! - A decision ends where its packet ends: at a socket and at a drop. What is not IP may end at no hook: that
+//!   it is not followed is never kept, and that it is holds as for what was transmitted.
 //! - "Not followed" ends as well where NAT rewrites: the new addresses may match. So it does at another
 //!   device where the program asks for devices.
 //! - Each word of [`Remembered`] but `device` is one skb's address, so that an interrupt's writes in between leave
@@ -71,7 +71,7 @@ pub struct Remembered {
     unlearned: u64,
     /// It is a tunnel's packet around followed ones: its addresses stand for others too.
     tunnel: u64,
-    /// It was handed to a device.
+    /// It was handed to a device, or may have ended unseen: another packet may begin in it.
     transmitted: u64,
     /// Where the program asks for device names: the device at which it was not followed. The one word that
     /// is no skb's: an interrupt between the two writes may leave another packet's, which nearly always
@@ -208,8 +208,13 @@ pub fn begins(hook: HookId, copy: &Skb) -> bool {
         return false;
     }
     let protocol: u16 = copy.field(Field::SkbProtocol);
-    protocol != EtherType::Ipv4 as u16
-        && protocol != EtherType::Ipv6 as u16
+    protocol == 0 || may_vanish(protocol)
+}
+
+/// True for EtherTypes, in network order, of what may end at no hook: neither IP nor what a tag hides.
+#[inline(always)]
+const fn may_vanish(protocol: u16) -> bool {
+    !may_be_ip(protocol)
         && protocol != EtherType::Ieee8021q as u16
         && protocol != EtherType::Ieee8021ad as u16
 }
@@ -248,7 +253,12 @@ pub fn decides(
         return false;
     }
     clear(&mut remembered.not_followed, skb);
-    clear(&mut remembered.transmitted, skb);
+    if may_vanish(copy.field(Field::SkbProtocol)) {
+        // What begins in its skb then is asked about as behind a device.
+        remembered.transmitted = skb;
+    } else {
+        clear(&mut remembered.transmitted, skb);
+    }
     remembered.followed = skb;
     if decision & UNLEARNED == 0 {
         clear(&mut remembered.unlearned, skb);

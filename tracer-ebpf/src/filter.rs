@@ -11,7 +11,8 @@
 //!   skb was transmitted before, since a new packet may begin there (a segment, neighbour discovery), and
 //!   device transmit when it holds no IP (ARP).
 //! - A decision ends where its packet ends: at a socket and at a drop. What is not IP may end at no hook: that
-//!   it is not followed is never kept, and that it is holds as for what was transmitted.
+//!   it is not followed is never kept. That it is, as that of what was handed to a device, counts only where no
+//!   packet begins.
 //! - "Not followed" ends as well where NAT rewrites: the new addresses may match. So it does at another
 //!   device where the program asks for devices.
 //! - Each word of [`Remembered`] but `device` is one skb's address, so that an interrupt's writes in between leave
@@ -61,6 +62,9 @@ const FLOWS_USED: u32 = 1;
 const SKBS_USED: u32 = 2;
 static mut USED: u32 = 0;
 
+/// In [`Remembered::followed`]: the packet may have ended, and another may begin in its skb. No address is odd.
+const MAY_HAVE_ENDED: u64 = 1;
+
 /// Each word but the last is the address of the skb that it holds for; 0 for none.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -71,7 +75,7 @@ pub struct Remembered {
     unlearned: u64,
     /// It is a tunnel's packet around followed ones: its addresses stand for others too.
     tunnel: u64,
-    /// It was handed to a device, or may have ended unseen: another packet may begin in it.
+    /// It was handed to a device.
     transmitted: u64,
     /// Where the program asks for device names: the device at which it was not followed. The one word that
     /// is no skb's: an interrupt between the two writes may leave another packet's, which nearly always
@@ -193,7 +197,9 @@ pub fn known(hook: HookId, skb: u64, remembered: &Remembered) -> Known {
             Known::NotByItself
         };
     }
-    if remembered.followed == skb {
+    if remembered.followed == skb
+        || trust == Trust::Both && remembered.followed & !MAY_HAVE_ENDED == skb
+    {
         return Known::Followed;
     }
     Known::Unknown
@@ -248,18 +254,16 @@ pub fn decides(
             remembered.device = device;
         }
         // A hook that trusts the one does not ask for the other.
-        clear(&mut remembered.followed, skb);
+        follow_no_more(remembered, skb);
         clear(&mut remembered.transmitted, skb);
         return false;
     }
     clear(&mut remembered.not_followed, skb);
-    if may_vanish(copy.field(Field::SkbProtocol)) {
-        // What begins in its skb then is asked about as behind a device.
-        remembered.transmitted = skb;
-    } else {
-        clear(&mut remembered.transmitted, skb);
-    }
+    clear(&mut remembered.transmitted, skb);
     remembered.followed = skb;
+    if may_vanish(copy.field(Field::SkbProtocol)) {
+        may_have_ended(&mut remembered.followed);
+    }
     if decision & UNLEARNED == 0 {
         clear(&mut remembered.unlearned, skb);
     } else {
@@ -301,11 +305,31 @@ fn clear(word: &mut u64, skb: u64) {
     }
 }
 
+/// In memory: BTF programs may not set a bit in a kernel pointer.
+#[inline(always)]
+fn may_have_ended(word: &mut u64) {
+    // SAFETY: a reference; volatile, so that the compiler does not go by the register that it was written from.
+    unsafe { write_volatile(word, read_volatile(word) | MAY_HAVE_ENDED) };
+}
+
+#[inline(always)]
+fn follow_no_more(remembered: &mut Remembered, skb: u64) {
+    if remembered.followed & !MAY_HAVE_ENDED == skb {
+        remembered.followed = 0;
+    }
+}
+
 /// What a hook changes for the hooks behind it; called whether the packet is followed or not.
 #[inline(always)]
 pub fn passed(hook: HookId, skb: u64, followed: bool, remembered: &mut Remembered) {
     match hook {
-        HookId::DeviceTransmit => remembered.transmitted = skb,
+        HookId::DeviceTransmit => {
+            remembered.transmitted = skb;
+            if followed {
+                remembered.followed = skb;
+                may_have_ended(&mut remembered.followed);
+            }
+        }
         HookId::Nat
         | HookId::IpvsNatTransmit
         | HookId::IpvsNat6Transmit
@@ -319,7 +343,7 @@ pub fn passed(hook: HookId, skb: u64, followed: bool, remembered: &mut Remembere
             } else if read::filter(filter::FOLLOW) {
                 remembered.unlearned = skb;
             } else {
-                clear(&mut remembered.followed, skb);
+                follow_no_more(remembered, skb);
             }
         }
         HookId::Drop
@@ -330,7 +354,7 @@ pub fn passed(hook: HookId, skb: u64, followed: bool, remembered: &mut Remembere
         | HookId::Udp6Deliver
         | HookId::IcmpReceive
         | HookId::Icmp6Receive => {
-            clear(&mut remembered.followed, skb);
+            follow_no_more(remembered, skb);
             clear(&mut remembered.not_followed, skb);
             clear(&mut remembered.transmitted, skb);
         }

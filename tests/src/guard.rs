@@ -138,6 +138,6 @@ fn kernel_time(tracer: &Tracer) -> anyhow::Result<()> {
     // What decides which flows to leave out has its cost too, so the time itself is the benchmark's to compare.
     let traced = flows(&answer).range(AFTER.start..AFTER.end).count();
     check(traced < AFTER.len() / 2, || {
-        format!("{traced} of {} flows are traced", AFTER.len())
+        format!("{traced} of {} flows are traced: {changes:#?}", AFTER.len())
     })
 }

@@ -22,14 +22,14 @@
 
 mod flows;
 mod headers;
+mod memory;
 
 use core::hint::black_box;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{LruHashMap, PerCpuArray};
-use network_types::eth::EtherType;
+use aya_ebpf::maps::LruHashMap;
 use tracer_ebpf::event::Tuple;
 use tracer_ebpf::header::{Network, TRANSPORT_BYTES};
 use tracer_ebpf::hook::HookId;
@@ -38,7 +38,9 @@ use tracer_ebpf::program::{Key, Program, network};
 
 use self::flows::{FlowKey, datagram_known, flow_known, remember_datagram, remember_flow};
 pub use self::headers::network_offset;
-use self::headers::{empty, may_be_ip, read_headers, read_packet};
+use self::headers::{empty, read_headers, read_packet};
+pub use self::memory::{Known, begins, known, passed, remembered};
+use self::memory::{Remembered, Trust, trust};
 use crate::read::{self, Skb};
 
 // Functions that are not inlined share the 512 bytes of stack in turn. Each returns a number that its
@@ -53,35 +55,10 @@ static PROGRAM: Program = Program::EVERYTHING;
 #[map]
 static SKBS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
 
-/// Decisions about the skbs last seen on this CPU.
-#[map]
-static REMEMBERED: PerCpuArray<Remembered> = PerCpuArray::with_max_entries(1, 0);
-
 /// Bits of `USED`: which maps hold something, so that nothing is looked for in an empty one.
 const FLOWS_USED: u32 = 1;
 const SKBS_USED: u32 = 2;
 static mut USED: u32 = 0;
-
-/// In [`Remembered::followed`]: the packet may have ended, and another may begin in its skb. No address is odd.
-const MAY_HAVE_ENDED: u64 = 1;
-
-/// Each word but the last is the address of the skb that it holds for; 0 for none.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Remembered {
-    followed: u64,
-    not_followed: u64,
-    /// Its present addresses are neither matched nor kept in [`FLOWS`].
-    unlearned: u64,
-    /// It is a tunnel's packet around followed ones: its addresses stand for others too.
-    tunnel: u64,
-    /// It was handed to a device.
-    transmitted: u64,
-    /// Where the program asks for device names: the device at which it was not followed. The one word that
-    /// is no skb's: an interrupt between the two writes may leave another packet's, which nearly always
-    /// leads to a new decision.
-    device: u64,
-}
 
 /// The skb's next headers are new ones (tunnels).
 const ANY: u64 = 0;
@@ -97,47 +74,6 @@ const UNLEARNED: u32 = 1 << 1;
 const IN_TUNNEL: u32 = 1 << 2;
 /// The program matches it.
 const OWN: u32 = 1 << 3;
-
-/// What is known of an skb before it is read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Known {
-    /// Nothing yet.
-    Unknown,
-    /// It is followed.
-    Followed,
-    /// It is not.
-    NotFollowed,
-    /// It is not by what it says itself; its conntrack entry has not been asked.
-    NotByItself,
-}
-
-/// How far a hook trusts what is remembered.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Trust {
-    /// A packet begins here.
-    None,
-    /// Its conntrack entry has become known: what was not followed may be.
-    Followed,
-    /// A packet may begin here, and then the skb was transmitted or never seen.
-    Untransmitted,
-    /// Nothing changed since the last hook.
-    Both,
-}
-
-#[inline(always)]
-const fn trust(hook: HookId) -> Trust {
-    match hook {
-        HookId::DeviceReceive | HookId::LocalOut | HookId::Local6Out => Trust::None,
-        HookId::ConntrackTcp
-        | HookId::ConntrackUdp
-        | HookId::ConntrackIcmp
-        | HookId::ConntrackIcmp6
-        | HookId::Nat => Trust::Followed,
-        // IPv6's neighbour discovery and multicast reports begin at the latter two.
-        HookId::DeviceTransmit | HookId::NetfilterHook | HookId::Output6 => Trust::Untransmitted,
-        _ => Trust::Both,
-    }
-}
 
 /// True when there is a filter: without one, another object is loaded.
 #[inline(always)]
@@ -163,68 +99,6 @@ fn set_used(bit: u32) {
     unsafe { write_volatile(addr_of_mut!(USED), read_volatile(addr_of!(USED)) | bit) }
 }
 
-/// What this CPU remembers; looked up once in a run, since each look-up is a call.
-#[inline(always)]
-pub fn remembered() -> Option<&'static mut Remembered> {
-    // SAFETY: this CPU's own slot; each word is true by itself, whatever an interrupt writes in between.
-    REMEMBERED.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
-}
-
-/// What is remembered of an skb, as far as the hook may trust it.
-#[inline(always)]
-pub fn known(hook: HookId, skb: u64, remembered: &Remembered) -> Known {
-    let trust = trust(hook);
-    if trust == Trust::None {
-        return Known::Unknown;
-    }
-    if trust == Trust::Untransmitted && remembered.transmitted == skb {
-        return Known::Unknown;
-    }
-    if remembered.not_followed == skb {
-        if trust != Trust::Followed {
-            return if read::filter(filter::INTERFACE)
-                && read::field::<u64>(skb, Field::SkbDev) != remembered.device
-            {
-                Known::Unknown
-            } else {
-                Known::NotFollowed
-            };
-        }
-        // What the program asks of the place has to be read again.
-        return if reads_place() || !read::filter(filter::FOLLOW) {
-            Known::Unknown
-        } else {
-            Known::NotByItself
-        };
-    }
-    if remembered.followed == skb
-        || trust == Trust::Both && remembered.followed & !MAY_HAVE_ENDED == skb
-    {
-        return Known::Followed;
-    }
-    Known::Unknown
-}
-
-/// True where a packet begins though its skb is remembered as followed: what is not IP came through no hook
-/// before its device's, and its forerunner in the skb may have ended at none. IP may have got a tag just
-/// before its device (`validate_xmit_vlan`).
-#[inline(always)]
-pub fn begins(hook: HookId, copy: &Skb) -> bool {
-    if !matches!(hook, HookId::DeviceTransmit) {
-        return false;
-    }
-    let protocol: u16 = copy.field(Field::SkbProtocol);
-    protocol == 0 || may_vanish(protocol)
-}
-
-/// True for EtherTypes, in network order, of what may end at no hook: neither IP nor what a tag hides.
-#[inline(always)]
-const fn may_vanish(protocol: u16) -> bool {
-    !may_be_ip(protocol)
-        && protocol != EtherType::Ieee8021q as u16
-        && protocol != EtherType::Ieee8021ad as u16
-}
-
 /// Decides about an skb that nothing is known of, and remembers the decision.
 #[inline(always)]
 pub fn decides(
@@ -242,39 +116,7 @@ pub fn decides(
     } else {
         decide(skb, copy, device, net, at_link)
     };
-    if decision & FOLLOWED == 0 {
-        // What is not IP may end at no hook, and what begins in its skb then is asked about anew; so is what
-        // a tag hid.
-        remembered.not_followed = if may_be_ip(copy.field(Field::SkbProtocol)) {
-            skb
-        } else {
-            0
-        };
-        if read::filter(filter::INTERFACE) {
-            remembered.device = device;
-        }
-        // A hook that trusts the one does not ask for the other.
-        follow_no_more(remembered, skb);
-        clear(&mut remembered.transmitted, skb);
-        return false;
-    }
-    clear(&mut remembered.not_followed, skb);
-    clear(&mut remembered.transmitted, skb);
-    remembered.followed = skb;
-    if may_vanish(copy.field(Field::SkbProtocol)) {
-        may_have_ended(&mut remembered.followed);
-    }
-    if decision & UNLEARNED == 0 {
-        clear(&mut remembered.unlearned, skb);
-    } else {
-        remembered.unlearned = skb;
-    }
-    if decision & IN_TUNNEL == 0 {
-        clear(&mut remembered.tunnel, skb);
-    } else {
-        remembered.tunnel = skb;
-    }
-    true
+    remembered.decided(decision, skb, copy.field(Field::SkbProtocol), device)
 }
 
 /// 1 when the conntrack entry of an skb makes it followed.
@@ -296,70 +138,6 @@ pub fn entry_followed(entry: u64) -> u32 {
         found.key.netns = read::field(net, Field::NetInum);
     }
     u32::from(entry_matches(entry, &mut found.key))
-}
-
-#[inline(always)]
-fn clear(word: &mut u64, skb: u64) {
-    if *word == skb {
-        *word = 0;
-    }
-}
-
-/// In memory: BTF programs may not set a bit in a kernel pointer.
-#[inline(always)]
-fn may_have_ended(word: &mut u64) {
-    // SAFETY: a reference; volatile, so that the compiler does not go by the register that it was written from.
-    unsafe { write_volatile(word, read_volatile(word) | MAY_HAVE_ENDED) };
-}
-
-#[inline(always)]
-fn follow_no_more(remembered: &mut Remembered, skb: u64) {
-    if remembered.followed & !MAY_HAVE_ENDED == skb {
-        remembered.followed = 0;
-    }
-}
-
-/// What a hook changes for the hooks behind it; called whether the packet is followed or not.
-#[inline(always)]
-pub fn passed(hook: HookId, skb: u64, followed: bool, remembered: &mut Remembered) {
-    match hook {
-        HookId::DeviceTransmit => {
-            remembered.transmitted = skb;
-            if followed {
-                remembered.followed = skb;
-                may_have_ended(&mut remembered.followed);
-            }
-        }
-        HookId::Nat
-        | HookId::IpvsNatTransmit
-        | HookId::IpvsNat6Transmit
-        | HookId::IpvsReply
-        | HookId::IpvsTunnelTransmit
-        | HookId::IpvsTunnel6Transmit
-        | HookId::VxlanTransmit
-        | HookId::VxlanReceive => {
-            if !followed {
-                clear(&mut remembered.not_followed, skb);
-            } else if read::filter(filter::FOLLOW) {
-                remembered.unlearned = skb;
-            } else {
-                follow_no_more(remembered, skb);
-            }
-        }
-        HookId::Drop
-        | HookId::TcpDeliver
-        | HookId::TcpChild
-        | HookId::UdpDeliver
-        | HookId::Tcp6Deliver
-        | HookId::Udp6Deliver
-        | HookId::IcmpReceive
-        | HookId::Icmp6Receive => {
-            follow_no_more(remembered, skb);
-            clear(&mut remembered.not_followed, skb);
-            clear(&mut remembered.transmitted, skb);
-        }
-        _ => {}
-    }
 }
 
 /// Keeps what a followed packet's headers will not say from here on; `copy` is the skb's.
@@ -387,11 +165,8 @@ pub fn keep(hook: HookId, skb: u64, copy: &Skb, remembered: &mut Remembered) {
             black_box(keep_datagram(copy));
         }
         HookId::DeviceTransmit => {
-            if remembered.unlearned == skb {
-                remembered.unlearned = 0;
-                if remembered.tunnel != skb {
-                    black_box(learn(copy));
-                }
+            if remembered.learns(skb) {
+                black_box(learn(copy));
             }
         }
         HookId::Drop if used(SKBS_USED) => {

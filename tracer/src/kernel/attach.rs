@@ -84,27 +84,9 @@ pub struct HookState {
     pub outcome: Result<Tier, Gap>,
 }
 
-/// Facts about this kernel that decide the tiers.
-#[derive(Clone, Debug)]
-pub struct Abilities {
-    /// Kprobes exist.
-    pub kprobe: bool,
-    modules: Modules,
-}
-
-impl Abilities {
-    /// Looks at this kernel.
-    pub fn read() -> Self {
-        Self {
-            kprobe: Path::new("/sys/bus/event_source/devices/kprobe").exists(),
-            modules: Modules::read(),
-        }
-    }
-
-    /// True when a module is loaded.
-    pub fn has_module(&self, name: &str) -> bool {
-        self.modules.has(name)
-    }
+/// True where kprobes exist.
+pub fn has_kprobes() -> bool {
+    Path::new("/sys/bus/event_source/devices/kprobe").exists()
 }
 
 /// The programs of one hook, each for another way to attach.
@@ -158,6 +140,7 @@ pub(super) struct Attacher<'a> {
 impl<'a> Attacher<'a> {
     pub(super) fn new(
         btf: &'a Btf,
+        modules: Modules,
         addresses: Addresses,
         options: &Options,
     ) -> Result<Self, BtfError> {
@@ -169,8 +152,8 @@ impl<'a> Attacher<'a> {
         Ok(Self {
             btf,
             outline: aya::Btf::parse(&outline, Endianness::default())?,
-            kprobe: Abilities::read().kprobe,
-            modules: Modules::read(),
+            kprobe: has_kprobes(),
+            modules,
             addresses,
             fentry_refused: AtomicBool::new(false),
             low_cost: options.low_cost,

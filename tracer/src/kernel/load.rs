@@ -155,8 +155,10 @@ impl Tracing {
         let btf = Btf::running().context(
             "this kernel has no BTF; a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed (every current distribution's is)",
         )?;
+        // Before addresses are read: a module that is loaded anew meanwhile is noticed then.
+        let modules = Modules::read();
         let functions = attach::functions(&btf);
-        let (layout, missing_fields) = resolve(&btf, &Modules::read());
+        let (layout, missing_fields) = resolve(&btf, &modules);
         let mut settings = vec![
             // The enum and the tracepoint's argument came together in 5.17.
             u32::from(btf.enumeration("skb_drop_reason").is_some()),
@@ -180,7 +182,7 @@ impl Tracing {
             keep_namespaces(&mut ebpf, namespaces)?;
         }
         leave_flows(&mut ebpf, NOT_BEGUN)?;
-        let attacher = Attacher::new(&btf, joined(functions)?, options)?;
+        let attacher = Attacher::new(&btf, modules, joined(functions)?, options)?;
         let mut links = Links::default();
         let hooks: Vec<_> = attacher
             .attach_all(&mut ebpf)

@@ -94,8 +94,8 @@ pub(super) struct Guard {
     before: Spent,
     /// Looks in a row that were over.
     over: u32,
-    /// Where the last look lowered the share: the share before, and seconds that each run took.
-    cut: Option<(f64, f64)>,
+    /// Where the last look changed the share: the share before, and seconds that each run took.
+    changed: Option<(f64, f64)>,
     /// Seconds that each run takes whatever is left out, where they alone are over the limit.
     fixed: Option<f64>,
 }
@@ -107,7 +107,7 @@ impl Guard {
             share: 1.0,
             before: Spent::default(),
             over: 0,
-            cut: None,
+            changed: None,
             fixed: None,
         }
     }
@@ -140,7 +140,8 @@ impl Guard {
         } else {
             self.share
         };
-        self.cut = (share < self.share && runs > 0.0).then_some((self.share, cpu * seconds / runs));
+        self.changed =
+            (share != self.share && runs > 0.0).then_some((self.share, cpu * seconds / runs));
         let found = known.is_none() && self.fixed.is_some();
         if share == self.share && !found {
             return None;
@@ -155,20 +156,31 @@ impl Guard {
     }
 
     /// Finds what a cut did not make less. The traffic may have changed meanwhile, so the runs are
-    /// compared and not the seconds.
+    /// compared and not the seconds. A second in which all was slow makes it too much: what costs less, and what
+    /// comes back with the share, says so.
     fn learn(&mut self, cpu: f64, runs: f64) {
-        let cut = self.cut.take();
+        let changed = self.changed.take();
         let Some(limit) = self.limits.cpu.filter(|&limit| cpu > limit) else {
             self.fixed = None;
             return;
         };
-        let Some((share, each)) = cut.filter(|_| runs > 0.0) else {
+        if runs <= 0.0 {
+            return;
+        }
+        let now = cpu / runs;
+        let most = self.fixed.map(|fixed| fixed.min(now));
+        self.fixed = most;
+        let Some((share, each)) = changed else {
             return;
         };
-        let now = cpu / runs;
         let traced = ((each - now) / (share - self.share)).max(0.0);
         let fixed = (now - traced * self.share).max(0.0);
-        self.fixed = (fixed * runs > limit).then_some(fixed);
+        let fixed = if share > self.share {
+            Some(fixed)
+        } else {
+            most.map(|most| most.min(fixed))
+        };
+        self.fixed = fixed.filter(|fixed| fixed * runs > limit);
     }
 }
 
@@ -278,6 +290,19 @@ mod tests {
         }
         let share = node.guard.share;
         assert!(share > 0.1 && share * 0.3 <= 0.05 + 0.2 * 0.08, "{share}");
+    }
+
+    #[test]
+    fn a_second_in_which_all_is_slow_is_not_taken_for_the_filter() {
+        let mut node = Node::new(FIVE_PERCENT);
+        for slowness in [1.0, 1.0, 4.0] {
+            node.filtered(RUNS, slowness * 0.6e-6, slowness * 3e-6);
+        }
+        for _ in 0..30 {
+            node.filtered(RUNS, 0.6e-6, 3e-6);
+        }
+        let share = node.guard.share;
+        assert!(share > 0.1 && share * 0.3 <= 0.05 + 0.2 * 0.06, "{share}");
     }
 
     #[test]

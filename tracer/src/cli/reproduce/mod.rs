@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::capture::Capture;
 use super::run::{interrupted, kernel_release};
 use super::{Exit, Failure, Output, nearest, need_root, runtime};
-use crate::kernel::attach::Abilities;
+use crate::kernel::attach::has_kprobes;
 use crate::kernel::load::Options as LoadOptions;
 use crate::printer::Printer;
 use crate::scenario::{self, NotOn, REGISTRY, Scenario, Variant};
@@ -171,7 +171,7 @@ fn missing(chosen: &[Chosen], load_modules: bool) -> Vec<String> {
         .iter()
         .flat_map(|(scenario, _)| scenario.missing(load_modules))
         .collect();
-    if !Abilities::read().kprobe {
+    if !has_kprobes() {
         missing.push("kprobes".into());
     }
     missing.sort_unstable();

@@ -2,9 +2,9 @@
 //!
 //! Pure: it is told what tracing came to and says which share of the flows to trace.
 //!
-//! Flows are left out behind the filter, so what the filter costs every packet stays. When a cut shows
-//! that this alone is over the limit, only the rest is held against it from then on: fewer flows would
-//! not make it less.
+//! What it costs to tell which packets are traced, most of it with a filter, stays however few they are. When a cut
+//! shows that this alone is over the limit, only the rest is held against it from then on: fewer flows would not make
+//! it less.
 
 use std::time::Duration;
 
@@ -19,8 +19,12 @@ const CALM: f64 = 0.5;
 const AIM: f64 = 0.8;
 /// Looks in a row that must be over the limit; one of them may be a burst that is over.
 const PATIENCE: u32 = 2;
-/// No more of the room for waiting events may be taken: what is left may be full before the next look.
+/// Where more of the room for waiting events is taken, and ever more, the share falls at once: by as much that a flow
+/// that floods alone is not long among those that stay.
 const MOST_WAITING: f64 = 0.5;
+const AT_ONCE: f64 = 0.125;
+/// Events for each run must differ by this share, or the two looks were at the same flows and tell nothing.
+const TELLING: f64 = 0.2;
 /// What stays whatever is left out varies by this from one second to the next.
 const STEADY: f64 = 1.2;
 /// Smallest share of the flows.
@@ -57,8 +61,8 @@ pub struct SamplingView {
     pub kernel_percent: f64,
     /// Events a second just before.
     pub events_per_second: f64,
-    /// Percent of one processor that the filter takes by itself, where that alone is over the limit.
-    pub filter_percent: Option<f64>,
+    /// Percent of one processor that packets cost however few are traced, where that alone is over the limit.
+    pub fixed_percent: Option<f64>,
 }
 
 impl SamplingView {
@@ -76,14 +80,21 @@ impl SamplingView {
                 1.0 / self.share
             )
         };
-        let Some(percent) = self.filter_percent else {
+        let Some(percent) = self.fixed_percent else {
             return traced;
         };
         format!(
-            "{traced}; the filter itself takes {percent:.1} %, however few flows are traced, so that \
-             --max-cpu cannot be kept"
+            "{traced}; telling which packets are traced takes {percent:.1} % by itself, so that --max-cpu cannot be \
+             kept"
         )
     }
+}
+
+/// What a run of a program came to, on the average.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    seconds: f64,
+    events: f64,
 }
 
 /// Decides which share of the flows is traced.
@@ -94,8 +105,8 @@ pub(super) struct Guard {
     before: Spent,
     /// Looks in a row that were over.
     over: u32,
-    /// Where the last look changed the share: the share before, and seconds that each run took.
-    changed: Option<(f64, f64)>,
+    /// Where the last look changed the share: what runs came to before.
+    changed: Option<Run>,
     /// Seconds that each run takes whatever is left out, where they alone are over the limit.
     fixed: Option<f64>,
 }
@@ -112,8 +123,14 @@ impl Guard {
         }
     }
 
+    /// True where the next look cannot wait.
+    pub(super) fn hurries(&self, waiting: f64) -> bool {
+        waiting > MOST_WAITING && waiting > self.before.waiting
+    }
+
     /// Looks at what tracing came to since the last look; says what changes.
     pub(super) fn look(&mut self, spent: Spent) -> Option<SamplingView> {
+        let hurries = self.hurries(spent.waiting);
         let before = std::mem::replace(&mut self.before, spent);
         let seconds = spent.time.saturating_sub(before.time).as_secs_f64();
         if seconds <= 0.0 {
@@ -123,25 +140,34 @@ impl Guard {
         let cpu = kernel.as_secs_f64() / seconds;
         let rate = spent.events.saturating_sub(before.events) as f64 / seconds;
         let part = |value: f64, limit: Option<f64>| limit.map_or(0.0, |limit| value / limit);
-        let runs = spent.kernel.runs.saturating_sub(before.kernel.runs) as f64;
+        let runs = spent.kernel.runs.saturating_sub(before.kernel.runs) as f64 / seconds;
+        let run = Run {
+            seconds: cpu / runs,
+            events: rate / runs,
+        };
         let known = self.fixed;
-        self.learn(cpu, runs / seconds);
+        if runs > 0.0 {
+            self.learn(cpu, run);
+        }
         // What no cut makes less is not held against the limit.
-        let fixed = self.fixed.map(|each| each * runs / seconds);
+        let fixed = self.fixed.map(|each| each * runs);
         let own = fixed.map_or(cpu, |fixed| (cpu - fixed * STEADY).max(0.0));
+        // What waits and gets less was cut enough.
         let load = (spent.waiting / MOST_WAITING)
+            .min(1.0)
             .max(part(own, self.limits.cpu))
             .max(part(rate, self.limits.rate));
         self.over = if load > 1.0 { self.over + 1 } else { 0 };
-        let share = if self.over >= PATIENCE || spent.waiting > MOST_WAITING {
-            (self.share * AIM / load).max(LEAST)
+        let aimed = if self.over >= PATIENCE {
+            self.share * AIM / load
         } else if load < CALM {
-            (self.share * BACK).min(1.0)
+            self.share * BACK
         } else {
             self.share
         };
-        self.changed =
-            (share != self.share && runs > 0.0).then_some((self.share, cpu * seconds / runs));
+        let most = if hurries { self.share * AT_ONCE } else { 1.0 };
+        let share = aimed.min(most).max(LEAST);
+        self.changed = (share != self.share && runs > 0.0).then_some(run);
         let found = known.is_none() && self.fixed.is_some();
         if share == self.share && !found {
             return None;
@@ -151,35 +177,36 @@ impl Guard {
             share,
             kernel_percent: cpu * 100.0,
             events_per_second: rate,
-            filter_percent: fixed.map(|fixed| fixed * 100.0),
+            fixed_percent: fixed.map(|fixed| fixed * 100.0),
         })
     }
 
     /// Finds what a cut did not make less. The traffic may have changed meanwhile, so the runs are
     /// compared and not the seconds. A second in which all was slow makes it too much: what costs less, and what
     /// comes back with the share, says so.
-    fn learn(&mut self, cpu: f64, runs: f64) {
+    fn learn(&mut self, cpu: f64, run: Run) {
         let changed = self.changed.take();
         let Some(limit) = self.limits.cpu.filter(|&limit| cpu > limit) else {
             self.fixed = None;
             return;
         };
-        if runs <= 0.0 {
-            return;
-        }
-        let now = cpu / runs;
-        let most = self.fixed.map(|fixed| fixed.min(now));
+        let most = self.fixed.map(|fixed| fixed.min(run.seconds));
         self.fixed = most;
-        let Some((share, each)) = changed else {
+        let Some(before) = changed else {
             return;
         };
-        let traced = ((each - now) / (share - self.share)).max(0.0);
-        let fixed = (now - traced * self.share).max(0.0);
-        let fixed = if share > self.share {
+        let fewer = before.events - run.events;
+        if fewer.abs() < before.events.max(run.events) * TELLING {
+            return;
+        }
+        let traced = ((before.seconds - run.seconds) / fewer).max(0.0);
+        let fixed = (run.seconds - traced * run.events).max(0.0);
+        let fixed = if fewer > 0.0 {
             Some(fixed)
         } else {
             most.map(|most| most.min(fixed))
         };
+        let runs = cpu / run.seconds;
         self.fixed = fixed.filter(|fixed| fixed * runs > limit);
     }
 }
@@ -215,6 +242,7 @@ mod tests {
         fn filtered(&mut self, runs: u64, each: f64, traced: f64) -> Option<SamplingView> {
             self.spent.time += Duration::from_secs(1);
             self.spent.kernel.runs += runs;
+            self.spent.events += (runs as f64 * self.guard.share) as u64;
             let cost = runs as f64 * (each + traced * self.guard.share);
             self.spent.kernel.time += Duration::from_secs_f64(cost);
             self.guard.look(self.spent)
@@ -266,7 +294,7 @@ mod tests {
             .collect();
         assert_eq!(node.guard.share, 1.0);
         let last = said.last().expect("it is said");
-        assert!((last.filter_percent.expect("its cost") - 12.0).abs() < 0.1);
+        assert!((last.fixed_percent.expect("its cost") - 12.0).abs() < 0.1);
         let words = last.words();
         assert!(
             words.contains("12.0 %") && words.contains("cannot be kept"),
@@ -306,11 +334,23 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_that_floods_alone_is_not_taken_for_the_filter() {
+        let mut node = Node::new(FIVE_PERCENT);
+        // It is traced until the share is below its number.
+        let looks = (0..10).take_while(|_| {
+            node.second(0.5, 2 * RUNS);
+            node.guard.share > 0.01
+        });
+        assert_eq!(looks.count(), 2);
+        assert_eq!(node.guard.fixed, None);
+    }
+
+    #[test]
     fn traffic_that_grows_is_not_taken_for_the_filter() {
         let mut node = Node::new(FIVE_PERCENT);
         for runs in [RUNS, RUNS, 3 * RUNS, 9 * RUNS, 9 * RUNS, 9 * RUNS] {
             let said = node.filtered(runs, 0.01e-6, 2e-6);
-            assert!(said.is_none_or(|said| said.filter_percent.is_none()));
+            assert!(said.is_none_or(|said| said.fixed_percent.is_none()));
         }
         assert!(node.guard.share < 0.05);
     }
@@ -339,8 +379,15 @@ mod tests {
     #[test]
     fn events_that_wait_longer_and_longer_are_too_much_as_well() {
         let mut node = Node::new(FIVE_PERCENT);
-        node.spent.waiting = 0.9;
-        assert!(node.second(0.03, 0).is_some_and(|share| share < 0.5));
+        node.spent.waiting = 0.6;
+        assert!(node.guard.hurries(0.6));
+        assert_eq!(node.second(0.03, 0), Some(AT_ONCE));
+        // What waits and gets less was cut enough, for however long.
+        for waiting in [0.6, 0.58, 0.56] {
+            node.spent.waiting = waiting;
+            assert!(!node.guard.hurries(waiting));
+            assert_eq!(node.second(0.03, 0), None);
+        }
         // And what waits no longer is no reason.
         node.spent.waiting = 0.3;
         assert_eq!(node.second(0.03, 0), None);

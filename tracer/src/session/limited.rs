@@ -1,4 +1,4 @@
-//! What a trace may cost: the guard looks at it every second, and its word is carried out.
+//! What a trace may cost: the guard looks at it every second, oftener where events pile up, and its word is carried out.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +7,8 @@ use super::guard::{Guard, Limits, Spent};
 
 /// How often it is looked at what tracing costs.
 const GUARD_PERIOD: Duration = Duration::from_secs(1);
+/// The same where the room for waiting events may be full sooner; what a cut changed shows by then.
+const HURRIED: Duration = Duration::from_millis(100);
 
 /// A guard at work.
 pub(super) struct Limited {
@@ -27,13 +29,19 @@ impl Session {
 
     /// Leaves flows out, or traces them again, where the limits ask for it; says so.
     pub(super) fn keep_cheap(&mut self, now: u64) -> anyhow::Result<()> {
-        let limited = self.limited.as_mut();
-        let Some(limited) = limited.filter(|limited| limited.looked.elapsed() >= GUARD_PERIOD)
-        else {
+        let Some(limited) = &mut self.limited else {
             return Ok(());
         };
-        limited.looked = Instant::now();
         let (events, waiting) = self.inbox.load();
+        let period = if limited.guard.hurries(waiting) {
+            HURRIED
+        } else {
+            GUARD_PERIOD
+        };
+        if limited.looked.elapsed() < period {
+            return Ok(());
+        }
+        limited.looked = Instant::now();
         let change = limited.guard.look(Spent {
             time: self.started.elapsed(),
             kernel: self.tracing.cost(),

@@ -35,17 +35,6 @@ pub struct Mark {
     received: u64,
 }
 
-/// What was taken.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Taken {
-    /// Events.
-    pub count: usize,
-    /// When the last one happened, CLOCK_MONOTONIC nanoseconds.
-    pub last_ns: Option<u64>,
-    /// More may be waiting.
-    pub more: bool,
-}
-
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
@@ -92,25 +81,12 @@ impl Inbox {
         })
     }
 
-    /// Gives what came in batches, at most about `limit` events.
-    pub fn take(&self, limit: usize, mut take: impl FnMut(Vec<Event>)) -> Taken {
-        let mut taken = Taken::default();
-        while taken.count < limit {
-            let batch = {
-                let mut state = self.shared.lock();
-                let batch = state.waiting.pop_front().unwrap_or_default();
-                state.count -= batch.len();
-                batch
-            };
-            let Some(last) = batch.last() else {
-                return taken;
-            };
-            taken.count += batch.len();
-            taken.last_ns = Some(last.time_ns);
-            take(batch);
-        }
-        taken.more = true;
-        taken
+    /// The next events that came, some thousands at most; `None` where none wait.
+    pub fn take(&self) -> Option<Vec<Event>> {
+        let mut state = self.shared.lock();
+        let batch = state.waiting.pop_front()?;
+        state.count -= batch.len();
+        Some(batch)
     }
 
     /// Now.

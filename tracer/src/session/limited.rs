@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Session;
 use super::guard::{Guard, Limits, Spent};
+use crate::view::names::monotonic_ns;
 
 /// How often it is looked at what tracing costs.
 const GUARD_PERIOD: Duration = Duration::from_secs(1);
@@ -28,7 +29,7 @@ impl Session {
     }
 
     /// Leaves flows out, or traces them again, where the limits ask for it; says so.
-    pub(super) fn keep_cheap(&mut self, now: u64) -> anyhow::Result<()> {
+    pub(super) fn keep_cheap(&mut self) -> anyhow::Result<()> {
         let Some(limited) = &mut self.limited else {
             return Ok(());
         };
@@ -53,7 +54,7 @@ impl Session {
         };
         self.tracing.trace_share(change.share)?;
         // What is under way may be cut.
-        self.mark_loss(now);
+        self.mark_loss(monotonic_ns());
         self.analysis
             .printer()
             .object("sampling", &change, &change.words())?;

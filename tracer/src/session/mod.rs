@@ -304,21 +304,27 @@ impl Session {
         self.tracing.flush_program_log();
         self.hear_of_cluster()?;
         self.follow_modules()?;
-        let (analysis, recorder) = (&mut self.analysis, &mut self.recorder);
-        let decoder = &mut self.decoder;
-        let now = monotonic_ns();
-        let taken = self.inbox.take(BATCH, |batch| {
-            for event in batch.iter().filter_map(|raw| decoder.decode(raw)) {
-                analysis.push(event);
+        let (mut count, mut until) = (0, monotonic_ns());
+        loop {
+            self.keep_cheap()?;
+            let Some(batch) = self.inbox.take() else {
+                break;
+            };
+            let last_ns = batch.last().map(|event| event.time_ns);
+            count += batch.len();
+            for event in batch.iter().filter_map(|raw| self.decoder.decode(raw)) {
+                self.analysis.push(event);
             }
-            if let Some(recorder) = recorder {
+            if let Some(recorder) = &mut self.recorder {
                 recorder.events(batch);
             }
-        });
+            if count >= BATCH {
+                until = last_ns.map_or(until, |last| last.min(until));
+                break;
+            }
+        }
         self.look_for_loss(monotonic_ns(), hurry);
-        self.keep_cheap(now)?;
-        let until = taken.last_ns.filter(|_| taken.more).unwrap_or(now);
-        Ok((taken.count, until.min(now)))
+        Ok((count, until))
     }
 
     /// Looks at the events that came; gives the new diagnoses and how many events there were.

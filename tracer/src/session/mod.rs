@@ -45,8 +45,9 @@ use metered::Metered;
 const PERIOD: Duration = Duration::from_millis(10);
 /// How often modules that came or went are looked for.
 const MODULES_PERIOD: Duration = Duration::from_secs(1);
-/// Most events taken at once, so that ends and diagnoses come in between.
-const BATCH: usize = 65_536;
+/// Most events taken at once, about, so that ends, diagnoses and the guard come in between: what belongs to so many takes
+/// up to a fifth of a second on a slow node.
+const BATCH: usize = 8_192;
 
 /// A running trace.
 pub struct Session {

@@ -244,7 +244,13 @@ impl Session {
                     diagnoses.extend(self.step(false)?.0);
                     return Ok((value, diagnoses));
                 }
-                _ = tick.tick() => diagnoses.extend(self.step(false)?.0),
+                _ = tick.tick() => {
+                    let (found, taken) = self.step(false)?;
+                    diagnoses.extend(found);
+                    if taken >= BATCH {
+                        tick.reset_immediately();
+                    }
+                }
             }
             if let Some(value) = enough(self.analysis.printer(), &diagnoses) {
                 return Ok((value, diagnoses));

@@ -24,8 +24,8 @@ const PORTS: [(&str, &str); 3] = [
     ("stderr", STDERR_PORT),
     ("control", CONTROL_PORT),
 ];
-/// How much of a console is shown when something went wrong.
-const CONSOLE_LINES: usize = 40;
+/// How much of a console is shown when something went wrong: a panic with the stacks of two tasks.
+const CONSOLE_LINES: usize = 160;
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -141,14 +141,12 @@ impl Guard {
         let rate = spent.events.saturating_sub(before.events) as f64 / seconds;
         let part = |value: f64, limit: Option<f64>| limit.map_or(0.0, |limit| value / limit);
         let runs = spent.kernel.runs.saturating_sub(before.kernel.runs) as f64 / seconds;
-        let run = Run {
+        let run = (runs > 0.0).then(|| Run {
             seconds: cpu / runs,
             events: rate / runs,
-        };
+        });
         let known = self.fixed;
-        if runs > 0.0 {
-            self.learn(cpu, run);
-        }
+        self.learn(cpu, run);
         // What no cut makes less is not held against the limit.
         let fixed = self.fixed.map(|each| each * runs);
         let own = fixed.map_or(cpu, |fixed| (cpu - fixed * STEADY).max(0.0));
@@ -167,7 +165,7 @@ impl Guard {
         };
         let most = if hurries { self.share * AT_ONCE } else { 1.0 };
         let share = aimed.min(most).max(LEAST);
-        self.changed = (share != self.share && runs > 0.0).then_some(run);
+        self.changed = run.filter(|_| share != self.share);
         let found = known.is_none() && self.fixed.is_some();
         if share == self.share && !found {
             return None;
@@ -184,10 +182,13 @@ impl Guard {
     /// Finds what a cut did not make less. The traffic may have changed meanwhile, so the runs are
     /// compared and not the seconds. A second in which all was slow makes it too much: what costs less, and what
     /// comes back with the share, says so.
-    fn learn(&mut self, cpu: f64, run: Run) {
+    fn learn(&mut self, cpu: f64, run: Option<Run>) {
         let changed = self.changed.take();
         let Some(limit) = self.limits.cpu.filter(|&limit| cpu > limit) else {
             self.fixed = None;
+            return;
+        };
+        let Some(run) = run else {
             return;
         };
         let most = self.fixed.map(|fixed| fixed.min(run.seconds));
@@ -308,6 +309,19 @@ mod tests {
         // With less to filter the limit can be kept, and holds again.
         assert_eq!(node.filtered(RUNS / 4, 1.2e-6, 0.01e-6), None);
         assert_eq!(node.guard.fixed, None);
+    }
+
+    #[test]
+    fn without_packets_the_limit_is_kept() {
+        let mut node = Node::new(FIVE_PERCENT);
+        for _ in 0..5 {
+            node.filtered(RUNS, 1.2e-6, 0.5e-6);
+        }
+        assert!(node.guard.fixed.is_some());
+        let said = node
+            .filtered(0, 1.2e-6, 0.5e-6)
+            .expect("the share comes back");
+        assert_eq!(said.fixed_percent, None);
     }
 
     #[test]

@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use caps::Capability;
 use tracer_ebpf::event::Event;
 
 use super::privilege;
 use super::ring::{LostCounts, Ring};
+use super::share::Share;
 
 /// How often the ring buffer is emptied. The kernel side never wakes us: that would cost each packet.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -18,6 +19,15 @@ const PERIOD: Duration = Duration::from_millis(10);
 const BATCH: usize = 4096;
 /// Events that may wait here, 96 MiB. Then the ring buffer fills and the kernel side counts what it loses.
 const MOST_WAITING: usize = 1 << 19;
+/// Share of the room for waiting events below which flows are not left out at once, however fast it fills.
+pub const MANY_WAITING: f64 = 0.5;
+/// Who takes the waiting events may be away for so long.
+const AWAY: Duration = Duration::from_secs(3);
+/// So much of what was traced stays where the room would be full by then: a flow that floods alone must not be long
+/// among those that stay.
+const BRAKE: f64 = 0.125;
+/// How often it is looked at how fast the room fills; what the last brake changed shows by then.
+const BRAKE_PERIOD: Duration = Duration::from_millis(100);
 /// Ahead of the usual processes, as `nice -n -10`: the kernel does not wait.
 const NICENESS: i32 = -10;
 
@@ -49,6 +59,8 @@ struct State {
     /// All that ever came.
     received: u64,
     lost: LostCounts,
+    /// Where flows may be left out.
+    brake: Option<Share>,
     /// Times that the ring buffer was found empty.
     passes: u64,
     /// Somebody waits for the next pass.
@@ -79,6 +91,11 @@ impl Inbox {
             thread: Some(thread),
             room_in_ring,
         })
+    }
+
+    /// Has flows left out at once where the room for waiting events would be full before anybody takes them.
+    pub fn brake(&self, share: Share) {
+        self.shared.lock().brake = Some(share);
     }
 
     /// The next events that came, some thousands at most; `None` where none wait.
@@ -141,11 +158,28 @@ impl Drop for Inbox {
     }
 }
 
+/// How fast the room for waiting events fills.
+#[derive(Default)]
+struct Filling {
+    waiting: usize,
+}
+
+impl Filling {
+    /// True where the room would be full while nobody takes events: so many wait now, so long after the last look.
+    fn is_too_fast(&mut self, waiting: usize, passed: Duration) -> bool {
+        let before = std::mem::replace(&mut self.waiting, waiting);
+        let more = waiting.saturating_sub(before) as f64 / passed.as_secs_f64();
+        waiting as f64 > MOST_WAITING as f64 * MANY_WAITING
+            && waiting as f64 + more * AWAY.as_secs_f64() > MOST_WAITING as f64
+    }
+}
+
 fn work(mut ring: Ring, shared: &Shared) {
     // SAFETY: no memory is involved; 0 is the calling thread. Without the right to it we stay as we are.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
     // Kernels before 5.19 let nobody else read the counts of what was lost. What could not be given up does no harm.
     let _ = privilege::keep(&[Capability::CAP_BPF]);
+    let (mut filling, mut looked) = (Filling::default(), Instant::now());
     loop {
         let room = {
             let state = shared.lock();
@@ -165,6 +199,16 @@ fn work(mut ring: Ring, shared: &Shared) {
         if !batch.is_empty() {
             state.waiting.push_back(batch);
         }
+        let passed = looked.elapsed();
+        if passed >= BRAKE_PERIOD {
+            looked += passed;
+            if filling.is_too_fast(state.count, passed)
+                && let Some(share) = &state.brake
+            {
+                // What the kernel refuses to leave out is counted when it is lost.
+                let _ = share.cut(BRAKE);
+            }
+        }
         if empty {
             state.passes += 1;
             shared.changed.notify_all();
@@ -174,6 +218,34 @@ fn work(mut ring: Ring, shared: &Shared) {
             let waited = shared.changed.wait_timeout_while(state, PERIOD, idle);
             let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             state.wanted = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_that_would_be_full_before_anybody_comes_is_spared() {
+        let mut filling = Filling::default();
+        let half = MOST_WAITING / 2;
+        let looks: Vec<_> = (1..20)
+            .map(|look| look * half / 10)
+            .map(|waiting| filling.is_too_fast(waiting, BRAKE_PERIOD))
+            .collect();
+        // From half on, at each look.
+        assert_eq!(looks.iter().position(|&brakes| brakes), Some(10));
+        assert!(looks[10..].iter().all(|&brakes| brakes));
+    }
+
+    #[test]
+    fn room_that_does_not_fill_or_fills_slowly_is_left_alone() {
+        let mut filling = Filling::default();
+        let most = MOST_WAITING * 3 / 4;
+        for waiting in [most, most - 10, most, most + 1000] {
+            let first = filling.waiting == 0;
+            assert_eq!(filling.is_too_fast(waiting, BRAKE_PERIOD), first);
         }
     }
 }

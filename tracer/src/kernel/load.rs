@@ -12,13 +12,13 @@ use aya_log::EbpfLogger;
 use tracer_ebpf::hook::HookId;
 use tracer_ebpf::layout::{ABSENT, FIELDS, WINDOW_BYTES, filter as bits, in_window};
 use tracer_ebpf::program::Program;
-use tracer_ebpf::sample::NOT_BEGUN;
 
 use super::attach::{self, Attached, Attacher, Gap, HookState, Programs, attach_late};
 use super::btf::Btf;
 use super::links::Links;
 use super::modules::Modules;
 use super::ring::Ring;
+use super::share::Share;
 use crate::filter::Filter;
 use crate::hook::Hook;
 
@@ -80,13 +80,6 @@ fn keep_namespaces(ebpf: &mut Ebpf, namespaces: &[u32]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Leaves out flows with a number below this.
-fn leave_flows(ebpf: &mut Ebpf, below: u32) -> anyhow::Result<()> {
-    let map = ebpf.map_mut("LEAVE").context("map LEAVE is missing")?;
-    Array::<_, u32>::try_from(map)?.set(0, below, 0)?;
-    Ok(())
-}
-
 /// Keeps the link of an attached hook.
 fn keep(links: &mut Links, hook: &'static Hook, attached: Attached) -> HookState {
     let outcome = attached.map(|(tier, link)| {
@@ -123,6 +116,7 @@ pub struct Tracing {
     pub missing_fields: Vec<String>,
     program_log: Option<EbpfLogger<StandardError>>,
     ring_bytes: u32,
+    share: Share,
     /// Keeps the kernel's run-time statistics on while we trace.
     statistics: Option<std::os::fd::OwnedFd>,
 }
@@ -181,7 +175,8 @@ impl Tracing {
         if let Some(namespaces) = &options.namespaces {
             keep_namespaces(&mut ebpf, namespaces)?;
         }
-        leave_flows(&mut ebpf, NOT_BEGUN)?;
+        let leave = ebpf.take_map("LEAVE").context("map LEAVE is missing")?;
+        let share = Share::new(Array::try_from(leave)?)?;
         let attacher = Attacher::new(&btf, modules, joined(functions)?, options)?;
         let mut links = Links::default();
         let hooks: Vec<_> = attacher
@@ -200,7 +195,7 @@ impl Tracing {
             .program_log
             .then(|| EbpfLogger::init_with_logger(&mut ebpf, StandardError))
             .transpose()?;
-        leave_flows(&mut ebpf, 0)?;
+        share.set(1.0)?;
         let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).ok();
         let modules = attacher.into_modules();
         let tracing = Self {
@@ -212,6 +207,7 @@ impl Tracing {
             missing_fields,
             program_log,
             ring_bytes: options.ring_bytes,
+            share,
             statistics,
         };
         Ok((tracing, btf))
@@ -222,14 +218,9 @@ impl Tracing {
         self.statistics.is_some()
     }
 
-    /// Traces this share of the flows from now on, each whole; 1 for all.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn trace_share(&mut self, share: f64) -> anyhow::Result<()> {
-        // A share of the range of flow numbers.
-        let leave = (1.0 - share.clamp(0.0, 1.0)) * f64::from(NOT_BEGUN - 1);
-        leave_flows(&mut self.ebpf, leave as u32)
+    /// The share of the flows that is traced.
+    pub const fn share(&self) -> &Share {
+        &self.share
     }
 
     /// Events of flows that were left out so far.

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::kernel::inbox::MANY_WAITING;
 use crate::kernel::load::KernelCost;
+use crate::kernel::share::LEAST;
 
 /// The share comes back up in steps of this, once the cost is below [`CALM`] of the limit.
 const BACK: f64 = 1.5;
@@ -19,16 +21,10 @@ const CALM: f64 = 0.5;
 const AIM: f64 = 0.8;
 /// Looks in a row that must be over the limit; one of them may be a burst that is over.
 const PATIENCE: u32 = 2;
-/// Where more of the room for waiting events is taken, and ever more, the share falls at once: by as much that a flow
-/// that floods alone is not long among those that stay.
-const MOST_WAITING: f64 = 0.5;
-const AT_ONCE: f64 = 0.125;
 /// Events for each run must differ by this share, or the two looks were at the same flows and tell nothing.
 const TELLING: f64 = 0.2;
 /// What stays whatever is left out varies by this from one second to the next.
 const STEADY: f64 = 1.2;
-/// Smallest share of the flows.
-const LEAST: f64 = 1.0 / 65_536.0;
 
 /// What tracing may cost.
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
@@ -50,6 +46,8 @@ pub(super) struct Spent {
     pub events: u64,
     /// Share of the room for events not yet looked at that is taken now.
     pub waiting: f64,
+    /// Share of the flows that is traced; less than was last asked for where the events could not wait.
+    pub share: f64,
 }
 
 /// A change of what is traced.
@@ -101,12 +99,15 @@ struct Run {
 #[derive(Debug)]
 pub(super) struct Guard {
     limits: Limits,
+    /// What was last asked for.
     share: f64,
     before: Spent,
     /// Looks in a row that were over.
     over: u32,
-    /// Where the last look changed the share: what runs came to before.
-    changed: Option<Run>,
+    /// What runs came to at the last look.
+    run: Option<Run>,
+    /// The last look changed the share, or found it changed.
+    changed: bool,
     /// Seconds that each run takes whatever is left out, where they alone are over the limit.
     fixed: Option<f64>,
 }
@@ -118,19 +119,14 @@ impl Guard {
             share: 1.0,
             before: Spent::default(),
             over: 0,
-            changed: None,
+            run: None,
+            changed: false,
             fixed: None,
         }
     }
 
-    /// True where the next look cannot wait.
-    pub(super) fn hurries(&self, waiting: f64) -> bool {
-        waiting > MOST_WAITING && waiting > self.before.waiting
-    }
-
     /// Looks at what tracing came to since the last look; says what changes.
     pub(super) fn look(&mut self, spent: Spent) -> Option<SamplingView> {
-        let hurries = self.hurries(spent.waiting);
         let before = std::mem::replace(&mut self.before, spent);
         let seconds = spent.time.saturating_sub(before.time).as_secs_f64();
         if seconds <= 0.0 {
@@ -146,33 +142,33 @@ impl Guard {
             events: rate / runs,
         });
         let known = self.fixed;
+        let was = self.share;
+        self.changed |= spent.share != was;
         self.learn(cpu, run);
         // What no cut makes less is not held against the limit.
         let fixed = self.fixed.map(|each| each * runs);
         let own = fixed.map_or(cpu, |fixed| (cpu - fixed * STEADY).max(0.0));
-        // What waits and gets less was cut enough.
-        let load = (spent.waiting / MOST_WAITING)
+        // What waits is no reason to trace less, it was cut enough; but none to trace more.
+        let load = (spent.waiting / MANY_WAITING)
             .min(1.0)
             .max(part(own, self.limits.cpu))
             .max(part(rate, self.limits.rate));
         self.over = if load > 1.0 { self.over + 1 } else { 0 };
-        let aimed = if self.over >= PATIENCE {
-            self.share * AIM / load
+        let share = if self.over >= PATIENCE {
+            spent.share * AIM / load
         } else if load < CALM {
-            self.share * BACK
+            spent.share * BACK
         } else {
-            self.share
+            spent.share
         };
-        let most = if hurries { self.share * AT_ONCE } else { 1.0 };
-        let share = aimed.min(most).max(LEAST);
-        self.changed = run.filter(|_| share != self.share);
+        self.share = share.clamp(LEAST, 1.0);
+        self.changed = self.share != was;
         let found = known.is_none() && self.fixed.is_some();
-        if share == self.share && !found {
+        if !self.changed && !found {
             return None;
         }
-        self.share = share;
         Some(SamplingView {
-            share,
+            share: self.share,
             kernel_percent: cpu * 100.0,
             events_per_second: rate,
             fixed_percent: fixed.map(|fixed| fixed * 100.0),
@@ -183,7 +179,7 @@ impl Guard {
     /// compared and not the seconds. A second in which all was slow makes it too much: what costs less, and what
     /// comes back with the share, says so.
     fn learn(&mut self, cpu: f64, run: Option<Run>) {
-        let changed = self.changed.take();
+        let before = std::mem::replace(&mut self.run, run).filter(|_| self.changed);
         let Some(limit) = self.limits.cpu.filter(|&limit| cpu > limit) else {
             self.fixed = None;
             return;
@@ -193,7 +189,7 @@ impl Guard {
         };
         let most = self.fixed.map(|fixed| fixed.min(run.seconds));
         self.fixed = most;
-        let Some(before) = changed else {
+        let Some(before) = before else {
             return;
         };
         let fewer = before.events - run.events;
@@ -224,10 +220,13 @@ mod tests {
 
     impl Node {
         fn new(limits: Limits) -> Self {
-            let guard = Guard::new(limits);
+            let spent = Spent {
+                share: 1.0,
+                ..Spent::default()
+            };
             Self {
-                guard,
-                spent: Spent::default(),
+                guard: Guard::new(limits),
+                spent,
             }
         }
 
@@ -236,17 +235,25 @@ mod tests {
             self.spent.kernel.time += Duration::from_secs_f64(cpu);
             self.spent.events += rate;
             self.spent.kernel.runs += RUNS;
-            self.guard.look(self.spent).map(|view| view.share)
+            self.look().map(|view| view.share)
+        }
+
+        fn look(&mut self) -> Option<SamplingView> {
+            let said = self.guard.look(self.spent);
+            if let Some(said) = &said {
+                self.spent.share = said.share;
+            }
+            said
         }
 
         /// A second in which so many runs cost something by themselves and more for what is traced.
         fn filtered(&mut self, runs: u64, each: f64, traced: f64) -> Option<SamplingView> {
             self.spent.time += Duration::from_secs(1);
             self.spent.kernel.runs += runs;
-            self.spent.events += (runs as f64 * self.guard.share) as u64;
-            let cost = runs as f64 * (each + traced * self.guard.share);
+            self.spent.events += (runs as f64 * self.spent.share) as u64;
+            let cost = runs as f64 * (each + traced * self.spent.share);
             self.spent.kernel.time += Duration::from_secs_f64(cost);
-            self.guard.look(self.spent)
+            self.look()
         }
     }
 
@@ -391,27 +398,37 @@ mod tests {
     }
 
     #[test]
-    fn events_that_wait_longer_and_longer_are_too_much_as_well() {
+    fn what_was_left_out_at_once_is_said_and_comes_back_when_no_more_waits() {
         let mut node = Node::new(FIVE_PERCENT);
+        node.spent.share = 0.125;
         node.spent.waiting = 0.6;
-        assert!(node.guard.hurries(0.6));
-        assert_eq!(node.second(0.03, 0), Some(AT_ONCE));
-        // What waits and gets less was cut enough, for however long.
+        assert_eq!(node.second(0.03, 0), Some(0.125));
         for waiting in [0.6, 0.58, 0.56] {
             node.spent.waiting = waiting;
-            assert!(!node.guard.hurries(waiting));
-            assert_eq!(node.second(0.03, 0), None);
+            assert_eq!(node.second(0.01, 0), None);
         }
-        // And what waits no longer is no reason.
-        node.spent.waiting = 0.3;
-        assert_eq!(node.second(0.03, 0), None);
+        node.spent.waiting = 0.1;
+        assert_eq!(node.second(0.01, 0), Some(0.125 * BACK));
+    }
+
+    #[test]
+    fn what_was_left_out_at_once_tells_what_stays_as_well() {
+        let mut node = Node::new(FIVE_PERCENT);
+        node.filtered(RUNS, 0.8e-6, 3e-6);
+        node.spent.share = 0.125;
+        node.filtered(RUNS, 0.8e-6, 3e-6);
+        let fixed = node.guard.fixed.expect("it is over the limit");
+        assert!((fixed - 0.8e-6).abs() < 0.01e-6, "{fixed}");
     }
 
     #[test]
     fn numbers_that_run_backwards_are_survived() {
         let mut node = Node::new(FIVE_PERCENT);
         node.second(0.01, 10);
-        node.spent = Spent::default();
+        node.spent = Spent {
+            share: 1.0,
+            ..Spent::default()
+        };
         assert_eq!(node.second(0.0, 0), None);
     }
 }

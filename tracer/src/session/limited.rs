@@ -1,4 +1,4 @@
-//! What a trace may cost: the guard looks at it every second, oftener where events pile up, and its word is carried out.
+//! What a trace may cost: the guard looks at it every second, and its word is carried out.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,13 @@ use crate::view::names::monotonic_ns;
 
 /// How often it is looked at what tracing costs.
 const GUARD_PERIOD: Duration = Duration::from_secs(1);
-/// The same where the room for waiting events may be full sooner; what a cut changed shows by then.
-const HURRIED: Duration = Duration::from_millis(100);
 
 /// A guard at work.
 pub(super) struct Limited {
     guard: Guard,
     looked: Instant,
+    /// The share of the flows when it was last looked at.
+    share: f64,
 }
 
 impl Session {
@@ -24,7 +24,11 @@ impl Session {
         self.limited = (limits != Limits::default()).then(|| Limited {
             guard: Guard::new(limits),
             looked: Instant::now(),
+            share: self.tracing.share().get(),
         });
+        if self.limited.is_some() {
+            self.inbox.brake(self.tracing.share().clone());
+        }
         limits.cpu.is_none() || self.tracing.knows_cost()
     }
 
@@ -33,31 +37,32 @@ impl Session {
         let Some(limited) = &mut self.limited else {
             return Ok(());
         };
-        let (events, waiting) = self.inbox.load();
-        let period = if limited.guard.hurries(waiting) {
-            HURRIED
-        } else {
-            GUARD_PERIOD
-        };
-        if limited.looked.elapsed() < period {
-            return Ok(());
+        let share = self.tracing.share();
+        let mut change = None;
+        if limited.looked.elapsed() >= GUARD_PERIOD {
+            limited.looked = Instant::now();
+            let (events, waiting) = self.inbox.load();
+            change = limited.guard.look(Spent {
+                time: self.started.elapsed(),
+                kernel: self.tracing.cost(),
+                events,
+                waiting,
+                share: share.get(),
+            });
+            if let Some(change) = &change {
+                share.set(change.share)?;
+            }
         }
-        limited.looked = Instant::now();
-        let change = limited.guard.look(Spent {
-            time: self.started.elapsed(),
-            kernel: self.tracing.cost(),
-            events,
-            waiting,
-        });
-        let Some(change) = change else {
-            return Ok(());
-        };
-        self.tracing.trace_share(change.share)?;
-        // What is under way may be cut.
-        self.mark_loss(monotonic_ns());
-        self.analysis
-            .printer()
-            .object("sampling", &change, &change.words())?;
+        let now = share.get();
+        if std::mem::replace(&mut limited.share, now) != now {
+            // What is under way may be cut.
+            self.mark_loss(monotonic_ns());
+        }
+        if let Some(change) = change {
+            self.analysis
+                .printer()
+                .object("sampling", &change, &change.words())?;
+        }
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -71,6 +72,10 @@ pub(super) struct Writer {
     unnamed: BTreeSet<u64>,
     out: Vec<u8>,
     events: u64,
+    /// Events that nothing more is to be done for but to flush them.
+    encoded: u64,
+    /// Those of them that are in the file.
+    written: Arc<AtomicU64>,
     flushed: Instant,
 }
 
@@ -94,11 +99,18 @@ impl Writer {
             unnamed: BTreeSet::new(),
             out: Vec::new(),
             events: 0,
+            encoded: 0,
+            written: Arc::default(),
             flushed: Instant::now(),
         };
         writer.begin_file()?;
         writer.files.flush()?;
         Ok(writer)
+    }
+
+    /// Events that are in the file, for another thread.
+    pub(super) fn written(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.written)
     }
 
     /// Writes until nobody hands over any more.
@@ -116,6 +128,7 @@ impl Writer {
             self.write_ready(false)?;
             if self.flushed.elapsed() >= FLUSH {
                 self.files.flush()?;
+                self.all_is_written();
                 self.flushed = Instant::now();
             }
         }
@@ -143,6 +156,7 @@ impl Writer {
 
     fn take_raw(&mut self, raw: &raw::Event) {
         let Some(event) = self.decoder.decode(raw) else {
+            self.encoded += 1;
             return;
         };
         if let Detail::Drop { location, .. } = event.detail
@@ -346,7 +360,10 @@ impl Writer {
             };
             self.gone += 1;
             match entry {
-                Waiting::Event(known) => self.encode(&known)?,
+                Waiting::Event(known) => {
+                    self.encode(&known)?;
+                    self.encoded += 1;
+                }
                 Waiting::Record(record) => {
                     let fires = cause_of(&record);
                     self.encoder.record(*record, &mut self.out)?;
@@ -385,9 +402,15 @@ impl Writer {
             self.files.write(&self.out)?;
             self.out.clear();
             self.files.next()?;
+            self.all_is_written();
             self.begin_file()?;
         }
         Ok(())
+    }
+
+    /// What was encoded is in the file.
+    fn all_is_written(&self) {
+        self.written.store(self.encoded, Ordering::Relaxed);
     }
 
     /// Writes what every file begins with.

@@ -56,6 +56,7 @@ mod ipvs_no_destination;
 mod ipvs_stale_connection;
 mod ipvs_weight_zero;
 mod kube_proxy_stale;
+mod late_answer;
 mod lb_source_range;
 mod martian_source;
 mod masquerade_missing;
@@ -159,6 +160,7 @@ pub const CATALOGUE: &[Cause] = &[
     nodeport_localhost::CAUSE,
     bridge_nf_off::CAUSE,
     masquerade_missing::CAUSE,
+    late_answer::CAUSE,
     no_listener::CAUSE,
 ];
 
@@ -282,6 +284,7 @@ mod tests {
         ("nodeport-localhost", nodeport_localhost::tests::situation),
         ("bridge-nf-off", bridge_nf_off::tests::situation),
         ("masquerade-missing", masquerade_missing::tests::situation),
+        ("late-answer", late_answer::tests::situation),
         ("no-listener", no_listener::tests::situation),
     ];
 

@@ -82,17 +82,10 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 /// Namespace, protocol and address of a request that no socket took.
 fn unheard(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<(NetnsId, u8, SocketAddr)> {
     let (index, _) = failure.last(Role::Transport)?;
-    if !failure.is_opening() || failure.was_taken() {
+    if !failure.is_opening() || !found_no_socket(failure) {
         return None;
     }
     if !failure.rejected() && was_heard(failure) {
-        return None;
-    }
-    if !failure.rejected() && !failure.dropped_for(&["NO_SOCKET"], FUNCTIONS) {
-        return None;
-    }
-    // Another reason is another cause: a bad checksum for one.
-    if failure.drop.is_some() && !failure.dropped_for(&["NO_SOCKET"], FUNCTIONS) {
         return None;
     }
     let netns = failure.netns_at(index)?;
@@ -106,6 +99,16 @@ fn unheard(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<(NetnsId, u
         return None;
     }
     Some((netns, tuple.protocol, tuple.destination))
+}
+
+/// The packet came to where sockets are looked for, and there was none.
+pub(super) fn found_no_socket(failure: &Failure<'_>) -> bool {
+    let dropped = failure.dropped_for(&["NO_SOCKET"], FUNCTIONS);
+    failure.passed(Role::Transport)
+        && !failure.was_taken()
+        && (failure.rejected() || dropped)
+        // Another reason is another cause: a bad checksum for one.
+        && (failure.drop.is_none() || dropped)
 }
 
 /// A socket took another packet that opens the same TCP connection: this one is its repetition, which the

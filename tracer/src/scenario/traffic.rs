@@ -371,17 +371,18 @@ impl Server {
         }))
     }
 
-    /// Answers UDP datagrams on a port of the namespace.
+    /// Answers UDP datagrams on a port of the namespace, one after the other; thinks so long about each.
     ///
     /// # Errors
     /// When the port cannot be bound.
-    pub fn udp(namespace: &Namespace, port: u16) -> anyhow::Result<Self> {
+    pub fn udp(namespace: &Namespace, port: u16, think: Duration) -> anyhow::Result<Self> {
         let socket = namespace.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?;
         socket.set_nonblocking(true)?;
         Ok(Self::spawn(move || {
             let Ok((_, from)) = socket.recv_from(&mut [0; 64]) else {
                 return false;
             };
+            thread::sleep(think);
             // As above.
             let _ = socket.send_to(ANSWER, from);
             true

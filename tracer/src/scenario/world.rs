@@ -106,7 +106,17 @@ impl World {
 
     /// Answers UDP datagrams on a port of a host.
     pub(super) fn serve_udp(&mut self, host: &Namespace, port: u16) -> anyhow::Result<()> {
-        self.servers.push(Server::udp(host, port)?);
+        self.serve_udp_slowly(host, port, Duration::ZERO)
+    }
+
+    /// The same, and thinks so long about each.
+    pub(super) fn serve_udp_slowly(
+        &mut self,
+        host: &Namespace,
+        port: u16,
+        think: Duration,
+    ) -> anyhow::Result<()> {
+        self.servers.push(Server::udp(host, port, think)?);
         Ok(())
     }
 

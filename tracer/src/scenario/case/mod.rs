@@ -23,6 +23,7 @@ mod ipvs_no_destination;
 mod ipvs_stale_connection;
 mod ipvs_weight_zero;
 mod kube_proxy_stale;
+mod late_answer;
 mod lb_source_range;
 mod martian_source;
 mod masquerade_missing;
@@ -99,6 +100,7 @@ pub const REGISTRY: &[Scenario] = &[
     nodeport_localhost::SCENARIO,
     bridge_nf_off::SCENARIO,
     masquerade_missing::SCENARIO,
+    late_answer::SCENARIO,
     no_listener::SCENARIO,
     mixed::SCENARIO,
 ];

@@ -63,6 +63,7 @@ mod masquerade_missing;
 mod mtu_exceeded;
 mod neighbour_failed;
 mod network_policy_drop;
+mod no_answer;
 mod no_listener;
 mod no_route;
 mod nodeport_localhost;
@@ -162,6 +163,7 @@ pub const CATALOGUE: &[Cause] = &[
     masquerade_missing::CAUSE,
     late_answer::CAUSE,
     no_listener::CAUSE,
+    no_answer::CAUSE,
 ];
 
 /// The cause with this code.
@@ -171,10 +173,11 @@ pub fn find(code: &str) -> Option<&'static Cause> {
 
 /// Asks every cause; roots before what they bring about, the most certain first.
 pub fn diagnose(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
-    let found = CATALOGUE
+    let mut found = CATALOGUE
         .iter()
         .flat_map(|cause| (cause.examine)(evidence))
         .collect();
+    no_answer::give_way(&mut found);
     let places: HashMap<&str, usize> = CATALOGUE
         .iter()
         .enumerate()

@@ -216,6 +216,27 @@ pub(super) fn second_pod(world: &mut World, site: &Site) -> anyhow::Result<Names
     Ok(pod)
 }
 
+/// A host on another machine, behind a second card of the node: what happens there is not traced.
+pub(super) fn far(world: &mut World, site: &Site) -> anyhow::Result<Namespace> {
+    const CARD: &str = "uplink";
+    let own = world.options.outside;
+    let gateway = Ipv4Addr::from_bits(network(own).to_bits() | 254);
+    let far = world.elsewhere("far")?;
+    wire(
+        &End {
+            host: &site.node,
+            device: CARD,
+        },
+        &End {
+            host: &far,
+            device: "eth0",
+        },
+    )?;
+    address(&site.node, CARD, gateway, 24)?;
+    dress(&far, own, gateway)?;
+    Ok(far)
+}
+
 /// Sets a host's eth0 up, with an address and a default route.
 pub(super) fn dress(host: &Namespace, own: Ipv4Addr, gateway: Ipv4Addr) -> anyhow::Result<()> {
     host.run_all(&[

@@ -45,10 +45,16 @@ impl World {
     /// A new host: one of [`HOSTS`], called as the options say.
     pub(super) fn host(&mut self, name: &str) -> anyhow::Result<Namespace> {
         let place = HOSTS.iter().position(|host| *host == name);
-        let called = place.and_then(|place| self.options.hosts.get(place));
-        let host = Namespace::new(called.map_or(name, String::as_str), &self.announce)?;
-        host.run("ip link set lo up")?;
+        let called = place.and_then(|place| self.options.hosts.get(place).cloned());
+        let host = self.elsewhere(called.as_deref().unwrap_or(name))?;
         self.hosts.push(host.clone());
+        Ok(host)
+    }
+
+    /// A new host that is not traced.
+    pub(super) fn elsewhere(&self, name: &str) -> anyhow::Result<Namespace> {
+        let host = Namespace::new(name, &self.announce)?;
+        host.run("ip link set lo up")?;
         Ok(host)
     }
 

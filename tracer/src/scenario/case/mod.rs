@@ -31,6 +31,7 @@ mod mixed;
 mod mtu_exceeded;
 mod neighbour_failed;
 mod network_policy_drop;
+mod no_answer;
 mod no_listener;
 mod no_route;
 mod nodeport_localhost;
@@ -102,5 +103,6 @@ pub const REGISTRY: &[Scenario] = &[
     masquerade_missing::SCENARIO,
     late_answer::SCENARIO,
     no_listener::SCENARIO,
+    no_answer::SCENARIO,
     mixed::SCENARIO,
 ];

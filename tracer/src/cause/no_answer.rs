@@ -1,0 +1,299 @@
+//! `no-answer`: the packets went out of a device, and nothing came back.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::audit::nothing;
+use super::evidence::Evidence;
+use super::{Cause, Diagnosis, Site};
+use crate::event::{Event, protocol};
+use crate::flow::{Direction, Flow};
+use crate::hook::Role;
+use crate::journey::{Ending, Journey};
+use crate::kube::ClusterFacts;
+use crate::node::NetnsId;
+
+pub(super) const CAUSE: Cause = Cause {
+    code: "no-answer",
+    title: "the packets went out of a device, and nothing came back",
+    explanation: "\
+The SYNs of a connection took their way as they should and went out of a device. They were repeated, and
+neither an answer nor an ICMP error came back; nothing that this trace sees dropped one. So they, or their
+answers, are lost where it does not look: on the wire, at a firewall, on the other host.
+
+Why, most often: a firewall or a cloud's security group drops in silence; the other host is down, or has
+no way back to the sender (no route, reverse path filter); the address is somebody else's by now.
+
+Proof: the SYNs and how long they were repeated, the device, the neighbour that they were handed to. What
+became of them there is not known, so that it is never more than likely. Where another cause explains the
+same connection, this one is not named.
+
+Fix: look where they go next. `tracer run` there shows whether they arrive, and whether they are answered.",
+    references: &[
+        "Linux Documentation/networking/ip-sysctl.rst, tcp_syn_retries: a SYN without an answer is repeated after \
+         1 s, then after twice as long each time",
+    ],
+    explains: &[],
+    examine,
+    audit: nothing,
+};
+
+/// An answer that takes longer is as good as none.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// Namespace and device that the flow's packets went out of, and where to; `None` where something is known of one.
+fn went_out(flow: &Flow) -> Option<(NetnsId, u32, SocketAddr)> {
+    // What came back all the same is an ICMP error, and another cause's.
+    if flow.suspicious > 0 || flow.replies > 0 {
+        return None;
+    }
+    if flow.of(Direction::Request).any(|journey| !is_gone(journey)) {
+        return None;
+    }
+    let last = flow.of(Direction::Request).last()?;
+    let transmits = |event: &Event| event.role() == Role::Transmit;
+    let index = last.events.iter().rposition(transmits)?;
+    Some((
+        NetnsId(last.namespace_at(index)?),
+        last.events[index].ifindex?,
+        last.last_tuple()?.destination,
+    ))
+}
+
+/// A device took the packet, and it was not seen again; it may lead to a namespace that is not traced.
+fn is_gone(journey: &Journey) -> bool {
+    let taken = || {
+        let last = journey.events.last().map(Event::role);
+        matches!(last, Some(Role::Transmit | Role::Veth))
+    };
+    let gone = match journey.ending {
+        Ending::Transmitted => true,
+        Ending::OutOfSight => taken(),
+        _ => false,
+    };
+    gone && !journey.gap
+}
+
+fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
+    let mut groups: BTreeMap<_, Vec<&Flow>> = BTreeMap::new();
+    for &flow in evidence.stalled() {
+        if let Some(key) = went_out(flow) {
+            groups.entry(key).or_default().push(flow);
+        }
+    }
+    groups
+        .into_iter()
+        .filter_map(|((netns, ifindex, to), flows)| one(evidence, netns, ifindex, to, &flows))
+        .collect()
+}
+
+fn one(
+    evidence: &Evidence<'_>,
+    netns: NetnsId,
+    ifindex: u32,
+    to: SocketAddr,
+    flows: &[&Flow],
+) -> Option<Diagnosis> {
+    let first_ns = flows.iter().map(|flow| flow.first_ns).min()?;
+    let last_ns = flows.iter().map(|flow| flow.last_ns).max()?;
+    // Facts are read when something is to be explained.
+    let seen_ns = evidence.facts.taken_ns.unwrap_or(0).max(last_ns);
+    let silence = Duration::from_nanos(seen_ns.saturating_sub(first_ns));
+    if silence < SILENCE {
+        return None;
+    }
+    let sent: u64 = flows.iter().map(|flow| flow.requests).sum();
+    let opening = flows.first()?.of(Direction::Request).next()?;
+    let from = opening.first_tuple()?.source;
+    let site = evidence.site(netns)?;
+    let (place, device) = (site.name(), site.device(ifindex));
+    let hop = next_hop(site, to);
+    let neighbour = site.neighbour(ifindex, hop).map(|entry| {
+        let mac = entry
+            .mac
+            .map(|mac| format!(" at {mac}"))
+            .unwrap_or_default();
+        format!("{hop} dev {device}{mac} {}", entry.state)
+    });
+    let name = protocol::name(protocol::TCP);
+    let filter = format!("'host {} and port {}'", to.ip(), to.port());
+    let host = evidence
+        .cluster
+        .and_then(|cluster| node_of(cluster, to))
+        .unwrap_or_else(|| format!("the host of {}", to.ip()));
+    let diagnosis = Diagnosis::new(
+        &CAUSE,
+        format!("{name} {to} out of {device} of {place}"),
+        format!(
+            "Packets for {to} went out of {device} of {place} as they should, and nothing came back for {:.1} s: they, or \
+             their answers, are lost beyond it.",
+            silence.as_secs_f64()
+        ),
+    )
+    .stopped_flows(evidence, flows.iter().map(|flow| flow.id))
+    .prove(
+        "packet",
+        format!("#{} {name} {from} → {to} and its repetitions, {sent} SYNs, none dropped here", opening.id),
+    )
+    .prove_if("route", site.main_route(to.ip()).map(|route| site.route_words(route)))
+    .prove_if("neighbour", neighbour)
+    .lacking(format!("what became of them beyond {device}"))
+    .fix(
+        [format!("tracer run {filter}   # on {host}: do they arrive, and are they answered?")],
+        "none: this only looks",
+    )
+    .fix(
+        [format!("let {name} port {} to {} through the firewalls and security groups between", to.port(), to.ip())],
+        "the port becomes reachable from there",
+    )
+    .check(format!("tracer probe {name}://{to}"))
+    .typed_for(Some(site));
+    Some(diagnosis)
+}
+
+/// Whom a packet to this address is handed to.
+fn next_hop(site: &Site<'_>, to: SocketAddr) -> IpAddr {
+    let gateway = site.main_route(to.ip()).and_then(|route| route.gateway);
+    gateway.unwrap_or_else(|| to.ip())
+}
+
+/// The node that has the address, or whose pod has it.
+fn node_of(cluster: &ClusterFacts, to: SocketAddr) -> Option<String> {
+    let own = cluster
+        .nodes()
+        .find(|node| node.internal_ips.contains(&to.ip()))
+        .map(|node| format!("node {}", node.name.name));
+    let of_pod = || {
+        let mut pods = cluster
+            .pods_at(to.ip())
+            .filter_map(|name| cluster.pod(name));
+        pods.find_map(|pod| Some(format!("node {}", pod.node.as_ref()?)))
+    };
+    own.or_else(of_pod)
+}
+
+/// That nothing came back says less than any other cause of the same connections: it gives way.
+pub(super) fn give_way(found: &mut Vec<Diagnosis>) {
+    let explained: HashSet<u64> = found
+        .iter()
+        .filter(|diagnosis| diagnosis.code != CAUSE.code)
+        .flat_map(|diagnosis| &diagnosis.flows)
+        .copied()
+        .collect();
+    found.retain(|diagnosis| {
+        diagnosis.code != CAUSE.code || !diagnosis.flows.iter().all(|flow| explained.contains(flow))
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tracer_ebpf::hook::HookId;
+
+    use super::*;
+    use crate::cause::Certainty;
+    use crate::cause::constructed::{Bench, ETH0, neighbour, node};
+    use crate::event::{Transport, tcp_flag};
+    use crate::kube::constructed::cluster;
+    use crate::node::NeighbourState;
+
+    const CLIENT: &str = "192.0.2.1:40000";
+    const SERVER: &str = "198.51.100.7:443";
+
+    fn opens(bench: &mut Bench, second: u64) {
+        let way = bench.tcp(CLIENT, SERVER).at(HookId::LocalOut);
+        let way = way.began(second * 1_000_000_000);
+        way.transmit(ETH0).ends();
+    }
+
+    fn silent(seconds: &[u64]) -> Bench {
+        let mut bench = node();
+        for &second in seconds {
+            opens(&mut bench, second);
+        }
+        bench
+    }
+
+    #[test]
+    fn what_goes_out_and_is_repeated_without_an_answer_is_said_with_the_next_hop() {
+        let mut bench = silent(&[1, 2, 4]);
+        let entry = neighbour(ETH0, "192.0.2.254", NeighbourState::Reachable);
+        bench.site().neighbours = vec![entry];
+        let found = bench.only();
+        assert_eq!(
+            (found.code, found.certainty),
+            (CAUSE.code, Certainty::Likely)
+        );
+        let said = |what: &str| found.evidence.iter().any(|proof| proof.text.contains(what));
+        assert!(
+            said("3 SYNs") && said("default via 192.0.2.254"),
+            "{found:#?}"
+        );
+        assert!(said("192.0.2.254 dev eth0 reachable"), "{found:#?}");
+    }
+
+    #[test]
+    fn who_has_not_waited_long_says_nothing() {
+        assert!(silent(&[1, 2]).codes().is_empty());
+        let mut bench = silent(&[1, 2]);
+        bench.facts.taken_ns = Some(4_100_000_000);
+        assert_eq!(bench.codes(), [CAUSE.code]);
+    }
+
+    #[test]
+    fn an_answer_or_a_drop_is_no_silence() {
+        let mut bench = silent(&[1, 2, 4]);
+        let answer = bench.packet(
+            protocol::TCP,
+            SERVER,
+            CLIENT,
+            Transport::Tcp {
+                sequence: 1,
+                flags: tcp_flag::SYN | tcp_flag::ACK,
+            },
+        );
+        answer.receive(ETH0).at(HookId::TcpReceive).ends();
+        assert!(bench.codes().is_empty(), "{:?}", bench.codes());
+        let mut bench = silent(&[1, 2, 4]);
+        let lost = bench.tcp(CLIENT, SERVER).at(HookId::LocalOut);
+        lost.dropped("QDISC_DROP", "dev_queue_xmit");
+        assert!(!bench.codes().contains(&CAUSE.code), "{:?}", bench.codes());
+    }
+
+    #[test]
+    fn another_cause_of_the_same_connection_stands_alone() {
+        let other = Diagnosis::new(&super::super::no_listener::CAUSE, "other", "");
+        let other = |flows: &[u64]| Diagnosis {
+            flows: flows.to_vec(),
+            ..other.clone()
+        };
+        let own = Diagnosis {
+            flows: vec![1, 2],
+            ..Diagnosis::new(&CAUSE, "own", "")
+        };
+        for (flows, left) in [(&[1, 2, 3][..], 1), (&[1], 2), (&[], 2)] {
+            let mut found = vec![own.clone(), other(flows)];
+            give_way(&mut found);
+            assert_eq!(found.len(), left, "{flows:?}");
+        }
+    }
+
+    #[test]
+    fn the_node_to_look_at_is_named_where_the_cluster_knows_it() {
+        let facts = cluster(
+            "node-a",
+            &[json!({
+                "kind": "Node", "metadata": {"name": "node-b"},
+                "status": {"addresses": [{"type": "InternalIP", "address": "198.51.100.7"}]},
+            })],
+        );
+        let mut bench = silent(&[1, 2, 4]);
+        bench.cluster = Some(facts);
+        let found = bench.only();
+        assert!(
+            found.fixes[0].lines[0].contains("on node node-b"),
+            "{found:#?}"
+        );
+    }
+}

@@ -352,7 +352,19 @@ impl Collector {
             .facts
             .taken_ns
             .is_some_and(|taken| now_ns.saturating_sub(taken) < NAMES_PAUSE_NS);
-        if !recently && !self.seen.is_subset(&self.asked) {
+        if !recently {
+            self.name_rest();
+        }
+    }
+
+    /// The same, however recently facts were read, and also for those that were forgotten since.
+    pub fn name_rest(&mut self) {
+        let counted = self.counts.devices.keys().map(|&(netns, _)| netns);
+        self.seen.extend(counted);
+        if let Some(facts) = self.source.next(Occasion::Names) {
+            self.facts = facts;
+        }
+        if !self.seen.is_subset(&self.asked) {
             self.read_facts(Occasion::Names);
         }
     }
@@ -404,7 +416,7 @@ impl Collector {
                 continue;
             };
             if let Some(flow) = self.flows.get(added.flow)
-                && (added.suspicious || at_nodeport || flow.is_stalled())
+                && (added.suspicious || at_nodeport || flow.refused || flow.is_stalled())
             {
                 self.pace.ask(loss, flow.client, now_ns);
             }
@@ -440,8 +452,9 @@ impl Collector {
             self.read_facts(Occasion::Diagnosis);
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
-        self.pace
-            .went_through(evidence.failures().len() + evidence.stalled().len());
+        self.pace.went_through(
+            evidence.failures().len() + evidence.stalled().len() + evidence.refused().len(),
+        );
         let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));
         for diagnosis in &mut found {
             self.doubt(diagnosis);

@@ -13,6 +13,7 @@ use crate::hook::{self, Role};
 
 mod arp;
 mod decoder;
+pub mod icmp;
 pub mod layout;
 mod packet;
 

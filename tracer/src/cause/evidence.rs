@@ -65,6 +65,8 @@ pub struct Evidence<'a> {
     failures: Vec<Failure<'a>>,
     /// Flows whose opening was repeated and never answered, in order.
     stalled: Vec<&'a Flow>,
+    /// Flows that word came back of, and no more, in order.
+    refused: Vec<&'a Flow>,
     /// The kernel gives drop reasons (from 5.17 on).
     pub gives_reasons: bool,
     sites: HashMap<NetnsId, Site<'a>>,
@@ -110,6 +112,11 @@ impl<'a> Evidence<'a> {
             cluster: None,
             failures,
             gives_reasons: !names.reasons.is_empty(),
+            refused: ordered
+                .iter()
+                .copied()
+                .filter(|flow| flow.refused)
+                .collect(),
             stalled: ordered
                 .into_iter()
                 .filter(|flow| flow.is_stalled())
@@ -151,6 +158,11 @@ impl<'a> Evidence<'a> {
     /// Flows whose opening was repeated and never answered.
     pub fn stalled(&self) -> &[&'a Flow] {
         &self.stalled
+    }
+
+    /// Flows that were refused: RST came back before anything else, or an ICMP error.
+    pub fn refused(&self) -> &[&'a Flow] {
+        &self.refused
     }
 
     /// The facts of a namespace.

@@ -8,7 +8,7 @@ use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::no_listener::found_no_socket;
 use super::{Cause, Diagnosis, Site};
-use crate::event::{Packet, Transport, protocol, tcp_flag};
+use crate::event::{Transport, protocol};
 use crate::flow::Direction;
 use crate::hook::Role;
 use crate::journey::Journey;
@@ -41,6 +41,9 @@ Fix: find out why the answer takes so long; or give the client more time.",
     audit: nothing,
 };
 
+/// What is asked so soon after an answer may have been on its way before.
+const CONTENT: Duration = Duration::from_millis(500);
+
 /// An answer that nobody waited for.
 struct Late<'a> {
     failure: &'a Failure<'a>,
@@ -56,7 +59,9 @@ impl<'a> Late<'a> {
             return None;
         }
         let (index, _) = failure.last(Role::Transport)?;
-        answers(failure.packet_at(index)?).then_some(())?;
+        let packet = failure.packet_at(index)?;
+        let datagram = packet.transport == Transport::Udp;
+        (datagram || packet.answers()).then_some(())?;
         let netns = failure.netns_at(index)?;
         let came_ns = failure.journey.start_ns();
         let taken_ns = failure
@@ -65,12 +70,15 @@ impl<'a> Late<'a> {
             .filter(|reply| reply.was_taken() && reply.start_ns() < came_ns)
             .map(Journey::start_ns)
             .max();
-        // What was answered before is another question.
+        // Who gets an answer while more are under way may want no more of them.
+        let content_ns = taken_ns.map_or(0, |taken_ns| taken_ns + CONTENT.as_nanos() as u64);
         let question = failure
             .flow
             .of(Direction::Request)
-            .filter(|request| request.start_ns() < came_ns && Some(request.start_ns()) > taken_ns)
+            .filter(|request| (content_ns..came_ns).contains(&request.start_ns()))
             .find(|request| was_asked_in(request, netns))?;
+        // From another address it is no answer to who asked, however soon it comes.
+        (packet.tuple.reversed() == question.first_tuple()?).then_some(())?;
         Some(Self {
             failure,
             question,
@@ -87,16 +95,6 @@ impl<'a> Late<'a> {
     fn asked(&self) -> (u8, SocketAddr) {
         let client = self.failure.flow.client;
         (client.protocol, client.destination)
-    }
-}
-
-/// What comes back first.
-fn answers(packet: &Packet) -> bool {
-    const SYN_AND_ACK: u8 = tcp_flag::SYN | tcp_flag::ACK;
-    match packet.transport {
-        Transport::Udp => packet.about.is_none(),
-        Transport::Tcp { flags, .. } => flags & SYN_AND_ACK == SYN_AND_ACK,
-        _ => false,
     }
 }
 
@@ -276,6 +274,25 @@ pub(super) mod tests {
         comes_in_time(&mut bench, OTHER);
         comes_late(&mut bench, SERVER, "NO_SOCKET");
         assert!(bench.codes().is_empty(), "{:?}", bench.codes());
+    }
+
+    #[test]
+    fn who_asks_many_things_at_once_and_takes_one_answer_missed_nothing() {
+        let mut bench = node();
+        asks(&mut bench, SERVER);
+        comes_in_time(&mut bench, SERVER);
+        asks(&mut bench, SERVER);
+        comes_late(&mut bench, SERVER, "NO_SOCKET");
+        assert!(bench.codes().is_empty(), "{:?}", bench.codes());
+    }
+
+    #[test]
+    fn an_answer_from_another_address_is_not_late() {
+        let mut bench = node();
+        let way = bench.udp(ASKER, SERVER).at(HookId::LocalOut);
+        way.to(OTHER).transmit(ETH0).ends();
+        comes_late(&mut bench, OTHER, "NO_SOCKET");
+        assert!(!bench.codes().contains(&CAUSE.code), "{:?}", bench.codes());
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! live. It says *certain* only with all its decisive evidence. Judging is linear in flows: a cause
 //! goes over the failures once and looks facts up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 mod audit;
 mod diagnosis;
@@ -71,6 +71,7 @@ mod nodeport_taken;
 mod pod_on_docker0;
 mod pod_outside_cidr;
 mod receive_buffer_full;
+mod refused_elsewhere;
 mod route_blackhole;
 mod rp_filter;
 mod service_no_endpoints;
@@ -163,8 +164,12 @@ pub const CATALOGUE: &[Cause] = &[
     masquerade_missing::CAUSE,
     late_answer::CAUSE,
     no_listener::CAUSE,
+    refused_elsewhere::CAUSE,
     no_answer::CAUSE,
 ];
+
+/// Causes that only say where a connection ended beyond what is traced: any other of the same connection says more.
+const BEYOND: &[&str] = &[refused_elsewhere::CAUSE.code, no_answer::CAUSE.code];
 
 /// The cause with this code.
 pub fn find(code: &str) -> Option<&'static Cause> {
@@ -177,7 +182,7 @@ pub fn diagnose(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         .iter()
         .flat_map(|cause| (cause.examine)(evidence))
         .collect();
-    no_answer::give_way(&mut found);
+    give_way(&mut found);
     let places: HashMap<&str, usize> = CATALOGUE
         .iter()
         .enumerate()
@@ -190,9 +195,39 @@ pub fn diagnose(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     )
 }
 
+/// Leaves out what only says less.
+fn give_way(found: &mut Vec<Diagnosis>) {
+    let beyond = |diagnosis: &Diagnosis| BEYOND.contains(&diagnosis.code);
+    let explained: HashSet<u64> = found
+        .iter()
+        .filter(|diagnosis| !beyond(diagnosis))
+        .flat_map(|diagnosis| &diagnosis.flows)
+        .copied()
+        .collect();
+    found.retain(|diagnosis| {
+        !beyond(diagnosis) || !diagnosis.flows.iter().all(|flow| explained.contains(flow))
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lies_beyond_gives_way_to_a_cause_of_the_same_connections() {
+        let about = |cause: &Cause, flows: &[u64]| Diagnosis {
+            flows: flows.to_vec(),
+            ..Diagnosis::new(cause, "", "")
+        };
+        for (flows, left) in [(&[1, 2, 3][..], 1), (&[1], 2), (&[], 2)] {
+            let mut found = vec![
+                about(&no_answer::CAUSE, &[1, 2]),
+                about(&no_listener::CAUSE, flows),
+            ];
+            give_way(&mut found);
+            assert_eq!(found.len(), left, "{flows:?}");
+        }
+    }
 
     #[test]
     fn codes_are_unique_and_explained() {

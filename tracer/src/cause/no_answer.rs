@@ -1,17 +1,17 @@
 //! `no-answer`: the packets went out of a device, and nothing came back.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::audit::nothing;
 use super::evidence::Evidence;
+use super::service::host_words;
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Event, protocol};
 use crate::flow::{Direction, Flow};
 use crate::hook::Role;
 use crate::journey::{Ending, Journey};
-use crate::kube::ClusterFacts;
 use crate::node::NetnsId;
 
 pub(super) const CAUSE: Cause = Cause {
@@ -41,11 +41,17 @@ Fix: look where they go next. `tracer run` there shows whether they arrive, and 
 
 /// An answer that takes longer is as good as none.
 const SILENCE: Duration = Duration::from_secs(3);
+/// What is sent again sooner may be one packet that was seen twice.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Namespace and device that the flow's packets went out of, and where to; `None` where something is known of one.
 fn went_out(flow: &Flow) -> Option<(NetnsId, u32, SocketAddr)> {
     // What came back all the same is an ICMP error, and another cause's.
     if flow.suspicious > 0 || flow.replies > 0 {
+        return None;
+    }
+    let asked = Duration::from_nanos(flow.last_ns.saturating_sub(flow.first_ns));
+    if asked < AGAIN {
         return None;
     }
     if flow.of(Direction::Request).any(|journey| !is_gone(journey)) {
@@ -118,10 +124,7 @@ fn one(
     });
     let name = protocol::name(protocol::TCP);
     let filter = format!("'host {} and port {}'", to.ip(), to.port());
-    let host = evidence
-        .cluster
-        .and_then(|cluster| node_of(cluster, to))
-        .unwrap_or_else(|| format!("the host of {}", to.ip()));
+    let host = host_words(evidence, to.ip());
     let diagnosis = Diagnosis::new(
         &CAUSE,
         format!("{name} {to} out of {device} of {place}"),
@@ -156,34 +159,6 @@ fn one(
 fn next_hop(site: &Site<'_>, to: SocketAddr) -> IpAddr {
     let gateway = site.main_route(to.ip()).and_then(|route| route.gateway);
     gateway.unwrap_or_else(|| to.ip())
-}
-
-/// The node that has the address, or whose pod has it.
-fn node_of(cluster: &ClusterFacts, to: SocketAddr) -> Option<String> {
-    let own = cluster
-        .nodes()
-        .find(|node| node.internal_ips.contains(&to.ip()))
-        .map(|node| format!("node {}", node.name.name));
-    let of_pod = || {
-        let mut pods = cluster
-            .pods_at(to.ip())
-            .filter_map(|name| cluster.pod(name));
-        pods.find_map(|pod| Some(format!("node {}", pod.node.as_ref()?)))
-    };
-    own.or_else(of_pod)
-}
-
-/// That nothing came back says less than any other cause of the same connections: it gives way.
-pub(super) fn give_way(found: &mut Vec<Diagnosis>) {
-    let explained: HashSet<u64> = found
-        .iter()
-        .filter(|diagnosis| diagnosis.code != CAUSE.code)
-        .flat_map(|diagnosis| &diagnosis.flows)
-        .copied()
-        .collect();
-    found.retain(|diagnosis| {
-        diagnosis.code != CAUSE.code || !diagnosis.flows.iter().all(|flow| explained.contains(flow))
-    });
 }
 
 #[cfg(test)]
@@ -242,6 +217,13 @@ mod tests {
     }
 
     #[test]
+    fn one_packet_that_is_seen_twice_is_not_repeated() {
+        let mut bench = silent(&[1, 1]);
+        bench.facts.taken_ns = Some(9_000_000_000);
+        assert!(bench.codes().is_empty(), "{:?}", bench.codes());
+    }
+
+    #[test]
     fn an_answer_or_a_drop_is_no_silence() {
         let mut bench = silent(&[1, 2, 4]);
         let answer = bench.packet(
@@ -259,24 +241,6 @@ mod tests {
         let lost = bench.tcp(CLIENT, SERVER).at(HookId::LocalOut);
         lost.dropped("QDISC_DROP", "dev_queue_xmit");
         assert!(!bench.codes().contains(&CAUSE.code), "{:?}", bench.codes());
-    }
-
-    #[test]
-    fn another_cause_of_the_same_connection_stands_alone() {
-        let other = Diagnosis::new(&super::super::no_listener::CAUSE, "other", "");
-        let other = |flows: &[u64]| Diagnosis {
-            flows: flows.to_vec(),
-            ..other.clone()
-        };
-        let own = Diagnosis {
-            flows: vec![1, 2],
-            ..Diagnosis::new(&CAUSE, "own", "")
-        };
-        for (flows, left) in [(&[1, 2, 3][..], 1), (&[1], 2), (&[], 2)] {
-            let mut found = vec![own.clone(), other(flows)];
-            give_way(&mut found);
-            assert_eq!(found.len(), left, "{flows:?}");
-        }
     }
 
     #[test]

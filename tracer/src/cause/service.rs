@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::evidence::{Evidence, Failure};
 use super::filtered::Kind;
@@ -42,6 +43,23 @@ pub(super) fn node_addresses<'a>(
         .and_then(|cluster| cluster.node(cluster.this_node.as_deref()?));
     node.into_iter()
         .flat_map(|node| node.internal_ips.iter().copied())
+}
+
+/// The host of an address: the node that has it, or whose pod has it, where the cluster knows.
+pub(super) fn host_words(evidence: &Evidence<'_>, address: IpAddr) -> String {
+    let node = evidence.cluster.and_then(|cluster| {
+        let mut nodes = cluster.nodes();
+        let own = nodes.find(|node| node.internal_ips.contains(&address));
+        let mut pods = cluster
+            .pods_at(address)
+            .filter_map(|name| cluster.pod(name));
+        own.map(|node| Arc::clone(&node.name.name))
+            .or_else(|| pods.find_map(|pod| pod.node.as_deref().map(Arc::from)))
+    });
+    node.map_or_else(
+        || format!("the host of {address}"),
+        |name| format!("node {name}"),
+    )
 }
 
 /// The service that packets to an address and port are for when they are in a namespace; its NodePort counts

@@ -78,8 +78,8 @@ pub struct Flow {
     opening: Option<u32>,
     /// Its TCP connection was closed or reset.
     over: bool,
-    /// An ICMP error came back.
-    refused: bool,
+    /// An ICMP error came back, or RST before anything else.
+    pub refused: bool,
     kept: Option<Box<Kept>>,
 }
 
@@ -271,7 +271,8 @@ impl Flows {
     /// Adds a journey; `None` for a journey without addresses, which is nobody's.
     pub fn add(&mut self, journey: Journey) -> Option<Added> {
         let ends = self.ends(&journey)?;
-        let transport = journey.first_packet()?.transport;
+        let packet = journey.first_packet()?;
+        let (transport, resets) = (packet.transport, packet.resets());
         let mut found = self.find_any(ends.first, ends.last);
         if let Some(flow) = found.and_then(|(id, _)| self.flows.get(id))
             && flow.is_opened_anew(transport, journey.start_ns())
@@ -284,7 +285,8 @@ impl Flows {
             .unwrap_or_else(|| self.begin(&ends, &journey));
         if let Some(flow) = self.flows.get_mut(id) {
             flow.note(transport);
-            flow.refused |= ends.refuses;
+            let reset = direction == Direction::Reply && flow.replies == 0 && resets;
+            flow.refused |= ends.refuses || reset;
         }
         self.learn(id, direction, &ends, &journey);
         let suspicious = journey.is_suspicious();

@@ -394,6 +394,7 @@ impl Session {
             recorder.control(Control::Finish { now_ns: now });
         }
         diagnoses.extend(self.step(true)?.0);
+        self.analysis.collector().name_rest();
         let summary = self.summary();
         self.analysis.printer().summary(&summary)?;
         let readings = self.analysis.collector().take_readings();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tracer_ebpf::hook::HookId;
 
 use super::names::Names;
-use crate::event::{Detail, Event, NetfilterHook, Packet, Tuple, protocol};
+use crate::event::{Detail, Event, NetfilterHook, Packet, Tuple, icmp, protocol};
 use crate::hook::Role;
 use crate::journey::{Journey, refuses};
 use crate::node::NetnsId;
@@ -154,11 +154,12 @@ impl Builder<'_> {
                 if udp && journey.passed(Role::Transport) && !journey.was_taken() {
                     self.lose(event, "udp: no socket".into());
                 }
-                let words = if event.hook == HookId::Icmp6Send {
-                    icmp6_words(*kind, *code)
+                let number = if event.hook == HookId::Icmp6Send {
+                    protocol::ICMP6
                 } else {
-                    icmp_words(*kind, *code)
+                    protocol::ICMP
                 };
+                let words = icmp::words(number, *kind, *code);
                 self.step(event, format!("ICMP {words} sent"));
             }
             (Detail::Drop { location, reason }, _) if journey.failed() && !journey.rejected() => {
@@ -435,31 +436,6 @@ pub(super) fn ipvs_state(protocol: u8, state: u16) -> Option<&'static str> {
         _ => &[],
     };
     names.get(usize::from(state)).copied()
-}
-
-fn icmp_words(kind: u8, code: u8) -> String {
-    match (kind, code) {
-        (3, 0) => "network unreachable".into(),
-        (3, 1) => "host unreachable".into(),
-        (3, 3) => "port unreachable".into(),
-        (3, 4) => "fragmentation needed".into(),
-        (3, 9 | 10 | 13) => "administratively prohibited".into(),
-        (11, _) => "time exceeded".into(),
-        _ => format!("{kind}/{code}"),
-    }
-}
-
-/// ICMPv6 numbers its errors in its own way (RFC 4443).
-fn icmp6_words(kind: u8, code: u8) -> String {
-    match (kind, code) {
-        (1, 0) => "network unreachable".into(),
-        (1, 1 | 5 | 6) => "administratively prohibited".into(),
-        (1, 3) => "host unreachable".into(),
-        (1, 4) => "port unreachable".into(),
-        (2, _) => "packet too big".into(),
-        (3, _) => "time exceeded".into(),
-        _ => format!("{kind}/{code}"),
-    }
 }
 
 #[cfg(test)]

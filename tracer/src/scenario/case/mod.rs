@@ -38,6 +38,7 @@ mod nodeport_localhost;
 mod nodeport_taken;
 mod pod_on_docker0;
 mod receive_buffer_full;
+mod refused_elsewhere;
 mod route_blackhole;
 mod rp_filter;
 mod service_no_endpoints;
@@ -103,6 +104,7 @@ pub const REGISTRY: &[Scenario] = &[
     masquerade_missing::SCENARIO,
     late_answer::SCENARIO,
     no_listener::SCENARIO,
+    refused_elsewhere::SCENARIO,
     no_answer::SCENARIO,
     mixed::SCENARIO,
 ];

@@ -1,5 +1,8 @@
 //! A host on another machine does not answer: it throws away what it has for the client.
 
+use std::time::Duration;
+
+use crate::scenario::traffic::tcp_attempt;
 use crate::scenario::world::at;
 use crate::scenario::{Plan, Scenario, Target, Variant, World, topology};
 
@@ -21,6 +24,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
     build,
 };
 
+/// Time for two repetitions, after one and after three seconds.
+const WAITS: Duration = Duration::from_millis(3500);
+
 fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
     let far = topology::far(world, &site)?;
@@ -29,12 +35,12 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     if variant.fault {
         far.run(&format!("ip route add blackhole {}/32", options.client))?;
     }
+    let address = at(options.outside, options.service_port);
+    let target = Target::custom("the other machine", &site.client, address, move |from| {
+        tcp_attempt(from, address, WAITS)
+    });
     Ok(Plan::fixed_by(
-        vec![Target::tcp(
-            "the other machine",
-            &site.client,
-            at(options.outside, options.service_port),
-        )],
+        vec![target.once()],
         &far,
         [format!("ip route del blackhole {}/32", options.client)],
     ))

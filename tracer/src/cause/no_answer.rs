@@ -84,7 +84,12 @@ fn is_gone(journey: &Journey) -> bool {
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let mut groups: BTreeMap<_, Vec<&Flow>> = BTreeMap::new();
     for &flow in evidence.stalled() {
-        if let Some(key) = went_out(flow) {
+        // Facts are read when something is to be explained.
+        let seen_ns = evidence.facts.taken_ns.unwrap_or(0).max(flow.last_ns);
+        let silence = Duration::from_nanos(seen_ns.saturating_sub(flow.first_ns));
+        if silence >= SILENCE
+            && let Some(key) = went_out(flow)
+        {
             groups.entry(key).or_default().push(flow);
         }
     }
@@ -101,16 +106,8 @@ fn one(
     to: SocketAddr,
     flows: &[&Flow],
 ) -> Option<Diagnosis> {
-    let first_ns = flows.iter().map(|flow| flow.first_ns).min()?;
-    let last_ns = flows.iter().map(|flow| flow.last_ns).max()?;
-    // Facts are read when something is to be explained.
-    let seen_ns = evidence.facts.taken_ns.unwrap_or(0).max(last_ns);
-    let silence = Duration::from_nanos(seen_ns.saturating_sub(first_ns));
-    if silence < SILENCE {
-        return None;
-    }
-    let sent: u64 = flows.iter().map(|flow| flow.requests).sum();
-    let opening = flows.first()?.of(Direction::Request).next()?;
+    let first = flows.first()?;
+    let opening = first.of(Direction::Request).next()?;
     let from = opening.first_tuple()?.source;
     let site = evidence.site(netns)?;
     let (place, device) = (site.name(), site.device(ifindex));
@@ -129,15 +126,18 @@ fn one(
         &CAUSE,
         format!("{name} {to} out of {device} of {place}"),
         format!(
-            "Packets for {to} went out of {device} of {place} as they should, and nothing came back for {:.1} s: they, or \
-             their answers, are lost beyond it.",
-            silence.as_secs_f64()
+            "Packets for {to} went out of {device} of {place} as they should, and nothing came back: they, or their \
+             answers, are lost beyond it."
         ),
     )
     .stopped_flows(evidence, flows.iter().map(|flow| flow.id))
     .prove(
         "packet",
-        format!("#{} {name} {from} → {to} and its repetitions, {sent} SYNs, none dropped here", opening.id),
+        format!(
+            "#{} {name} SYN {from} → {to}, repeated until {:.1} s later, never dropped here",
+            opening.id,
+            first.last_ns.saturating_sub(first.first_ns) as f64 / 1e9
+        ),
     )
     .prove_if("route", site.main_route(to.ip()).map(|route| site.route_words(route)))
     .prove_if("neighbour", neighbour)
@@ -202,7 +202,7 @@ mod tests {
         );
         let said = |what: &str| found.evidence.iter().any(|proof| proof.text.contains(what));
         assert!(
-            said("3 SYNs") && said("default via 192.0.2.254"),
+            said("until 3.0 s later") && said("default via 192.0.2.254"),
             "{found:#?}"
         );
         assert!(said("192.0.2.254 dev eth0 reachable"), "{found:#?}");

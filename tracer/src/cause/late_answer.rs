@@ -8,7 +8,7 @@ use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::no_listener::found_no_socket;
 use super::{Cause, Diagnosis, Site};
-use crate::event::{Transport, protocol};
+use crate::event::{Packet, Transport, protocol};
 use crate::flow::Direction;
 use crate::hook::Role;
 use crate::journey::Journey;
@@ -98,16 +98,14 @@ impl<'a> Late<'a> {
     }
 }
 
-/// The packet was made in this namespace, and by a program: it is no ICMP error.
+/// The packet was made in this namespace, and asks for something.
 fn was_asked_in(request: &Journey, netns: NetnsId) -> bool {
     let made = request
         .events
         .iter()
         .position(|event| event.role() == Role::LocalOut);
     made.and_then(|index| request.namespace_at(index)) == Some(netns.0)
-        && request
-            .first_packet()
-            .is_some_and(|packet| packet.about.is_none())
+        && request.first_packet().is_some_and(Packet::opens)
 }
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {

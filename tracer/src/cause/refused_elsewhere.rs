@@ -271,6 +271,21 @@ mod tests {
     }
 
     #[test]
+    fn the_refusal_may_end_before_what_it_refuses() {
+        let mut bench = node();
+        let flags = tcp_flag::RST | tcp_flag::ACK;
+        says(&mut bench, flags, HookId::DeviceReceive);
+        let asked = bench.tcp(CLIENT, SERVER).at(HookId::LocalOut);
+        asked.began(1).transmit(ETH0).ends();
+        let found = bench.only();
+        assert_eq!((found.code, found.failed), (CAUSE.code, 1));
+        assert_eq!(
+            found.subject,
+            format!("tcp {SERVER} refused by 198.51.100.7")
+        );
+    }
+
+    #[test]
     fn icmp_says_who_and_why() {
         for (number, code, words) in [
             (protocol::TCP, 13, "administratively prohibited"),

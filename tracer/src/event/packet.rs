@@ -185,6 +185,12 @@ impl Packet {
         matches!(self.transport, Transport::Tcp { flags, .. } if flags & ACCEPTS == ACCEPTS)
     }
 
+    /// It refuses a TCP connection: RST with the number that answers a SYN (RFC 9293, 3.10.7.1).
+    pub const fn refuses_opening(&self) -> bool {
+        const REFUSES: u8 = tcp_flag::RST | tcp_flag::ACK;
+        matches!(self.transport, Transport::Tcp { sequence: 0, flags } if flags & REFUSES == REFUSES)
+    }
+
     /// Both ends as an answer has them: an ICMP error answers the packet that it quotes.
     pub fn as_answer(&self) -> Tuple {
         self.quoted().map_or(self.tuple, Tuple::reversed)

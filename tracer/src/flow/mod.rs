@@ -148,7 +148,9 @@ impl Flow {
             return false;
         };
         let forgotten = now_ns.saturating_sub(self.last_ns) > TCP_FORGOTTEN_NS;
-        self.opening != Some(sequence) && (self.over || forgotten)
+        // A refusal may end before what it refuses does.
+        let over = self.over && now_ns >= self.last_ns;
+        self.opening != Some(sequence) && (over || forgotten)
     }
 
     /// Notes what a packet says of the TCP connection.
@@ -352,7 +354,7 @@ impl Flows {
         Some(Ends {
             first: read(first, refuses),
             last: read(last, refuses),
-            answers: refuses || first.answers(),
+            answers: refuses || first.answers() || first.refuses_opening(),
             refuses,
         })
     }

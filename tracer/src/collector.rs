@@ -353,7 +353,7 @@ impl Collector {
             .taken_ns
             .is_some_and(|taken| now_ns.saturating_sub(taken) < NAMES_PAUSE_NS);
         if !recently {
-            self.name_rest();
+            self.name_seen();
         }
     }
 
@@ -361,9 +361,10 @@ impl Collector {
     pub fn name_rest(&mut self) {
         let counted = self.counts.devices.keys().map(|&(netns, _)| netns);
         self.seen.extend(counted);
-        if let Some(facts) = self.source.next(Occasion::Names) {
-            self.facts = facts;
-        }
+        self.name_seen();
+    }
+
+    fn name_seen(&mut self) {
         if !self.seen.is_subset(&self.asked) {
             self.read_facts(Occasion::Names);
         }

@@ -58,12 +58,12 @@ impl<'a> Late<'a> {
         if failure.direction != Direction::Reply || !found_no_socket(failure) {
             return None;
         }
-        let (index, _) = failure.last(Role::Transport)?;
+        let (index, came) = failure.last(Role::Transport)?;
         let packet = failure.packet_at(index)?;
         let datagram = packet.transport == Transport::Udp;
         (datagram || packet.answers()).then_some(())?;
         let netns = failure.netns_at(index)?;
-        let came_ns = failure.journey.start_ns();
+        let came_ns = came.time_ns;
         let taken_ns = failure
             .flow
             .of(Direction::Reply)
@@ -71,7 +71,8 @@ impl<'a> Late<'a> {
             .map(Journey::start_ns)
             .max();
         // Who gets an answer while more are under way may want no more of them.
-        let content_ns = taken_ns.map_or(0, |taken_ns| taken_ns + CONTENT.as_nanos() as u64);
+        let content_ns =
+            taken_ns.map_or(0, |taken| taken.saturating_add(CONTENT.as_nanos() as u64));
         let question = failure
             .flow
             .of(Direction::Request)
@@ -83,7 +84,7 @@ impl<'a> Late<'a> {
             failure,
             question,
             netns,
-            after: Duration::from_nanos(came_ns - question.start_ns()),
+            after: Duration::from_nanos(came_ns.saturating_sub(question.start_ns())),
         })
     }
 

@@ -324,6 +324,7 @@ mod tests {
         ("masquerade-missing", masquerade_missing::tests::situation),
         ("late-answer", late_answer::tests::situation),
         ("no-listener", no_listener::tests::situation),
+        ("refused-elsewhere", refused_elsewhere::tests::situation),
     ];
 
     #[test]

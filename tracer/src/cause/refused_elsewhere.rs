@@ -208,7 +208,7 @@ fn one(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tracer_ebpf::hook::HookId;
 
     use super::*;
@@ -246,8 +246,7 @@ mod tests {
         way.at(HookId::IcmpReceive).ends();
     }
 
-    #[test]
-    fn a_reset_from_outside_is_said_with_its_sender() {
+    pub(in crate::cause) fn situation() -> Bench {
         let mut bench = node();
         asks(&mut bench, protocol::TCP);
         says(
@@ -255,7 +254,12 @@ mod tests {
             tcp_flag::RST | tcp_flag::ACK,
             HookId::DeviceReceive,
         );
-        let found = bench.only();
+        bench
+    }
+
+    #[test]
+    fn a_reset_from_outside_is_said_with_its_sender() {
+        let found = situation().only();
         assert_eq!(
             (found.code, found.certainty),
             (CAUSE.code, Certainty::Certain)

@@ -5,7 +5,7 @@ use tracer_ebpf::hook::HookId;
 use super::*;
 use crate::event::protocol;
 use crate::node::netfilter::{
-    Base, Chain, Choice, Family, Rule, RuleTable, Ruleset, Subject, Test, Tool,
+    Base, Chain, Choice, Family, IpSetLookup, Rule, RuleTable, Ruleset, Subject, Test, Tool,
 };
 
 fn rule(number: u32, tests: Vec<Subject>, action: Action) -> Rule {
@@ -389,30 +389,36 @@ fn a_verdict_map_is_followed() {
 
 #[test]
 fn a_set_is_looked_up() {
-    let in_set = |members| Subject::Set {
+    let of_nftables = |members| Subject::Set {
         what: "th dport".into(),
         set: "__set0".into(),
         members,
     };
-    let ports = Subject::DestinationPort(vec![80..=80, 443..=443]);
-    let other = || Subject::Other("(…)".into());
-    let drops = |members| {
-        let facts = facts(vec![chain(
-            "FORWARD",
-            FORWARD,
-            true,
-            vec![rule(1, vec![in_set(members)], Action::Drop)],
-        )]);
-        place(&facts, &journey(&[])).expect("a place")
+    let of_ipset = |members| {
+        Subject::IpSet(IpSetLookup {
+            number: 1,
+            name: Some("PORTS".into()),
+            of_source: vec![false],
+            members,
+        })
     };
-    assert_eq!(
-        drops(Some(vec![other(), ports])),
-        ("FORWARD".into(), 1, true, 0)
-    );
-    assert_eq!(drops(Some(vec![to(81)])), ("FORWARD".into(), 0, true, 0));
-    assert_eq!(drops(Some(Vec::new())), ("FORWARD".into(), 0, true, 0));
-    for undecided in [Some(vec![to(81), other()]), None] {
-        assert_eq!(drops(undecided), ("FORWARD".into(), 1, false, 1));
+    let ports = || Subject::DestinationPort(vec![80..=80, 443..=443]);
+    let other = || Subject::Other("(…)".into());
+    for in_set in [of_nftables, of_ipset] {
+        let drops = |members| {
+            let rules = vec![rule(1, vec![in_set(members)], Action::Drop)];
+            let facts = facts(vec![chain("FORWARD", FORWARD, true, rules)]);
+            place(&facts, &journey(&[])).expect("a place")
+        };
+        assert_eq!(
+            drops(Some(vec![other(), ports()])),
+            ("FORWARD".into(), 1, true, 0)
+        );
+        assert_eq!(drops(Some(vec![to(81)])), ("FORWARD".into(), 0, true, 0));
+        assert_eq!(drops(Some(Vec::new())), ("FORWARD".into(), 0, true, 0));
+        for undecided in [Some(vec![to(81), other()]), None] {
+            assert_eq!(drops(undecided), ("FORWARD".into(), 1, false, 1));
+        }
     }
 }
 

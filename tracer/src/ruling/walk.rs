@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use crate::event::{NetfilterHook, Transport, Tuple};
 use crate::node::netfilter::{
-    Action, Base, Chain, Choice, Rule, RuleTable, Ruleset, Subject, Test,
+    Action, Base, Chain, Choice, IpSetLookup, Rule, RuleTable, Ruleset, Subject, Test,
 };
 
 /// Rules looked at for one packet at most.
@@ -376,14 +376,12 @@ impl<'a> Walk<'a, '_> {
             }
             Subject::LocalSource => (self.packet.is_local)(tuple.source.ip()).into(),
             Subject::LocalDestination => (self.packet.is_local)(tuple.destination.ip()).into(),
-            Subject::Set {
-                members: Some(members),
-                ..
-            } => self.any(members),
-            Subject::All(parts) => self.all(parts),
-            Subject::Set { members: None, .. } | Subject::Recent(_) | Subject::Other(_) => {
-                Truth::Unknown
+            Subject::Set { members, .. } | Subject::IpSet(IpSetLookup { members, .. }) => {
+                let members = members.as_deref();
+                members.map_or(Truth::Unknown, |members| self.any(members))
             }
+            Subject::All(parts) => self.all(parts),
+            Subject::Recent(_) | Subject::Other(_) => Truth::Unknown,
         }
     }
 

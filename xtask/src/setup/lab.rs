@@ -17,7 +17,7 @@ const fn needed(program: &'static str, package: &'static str) -> Needed {
     Needed { program, package }
 }
 
-const NEEDED: [Needed; 12] = [
+const NEEDED: [Needed; 13] = [
     needed("qemu-system-x86_64", "qemu-system-x86"),
     needed("busybox", "busybox-static"),
     needed("modprobe", "kmod"),
@@ -26,6 +26,7 @@ const NEEDED: [Needed; 12] = [
     needed("ipvsadm", "ipvsadm"),
     needed("conntrack", "conntrack"),
     needed("iptables", "iptables"),
+    needed("ipset", "ipset"),
     needed("nft", "nftables"),
     needed("tcpdump", "tcpdump"),
     needed("mount", "mount"),

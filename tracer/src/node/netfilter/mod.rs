@@ -4,7 +4,8 @@
 //! Map: `nft` asks for nftables by netlink and `expression` turns a rule's expressions into tests and an
 //! action, with `field` for what its registers hold; `set` reads nftables' sets and maps, and `lookup` turns
 //! those that rules look fields up in into conditions; `legacy` asks for iptables-legacy by socket option;
-//! `xt` reads the matches and targets that both kinds share; `text` writes a rule as its tool would.
+//! `xt` reads the matches and targets that both kinds share, and `ipset` the sets in which they look packets
+//! up; `text` writes a rule as its tool would.
 //!
 //! A node of kube-proxy may have 50,000 rules, so this is read only when a packet asks for it, and tables
 //! that only translate addresses keep no rules. What kube-proxy's rules do with packets for services is
@@ -12,6 +13,7 @@
 
 mod expression;
 mod field;
+mod ipset;
 mod legacy;
 mod lookup;
 mod nft;
@@ -247,12 +249,27 @@ pub enum Subject {
         #[serde(default)]
         members: Option<Vec<Subject>>,
     },
+    /// Membership in a set of `ipset`.
+    IpSet(IpSetLookup),
     /// All of these: a key of several fields.
     All(Vec<Subject>),
     /// The source was here within so many seconds (`-m recent --rcheck`).
     Recent(u32),
     /// Something that this program cannot decide, in its tool's words.
     Other(String),
+}
+
+/// A lookup in a set of `ipset`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct IpSetLookup {
+    /// The set's number in its namespace.
+    pub number: u16,
+    /// Its name; `None` where the kernel did not tell it.
+    pub name: Option<String>,
+    /// For each part of a key, whether it is of the packet's source; else of its destination.
+    pub of_source: Vec<bool>,
+    /// Its elements, as conditions of which one holds; `None` where it was not read whole.
+    pub members: Option<Vec<Subject>>,
 }
 
 /// Bits of a conntrack state.
@@ -403,6 +420,7 @@ impl RuleTable {
 pub(super) fn read(missing: &mut Vec<Missing>) -> Ruleset {
     let mut tables = nft::read(missing);
     tables.extend(legacy::read(missing));
+    ipset::resolve(&mut tables, missing);
     Ruleset { tables }
 }
 

@@ -25,10 +25,10 @@ use crate::node::netlink::{Conversation, attributes};
 use crate::node::table::rows_or_missing;
 
 /// `NFNL_SUBSYS_NFTABLES << 8`.
-const SUBSYSTEM: u16 = 10 << 8;
-const GET_TABLE: u16 = 1;
-const GET_CHAIN: u16 = 4;
-const GET_RULE: u16 = 7;
+pub(super) const SUBSYSTEM: u16 = 10 << 8;
+const GET_TABLE: u16 = SUBSYSTEM | 1;
+const GET_CHAIN: u16 = SUBSYSTEM | 4;
+const GET_RULE: u16 = SUBSYSTEM | 7;
 /// `nfgenmsg`: family, version, resource id.
 pub(super) const HEADER_BYTES: usize = 4;
 
@@ -49,8 +49,9 @@ const RULE_EXPRESSIONS: u16 = 4;
 const RULE_USERDATA: u16 = 7;
 const WHAT: &str = "nftables rules";
 
-/// A dump request, of one table where attributes name it.
+/// A question to a part of netfilter.
 pub(super) struct Request {
+    /// The part's number in the upper byte.
     pub message: u16,
     pub family: u8,
     pub attributes: Vec<DefaultNla>,
@@ -58,7 +59,7 @@ pub(super) struct Request {
 
 impl NetlinkSerializable for Request {
     fn message_type(&self) -> u16 {
-        SUBSYSTEM | self.message
+        self.message
     }
 
     fn buffer_len(&self) -> usize {

@@ -11,14 +11,14 @@ use std::time::Duration;
 use netlink_packet_core::{DecodeError, DefaultNla, parse_string, parse_u32_be, parse_u64_be};
 
 use super::expression::{Data, verdict};
-use super::nft::{HEADER_BYTES, Request, zero_ended};
+use super::nft::{HEADER_BYTES, Request, SUBSYSTEM, zero_ended};
 use super::{Action, LIMIT, Missing};
 use crate::node::Prefix;
 use crate::node::netlink::{Conversation, attributes};
 use crate::node::table::rows_or_missing;
 
-const GET_SET: u16 = 10;
-const GET_ELEMENTS: u16 = 13;
+const GET_SET: u16 = SUBSYSTEM | 10;
+const GET_ELEMENTS: u16 = SUBSYSTEM | 13;
 const SET_TABLE: u16 = 1;
 const SET_NAME: u16 = 2;
 const SET_FLAGS: u16 = 3;

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Action, Chain, Rule, RuleTable, Subject, Test, Tool, state};
+use super::{Action, Chain, IpSetLookup, Rule, RuleTable, Subject, Test, Tool, state};
 use crate::event::protocol;
 
 impl RuleTable {
@@ -127,6 +127,7 @@ fn iptables_test(test: &Test) -> String {
         Subject::LocalSource => "-m addrtype --src-type LOCAL".into(),
         Subject::LocalDestination => "-m addrtype --dst-type LOCAL".into(),
         Subject::Set { what, set, .. } => format!("{what} {}", set_name(set)),
+        Subject::IpSet(lookup) => ipset(lookup),
         Subject::Recent(seconds) => format!("-m recent --rcheck --seconds {seconds}"),
         // Only elements of sets are such, and a set is shown by its name.
         Subject::All(_) => "(…)".into(),
@@ -144,6 +145,13 @@ fn negated(text: &str) -> String {
         Some((name, rest)) => format!("-m {name} ! {rest}"),
         None => format!("! {text}"),
     }
+}
+
+fn ipset(lookup: &IpSetLookup) -> String {
+    let side = |of_source: &bool| if *of_source { "src" } else { "dst" };
+    let sides: Vec<_> = lookup.of_source.iter().map(side).collect();
+    let name = lookup.name.as_deref().unwrap_or("(…)");
+    format!("-m set --match-set {name} {}", sides.join(","))
 }
 
 /// Sets without a name of their own are shown by their place.
@@ -217,7 +225,7 @@ fn nft(rule: &Rule) -> Vec<String> {
             Subject::LocalSource => format!("fib saddr type {not}local"),
             Subject::LocalDestination => format!("fib daddr type {not}local"),
             Subject::Set { what, set, .. } => format!("{what} {not}{}", set_name(set)),
-            Subject::Recent(seconds) => format!("-m recent --rcheck --seconds {seconds}"),
+            Subject::IpSet(_) | Subject::Recent(_) => iptables_test(test),
             Subject::All(_) => "(…)".into(),
             Subject::Other(text) => match text.split_once(' ') {
                 Some((field, set)) if test.negated => format!("{field} != {set}"),
@@ -300,7 +308,15 @@ mod tests {
                 test(false, Subject::Protocol(6)),
                 test(false, Subject::DestinationPort(vec![80..=90])),
                 test(true, Subject::State(state::NEW | state::INVALID)),
-                test(true, Subject::Other("-m set (…)".into())),
+                test(
+                    true,
+                    Subject::IpSet(IpSetLookup {
+                        number: 1,
+                        name: Some("PODS".into()),
+                        of_source: vec![true, false],
+                        members: None,
+                    }),
+                ),
             ],
             notes: Vec::new(),
             action,
@@ -313,7 +329,7 @@ mod tests {
     fn as_iptables() {
         assert_eq!(
             table(Tool::IptablesNft).text(&rule(Action::Drop)),
-            "-s 10.0.0.0/8 ! -i cali+ -p tcp --dport 80:90 -m conntrack ! --ctstate INVALID,NEW -m set ! (…) -j DROP \"why\""
+            "-s 10.0.0.0/8 ! -i cali+ -p tcp --dport 80:90 -m conntrack ! --ctstate INVALID,NEW -m set ! --match-set PODS src,dst -j DROP \"why\""
         );
     }
 
@@ -321,7 +337,7 @@ mod tests {
     fn as_nft() {
         assert_eq!(
             table(Tool::Nft).text(&rule(Action::Jump("b".into()))),
-            "ip saddr 10.0.0.0/8 iifname != \"cali*\" tcp dport 80-90 ct state != invalid,new -m != set (…) jump b \"why\""
+            "ip saddr 10.0.0.0/8 iifname != \"cali*\" tcp dport 80-90 ct state != invalid,new -m set ! --match-set PODS src,dst jump b \"why\""
         );
     }
 

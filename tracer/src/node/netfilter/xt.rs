@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 use super::legacy::ip;
-use super::{Action, Subject, Test, state, text_of};
+use super::{Action, IpSetLookup, Subject, Test, state, text_of};
 
 /// What a match comes to.
 pub(super) enum Match {
@@ -128,6 +128,29 @@ fn tests(name: &str, revision: u8, info: &[u8]) -> Option<Vec<Test>> {
                 )]),
                 _ => None,
             }
+        }
+        // `xt_set_info`: number, how many parts of a key, and for each a bit; from 3 on with counters that may
+        // have to be of some size (`ip_set_counter_match`, another order of its two fields before 4).
+        "set" if (1..=4).contains(&revision) => {
+            const INVERTED: u8 = 1;
+            const MOST_PARTS: u8 = 6;
+            let (parts, bits) = (*info.get(2)?, *info.get(3)?);
+            let compared: &[usize] = match revision {
+                3 => &[8, 24],
+                4 => &[16, 32],
+                _ => &[],
+            };
+            for &at in compared {
+                (*info.get(at)? == 0).then_some(())?;
+            }
+            (parts <= MOST_PARTS).then_some(())?;
+            let lookup = IpSetLookup {
+                number: word(info, 0)?,
+                name: None,
+                of_source: (1..=parts).map(|part| bits & 1 << part != 0).collect(),
+                members: None,
+            };
+            Some(vec![test(Subject::IpSet(lookup), bits & INVERTED != 0)])
         }
         // `xt_recent_mtinfo`: seconds, hits, what to do, inverted.
         "recent" => {
@@ -317,8 +340,32 @@ mod tests {
             }
         }
         assert_eq!(
-            of("set", 4, &[0; 40])[0].on,
+            of("set", 0, &[0; 40])[0].on,
             Subject::Other("-m set (…)".into())
         );
+    }
+
+    #[test]
+    fn sets_are_looked_up_by_number() {
+        let mut info = [0; 48];
+        info[0] = 7;
+        info[2] = 2;
+        // Inverted, and the second part is the source's.
+        info[3] = 1 | 1 << 2;
+        let expected = Test {
+            negated: true,
+            on: Subject::IpSet(IpSetLookup {
+                number: 7,
+                name: None,
+                of_source: vec![false, true],
+                members: None,
+            }),
+        };
+        for revision in 1..=4 {
+            assert_eq!(of("set", revision, &info), [expected.clone()]);
+        }
+        // Counters that have to be of some size.
+        info[16] = 1;
+        assert!(matches!(of("set", 4, &info)[0].on, Subject::Other(_)));
     }
 }

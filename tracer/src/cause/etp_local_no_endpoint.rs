@@ -103,7 +103,7 @@ fn by_rule(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         Kind::NoLocalEndpoints,
         |stop| filtered::target(stop.tuple(evidence)),
         |stop, target| {
-            let service = stop.comment().and_then(filtered::service);
+            let service = stop.service(evidence);
             let (named, namespace, name) = match service {
                 Some((namespace, name)) => (format!("s/{namespace}/{name}"), namespace, name),
                 None => (format!("The service at {target}"), "NAMESPACE", "NAME"),

@@ -32,6 +32,10 @@ pub(super) enum Kind {
     NoEndpoints,
     /// kube-proxy: a service for clients from outside that has endpoints on other nodes only.
     NoLocalEndpoints,
+    /// kube-proxy: a port that the service with the address does not have.
+    NoServicePort,
+    /// kube-proxy: an address that no service has.
+    NoService,
     /// kube-proxy: loadBalancerSourceRanges.
     SourceRange,
     /// A container network's policy chains.
@@ -50,6 +54,10 @@ const NO_ENDPOINTS: &str = "has no endpoints";
 const NO_LOCAL_ENDPOINTS: &str = "has no local endpoints";
 /// Chains of kube-proxy's nftables table whose maps reject what has no endpoints, and drop what has no local ones.
 const ENDPOINT_CHECKS: [&str; 2] = ["service-endpoints-check", "nodeport-endpoints-check"];
+/// kube-proxy's nftables chain that rejects what is for no service's port, and drops what is for no service's address.
+const ADDRESS_CHECK: &str = "cluster-ips-check";
+/// Its chain for the former in ipvs mode.
+const IPVS_FILTER: &str = "KUBE-IPVS-FILTER";
 /// Chains in which kube-proxy drops clients outside of loadBalancerSourceRanges.
 const SOURCE_RANGE_CHAINS: &[&str] = &[
     "KUBE-PROXY-FIREWALL",
@@ -110,10 +118,11 @@ fn kind(ending: &Ending<'_>) -> Kind {
         ending.path.iter().any(passed)
     };
     let comment = rule.comment.as_deref().unwrap_or_default();
-    let of_kube_proxy = ending.table.tool == Tool::Nft && ending.table.name == KUBE_PROXY_TABLE;
+    let of_kube_proxy = is_kube_proxy_s(ending.table);
+    let rejects = matches!(rule.action, Action::Reject(_));
     if is_for_invalid(rule) {
         Kind::Invalid
-    } else if matches!(rule.action, Action::Reject(_))
+    } else if rejects
         && (comment.ends_with(NO_ENDPOINTS) || of_kube_proxy && ending.chain.name == "reject-chain")
     {
         Kind::NoEndpoints
@@ -121,6 +130,14 @@ fn kind(ending: &Ending<'_>) -> Kind {
         || of_kube_proxy && ENDPOINT_CHECKS.contains(&ending.chain.name.as_str())
     {
         Kind::NoLocalEndpoints
+    } else if ending.chain.name == IPVS_FILTER && rejects
+        || of_kube_proxy && ending.chain.name == ADDRESS_CHECK
+    {
+        if rejects {
+            Kind::NoServicePort
+        } else {
+            Kind::NoService
+        }
     } else if begins(SOURCE_RANGE_CHAINS)
         || comment.contains(MARK_DROP)
         || of_kube_proxy && ending.chain.name.starts_with("firewall-")
@@ -131,6 +148,11 @@ fn kind(ending: &Ending<'_>) -> Kind {
     } else {
         Kind::Rule
     }
+}
+
+/// Whether a table is the one of kube-proxy's nftables mode.
+fn is_kube_proxy_s(table: &RuleTable) -> bool {
+    table.tool == Tool::Nft && table.name == KUBE_PROXY_TABLE
 }
 
 /// A rule that only ends what conntrack could make nothing of.
@@ -157,11 +179,19 @@ fn is_for_invalid(rule: &Rule) -> bool {
         }
 }
 
-/// The service that a comment of kube-proxy begins with: namespace, name, and the port's name.
-pub(super) fn service(comment: &str) -> Option<(&str, &str)> {
+/// The service that a comment of kube-proxy begins with: its namespace and its name.
+fn of_comment(comment: &str) -> Option<(&str, &str)> {
     let (namespace, rest) = comment.split(' ').next()?.split_once('/')?;
     let name = rest.split(':').next()?;
     (!namespace.is_empty() && !name.is_empty()).then_some((namespace, name))
+}
+
+/// The service that a chain of kube-proxy's nftables table is named after, as in `firewall-2CRNCTTE-shop/web/tcp/http`.
+fn of_chain(name: &str) -> Option<(&str, &str)> {
+    let mut parts = name.splitn(3, '-').nth(2)?.split('/');
+    let found = (parts.next()?, parts.next()?);
+    // Protocol and port follow.
+    parts.next().map(|_| found)
 }
 
 impl<'a> Stop<'a> {
@@ -178,6 +208,22 @@ impl<'a> Stop<'a> {
     /// Addresses of the packet when it ended.
     pub(super) fn tuple(&self, evidence: &Evidence<'a>) -> Option<Tuple> {
         Some(self.failure(evidence).packet_at(usize::MAX)?.tuple)
+    }
+
+    /// Namespace and name of the service that the packet was for: by the cluster, or by kube-proxy's rule.
+    pub(super) fn service(&self, evidence: &Evidence<'a>) -> Option<(&'a str, &'a str)> {
+        let asked = self.failure(evidence).journey.first_tuple();
+        let known = evidence.cluster.zip(asked).and_then(|(cluster, asked)| {
+            let service = cluster.service_at(asked.protocol, asked.destination)?;
+            Some((&*service.name.namespace, &*service.name.name))
+        });
+        let of_rule = || {
+            let ending = &self.ruling.as_ref()?.ending;
+            let by_nft = is_kube_proxy_s(ending.table);
+            let chain = || by_nft.then(|| of_chain(&ending.chain.name)).flatten();
+            self.comment().and_then(of_comment).or_else(chain)
+        };
+        known.or_else(of_rule)
     }
 
     /// The comment of its rule.
@@ -464,13 +510,23 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn services_of_comments() {
+    fn services_of_comments_and_chains() {
         assert_eq!(
-            service("shop/web:http has no endpoints"),
+            of_comment("shop/web:http has no endpoints"),
             Some(("shop", "web"))
         );
-        assert_eq!(service("shop/web has no endpoints"), Some(("shop", "web")));
-        assert_eq!(service("no service"), None);
+        assert_eq!(
+            of_comment("shop/web has no endpoints"),
+            Some(("shop", "web"))
+        );
+        assert_eq!(of_comment("no service"), None);
+        assert_eq!(
+            of_chain("firewall-2CRNCTTE-my-shop/web-1/tcp/http"),
+            Some(("my-shop", "web-1"))
+        );
+        for other in ["firewall-check", "reject-chain", "service-endpoints-check"] {
+            assert_eq!(of_chain(other), None);
+        }
     }
 
     #[test]

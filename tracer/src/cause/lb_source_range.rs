@@ -54,7 +54,7 @@ fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, target: String) -> Diagnosi
             format!("{}/{length}", tuple.source.ip())
         },
     );
-    let service = stop.comment().and_then(filtered::service);
+    let service = stop.service(evidence);
     let (named, namespace, name) = match service {
         Some((namespace, name)) => (format!("Service {namespace}/{name}"), namespace, name),
         None => (format!("the service at {target}"), "NAMESPACE", "NAME"),

@@ -75,7 +75,9 @@ mod refused_elsewhere;
 mod route_blackhole;
 mod rp_filter;
 mod service_no_endpoints;
+mod service_no_port;
 mod service_rejected;
+mod service_unknown;
 mod snat_exhausted;
 mod source_address_ambiguous;
 mod syn_flood;
@@ -124,6 +126,8 @@ pub const CATALOGUE: &[Cause] = &[
     endpoint_not_ready::CAUSE,
     etp_local_no_endpoint::CAUSE,
     kube_proxy_stale::CAUSE,
+    service_no_port::CAUSE,
+    service_unknown::CAUSE,
     duplicate_address::CAUSE,
     vxlan_udp_blocked::CAUSE,
     source_address_ambiguous::CAUSE,
@@ -275,6 +279,8 @@ mod tests {
             "etp-local-no-endpoint",
             etp_local_no_endpoint::tests::situation,
         ),
+        ("service-no-port", service_no_port::tests::situation),
+        ("service-unknown", service_unknown::tests::situation),
         ("duplicate-address", duplicate_address::tests::situation),
         ("vxlan-udp-blocked", vxlan_udp_blocked::tests::situation),
         (

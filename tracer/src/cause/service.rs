@@ -8,6 +8,7 @@ use super::evidence::{Evidence, Failure};
 use super::filtered::Kind;
 use super::{Diagnosis, Site};
 use crate::event::protocol;
+use crate::flow::{Direction, Flow};
 use crate::hook::Role;
 use crate::kube::{ClusterFacts, Endpoint, Freshness, Resource, Service};
 use crate::node::NetnsId;
@@ -20,6 +21,49 @@ pub(super) struct Target<'a> {
     pub(super) protocol: u8,
     /// As the client used it.
     pub(super) address: SocketAddr,
+}
+
+/// Protocol, address and port that a client asked for; port 0 for ICMP.
+pub(super) type Asked = (u8, SocketAddr);
+
+/// Causes that packets meet which are for no service, wherever they go then.
+pub(super) const BEHIND_NO_SERVICE: &[&str] = &[
+    "no-listener",
+    "filter-rule-drop",
+    "forward-policy-drop",
+    "ip-forward-off",
+    "ipv6-forward-off",
+    "rp-filter",
+    "martian-source",
+    "route-blackhole",
+    "no-route",
+    "neighbour-failed",
+    "ttl-expired",
+    "refused-elsewhere",
+    "no-answer",
+];
+
+/// What a flow asked for.
+pub(super) fn asked(flow: &Flow) -> Asked {
+    let mut address = flow.client.destination;
+    // ICMP's tuple has another number in the port's place.
+    if protocol::is_icmp(flow.client.protocol) {
+        address.set_port(0);
+    }
+    (flow.client.protocol, address)
+}
+
+/// Flows that nobody answered but by a refusal, that no socket took and that went on to no endpoint.
+pub(super) fn unserved<'e>(evidence: &'e Evidence<'_>) -> impl Iterator<Item = &'e Flow> {
+    evidence.flows.iter().filter(|flow| {
+        let stayed = || {
+            flow.of(Direction::Request).all(|journey| {
+                let last = journey.last_tuple().map(|tuple| tuple.destination);
+                !journey.was_taken() && last == journey.first_tuple().map(|tuple| tuple.destination)
+            })
+        };
+        (flow.replies == 0 || flow.refused) && stayed()
+    })
 }
 
 /// Whether kube-proxy works in a namespace: it runs there, or the namespace has the node's addresses.

@@ -20,7 +20,7 @@ pub(super) fn diagnoses(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 }
 
 fn say<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, target: String) -> Diagnosis {
-    let service = stop.comment().and_then(filtered::service);
+    let service = stop.service(evidence);
     let (named, namespace, name) = match service {
         Some((namespace, name)) => (format!("Service {namespace}/{name}"), namespace, name),
         None => (format!("The service at {target}"), "NAMESPACE", "NAME"),

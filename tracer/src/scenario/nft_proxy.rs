@@ -1,5 +1,5 @@
-//! What kube-proxy in nftables mode makes for a NodePort, and for services and NodePorts without an endpoint that
-//! it may use.
+//! What kube-proxy in nftables mode makes for a service and a NodePort, for those without an endpoint that it may
+//! use, and for addresses and ports that no service has.
 //!
 //! Source: kubernetes pkg/proxy/nftables/proxier.go as of 1.33.
 
@@ -10,7 +10,9 @@ use super::namespace::Namespace;
 /// The table without services.
 const TABLE: &[&str] = &[
     "add table ip kube-proxy",
+    "add set ip kube-proxy cluster-ips '{ type ipv4_addr ; }'",
     "add set ip kube-proxy nodeport-ips '{ type ipv4_addr ; }'",
+    "add map ip kube-proxy service-ips '{ type ipv4_addr . inet_proto . inet_service : verdict ; }'",
     "add map ip kube-proxy service-nodeports '{ type inet_proto . inet_service : verdict ; }'",
     "add map ip kube-proxy no-endpoint-services '{ type ipv4_addr . inet_proto . inet_service : verdict ; }'",
     "add map ip kube-proxy no-endpoint-nodeports '{ type inet_proto . inet_service : verdict ; }'",
@@ -19,12 +21,15 @@ const TABLE: &[&str] = &[
     "add chain ip kube-proxy reject-chain",
     "add rule ip kube-proxy reject-chain reject",
     "add chain ip kube-proxy services",
+    "add rule ip kube-proxy services ip daddr . meta l4proto . th dport vmap @service-ips",
     "add rule ip kube-proxy services ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports",
     "add chain ip kube-proxy service-endpoints-check",
     "add rule ip kube-proxy service-endpoints-check ip daddr . meta l4proto . th dport vmap @no-endpoint-services",
     "add chain ip kube-proxy nodeport-endpoints-check",
     "add rule ip kube-proxy nodeport-endpoints-check ip daddr @nodeport-ips meta l4proto . th dport vmap \
      @no-endpoint-nodeports",
+    "add chain ip kube-proxy cluster-ips-check",
+    "add rule ip kube-proxy cluster-ips-check ip daddr @cluster-ips reject",
     "add chain ip kube-proxy nat-prerouting '{ type nat hook prerouting priority -100 ; }'",
     "add rule ip kube-proxy nat-prerouting jump services",
     "add chain ip kube-proxy nat-postrouting '{ type nat hook postrouting priority 100 ; }'",
@@ -34,6 +39,7 @@ const TABLE: &[&str] = &[
     "add rule ip kube-proxy filter-input ct state new jump service-endpoints-check",
     "add chain ip kube-proxy filter-forward '{ type filter hook forward priority -110 ; }'",
     "add rule ip kube-proxy filter-forward ct state new jump service-endpoints-check",
+    "add rule ip kube-proxy filter-forward ct state new jump cluster-ips-check",
 ];
 
 /// The chains of a service.
@@ -68,15 +74,49 @@ pub(super) fn take_node_ports(node: &Namespace, address: IpAddr) -> anyhow::Resu
 /// # Errors
 /// When a command fails.
 pub(super) fn serve(node: &Namespace, port: u16, endpoint: SocketAddr) -> anyhow::Result<()> {
-    nft(node, SERVICE)?;
-    nft(
-        node,
-        &[&format!(
-            "add rule ip kube-proxy endpoint-web meta l4proto tcp dnat to {endpoint}"
-        )],
-    )?;
+    lead_to(node, endpoint)?;
     let element = format!("tcp . {port} : goto external-web");
     add_element(node, "service-nodeports", &element)
+}
+
+/// A TCP service with one endpoint.
+///
+/// # Errors
+/// When a command fails.
+pub(super) fn serve_at(
+    node: &Namespace,
+    service: SocketAddr,
+    endpoint: SocketAddr,
+) -> anyhow::Result<()> {
+    lead_to(node, endpoint)?;
+    add_element(node, "cluster-ips", &service.ip().to_string())?;
+    add_port(node, service)
+}
+
+/// The service has this port too.
+///
+/// # Errors
+/// When the command fails.
+pub(super) fn add_port(node: &Namespace, service: SocketAddr) -> anyhow::Result<()> {
+    let (address, port) = (service.ip(), service.port());
+    let element = format!("{address} . tcp . {port} : goto service-web");
+    add_element(node, "service-ips", &element)
+}
+
+/// These are the addresses of services, those that no service has as well.
+///
+/// # Errors
+/// When the command fails.
+pub(super) fn keep_range(node: &Namespace, range: &str) -> anyhow::Result<()> {
+    let rule = format!("add rule ip kube-proxy cluster-ips-check ip daddr {range} drop");
+    nft(node, &[&rule])
+}
+
+/// The chains of the service, down to its endpoint.
+fn lead_to(node: &Namespace, endpoint: SocketAddr) -> anyhow::Result<()> {
+    nft(node, SERVICE)?;
+    let rule = format!("add rule ip kube-proxy endpoint-web meta l4proto tcp dnat to {endpoint}");
+    nft(node, &[&rule])
 }
 
 /// A TCP service without endpoints.

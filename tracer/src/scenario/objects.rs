@@ -82,6 +82,14 @@ impl Objects {
         self
     }
 
+    /// A service of somebody else's.
+    pub(super) fn other_service(mut self, name: &str, address: Ipv4Addr) -> Self {
+        self.list.push(json!({"kind": "Service",
+            "metadata": {"namespace": NAMESPACE, "name": name},
+            "spec": {"clusterIP": address, "clusterIPs": [address], "ports": [{"port": 443}]}}));
+        self
+    }
+
     /// Its slice with these endpoints.
     pub(super) fn slice(
         mut self,

@@ -362,7 +362,7 @@ mod tests {
             }),
         };
         for revision in 1..=4 {
-            assert_eq!(of("set", revision, &info), [expected.clone()]);
+            assert_eq!(of("set", revision, &info), std::slice::from_ref(&expected));
         }
         // Counters that have to be of some size.
         info[16] = 1;

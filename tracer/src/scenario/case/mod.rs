@@ -42,6 +42,8 @@ mod refused_elsewhere;
 mod route_blackhole;
 mod rp_filter;
 mod service_no_endpoints;
+mod service_no_port;
+mod service_unknown;
 mod snat_exhausted;
 mod source_address_ambiguous;
 mod syn_flood;
@@ -64,6 +66,8 @@ pub const REGISTRY: &[Scenario] = &[
     endpoint_not_ready::SCENARIO,
     etp_local_no_endpoint::SCENARIO,
     kube_proxy_stale::SCENARIO,
+    service_no_port::SCENARIO,
+    service_unknown::SCENARIO,
     duplicate_address::SCENARIO,
     vxlan_udp_blocked::SCENARIO,
     ipvs_no_destination::SCENARIO,

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
-use super::service::{is_this_nodes, lacking_fresh};
+use super::service::{asked, is_this_nodes, lacking_fresh, unserved};
 use super::{Cause, Diagnosis, Site};
 use crate::event::protocol;
 use crate::expectation::{Comparison, Difference, Mode, Proxy, ServerKey, Surplus, Told};
+use crate::flow::Flow;
 use crate::kube::{ClusterFacts, Resource};
 
 pub(super) const CAUSE: Cause = Cause {
@@ -36,6 +37,10 @@ Fix: look at kube-proxy's health and log, and restart it.",
         "neighbour-failed",
         "no-route",
         "no-listener",
+        "ip-forward-off",
+        "ttl-expired",
+        "refused-elsewhere",
+        "no-answer",
     ],
     examine,
     audit,
@@ -90,7 +95,10 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let Some(cluster) = evidence.cluster else {
         return Vec::new();
     };
-    if evidence.failures().is_empty() {
+    let nothing = evidence.failures().is_empty()
+        && evidence.stalled().is_empty()
+        && evidence.refused().is_empty();
+    if nothing {
         return Vec::new();
     }
     let Some(site) = node_site(evidence) else {
@@ -110,36 +118,84 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     if by_key.is_empty() {
         return Vec::new();
     }
-    evidence
-        .group(|failure| {
-            let tuple = failure.journey.first_tuple()?;
-            let key = ServerKey {
-                protocol: tuple.protocol,
-                address: tuple.destination,
-            };
-            let stops = |difference: &&Difference| stops(difference, failure);
-            by_key.get(&key)?.iter().find(stops).map(|_| key)
-        })
+    let mut stopped: BTreeMap<ServerKey, Stopped> = BTreeMap::new();
+    let failures = evidence.group(|failure| {
+        let tuple = failure.journey.first_tuple()?;
+        let key = ServerKey {
+            protocol: tuple.protocol,
+            address: tuple.destination,
+        };
+        let stops = |difference: &&Difference| stops(difference, failure);
+        by_key.get(&key)?.iter().find(stops).map(|_| key)
+    });
+    for (key, failures) in failures {
+        let group = stopped.entry(key).or_default();
+        group
+            .flows
+            .extend(failures.iter().map(|failure| failure.flow.id));
+        let first = failures.first();
+        group.packet = first.map(|first| format!("{} did not arrive", first.words()));
+    }
+    for (flow, key) in left(evidence, &by_key) {
+        let group = stopped.entry(key).or_default();
+        group.flows.insert(flow.id);
+        group.packet.get_or_insert_with(|| {
+            let client = flow.client;
+            format!(
+                "{} {} → {} was sent on to no endpoint",
+                protocol::name(client.protocol),
+                client.source,
+                client.destination
+            )
+        });
+    }
+    stopped
         .into_iter()
-        .map(|(key, failures)| {
-            let of_key = &by_key[&key];
-            let packet = failures
-                .first()
-                .map(|first| format!("{} did not arrive", first.words()));
+        .map(|(key, group)| {
             let diagnosis = judge(
                 cluster,
                 (mode, told),
                 subject(&key),
-                of_key,
+                &by_key[&key],
                 stalled.as_deref(),
             )
-            .prove_if("packet", packet);
-            diagnosis.stopped(evidence, &failures).check(format!(
-                "tracer probe {}",
-                subject(&key).replace(' ', "://")
-            ))
+            .prove_if("packet", group.packet);
+            diagnosis
+                .stopped_flows(evidence, group.flows.into_iter())
+                .check(format!(
+                    "tracer probe {}",
+                    subject(&key).replace(' ', "://")
+                ))
         })
         .collect()
+}
+
+/// What a difference stopped.
+#[derive(Default)]
+struct Stopped {
+    flows: BTreeSet<u64>,
+    /// One of its packets, in words.
+    packet: Option<String>,
+}
+
+/// Flows without an answer for services that rules should take and do not: without a rule their packets follow the routes
+/// of the node, and are not lost there.
+fn left<'e>(
+    evidence: &'e Evidence<'_>,
+    by_key: &'e BTreeMap<ServerKey, Vec<Difference>>,
+) -> impl Iterator<Item = (&'e Flow, ServerKey)> {
+    unserved(evidence).filter_map(|flow| {
+        let (protocol, address) = asked(flow);
+        let key = ServerKey { protocol, address };
+        let missing = |difference: &Difference| {
+            matches!(
+                difference,
+                Difference::MissingServer { .. } | Difference::MissingEndpoint { .. }
+            )
+        };
+        let differs = by_key.get(&key)?.iter().any(missing);
+        (differs && (flow.is_stalled() || flow.refused)).then_some((flow, key))
+    })
 }
 
 fn subject(key: &ServerKey) -> String {
@@ -275,7 +331,7 @@ pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::audit::Severity;
-    use crate::cause::constructed::{Bench, ETH0, NODE, link, node, service};
+    use crate::cause::constructed::{Bench, CNI0, ETH0, NODE, link, node, service};
     use crate::event::Detail;
     use crate::expectation::SERVICE_DEVICE;
     use crate::kube::constructed::{cluster, configured};
@@ -440,6 +496,25 @@ pub(super) mod tests {
             let words = "iptables rule for tcp 10.96.0.5:80 of s/default/web still sends to";
             let sends = said.filter(|proof| proof.text.starts_with(words)).count();
             assert_eq!(sends, named, "{found:#?}");
+        }
+    }
+
+    #[test]
+    fn packets_that_no_rule_takes_leave_the_node() {
+        for (address, named) in [("10.96.0.6:80", true), ("10.96.0.5:80", false)] {
+            let mut bench = by_rules("10.244.0.9:8080");
+            let rules = bench.site().service_rules.as_mut().expect("rules");
+            rules[0].services[0].destination =
+                Destination::Address(address.parse().expect("an address"));
+            for _ in 0..2 {
+                bench
+                    .tcp("10.244.0.7:40000", "10.96.0.5:80")
+                    .receive(CNI0)
+                    .at(HookId::Forward)
+                    .transmit(ETH0)
+                    .ends();
+            }
+            assert_eq!(bench.codes().contains(&CAUSE.code), named, "{address}");
         }
     }
 

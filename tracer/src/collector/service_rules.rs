@@ -1,8 +1,9 @@
 //! When to read what kube-proxy's packet filter rules do: once a packet that they may be for was lost, and not
 //! often, since there may be 200,000 of them.
 
+use crate::event::Tuple;
 use crate::expectation::ruled_namespaces;
-use crate::journey::Journey;
+use crate::journey::{Ending, Journey};
 use crate::kube::ClusterFacts;
 use crate::node::{Directory, Snapshot};
 
@@ -18,9 +19,9 @@ pub(super) struct ServiceRulesReader {
 
 impl ServiceRulesReader {
     /// Notes a packet that was lost and may have been for a service: to its address or NodePort, or without a
-    /// cluster one that was refused.
+    /// cluster one that was refused. Without a rule that takes it, it may leave the node as well.
     pub(super) fn remember(&mut self, journey: &Journey, cluster: Option<&ClusterFacts>) {
-        if self.lost || !journey.failed() {
+        if self.lost || !(journey.failed() || cluster.is_some() && left(journey)) {
             return;
         }
         let to_service = |cluster: &ClusterFacts| {
@@ -61,4 +62,11 @@ impl ServiceRulesReader {
         facts.read_service_rules(directory, &wanted);
         self.read_ns = facts.taken_ns;
     }
+}
+
+/// The packet went out of sight as it came.
+fn left(journey: &Journey) -> bool {
+    let to = |tuple: Option<Tuple>| tuple.map(|tuple| tuple.destination);
+    matches!(journey.ending, Ending::Transmitted | Ending::OutOfSight)
+        && to(journey.first_tuple()) == to(journey.last_tuple())
 }

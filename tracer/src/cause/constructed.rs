@@ -373,6 +373,12 @@ impl Way<'_> {
         self
     }
 
+    /// Is rewritten to come from another source.
+    pub(super) fn from(mut self, source: &str) -> Self {
+        self.packet.tuple.source = at(source);
+        self
+    }
+
     /// Passes a hook that adds something.
     pub(super) fn with(mut self, hook: HookId, detail: Detail) -> Self {
         self.bench.next += 1000;

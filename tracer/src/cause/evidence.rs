@@ -15,6 +15,10 @@ use crate::kernel::symbols::Symbols;
 use crate::kube::ClusterFacts;
 use crate::node::{NetnsId, Snapshot};
 
+const DNS_PORT: u16 = 53;
+/// What resolvers wait at least before they ask again.
+const ASKED_AGAIN_NS: u64 = 1_000_000_000;
+
 /// Names for what the kernel gives as numbers.
 #[derive(Clone, Copy)]
 pub struct DropNames<'a> {
@@ -412,8 +416,15 @@ impl Flow {
         })
     }
 
-    /// Somebody tries to open it again and again, and nothing comes back but word that it does not arrive.
+    /// Somebody tries to open it again and again, or asks DNS again after a while, and nothing comes back but word that it
+    /// does not arrive.
     pub fn is_stalled(&self) -> bool {
+        let is_dns =
+            self.client.protocol == protocol::UDP && self.client.destination.port() == DNS_PORT;
+        // A resolver asks for both kinds of addresses at once.
+        if is_dns && self.last_ns.saturating_sub(self.first_ns) < ASKED_AGAIN_NS {
+            return false;
+        }
         let mut openings = 0;
         for (direction, journey) in self.kept() {
             if direction == Direction::Reply {
@@ -422,15 +433,16 @@ impl Flow {
                 }
                 return false;
             }
-            let syn = journey
-                .events
-                .iter()
-                .find_map(|event| event.packet.as_ref())
-                .is_some_and(|packet| {
-                    matches!(packet.transport, Transport::Tcp { flags, .. }
-                        if flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN)
+            let opens = journey
+                .first_packet()
+                .is_some_and(|packet| match packet.transport {
+                    Transport::Tcp { flags, .. } => {
+                        flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
+                    }
+                    Transport::Udp => is_dns,
+                    _ => false,
                 });
-            openings += usize::from(syn);
+            openings += usize::from(opens);
         }
         openings > 1
     }

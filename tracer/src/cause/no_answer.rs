@@ -18,14 +18,15 @@ pub(super) const CAUSE: Cause = Cause {
     code: "no-answer",
     title: "the packets went out of a device, and nothing came back",
     explanation: "\
-The SYNs of a connection took their way as they should and went out of a device. They were repeated, and
-neither an answer nor an ICMP error came back; nothing that this trace sees dropped one. So they, or their
-answers, are lost where it does not look: on the wire, at a firewall, on the other host.
+The SYNs of a connection, or questions to DNS, took their way as they should and went out of a device. They
+were repeated, and neither an answer nor an ICMP error came back; nothing that this trace sees dropped one.
+So they, or their answers, are lost where it does not look: on the wire, at a firewall, on the other host.
 
 Why, most often: a firewall or a cloud's security group drops in silence; the other host is down, or has
-no way back to the sender (no route, reverse path filter); the address is somebody else's by now.
+no way back to the sender (no route, reverse path filter), as to a pod's address that nobody masqueraded;
+the address is somebody else's by now.
 
-Proof: the SYNs and how long they were repeated, the device, the neighbour that they were handed to. What
+Proof: the packets and how long they were repeated, the device, the neighbour that they were handed to. What
 became of them there is not known, so that it is never more than likely. Where another cause explains the
 same connection, this one is not named.
 
@@ -44,8 +45,9 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// What is sent again sooner may be one packet that was seen twice.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Namespace and device that the flow's packets went out of, and where to; `None` where something is known of one.
-fn went_out(flow: &Flow) -> Option<(NetnsId, u32, SocketAddr)> {
+/// Namespace and device that the flow's packets went out of, their protocol, and where to; `None` where something is
+/// known of one.
+fn went_out(flow: &Flow) -> Option<(NetnsId, u32, u8, SocketAddr)> {
     // What came back all the same is an ICMP error, and another cause's.
     if flow.suspicious > 0 || flow.replies > 0 {
         return None;
@@ -63,6 +65,7 @@ fn went_out(flow: &Flow) -> Option<(NetnsId, u32, SocketAddr)> {
     Some((
         NetnsId(last.namespace_at(index)?),
         last.events[index].ifindex?,
+        flow.client.protocol,
         last.last_tuple()?.destination,
     ))
 }
@@ -95,14 +98,16 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     }
     groups
         .into_iter()
-        .filter_map(|((netns, ifindex, to), flows)| one(evidence, netns, ifindex, to, &flows))
+        .filter_map(|((netns, ifindex, number, to), flows)| {
+            one(evidence, (netns, ifindex), number, to, &flows)
+        })
         .collect()
 }
 
 fn one(
     evidence: &Evidence<'_>,
-    netns: NetnsId,
-    ifindex: u32,
+    (netns, ifindex): (NetnsId, u32),
+    number: u8,
     to: SocketAddr,
     flows: &[&Flow],
 ) -> Option<Diagnosis> {
@@ -119,9 +124,11 @@ fn one(
             .unwrap_or_default();
         format!("{hop} dev {device}{mac} {}", entry.state)
     });
-    let name = protocol::name(protocol::TCP);
+    let name = protocol::name(number);
+    let opens = if number == protocol::TCP { " SYN" } else { "" };
     let filter = format!("'host {} and port {}'", to.ip(), to.port());
     let host = host_words(evidence, to.ip());
+    let pod = pod_outside(evidence, first, netns);
     let diagnosis = Diagnosis::new(
         &CAUSE,
         format!("{name} {to} out of {device} of {place}"),
@@ -134,13 +141,17 @@ fn one(
     .prove(
         "packet",
         format!(
-            "#{} {name} SYN {from} → {to}, repeated until {:.1} s later, never dropped here",
+            "#{} {name}{opens} {from} → {to}, repeated until {:.1} s later, never dropped here",
             opening.id,
             first.last_ns.saturating_sub(first.first_ns) as f64 / 1e9
         ),
     )
     .prove_if("route", site.main_route(to.ip()).map(|route| site.route_words(route)))
     .prove_if("neighbour", neighbour)
+    .prove_if(
+        "address",
+        pod.map(|pod| format!("they carry the pod's address {pod}: who answers them needs a way back to it")),
+    )
     .lacking(format!("what became of them beyond {device}"))
     .fix(
         [format!("tracer run {filter}   # on {host}: do they arrive, and are they answered?")],
@@ -152,7 +163,34 @@ fn one(
     )
     .check(format!("tracer probe {name}://{to}"))
     .typed_for(Some(site));
-    Some(diagnosis)
+    Some(match pod {
+        Some(pod) => diagnosis.fix(
+            [format!(
+                "iptables -t nat -A POSTROUTING -s {pod} -d {} -j MASQUERADE   # on the node, where pods' addresses are not routed beyond it",
+                to.ip()
+            )],
+            "the other side sees the node's address instead of the pod's; the container network's own setting lasts (ipMasq, --ip-masq)",
+        ),
+        None => diagnosis,
+    })
+}
+
+/// The pod that sent the flow's packets, where they left the node with its address for somebody outside of the cluster.
+fn pod_outside(evidence: &Evidence<'_>, flow: &Flow, netns: NetnsId) -> Option<IpAddr> {
+    let journey = flow.of(Direction::Request).last()?;
+    let (begun, left) = (journey.first_tuple()?, journey.last_tuple()?);
+    let began = NetnsId(journey.namespace_at(0)?);
+    let own = left.source.ip();
+    let of_pod = began != netns && evidence.site(began)?.facts.is_pod;
+    let inside = |address: IpAddr| {
+        evidence.sites().any(|site| site.is_local(address))
+            || evidence.cluster.is_some_and(|cluster| {
+                let mut prefixes = cluster.nodes().flat_map(|node| &node.pod_prefixes);
+                cluster.claims(address).next().is_some()
+                    || prefixes.any(|prefix| prefix.contains(address))
+            })
+    };
+    (of_pod && begun.source == left.source && !inside(left.destination.ip())).then_some(own)
 }
 
 /// Whom a packet to this address is handed to.
@@ -168,10 +206,10 @@ mod tests {
 
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::{Bench, ETH0, neighbour, node};
+    use crate::cause::constructed::{Bench, CNI0, ETH0, NODE, neighbour, node};
     use crate::event::{Transport, tcp_flag};
     use crate::kube::constructed::cluster;
-    use crate::node::NeighbourState;
+    use crate::node::{NeighbourState, NetnsFacts};
 
     const CLIENT: &str = "192.0.2.1:40000";
     const SERVER: &str = "198.51.100.7:443";
@@ -259,5 +297,53 @@ mod tests {
             found.fixes[0].lines[0].contains("on node node-b"),
             "{found:#?}"
         );
+    }
+
+    #[test]
+    fn questions_to_dns_are_repeated_as_well() {
+        for (server, seconds, named) in [
+            ("198.51.100.7:53", &[1, 6][..], true),
+            // Both kinds of addresses are asked for at once.
+            ("198.51.100.7:53", &[1, 1], false),
+            // Whether an answer is due is not known.
+            ("198.51.100.7:8125", &[1, 6], false),
+        ] {
+            let mut bench = node();
+            bench.facts.taken_ns = Some(9_000_000_000);
+            for &second in seconds {
+                let way = bench.udp(CLIENT, server).at(HookId::LocalOut);
+                let way = way.began(second * 1_000_000_000);
+                way.transmit(ETH0).ends();
+            }
+            let codes = bench.codes();
+            assert_eq!(codes == [CAUSE.code], named, "{server}: {codes:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_s_own_address_needs_a_way_back() {
+        const POD: u32 = 200;
+        for (is_pod, behind_nat) in [(true, false), (false, false), (true, true)] {
+            let mut bench = node();
+            let mut pod = NetnsFacts::unread(NetnsId(POD), Some("pod"));
+            pod.is_pod = is_pod;
+            bench.facts.namespaces.push(pod);
+            for second in [1, 2, 4] {
+                let way = bench.tcp("10.244.0.9:40000", SERVER).netns(POD);
+                let way = way.at(HookId::LocalOut).began(second * 1_000_000_000);
+                let way = way.netns(NODE).receive(CNI0).at(HookId::Forward);
+                let way = if behind_nat {
+                    way.from("192.0.2.1:40000")
+                } else {
+                    way
+                };
+                way.transmit(ETH0).ends();
+            }
+            let found = bench.only();
+            let told = found.evidence.iter().any(|proof| proof.source == "address");
+            assert_eq!(told, is_pod && !behind_nat, "{found:#?}");
+            let last = found.fixes.last().expect("a fix");
+            assert_eq!(last.lines[0].contains("MASQUERADE"), told);
+        }
     }
 }

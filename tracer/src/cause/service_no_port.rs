@@ -9,6 +9,7 @@ use super::filtered::Kind;
 use super::service::{Asked, BEHIND_NO_SERVICE, asked, lacking_fresh, unserved};
 use super::{Cause, Diagnosis, Evidence, Site};
 use crate::event::protocol;
+use crate::expectation::SERVICE_DEVICE;
 use crate::flow::{Direction, Flow};
 use crate::kube::{Claim, ClusterFacts, ObjectName, Resource, Service, ServicePort};
 use crate::node::VirtualServerKey;
@@ -42,9 +43,6 @@ Fix: use a port that the service has, or add the port to the service.",
     examine,
     audit: nothing,
 };
-
-/// The device that kube-proxy in ipvs mode keeps the services' addresses on.
-const SERVICE_DEVICE: &str = "kube-ipvs0";
 
 /// Who has the address.
 #[derive(Clone)]

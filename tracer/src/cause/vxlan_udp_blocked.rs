@@ -196,7 +196,7 @@ fn unheard(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
                 .prove(
                     "packet",
                     format!(
-                        "{} SYNs of {} → {} were wrapped and sent to {peer}, none was answered",
+                        "{} packets of {} → {} were wrapped and sent to {peer}, none was answered",
                         first.of(Direction::Request).count(),
                         first.client.source,
                         first.client.destination

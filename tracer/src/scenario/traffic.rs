@@ -266,6 +266,8 @@ pub struct Datagrams {
     pub burst: usize,
     /// How often the burst is sent at most.
     pub tries: u32,
+    /// Wait for an answer, all tries together.
+    pub patience: Duration,
 }
 
 impl Datagrams {
@@ -275,10 +277,11 @@ impl Datagrams {
         bytes: QUESTION.len(),
         burst: 1,
         tries: 3,
+        patience: PATIENCE,
     };
 }
 
-/// Sends datagrams and waits for an answer, `PATIENCE` in all.
+/// Sends datagrams and waits for an answer.
 ///
 /// # Errors
 /// When the namespace cannot be entered.
@@ -286,7 +289,7 @@ pub fn datagrams(client: &Namespace, to: SocketAddr, plan: Datagrams) -> anyhow:
     attempt(client, move || {
         let exchange = || {
             let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, plan.from_port))?;
-            socket.set_read_timeout(Some(PATIENCE / plan.tries.max(1)))?;
+            socket.set_read_timeout(Some(plan.patience / plan.tries.max(1)))?;
             socket.connect(to)?;
             let mut answered = Err(io::Error::from(io::ErrorKind::TimedOut));
             for _ in 0..plan.tries {

@@ -8,6 +8,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
     expects: &["masquerade-missing"],
     variants: &[
         Variant::fault("missing", "the service's packets are not masqueraded"),
+        Variant::fault(
+            "itself",
+            "a pod reaches itself by the service, and what it sends is not masqueraded",
+        ),
         Variant::HEALTHY,
     ],
     needs: &[
@@ -20,6 +24,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
 };
 
 fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
+    if variant.name == "itself" {
+        return itself(world);
+    }
     let (site, peer) = topology::two_nodes(world)?;
     let options = world.options.clone();
     world.serve_tcp(&peer.pod, options.pod_port)?;
@@ -32,5 +39,16 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     }
     let service = at(options.service, options.service_port);
     let target = Target::tcp("a service", &site.client, service);
+    Ok(Plan::fixed_as_printed(vec![target], &site.node).by_way(1))
+}
+
+fn itself(world: &mut World) -> anyhow::Result<Plan> {
+    let site = topology::site(world)?;
+    let options = world.options.clone();
+    world.serve_tcp(&site.pod, options.pod_port)?;
+    topology::service(world, &site.node, options.pod)?;
+    site.node.run("bridge link set dev vethpod hairpin on")?;
+    let service = at(options.service, options.service_port);
+    let target = Target::tcp("its own service", &site.pod, service);
     Ok(Plan::fixed_as_printed(vec![target], &site.node).by_way(1))
 }

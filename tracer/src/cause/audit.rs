@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use super::evidence::Evidence;
 use super::{CATALOGUE, Diagnosis, Site};
-use crate::node::Link;
+use crate::node::{Link, Scope};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -73,7 +73,8 @@ pub(super) fn pod_links<'a>(site: &Site<'a>) -> impl Iterator<Item = &'a Link> {
     })
 }
 
-/// A namespace that routes for others: a node, not a pod. It has IPVS services or several ways to pods.
+/// A namespace that routes for others: a node, not a pod. It has IPVS services, a kube-proxy, or an address on a bridge
+/// with ways to pods; a bridge without one only switches.
 pub(super) fn is_node(evidence: &Evidence<'_>, site: &Site<'_>) -> bool {
     let serves = site
         .facts
@@ -85,6 +86,10 @@ pub(super) fn is_node(evidence: &Evidence<'_>, site: &Site<'_>) -> bool {
             .kube_proxies_in(site.facts.id)
             .next()
             .is_some();
-    let bridged = pod_links(site).any(|link| link.master.is_some());
+    let has_address = |bridge: u32| {
+        let mut own = site.facts.addresses.iter();
+        own.any(|own| own.link == bridge && own.scope == Scope::Global)
+    };
+    let bridged = pod_links(site).any(|link| link.master.is_some_and(has_address));
     serves || bridged
 }

@@ -135,8 +135,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::{Bench, ETH0, node};
+    use crate::cause::constructed::{Bench, CNI0, ETH0, link, node};
     use crate::event::Detail;
+    use crate::node::{Link, NetnsId};
 
     pub(in crate::cause) fn situation() -> Bench {
         let mut bench = node();
@@ -192,5 +193,23 @@ pub(super) mod tests {
         let mut bench = situation();
         bench.sysctl("net/ipv4/conf/eth0/forwarding", "1");
         assert!(!bench.codes().contains(&CAUSE.code));
+    }
+
+    #[test]
+    fn a_bridge_without_an_address_only_switches() {
+        for (addressed, named) in [(true, 1), (false, 0)] {
+            let mut bench = node();
+            bench.sysctl("net/ipv4/ip_forward", "0");
+            bench.sysctl("net/ipv4/conf/cni0/forwarding", "0");
+            let site = bench.site();
+            site.links.push(Link {
+                kind: Some("veth".into()),
+                master: Some(CNI0),
+                peer_netns: Some(NetnsId(700)),
+                ..link(9, "vethpod")
+            });
+            site.addresses.retain(|own| addressed || own.link != CNI0);
+            assert_eq!(bench.with_evidence(audit).len(), named, "{addressed}");
+        }
     }
 }

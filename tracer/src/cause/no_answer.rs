@@ -12,6 +12,7 @@ use crate::event::{Event, protocol};
 use crate::flow::{Direction, Flow};
 use crate::hook::Role;
 use crate::journey::{Ending, Journey};
+use crate::kube::ClusterFacts;
 use crate::node::NetnsId;
 
 pub(super) const CAUSE: Cause = Cause {
@@ -128,7 +129,7 @@ fn one(
     let opens = if number == protocol::TCP { " SYN" } else { "" };
     let filter = format!("'host {} and port {}'", to.ip(), to.port());
     let host = host_words(evidence, to.ip());
-    let pod = pod_outside(evidence, first, netns);
+    let inner = inner_sender(evidence, first, netns);
     let diagnosis = Diagnosis::new(
         &CAUSE,
         format!("{name} {to} out of {device} of {place}"),
@@ -150,7 +151,9 @@ fn one(
     .prove_if("neighbour", neighbour)
     .prove_if(
         "address",
-        pod.map(|pod| format!("they carry the pod's address {pod}: who answers them needs a way back to it")),
+        inner.as_ref().map(|(owner, own)| {
+            format!("they carry the address {own} of {owner}: who answers them needs a way back to it")
+        }),
     )
     .lacking(format!("what became of them beyond {device}"))
     .fix(
@@ -163,34 +166,36 @@ fn one(
     )
     .check(format!("tracer probe {name}://{to}"))
     .typed_for(Some(site));
-    Some(match pod {
-        Some(pod) => diagnosis.fix(
+    Some(match inner {
+        Some((_, own)) => diagnosis.fix(
             [format!(
-                "iptables -t nat -A POSTROUTING -s {pod} -d {} -j MASQUERADE   # on the node, where pods' addresses are not routed beyond it",
+                "iptables -t nat -A POSTROUTING -s {own} -d {} -j MASQUERADE   # on {place}, where {own} is not routed beyond it",
                 to.ip()
             )],
-            "the other side sees the node's address instead of the pod's; the container network's own setting lasts (ipMasq, --ip-masq)",
+            "the other side sees another address; for pods the container network's own setting lasts (ipMasq, --ip-masq)",
         ),
         None => diagnosis,
     })
 }
 
-/// The pod that sent the flow's packets, where they left the node with its address for somebody outside of the cluster.
-fn pod_outside(evidence: &Evidence<'_>, flow: &Flow, netns: NetnsId) -> Option<IpAddr> {
+/// The namespace behind this one that sent the flow's packets, and its address, where they carry it to somebody outside
+/// of the cluster.
+fn inner_sender(evidence: &Evidence<'_>, flow: &Flow, netns: NetnsId) -> Option<(String, IpAddr)> {
     let journey = flow.of(Direction::Request).last()?;
     let (begun, left) = (journey.first_tuple()?, journey.last_tuple()?);
     let began = NetnsId(journey.namespace_at(0)?);
-    let own = left.source.ip();
-    let of_pod = began != netns && evidence.site(began)?.facts.is_pod;
-    let inside = |address: IpAddr| {
-        evidence.sites().any(|site| site.is_local(address))
-            || evidence.cluster.is_some_and(|cluster| {
-                let mut prefixes = cluster.nodes().flat_map(|node| &node.pod_prefixes);
-                cluster.claims(address).next().is_some()
-                    || prefixes.any(|prefix| prefix.contains(address))
-            })
+    let is_outside = |address: IpAddr| {
+        let of_cluster = |cluster: &ClusterFacts| {
+            let mut prefixes = cluster.nodes().flat_map(|node| &node.pod_prefixes);
+            cluster.claims(address).next().is_some()
+                || prefixes.any(|prefix| prefix.contains(address))
+        };
+        !evidence.sites().any(|site| site.is_local(address))
+            && !evidence.cluster.is_some_and(of_cluster)
     };
-    (of_pod && begun.source == left.source && !inside(left.destination.ip())).then_some(own)
+    let carries = began != netns && begun.source == left.source;
+    (carries && is_outside(left.destination.ip())).then_some(())?;
+    Some((evidence.site(began)?.name(), left.source.ip()))
 }
 
 /// Whom a packet to this address is handed to.
@@ -323,10 +328,9 @@ mod tests {
     #[test]
     fn a_pod_s_own_address_needs_a_way_back() {
         const POD: u32 = 200;
-        for (is_pod, behind_nat) in [(true, false), (false, false), (true, true)] {
+        for behind_nat in [false, true] {
             let mut bench = node();
-            let mut pod = NetnsFacts::unread(NetnsId(POD), Some("pod"));
-            pod.is_pod = is_pod;
+            let pod = NetnsFacts::unread(NetnsId(POD), Some("web-0"));
             bench.facts.namespaces.push(pod);
             for second in [1, 2, 4] {
                 let way = bench.tcp("10.244.0.9:40000", SERVER).netns(POD);
@@ -340,8 +344,12 @@ mod tests {
                 way.transmit(ETH0).ends();
             }
             let found = bench.only();
-            let told = found.evidence.iter().any(|proof| proof.source == "address");
-            assert_eq!(told, is_pod && !behind_nat, "{found:#?}");
+            let words = "they carry the address 10.244.0.9 of web-0";
+            let told = found
+                .evidence
+                .iter()
+                .any(|proof| proof.text.starts_with(words));
+            assert_eq!(told, !behind_nat, "{found:#?}");
             let last = found.fixes.last().expect("a fix");
             assert_eq!(last.lines[0].contains("MASQUERADE"), told);
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Mode, SERVICE_DEVICE, SYNC_PERIOD, programmed};
 use crate::kube::ClusterFacts;
+use crate::node::netfilter::Ruleset;
 use crate::node::{KubeProxy, NetnsFacts, NetnsId, Prefix, ProxyConfiguration, Snapshot};
 
 /// What decides what kube-proxy makes.
@@ -217,7 +218,7 @@ fn kubelet_minor(cluster: &ClusterFacts) -> Option<u16> {
 
 /// The namespaces in which kube-proxy writes packet filter rules for services: those with an address of
 /// this node, in a mode that does so, or one that only they can tell. Without a cluster those where such a
-/// kube-proxy runs.
+/// kube-proxy runs, or none that is seen and such rules are.
 pub fn ruled_namespaces(cluster: Option<&ClusterFacts>, facts: &Snapshot) -> BTreeSet<NetnsId> {
     let node = cluster.map(|cluster| {
         let node = cluster
@@ -235,7 +236,10 @@ pub fn ruled_namespaces(cluster: Option<&ClusterFacts>, facts: &Snapshot) -> BTr
                     .any(|address| namespace.address(*address).is_some())
                     && by_rules != Some(false)
             }
-            None => by_rules == Some(true),
+            None => by_rules.unwrap_or_else(|| {
+                let rules = namespace.ruleset.as_ref();
+                rules.is_some_and(Ruleset::holds_services)
+            }),
         }
     };
     let wanted = facts.namespaces.iter().filter(is_ruled);

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::kube::ClusterFacts;
 use crate::kube::constructed::{cluster, configured};
+use crate::node::netfilter::{Family, KUBE_PROXY_TABLE, RuleTable, Ruleset, Tool};
 use crate::node::{
     Address, KubeProxy, Link, NetnsFacts, NetnsId, OperState, Prefix, ProxyConfiguration,
     ProxyReport, Route, Scope, Snapshot,
@@ -371,6 +372,18 @@ fn rules_are_read_where_they_may_tell_the_mode() {
             "{line:?}"
         );
     }
+    // Where none is seen, its table does.
+    snapshot.kube_proxies.clear();
+    let table = RuleTable {
+        tool: Tool::Nft,
+        family: Family::Ip,
+        name: KUBE_PROXY_TABLE.into(),
+        chains: Vec::new(),
+    };
+    snapshot.namespaces[0].ruleset = Some(Ruleset {
+        tables: vec![table],
+    });
+    assert!(!ruled_namespaces(None, &snapshot).is_empty());
 }
 
 #[test]

@@ -300,6 +300,13 @@ pub mod state {
     ];
 }
 
+impl Ruleset {
+    /// Whether kube-proxy wrote rules for services here.
+    pub fn holds_services(&self) -> bool {
+        self.tables.iter().any(holds_services)
+    }
+}
+
 impl Family {
     const fn from_kernel(number: u8) -> Self {
         match number {

@@ -1,6 +1,6 @@
 //! `service-no-port`: packets to a service's address, at a port that the service does not have.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use super::audit::nothing;
@@ -45,7 +45,6 @@ Fix: use a port that the service has, or add the port to the service.",
 };
 
 /// Who has the address.
-#[derive(Clone)]
 enum Owner<'a> {
     /// A service of the cluster.
     Service(&'a ClusterFacts, &'a Service),
@@ -62,25 +61,18 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         .filter(|stop| stop.kind == Kind::NoServicePort)
         .map(|stop| (stop.failure(evidence).flow.id, stop.place()))
         .collect();
-    let mut owners: HashMap<Asked, Option<Owner<'_>>> = HashMap::new();
-    let mut groups: HashMap<Asked, Vec<&Flow>> = HashMap::new();
+    let mut groups: BTreeMap<Asked, Vec<&Flow>> = BTreeMap::new();
     for flow in unserved(evidence) {
-        let asked = asked(flow);
-        let by_rule = refused_by_rule.contains_key(&flow.id);
-        let owner = owners
-            .entry(asked)
-            .or_insert_with(|| owner(evidence, asked, by_rule));
-        if owner.is_some() {
-            groups.entry(asked).or_default().push(flow);
-        }
+        groups.entry(asked(flow)).or_default().push(flow);
     }
-    let mut groups: Vec<_> = groups.into_iter().collect();
-    groups.sort_unstable_by_key(|&(asked, _)| asked);
     groups
         .into_iter()
         .filter_map(|(asked, mut flows)| {
+            let by_rule = flows
+                .iter()
+                .any(|flow| refused_by_rule.contains_key(&flow.id));
+            let owner = owner(evidence, asked, by_rule)?;
             flows.sort_unstable_by_key(|flow| flow.id);
-            let owner = owners.remove(&asked)??;
             Some(say(evidence, asked, &owner, &flows, &refused_by_rule))
         })
         .collect()

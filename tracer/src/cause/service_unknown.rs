@@ -1,6 +1,6 @@
 //! `service-unknown`: packets to an address of the services' range that no service has.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use super::audit::nothing;
@@ -91,7 +91,7 @@ fn by_range(
     known: &HashSet<u64>,
 ) -> Vec<Diagnosis> {
     let mut ranges = None;
-    let mut groups: HashMap<Asked, Vec<&Flow>> = HashMap::new();
+    let mut groups: BTreeMap<Asked, Vec<&Flow>> = BTreeMap::new();
     for flow in unserved(evidence).filter(|flow| !known.contains(&flow.id)) {
         let failed = flow.suspicious > 0 || flow.refused || flow.is_stalled();
         let address = flow.client.destination.ip();
@@ -106,8 +106,6 @@ fn by_range(
             groups.entry(asked(flow)).or_default().push(flow);
         }
     }
-    let mut groups: Vec<_> = groups.into_iter().collect();
-    groups.sort_unstable_by_key(|&(asked, _)| asked);
     groups
         .into_iter()
         .map(|((number, to), mut flows)| {

@@ -34,6 +34,7 @@ Fix: look at kube-proxy's health and log, and restart it.",
     explains: &[
         "ipvs-no-destination",
         "vip-nodeport-unbound",
+        "service-no-port",
         "neighbour-failed",
         "no-route",
         "no-listener",

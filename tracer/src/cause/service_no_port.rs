@@ -52,6 +52,8 @@ enum Owner<'a> {
     Ipvs(Vec<(u8, u16)>),
     /// Some service, by kube-proxy's rule.
     Rule,
+    /// A service that has the port, though kube-proxy's rule rejects it.
+    Behind(&'a Service),
 }
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
@@ -85,8 +87,8 @@ fn owner<'a>(
     by_rule: bool,
 ) -> Option<Owner<'a>> {
     if let Some(cluster) = evidence.cluster {
-        if cluster.service_at(number, address).is_some() {
-            return None;
+        if let Some(service) = cluster.service_at(number, address) {
+            return by_rule.then_some(Owner::Behind(service));
         }
         let mut service = None;
         for claim in cluster.claims(address.ip()) {
@@ -177,7 +179,7 @@ fn say(
                 ),
             )
         }
-        Owner::Rule => (
+        Owner::Rule | Owner::Behind(_) => (
             format!(
                 "{} is a service's address, and kube-proxy knows no such port of it.",
                 endpoint(address)
@@ -210,6 +212,16 @@ fn say(
             let known = lacking_fresh(begun, cluster, &[Resource::Services]);
             mend(known, asked, service)
         }
+        Owner::Behind(service) => begun
+            .lacking(format!(
+                "why kube-proxy does not know it: s/{} has the port",
+                service.name
+            ))
+            .fix(
+                ["kubectl logs -n kube-system -l k8s-app=kube-proxy --tail=50   # or: journalctl -u kube-proxy"],
+                "none: this only looks",
+            )
+            .check(probe(number, address)),
         Owner::Ipvs(_) | Owner::Rule => begun
             .lacking("the Service object: its port may be newer than what kube-proxy made")
             .fix(
@@ -433,6 +445,13 @@ pub(super) mod tests {
             );
             bench.cluster = Some(ports(usual()));
             assert_eq!(bench.only().certainty, Certainty::Certain);
+            // The service has the port by now.
+            bench.cluster = Some(ports(json!([{"port": 8080}])));
+            let found = bench.diagnose();
+            let own = found.iter().find(|found| found.code == CAUSE.code);
+            let own = own.expect("the cause");
+            assert_eq!(own.certainty, Certainty::Likely);
+            assert!(own.missing[0].contains("s/shop/web has the port"));
         }
         let other = rejected(Tool::IptablesNft, "filter", "MINE");
         assert_eq!(other.codes(), ["filter-rule-drop"]);

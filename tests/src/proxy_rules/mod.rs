@@ -1,10 +1,13 @@
 //! Rules as kube-proxy writes them, in a node's namespace, against the cluster that they are for: the
 //! iptables mode of 1.20 and 1.36 by both iptables, and the nftables mode. Whole they show no difference;
-//! with each fault, the difference that it makes.
+//! with each fault, the difference that it makes. With hosts around the node, what becomes of packets to each
+//! service (`traffic`).
 //!
 //! The cluster: `web`, a load balancer with two endpoints, source ranges and session affinity; `edge`, a
 //! NodePort whose externalTrafficPolicy is Local and whose endpoint is elsewhere; `names` without endpoints;
 //! `going`, whose one endpoint is going and still answers.
+
+mod traffic;
 
 use std::path::Path;
 
@@ -136,21 +139,30 @@ const fn iptables(version: &'static str, tool: &'static str, rules: &'static str
 
 /// The tests of kube-proxy's rules.
 pub fn tests() -> Vec<Test> {
-    SETUPS
-        .iter()
-        .map(|setup| {
-            let Setup {
-                mode,
-                version,
-                tool,
-                ..
-            } = setup;
-            Test::new(
-                format!("kube-proxy {version} in {mode} mode by {tool}: rules against the cluster"),
-                move |tracer| differences(tracer, setup),
-            )
+    let named = |setup: &Setup, what: &str| {
+        let Setup {
+            mode,
+            version,
+            tool,
+            ..
+        } = setup;
+        format!("kube-proxy {version} in {mode} mode by {tool}: {what}")
+    };
+    let rules = SETUPS.iter().map(|setup| {
+        Test::new(named(setup, "rules against the cluster"), move |tracer| {
+            differences(tracer, setup)
         })
-        .collect()
+    });
+    // Those of 1.20 end packets in the same ways, and by either iptables they are the same rules.
+    let newest = SETUPS
+        .iter()
+        .filter(|setup| setup.version != "1.20" && setup.tool != "iptables-legacy");
+    let traffic = newest.map(|setup| {
+        Test::new(named(setup, "packets past the rules"), move |tracer| {
+            traffic::fates(tracer, setup)
+        })
+    });
+    rules.chain(traffic).collect()
 }
 
 fn differences(tracer: &Tracer, setup: &Setup) -> anyhow::Result<()> {

@@ -190,7 +190,7 @@ impl Anonymizer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::netfilter::{Action, Choice, Rule, Subject, Test};
+    use crate::node::netfilter::{Action, Choice, IpSetLookup, Rule, Subject, Test};
 
     #[test]
     fn what_sets_and_maps_of_rules_hold_is_hidden() {
@@ -198,17 +198,23 @@ mod tests {
             Subject::Source("203.0.113.0".parse().expect("an address"), 24),
             Subject::In("zebra0".into(), false),
         ];
+        let test = |on| Test { negated: false, on };
         let rule = Rule {
             number: 1,
             handle: None,
-            tests: vec![Test {
-                negated: false,
-                on: Subject::Set {
+            tests: vec![
+                test(Subject::Set {
                     what: "saddr".into(),
                     set: "zebra".into(),
                     members: Some(members.clone()),
-                },
-            }],
+                }),
+                test(Subject::IpSet(IpSetLookup {
+                    number: 7,
+                    name: Some("zebra".into()),
+                    of_source: vec![true],
+                    members: Some(members.clone()),
+                })),
+            ],
             notes: Vec::new(),
             action: Action::Map {
                 words: "saddr vmap @zebra".into(),

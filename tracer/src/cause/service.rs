@@ -7,9 +7,10 @@ use std::sync::Arc;
 use super::evidence::{Evidence, Failure};
 use super::filtered::Kind;
 use super::{Diagnosis, Site};
-use crate::event::protocol;
+use crate::event::{Packet, Transport, protocol};
 use crate::flow::{Direction, Flow};
 use crate::hook::Role;
+use crate::journey::Journey;
 use crate::kube::{ClusterFacts, Endpoint, Freshness, Resource, Service};
 use crate::node::NetnsId;
 
@@ -53,7 +54,8 @@ pub(super) fn asked(flow: &Flow) -> Asked {
     (flow.client.protocol, address)
 }
 
-/// Flows that nobody answered but by a refusal, that no socket took and that went on to no endpoint.
+/// Flows that ask for something, that nobody answered but by a refusal, that no socket took and that went on to no
+/// endpoint.
 pub(super) fn unserved<'e>(evidence: &'e Evidence<'_>) -> impl Iterator<Item = &'e Flow> {
     evidence.flows.iter().filter(|flow| {
         let stayed = || {
@@ -62,8 +64,24 @@ pub(super) fn unserved<'e>(evidence: &'e Evidence<'_>) -> impl Iterator<Item = &
                 !journey.was_taken() && last == journey.first_tuple().map(|tuple| tuple.destination)
             })
         };
-        (flow.replies == 0 || flow.refused) && stayed()
+        let asks = || {
+            let first = flow.of(Direction::Request).next();
+            let packet = first.and_then(Journey::first_packet);
+            packet.is_some_and(|packet| packet.opens() || is_ping(packet))
+        };
+        (flow.replies == 0 || flow.refused) && asks() && stayed()
     })
+}
+
+/// An echo request, of either family.
+fn is_ping(packet: &Packet) -> bool {
+    let Transport::Icmp { kind, .. } = packet.transport else {
+        return false;
+    };
+    matches!(
+        (packet.tuple.protocol, kind),
+        (protocol::ICMP, 8) | (protocol::ICMP6, 128)
+    )
 }
 
 /// Whether kube-proxy works in a namespace: it runs there, or the namespace has the node's addresses.

@@ -95,7 +95,7 @@ fn owner<'a>(
             match claim {
                 Claim::Service(name) => service = service.or_else(|| cluster.service(name)),
                 // An external address may be a node's own.
-                Claim::Node(_) | Claim::Pod(_) => return None,
+                Claim::Node(_) | Claim::Pod(_) => return by_rule.then_some(Owner::Rule),
             }
         }
         if let Some(service) = service {
@@ -108,9 +108,8 @@ fn owner<'a>(
     let whole =
         |&(served, port): &(u8, u16)| served == number && (port == address.port() || port == 0);
     match served {
-        Some(ports) if ports.iter().any(whole) => None,
-        Some(ports) => Some(Owner::Ipvs(ports)),
-        None => by_rule.then_some(Owner::Rule),
+        Some(ports) if !ports.iter().any(whole) => Some(Owner::Ipvs(ports)),
+        _ => by_rule.then_some(Owner::Rule),
     }
 }
 
@@ -181,7 +180,7 @@ fn say(
         }
         Owner::Rule | Owner::Behind(_) => (
             format!(
-                "{} is a service's address, and kube-proxy knows no such port of it.",
+                "{} is a service's address, and kube-proxy's rules know no such port of it.",
                 endpoint(address)
             ),
             "rule",
@@ -499,7 +498,16 @@ pub(super) mod tests {
             .at(HookId::Forward)
             .transmit(ETH0)
             .ends();
+        // An error about an answer of the service's is none.
+        let error = Transport::Icmp { kind: 3, code: 3 };
+        bench
+            .packet(protocol::ICMP, "10.244.0.8:0", "10.96.0.10:0", error)
+            .receive(CNI0)
+            .at(HookId::Forward)
+            .transmit(ETH0)
+            .ends();
         let found = bench.only();
+        assert_eq!(found.failed, 1);
         assert_eq!(found.subject, "icmp 10.96.0.10");
         assert!(found.summary.contains("and ping is none of them"));
         assert_eq!(found.check, "tracer probe tcp://10.96.0.10:80");

@@ -43,18 +43,6 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
         |stop| filtered::target(stop.tuple(evidence)),
         |stop, target| by_rule(evidence, stop, target),
     );
-    // A service that has it is one that kube-proxy has not learned of.
-    found.retain(|diagnosis| {
-        let flow = diagnosis
-            .flows
-            .first()
-            .and_then(|&id| evidence.flows.get(id));
-        let address = flow.map(|flow| flow.client.destination.ip());
-        let claimed = address
-            .zip(evidence.cluster)
-            .and_then(|(address, cluster)| cluster.claims(address).next());
-        claimed.is_none()
-    });
     let known: HashSet<u64> = found
         .iter()
         .flat_map(|found| &found.flows)
@@ -68,15 +56,22 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 
 /// kube-proxy's rule dropped it.
 fn by_rule<'a>(evidence: &Evidence<'a>, stop: &Stop<'a>, target: String) -> Diagnosis {
-    let address = stop.tuple(evidence).map_or_else(
-        || "ADDRESS".into(),
-        |tuple| tuple.destination.ip().to_string(),
-    );
-    let summary = format!(
-        "No service has the address {address}, which is in the cluster's range for services: kube-proxy drops packets \
-         to it."
-    );
-    let begun = Diagnosis::new(&CAUSE, target, summary);
+    let asked = stop.tuple(evidence).map(|tuple| tuple.destination.ip());
+    let address = asked.map_or_else(|| "ADDRESS".into(), |address| address.to_string());
+    let owner = asked
+        .zip(evidence.cluster)
+        .and_then(|(address, cluster)| cluster.name_of(address));
+    let summary = match &owner {
+        Some(owner) => format!(
+            "kube-proxy's rules know no service with the address {address}, which {owner} has, and drop packets to it."
+        ),
+        None => format!(
+            "No service has the address {address}, which is in the cluster's range for services: kube-proxy drops \
+             packets to it."
+        ),
+    };
+    let begun = Diagnosis::new(&CAUSE, target, summary)
+        .lacking_if(owner.is_some(), "why kube-proxy does not know its owner");
     let known = match evidence.cluster {
         Some(cluster) => lacking_fresh(begun, cluster, &[Resource::Services]),
         None => begun.lacking("the Service objects: one may be newer than what kube-proxy made"),
@@ -93,7 +88,8 @@ fn by_range(
     let mut ranges = None;
     let mut groups: BTreeMap<Asked, Vec<&Flow>> = BTreeMap::new();
     for flow in unserved(evidence).filter(|flow| !known.contains(&flow.id)) {
-        let failed = flow.suspicious > 0 || flow.refused || flow.is_stalled();
+        // What became of a packet that was lost here is known better than whose its address was.
+        let failed = flow.suspicious == 0 && (flow.refused || flow.is_stalled());
         let address = flow.client.destination.ip();
         if failed
             && cluster.claims(address).next().is_none()
@@ -230,7 +226,11 @@ pub(super) mod tests {
         assert_eq!(bench.only().certainty, Certainty::Likely);
         // It has a service by now: kube-proxy has not learned of it.
         bench.cluster = Some(services(&["10.96.7.7"]));
-        assert!(!bench.codes().contains(&CAUSE.code));
+        let found = bench.diagnose();
+        let own = found.iter().find(|found| found.code == CAUSE.code);
+        let own = own.expect("the cause");
+        assert_eq!(own.certainty, Certainty::Likely);
+        assert!(own.summary.contains("which s/shop/s0 has"), "{own:#?}");
     }
 
     #[test]
@@ -256,5 +256,10 @@ pub(super) mod tests {
         for beside in [&["10.96.0.10", "10.96.0.11"][..], &[]] {
             assert!(!silent(beside).codes().contains(&CAUSE.code), "{beside:?}");
         }
+        // What was lost here has a cause of its own.
+        let mut bench = silent(&["10.96.0.10", "10.100.0.1"]);
+        let lost = bench.tcp("10.244.0.9:40000", "10.96.7.7:80").receive(CNI0);
+        lost.dropped("QDISC_DROP", "dev_queue_xmit");
+        assert!(!bench.codes().contains(&CAUSE.code));
     }
 }

@@ -21,16 +21,16 @@ impl ServiceRulesReader {
     /// Notes a packet that was lost and may have been for a service: to its address or NodePort, or without a
     /// cluster one that was refused. Without a rule that takes it, it may leave the node as well.
     pub(super) fn remember(&mut self, journey: &Journey, cluster: Option<&ClusterFacts>) {
-        if self.lost || !(journey.failed() || cluster.is_some() && left(journey)) {
+        let failed = journey.failed();
+        if self.lost || !(failed || cluster.is_some() && left(journey)) {
             return;
         }
         let to_service = |cluster: &ClusterFacts| {
             journey.first_tuple().is_some_and(|tuple| {
                 let (protocol, to) = (tuple.protocol, tuple.destination);
-                let service = cluster.service_at(protocol, to);
-                service
-                    .or_else(|| cluster.node_port(protocol, to.port()))
-                    .is_some()
+                // What leaves the node for such a port is mostly for somebody else.
+                let node_port = || failed && cluster.node_port(protocol, to.port()).is_some();
+                cluster.service_at(protocol, to).is_some() || node_port()
             })
         };
         self.lost = cluster.map_or_else(|| journey.rejected(), to_service);

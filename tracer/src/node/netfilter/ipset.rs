@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use netlink_packet_core::{
     DecodeError, DefaultNla, NLA_F_NET_BYTEORDER, parse_string, parse_u8, parse_u16_be,
@@ -114,7 +115,7 @@ pub(super) fn resolve(tables: &mut [RuleTable], missing: &mut Vec<Missing>) {
             continue;
         };
         lookup.members = reader.conditions(name, &lookup.of_source, room);
-        room -= lookup.members.as_ref().map_or(0, Vec::len);
+        room = room.saturating_sub(lookup.members.as_ref().map_or(0, Vec::len));
     }
 }
 
@@ -124,7 +125,7 @@ struct Reader<'a> {
     /// By the number of the set; `None` for one that is not told.
     names: HashMap<u16, Option<String>>,
     /// By name; `None` for one that could not be read whole.
-    sets: HashMap<String, Option<Set>>,
+    sets: HashMap<String, Option<Rc<Set>>>,
 }
 
 impl Reader<'_> {
@@ -154,23 +155,23 @@ impl Reader<'_> {
     /// At most so many conditions of which one holds for what is in the set; `None` where they cannot be told.
     fn conditions(&mut self, name: &str, of_source: &[bool], most: usize) -> Option<Vec<Subject>> {
         let set = self.set(name, most)?;
-        if !set.is_list {
-            let conditions = set.conditions(of_source)?;
-            return (conditions.len() <= most).then_some(conditions);
-        }
-        let mut conditions = Vec::new();
-        for element in set.elements {
+        let sets: Vec<_> = if set.is_list {
             // Of the kinds that there are a list is in no list.
-            let inner = self
-                .set(&element.set?, most)
-                .filter(|inner| !inner.is_list)?;
-            conditions.extend(inner.conditions(of_source)?);
-            (conditions.len() <= most).then_some(())?;
-        }
-        Some(conditions)
+            let inner = |element: &Element| {
+                self.set(element.set.as_ref()?, most)
+                    .filter(|inner| !inner.is_list)
+            };
+            set.elements.iter().map(inner).collect::<Option<_>>()?
+        } else {
+            vec![set]
+        };
+        let all: usize = sets.iter().map(|set| set.elements.len()).sum();
+        (all <= most).then_some(())?;
+        let conditions: Option<Vec<_>> = sets.iter().map(|set| set.conditions(of_source)).collect();
+        Some(conditions?.concat())
     }
 
-    fn set(&mut self, name: &str, most: usize) -> Option<Set> {
+    fn set(&mut self, name: &str, most: usize) -> Option<Rc<Set>> {
         if let Some(known) = self.sets.get(name) {
             return known.clone();
         }
@@ -179,7 +180,9 @@ impl Reader<'_> {
         // The set itself is a row as well.
         let rows = self.conversation.dump_lists(asked, most + 1, parse_rows);
         let rows = rows_or_missing(&format!("{WHAT} {name}"), rows, self.missing);
-        let set = collect(rows).filter(|_| self.missing.len() == doubts);
+        let set = collect(rows)
+            .filter(|_| self.missing.len() == doubts)
+            .map(Rc::new);
         self.sets.insert(name.to_owned(), set.clone());
         set
     }

@@ -31,6 +31,7 @@ const BURST: u64 = 6000;
 pub fn tests() -> Vec<Test> {
     vec![
         Test::new("attach: a module loaded later", loaded_later),
+        Test::new("attach: filters use the same probes", same_probes),
         Test::new("loss: counted exactly", loss_is_exact),
     ]
 }
@@ -138,6 +139,31 @@ fn loaded_later(tracer: &Tracer) -> anyhow::Result<()> {
     check(!described || known == 2, || {
         format!("{known} paths show the known connection's real server")
     })
+}
+
+/// The verifier takes the programs of every kind of filter for the probes that it takes without one, the function's
+/// entry where the kernel has it: a refused program would leave a kprobe, which costs more, and nobody would see it.
+fn same_probes(tracer: &Tracer) -> anyhow::Result<()> {
+    let probes = |arguments: &[&str]| {
+        let answer = tracer
+            .start(&[&["--for", "1"], arguments].concat())?
+            .finish()?;
+        Ok::<_, anyhow::Error>(answer.object("ready")?["probes"].clone())
+    };
+    let plain = probes(&[])?;
+    for arguments in [
+        &["host 192.0.2.9 or ip6"][..],
+        &["--no-follow", "udp port 53"],
+        &["src net 192.0.2.0/24 and not dst port 53"],
+        &["iface lo and netns 1 and tcp"],
+        &["--program-log", "host 192.0.2.9"],
+    ] {
+        let filtered = probes(arguments)?;
+        check(filtered == plain, || {
+            format!("{arguments:?} attaches {filtered} instead of {plain}")
+        })?;
+    }
+    Ok(())
 }
 
 /// Removes IPVS and its schedulers; what cannot be removed is in use and fails the test later.

@@ -84,7 +84,7 @@ impl Remembered {
 
     #[inline(always)]
     fn follow_no_more(&mut self, skb: u64) {
-        if self.followed & !MAY_HAVE_ENDED == skb {
+        if without_mark(&self.followed) == skb {
             self.followed = 0;
         }
     }
@@ -166,7 +166,7 @@ pub fn known(hook: HookId, skb: u64, remembered: &Remembered) -> Known {
         };
     }
     if remembered.followed == skb
-        || trust == Trust::Both && remembered.followed & !MAY_HAVE_ENDED == skb
+        || trust == Trust::Both && without_mark(&remembered.followed) == skb
     {
         return Known::Followed;
     }
@@ -200,12 +200,19 @@ fn clear(word: &mut u64, skb: u64) {
     }
 }
 
-/// In memory: BTF programs may not set a bit in a kernel pointer. What an interrupt puts there in between is only trusted
-/// less.
+/// In memory: BTF programs may not change a bit of a kernel pointer. What an interrupt puts there in between is only
+/// trusted less.
 #[inline(always)]
 fn may_have_ended(word: &mut u64) {
     // SAFETY: a reference; volatile, so that the compiler does not go by the register that it was written from.
     unsafe { write_volatile(word, read_volatile(word) | MAY_HAVE_ENDED) };
+}
+
+/// The skb's address in a word that may carry [`MAY_HAVE_ENDED`].
+#[inline(always)]
+fn without_mark(word: &u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { read_volatile(word) & !MAY_HAVE_ENDED }
 }
 
 /// What a hook changes for the hooks behind it; called whether the packet is followed or not.

@@ -70,6 +70,7 @@ mod nodeport_localhost;
 mod nodeport_taken;
 mod pod_on_docker0;
 mod pod_outside_cidr;
+mod qdisc_drop;
 mod receive_buffer_full;
 mod refused_elsewhere;
 mod route_blackhole;
@@ -136,6 +137,7 @@ pub const CATALOGUE: &[Cause] = &[
     network_policy_drop::CAUSE,
     conntrack_invalid::CAUSE,
     tc_or_xdp_drop::CAUSE,
+    qdisc_drop::CAUSE,
     forward_policy_drop::CAUSE,
     filter_rule_drop::CAUSE,
     ip_forward_off::CAUSE,
@@ -290,6 +292,7 @@ mod tests {
         ("nodeport-taken", nodeport_taken::tests::situation),
         ("conntrack-invalid", conntrack_invalid::tests::situation),
         ("tc-or-xdp-drop", tc_or_xdp_drop::tests::situation),
+        ("qdisc-drop", qdisc_drop::tests::situation),
         ("ipvs-conn-reuse", ipvs_conn_reuse::tests::situation),
         ("ipvs-weight-zero", ipvs_weight_zero::tests::situation),
         ("syn-flood", syn_flood::tests::situation),

@@ -209,8 +209,17 @@ fn judge(
     let reported = failures
         .iter()
         .any(|failure| failure.passed(Role::NeighbourFailed));
+    let mut others = evidence.sites().filter(|other| other.facts.id != netns);
+    let holder = others.find_map(|other| Some((other, other.addresses(address).next()?)));
+    let why = holder.map_or_else(
+        || "nobody there has the address".to_owned(),
+        |(holder, _)| {
+            let name = holder.name();
+            format!("{name} has it, but the question or the answer is lost between the two")
+        },
+    );
     let mut summary = format!(
-        "{address} does not answer on {device} of {place}: nobody there has the address, so packets for it were dropped."
+        "{address} does not answer on {device} of {place}: {why}, so packets for it were dropped."
     );
     let link = site.and_then(|site| site.link(ifindex));
     if let Some(link) = link.filter(|link| link.carrier == Some(false)) {
@@ -237,7 +246,18 @@ fn judge(
             !reported && entry.is_none_or(|entry| entry.state != NeighbourState::Failed),
             "the kernel's report that the neighbour failed",
         )
-        .lacking_if(answers, "the neighbour answers now");
+        .lacking_if(answers, "the neighbour answers now")
+        .prove_if(
+            "address",
+            holder.map(|(holder, own)| {
+                format!("{address} is on {} of {}", holder.device(own.link), holder.name())
+            }),
+        )
+        .lacking_if(
+            holder.is_some(),
+            "where it is lost: VLANs and ports of the bridges between (bridge vlan, bridge link), queues (tc -s qdisc), \
+             rules for ARP and bridges (nft list ruleset, ebtables -L)",
+        );
     diagnosis
         .fix(
             [
@@ -256,6 +276,7 @@ pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::constructed::{Bench, CNI0, ETH0, ip, neighbour, node};
+    use crate::node::{Address, NetnsFacts};
 
     fn with(report: bool) -> Bench {
         let mut bench = node();
@@ -293,6 +314,18 @@ pub(super) mod tests {
             (CAUSE.code, Certainty::Certain)
         );
         assert_eq!(found.subject, "10.244.0.9 on cni0");
+        assert!(found.summary.contains("nobody there has the address"));
+    }
+
+    #[test]
+    fn an_address_that_another_namespace_has_is_not_nobodys() {
+        let mut bench = situation();
+        let mut elsewhere = NetnsFacts::unread(NetnsId(9), Some("web"));
+        elsewhere.addresses = vec![Address::global(2, ip("10.244.0.9"), 24)];
+        bench.facts.namespaces.push(elsewhere);
+        let found = bench.only();
+        assert_eq!(found.certainty, Certainty::Likely);
+        assert!(found.summary.contains("web has it"), "{found:#?}");
     }
 
     #[test]

@@ -231,6 +231,8 @@ impl<'a> Attacher<'a> {
             match self.fentry(name, programs.fentry) {
                 Ok(link) => return Ok((Tier::Fentry, link)),
                 Err(error) if is_not_permitted(&error) => self.fentry_refused.store(true, Relaxed),
+                // The kprobe hides a refusal that may be the program's own fault.
+                Err(error) if self.verbose => eprintln!("fentry {name}: {error:#}"),
                 Err(_) => {}
             }
         }

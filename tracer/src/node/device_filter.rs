@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::link::Link;
 use super::netlink::{Conversation, attributes};
+use super::queue::QueueDiscipline;
 use super::table::rows_or_missing;
 use super::{Missing, link};
 
@@ -91,12 +92,12 @@ impl FilterPlace {
 pub(super) fn read(
     route: &mut Conversation,
     links: &[Link],
+    queues: &[QueueDiscipline],
     missing: &mut Vec<Missing>,
 ) -> Vec<DeviceFilter> {
     let mut filters: Vec<DeviceFilter> = links.iter().filter_map(of_xdp).collect();
-    let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
-    let result = route.dump(request, LIMIT.max(links.len() * 64), parse_discipline);
-    let mut devices = rows_or_missing("queueing disciplines", result, missing);
+    let holders = queues.iter().filter(|queue| queue.is_for_filters());
+    let mut devices: Vec<u32> = holders.map(|queue| queue.link).collect();
     devices.sort_unstable();
     devices.dedup();
     for &link in devices.iter().take(MOST_DEVICES) {
@@ -141,17 +142,6 @@ fn filters_of(link: u32, place: FilterPlace) -> TcMessage {
         minor,
     };
     message
-}
-
-/// Devices with a queueing discipline that only holds filters: `clsact` or `ingress`.
-fn parse_discipline(payload: &[u8]) -> Result<Option<u32>, DecodeError> {
-    let header = TcHeader::parse(payload)?;
-    let holds = attributes(payload, HEADER_BYTES)
-        .filter(|attribute| attribute.kind() == TCA_KIND)
-        .any(|attribute| {
-            parse_string(attribute.value()).is_ok_and(|kind| kind == "clsact" || kind == "ingress")
-        });
-    Ok(holds.then(|| header.index.cast_unsigned()))
 }
 
 fn parse_filter(
@@ -286,11 +276,11 @@ fn text(name: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// An attribute: length, kind, value, padding.
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    pub(in crate::node) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(value);
@@ -356,13 +346,5 @@ mod tests {
             (program.id, program.name.as_deref()),
             (17, Some("deny.o:[tc]"))
         );
-    }
-
-    #[test]
-    fn only_disciplines_that_hold_filters_are_asked() {
-        for (kind, expected) in [(&b"clsact\0"[..], Some(0)), (b"fq_codel\0", None)] {
-            let bytes = message(0, &[attribute(TCA_KIND, kind)]);
-            assert_eq!(parse_discipline(&bytes).unwrap(), expected);
-        }
     }
 }

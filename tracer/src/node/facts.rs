@@ -15,10 +15,10 @@ use super::netlink::{Conversation, ReadError, attributes};
 use super::table::rows_or_missing;
 use super::{
     Address, ConntrackEntry, Counters, DeviceFilter, Directory, FdbEntry, HalfOpen, IpvsConnection,
-    Link, ListeningSocket, Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, Route, RouteKind,
-    Ruleset, ServiceRules, Sysctls, VirtualServer, VirtualServerKey, address, conntrack, counter,
-    device_filter, fdb, ipvs, ipvs_connection, link, neighbour, netfilter, policy_rule, route,
-    service_rules, socket, sysctl,
+    Link, ListeningSocket, Missing, Neighbour, NetnsHandle, NetnsId, PolicyRule, QueueDiscipline,
+    Route, RouteKind, Ruleset, ServiceRules, Sysctls, VirtualServer, VirtualServerKey, address,
+    conntrack, counter, device_filter, fdb, ipvs, ipvs_connection, link, neighbour, netfilter,
+    policy_rule, queue, route, service_rules, socket, sysctl,
 };
 
 /// What one network namespace was like.
@@ -59,6 +59,9 @@ pub struct NetnsFacts {
     /// XDP programs and traffic control filters of the devices.
     #[serde(default)]
     pub device_filters: Vec<DeviceFilter>,
+    /// Queueing disciplines that keep packets.
+    #[serde(default)]
+    pub queues: Vec<QueueDiscipline>,
     /// IPVS connections that were asked for; see [`NetnsFacts::read_connections`].
     pub ipvs_connections: Vec<IpvsConnection>,
     /// UDP conntrack entries with another destination or without a reply; `None` before
@@ -113,6 +116,7 @@ impl NetnsFacts {
             fdb: Vec::new(),
             rules: Vec::new(),
             device_filters: Vec::new(),
+            queues: Vec::new(),
             ipvs_connections: Vec::new(),
             udp_entries: None,
             ruleset: None,
@@ -150,7 +154,9 @@ impl NetnsFacts {
         self.neighbours = neighbour::read(route, missing);
         self.fdb = fdb::read(route, missing);
         self.rules = policy_rule::read(route, missing);
-        self.device_filters = device_filter::read(route, &self.links, missing);
+        self.queues = queue::read(route, self.links.len(), missing);
+        self.device_filters = device_filter::read(route, &self.links, &self.queues, missing);
+        self.queues.retain(|queue| !queue.is_for_filters());
         // Last, as it makes the kernel strict with every later request on this socket.
         self.routes = route::read(route, missing);
     }

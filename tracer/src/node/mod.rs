@@ -2,8 +2,8 @@
 //!
 //! Map: `namespace` finds and enters namespaces, `netlink` asks the kernel for a `table`, and one
 //! file per kind of fact (`link`, `address`, `route`, `policy_rule`, `neighbour`, `fdb`, `ipvs`,
-//! `ipvs_connection`, `conntrack`, `device_filter`, `netfilter`, `service_rules`, `socket`, `sysctl`, `counter`) holds
-//! its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
+//! `ipvs_connection`, `conntrack`, `queue`, `device_filter`, `netfilter`, `service_rules`, `socket`, `sysctl`,
+//! `counter`) holds its type and turns the kernel's bytes into it. `facts` puts them together for one namespace and
 //! looks things up; `source` is where facts come from, this machine or a capture; `kube_proxy`,
 //! `proxy_report`, `proxy_log`, `component` and `pod` read processes instead, `cni` and `neighbour_table` files;
 //! `pod_index` finds pods by their addresses; `numbered` makes the enumerations.
@@ -43,6 +43,7 @@ mod policy_rule;
 mod proxy_configuration;
 mod proxy_log;
 mod proxy_report;
+mod queue;
 mod route;
 mod service_rules;
 mod socket;
@@ -81,6 +82,7 @@ pub use policy_rule::{PolicyRule, RuleAction};
 pub use proxy_configuration::ProxyConfiguration;
 pub use proxy_log::ProxyLog;
 pub use proxy_report::ProxyReport;
+pub use queue::QueueDiscipline;
 pub use route::{NextHop, Prefix, Route, RouteKind, RouteProtocol};
 pub use service_rules::{
     Destination, NodePortScope, PacketFilter, Refusal, ServiceRule, ServiceRules,

@@ -37,6 +37,7 @@ mod no_route;
 mod nodeport_localhost;
 mod nodeport_taken;
 mod pod_on_docker0;
+mod qdisc_drop;
 mod receive_buffer_full;
 mod refused_elsewhere;
 mod route_blackhole;
@@ -76,6 +77,7 @@ pub const REGISTRY: &[Scenario] = &[
     conntrack_full::SCENARIO,
     conntrack_invalid::SCENARIO,
     tc_or_xdp_drop::SCENARIO,
+    qdisc_drop::SCENARIO,
     forward_policy_drop::SCENARIO,
     filter_rule_drop::SCENARIO,
     ip_forward_off::SCENARIO,

@@ -417,7 +417,11 @@ impl Collector {
                 continue;
             };
             if let Some(flow) = self.flows.get(added.flow)
-                && (added.suspicious || at_nodeport || flow.refused || flow.is_stalled())
+                && (added.suspicious
+                    || at_nodeport
+                    || flow.refused
+                    || flow.is_stalled()
+                    || flow.is_unheard())
             {
                 self.pace.ask(loss, flow.client, now_ns);
             }
@@ -454,7 +458,10 @@ impl Collector {
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names);
         self.pace.went_through(
-            evidence.failures().len() + evidence.stalled().len() + evidence.refused().len(),
+            evidence.failures().len()
+                + evidence.stalled().len()
+                + evidence.unheard().len()
+                + evidence.refused().len(),
         );
         let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));
         for diagnosis in &mut found {

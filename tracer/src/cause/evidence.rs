@@ -69,6 +69,8 @@ pub struct Evidence<'a> {
     failures: Vec<Failure<'a>>,
     /// Flows whose opening was repeated and never answered, in order.
     stalled: Vec<&'a Flow>,
+    /// Flows whose opening was answered, and repeated all the same, in order.
+    unheard: Vec<&'a Flow>,
     /// Flows that word came back of, and no more, in order.
     refused: Vec<&'a Flow>,
     /// The kernel gives drop reasons (from 5.17 on).
@@ -121,6 +123,11 @@ impl<'a> Evidence<'a> {
                 .copied()
                 .filter(|flow| flow.refused)
                 .collect(),
+            unheard: ordered
+                .iter()
+                .copied()
+                .filter(|flow| flow.is_unheard())
+                .collect(),
             stalled: ordered
                 .into_iter()
                 .filter(|flow| flow.is_stalled())
@@ -162,6 +169,11 @@ impl<'a> Evidence<'a> {
     /// Flows whose opening was repeated and never answered.
     pub fn stalled(&self) -> &[&'a Flow] {
         &self.stalled
+    }
+
+    /// Flows whose opening was answered, and repeated all the same.
+    pub fn unheard(&self) -> &[&'a Flow] {
+        &self.unheard
     }
 
     /// Flows that were refused: RST came back before anything else, or an ICMP error.
@@ -445,6 +457,23 @@ impl Flow {
             openings += usize::from(opens);
         }
         openings > 1
+    }
+
+    /// A TCP connection that the one side opens and the other answers, both again and again.
+    pub fn is_unheard(&self) -> bool {
+        const SYN_ACK: u8 = tcp_flag::SYN | tcp_flag::ACK;
+        let mut seen = [0, 0];
+        for (direction, journey) in self.kept() {
+            let (side, wanted) = match direction {
+                Direction::Request => (0, tcp_flag::SYN),
+                Direction::Reply => (1, SYN_ACK),
+            };
+            match journey.first_packet().map(|packet| packet.transport) {
+                Some(Transport::Tcp { flags, .. }) if flags & SYN_ACK == wanted => seen[side] += 1,
+                _ => return false,
+            }
+        }
+        seen.iter().all(|&count| count > 1)
     }
 }
 

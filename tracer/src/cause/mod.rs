@@ -36,6 +36,7 @@ mod vip_nodeport_reason;
 mod vip_nodeport_rules;
 
 mod accept_queue_full;
+mod answer_lost;
 mod bad_checksum;
 mod bridge_nf_off;
 mod bridge_port_blocked;
@@ -172,10 +173,15 @@ pub const CATALOGUE: &[Cause] = &[
     no_listener::CAUSE,
     refused_elsewhere::CAUSE,
     no_answer::CAUSE,
+    answer_lost::CAUSE,
 ];
 
 /// Causes that only say where a connection ended beyond what is traced: any other of the same connection says more.
-const BEYOND: &[&str] = &[refused_elsewhere::CAUSE.code, no_answer::CAUSE.code];
+const BEYOND: &[&str] = &[
+    refused_elsewhere::CAUSE.code,
+    no_answer::CAUSE.code,
+    answer_lost::CAUSE.code,
+];
 
 /// The cause with this code.
 pub fn find(code: &str) -> Option<&'static Cause> {

@@ -42,9 +42,9 @@ Fix: look where they go next. `tracer run` there shows whether they arrive, and 
 };
 
 /// An answer that takes longer is as good as none.
-const SILENCE: Duration = Duration::from_secs(3);
+pub(super) const SILENCE: Duration = Duration::from_secs(3);
 /// What is sent again sooner may be one packet that was seen twice.
-const AGAIN: Duration = Duration::from_millis(500);
+pub(super) const AGAIN: Duration = Duration::from_millis(500);
 
 /// Namespace and device that the flow's packets went out of, their protocol, and where to; `None` where something is
 /// known of one.
@@ -72,7 +72,7 @@ fn went_out(flow: &Flow) -> Option<(NetnsId, u32, u8, SocketAddr)> {
 }
 
 /// A device took the packet, and it was not seen again; it may lead to a namespace that is not traced.
-fn is_gone(journey: &Journey) -> bool {
+pub(super) fn is_gone(journey: &Journey) -> bool {
     let taken = || {
         let last = journey.events.last().map(Event::role);
         matches!(last, Some(Role::Transmit | Role::Veth))

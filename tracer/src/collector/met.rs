@@ -72,16 +72,20 @@ impl Met {
         self.silent.extend(netns_of(journey, Role::NeighbourFailed));
     }
 
-    /// The namespaces of the other ends of veth devices where a neighbour did not answer.
+    /// The namespaces of the other ends of veth devices where a neighbour did not answer, and of those that a bridge
+    /// there leads to.
     pub(super) fn beyond_silence(&self, facts: &Snapshot) -> Vec<NetnsId> {
-        let known = |id: &NetnsId| facts.namespace(*id).is_some();
-        let mut beyond: Vec<NetnsId> = self
-            .silent
+        let peers = |id: &NetnsId| {
+            let links = facts.namespace(*id).map(|namespace| &namespace.links);
+            let peers = links.into_iter().flatten();
+            peers.filter_map(|link| link.peer_netns).collect::<Vec<_>>()
+        };
+        let near: BTreeSet<NetnsId> = self.silent.iter().flat_map(peers).collect();
+        let mut beyond: Vec<NetnsId> = near
             .iter()
-            .filter_map(|id| facts.namespace(*id))
-            .flat_map(|namespace| &namespace.links)
-            .filter_map(|link| link.peer_netns)
-            .filter(|id| !known(id))
+            .flat_map(peers)
+            .chain(near.iter().copied())
+            .filter(|id| facts.namespace(*id).is_none())
             .collect();
         beyond.sort_unstable();
         beyond.dedup();

@@ -3,6 +3,7 @@
 use super::Scenario;
 
 mod accept_queue_full;
+mod answer_lost;
 mod bad_checksum;
 mod bridge_nf_off;
 mod bridge_port_blocked;
@@ -112,5 +113,6 @@ pub const REGISTRY: &[Scenario] = &[
     no_listener::SCENARIO,
     refused_elsewhere::SCENARIO,
     no_answer::SCENARIO,
+    answer_lost::SCENARIO,
     mixed::SCENARIO,
 ];

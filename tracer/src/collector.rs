@@ -456,7 +456,7 @@ impl Collector {
         if hurry || unread || self.facts_are_old(now_ns) {
             self.read_facts(Occasion::Diagnosis);
         }
-        let evidence = Evidence::new(&self.flows, &self.facts, names);
+        let evidence = Evidence::new(&self.flows, &self.facts, names).seen_until(now_ns);
         self.pace.went_through(
             evidence.failures().len()
                 + evidence.stalled().len()

@@ -53,8 +53,7 @@ struct Ways {
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let mut groups: BTreeMap<(Ways, SocketAddr), Vec<&Flow>> = BTreeMap::new();
     for &flow in evidence.unheard() {
-        // Facts are read when something is to be explained.
-        let seen_ns = evidence.facts.taken_ns.unwrap_or(0).max(flow.last_ns);
+        let seen_ns = evidence.until_ns.max(flow.last_ns);
         let waited = Duration::from_nanos(seen_ns.saturating_sub(flow.first_ns));
         let asked = Duration::from_nanos(flow.last_ns.saturating_sub(flow.first_ns));
         if flow.suspicious == 0

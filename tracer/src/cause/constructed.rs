@@ -40,6 +40,8 @@ pub(super) struct Bench {
     flows: Flows,
     pub(super) facts: Snapshot,
     pub(super) cluster: Option<ClusterFacts>,
+    /// Where packets were looked at for longer than the facts are old.
+    pub(super) seen_until_ns: Option<u64>,
     reasons: Vec<String>,
     functions: Vec<String>,
     next: u64,
@@ -72,6 +74,7 @@ pub(super) fn node() -> Bench {
         flows: Flows::bounded(1 << 20, usize::MAX),
         facts: Snapshot::empty(),
         cluster: None,
+        seen_until_ns: None,
         reasons: Vec::new(),
         functions: Vec::new(),
         next: 1,
@@ -308,6 +311,8 @@ impl Bench {
             symbols: &symbols,
         };
         let evidence = Evidence::new(&self.flows, &self.facts, names);
+        let until_ns = self.seen_until_ns.unwrap_or(evidence.until_ns);
+        let evidence = evidence.seen_until(until_ns);
         ask(&evidence.with_cluster(self.cluster.as_ref()))
     }
 }

@@ -73,6 +73,8 @@ pub struct Evidence<'a> {
     unheard: Vec<&'a Flow>,
     /// Flows that word came back of, and no more, in order.
     refused: Vec<&'a Flow>,
+    /// Packets were looked at up to here, by CLOCK_MONOTONIC; the facts may be older.
+    pub(super) until_ns: u64,
     /// The kernel gives drop reasons (from 5.17 on).
     pub gives_reasons: bool,
     sites: HashMap<NetnsId, Site<'a>>,
@@ -117,6 +119,7 @@ impl<'a> Evidence<'a> {
             facts,
             cluster: None,
             failures,
+            until_ns: facts.taken_ns.unwrap_or(0),
             gives_reasons: !names.reasons.is_empty(),
             refused: ordered
                 .iter()
@@ -146,6 +149,13 @@ impl<'a> Evidence<'a> {
     #[must_use]
     pub const fn with_cluster(mut self, cluster: Option<&'a ClusterFacts>) -> Self {
         self.cluster = cluster;
+        self
+    }
+
+    /// The same at a time when the facts may be older than the packets.
+    #[must_use]
+    pub const fn seen_until(mut self, now_ns: u64) -> Self {
+        self.until_ns = now_ns;
         self
     }
 

@@ -88,8 +88,7 @@ pub(super) fn is_gone(journey: &Journey) -> bool {
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let mut groups: BTreeMap<_, Vec<&Flow>> = BTreeMap::new();
     for &flow in evidence.stalled() {
-        // Facts are read when something is to be explained.
-        let seen_ns = evidence.facts.taken_ns.unwrap_or(0).max(flow.last_ns);
+        let seen_ns = evidence.until_ns.max(flow.last_ns);
         let silence = Duration::from_nanos(seen_ns.saturating_sub(flow.first_ns));
         if silence >= SILENCE
             && let Some(key) = went_out(flow)
@@ -255,7 +254,10 @@ mod tests {
     fn who_has_not_waited_long_says_nothing() {
         assert!(silent(&[1, 2]).codes().is_empty());
         let mut bench = silent(&[1, 2]);
-        bench.facts.taken_ns = Some(4_100_000_000);
+        // The facts are of a moment when it was too early to say.
+        bench.facts.taken_ns = Some(3_000_000_000);
+        assert!(bench.codes().is_empty());
+        bench.seen_until_ns = Some(4_100_000_000);
         assert_eq!(bench.codes(), [CAUSE.code]);
     }
 

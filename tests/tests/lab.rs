@@ -31,6 +31,7 @@ const MODULES: &[&str] = &[
     "act_gact",
     "cls_flower",
     "sch_ingress",
+    "sch_tbf",
 ];
 const CASE: &str = "vip-nodeport-unbound";
 

@@ -49,6 +49,7 @@ const WORDS: &str = "
     rr wrr lc wlc lblc lblcr dh sh sed nq fo ovf mh
     syn synsent synrecv recv sent fin wait close last ack listen estab
     xdp tc tcx clsact ingress egress bpf cls act flower matchall u32 mirred gact pedit generic driver
+    qdisc tbf htb hfsc netem fq codel cake pfifo bfifo fast mq mqprio prio sfq red pie ets noop
     prohibit blackhole throw unicast multicast anycast broadcast martian
     rp route_localnet localnet arp_announce announce arp_ignore ignore martians nonlocal bind range reserved
     somaxconn abort overflow max backlog syncookies conn reuse mode expire nodest quiescent template sloppy

@@ -89,6 +89,15 @@ fn queues<'a>(site: Option<&Site<'a>>, link: u32) -> impl Iterator<Item = &'a Qu
     all.iter().filter(move |queue| queue.link == link)
 }
 
+/// What a queue dropped so far, in words.
+fn counted(queue: &QueueDiscipline, device: &str) -> String {
+    let dropped = queue.dropped.map_or_else(
+        || "it does not say how many packets it dropped".into(),
+        |dropped| format!("{dropped} packets dropped since it was set up"),
+    );
+    format!("{} on {device}: {dropped}", queue.kind)
+}
+
 fn judge(
     evidence: &Evidence<'_>,
     netns: NetnsId,
@@ -98,11 +107,8 @@ fn judge(
     let site = evidence.site(netns);
     let place = site.map_or_else(|| format!("netns {netns}"), Site::name);
     let device = site.map_or_else(|| format!("if{link}"), |site| site.device(link));
-    let found: Vec<&QueueDiscipline> = queues(site, link).collect();
-    // A discipline inside another is more to the point than the one around it.
-    let busiest = found
-        .iter()
-        .max_by_key(|queue| (queue.dropped, !queue.root));
+    // A card has one for each of its own queues. One inside another is more to the point than the one around it.
+    let busiest = queues(site, link).max_by_key(|queue| (queue.dropped, !queue.root));
     let kind = busiest.map_or("", |queue| queue.kind.as_str());
     let without_carrier = site
         .and_then(|site| site.link(link))
@@ -133,16 +139,10 @@ fn judge(
             .first()
             .map(|first| format!("{} was {}, at {device}", first.words(), first.drop_words())),
     );
-    let proven = found.iter().fold(begun, |diagnosis, queue| {
-        let dropped = queue.dropped.map_or_else(
-            || "it does not say how many packets it dropped".into(),
-            |dropped| format!("{dropped} packets dropped since it was set up"),
-        );
-        diagnosis.prove("queue", format!("{} on {device}: {dropped}", queue.kind))
-    });
-    proven
+    begun
+        .prove_if("queue", busiest.map(|queue| counted(queue, &device)))
         .lacking_if(
-            found.is_empty(),
+            busiest.is_none(),
             format!("the queue of {device}: it is gone, or could not be read"),
         )
         .fix(
@@ -161,6 +161,7 @@ pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::constructed::{Bench, ETH0, node};
+    use crate::event::protocol;
 
     fn queue(kind: &str, dropped: u32) -> QueueDiscipline {
         QueueDiscipline {
@@ -204,6 +205,18 @@ pub(super) mod tests {
         );
         let gone = with("QDISC_DROP", "__dev_queue_xmit").only();
         assert_eq!(gone.certainty, Certainty::Likely);
+    }
+
+    #[test]
+    fn data_of_tcp_is_no_finding() {
+        for (flags, codes) in [(tcp_flag::ACK, &[][..]), (tcp_flag::SYN, &[CAUSE.code])] {
+            let mut bench = node();
+            let transport = Transport::Tcp { sequence: 1, flags };
+            let (from, to) = ("192.0.2.1:40000", "192.0.2.77:80");
+            let way = bench.packet(protocol::TCP, from, to, transport);
+            way.transmit(ETH0).dropped("QDISC_DROP", "__dev_queue_xmit");
+            assert_eq!(bench.codes(), codes);
+        }
     }
 
     #[test]

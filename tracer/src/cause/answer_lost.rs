@@ -12,7 +12,7 @@ use crate::event::{Event, protocol};
 use crate::flow::{Direction, Flow};
 use crate::hook::Role;
 use crate::journey::Journey;
-use crate::node::{NetnsId, PolicyRule};
+use crate::node::{NetnsId, PolicyRule, RuleAction};
 
 pub(super) const CAUSE: Cause = Cause {
     code: "answer-lost",
@@ -160,7 +160,7 @@ fn one(evidence: &Evidence<'_>, ways: Ways, to: SocketAddr, flows: &[&Flow]) -> 
             .map(|route| site.route_words(route)),
     )
     .lacking(format!("what became of them beyond {went_out}"));
-    let rule = rule(site, answer).filter(|_| !same);
+    let rule = rule(site, answer, ways.went_out).filter(|_| !same);
     let proven = begun.prove_if("rule", rule.map(words));
     let device = format!("'host {} and port {}'", client.ip(), to.port());
     let mended = match rule {
@@ -198,13 +198,23 @@ fn one(evidence: &Evidence<'_>, ways: Ways, to: SocketAddr, flows: &[&Flow]) -> 
     )
 }
 
-/// The first rule that somebody made and that fits the answers.
-fn rule<'a>(site: &Site<'a>, answer: &Journey) -> Option<&'a PolicyRule> {
+/// The first rule that somebody made, that fits the answers, and whose table has a route for them out of their device.
+fn rule<'a>(site: &Site<'a>, answer: &Journey, went_out: u32) -> Option<&'a PolicyRule> {
     let tuple = answer.first_tuple()?;
     let (from, to) = (tuple.source.ip(), tuple.destination.ip());
+    let leads = |table: u32| {
+        let mut routes = site.facts.routes.iter();
+        routes.any(|route| {
+            let mut links = route.next_hops.iter().map(|hop| hop.link).chain(route.link);
+            route.table == table
+                && route.destination.contains(to)
+                && links.any(|link| link == went_out)
+        })
+    };
     let rules = site.facts.rules.iter();
     rules
         .filter(|rule| rule.ipv6 == to.is_ipv6() && !rule.is_default())
+        .filter(|rule| rule.action == RuleAction::Lookup && leads(rule.table))
         // Whether a mark or a device fits is not known here.
         .filter(|rule| rule.mark.is_none() && rule.input.is_none())
         .filter(|rule| rule.from.is_none_or(|prefix| prefix.contains(from)))
@@ -232,9 +242,9 @@ mod tests {
 
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::{Bench, CNI0, ETH0, ip, node};
+    use crate::cause::constructed::{Bench, CNI0, ETH0, ip, node, route};
     use crate::event::{Transport, tcp_flag};
-    use crate::node::{Prefix, RuleAction};
+    use crate::node::{Prefix, Route};
 
     const CLIENT: &str = "198.51.100.7:40000";
     const SERVER: &str = "10.244.0.9:80";
@@ -272,6 +282,13 @@ mod tests {
             input: None,
             mark: None,
         }];
+        // A rule whose table leads elsewhere is not to blame.
+        let found = bench.only();
+        assert!(found.fixes[0].lines[0].starts_with("ip route add 198.51.100.7"));
+        bench.site().routes.push(Route {
+            table: 77,
+            ..route("0.0.0.0", 0, VPN)
+        });
         let found = bench.only();
         assert_eq!(
             (found.code, found.certainty),

@@ -215,7 +215,7 @@ fn judge(
         || "nobody there has the address".to_owned(),
         |(holder, _)| {
             let name = holder.name();
-            format!("{name} has it, but the question or the answer is lost between the two")
+            format!("{name} has it, so perhaps the question or the answer is lost between the two")
         },
     );
     let mut summary = format!(

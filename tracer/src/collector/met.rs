@@ -124,6 +124,7 @@ mod tests {
     use super::*;
     use crate::journey::Ending;
     use crate::journey::constructed::journey;
+    use crate::node::{Link, NetnsFacts};
 
     /// A client's packet is lost behind a connection of IPVS.
     fn lost(met: &mut Met, port: usize) {
@@ -139,6 +140,33 @@ mod tests {
 
     fn taken(met: &mut Met) -> usize {
         met.take_ipvs_clients().values().map(BTreeSet::len).sum()
+    }
+
+    /// A namespace whose veth devices lead to these.
+    fn namespace(id: u32, peers: &[u32]) -> NetnsFacts {
+        let mut facts = NetnsFacts::unread(NetnsId(id), None);
+        facts.links = peers
+            .iter()
+            .map(|&peer| Link {
+                peer_netns: Some(NetnsId(peer)),
+                ..Link::named(peer, None)
+            })
+            .collect();
+        facts
+    }
+
+    #[test]
+    fn who_a_silent_neighbour_may_be_is_read_behind_the_bridge_too() {
+        let mut silent = journey(1, 6, &[("192.0.2.1:1", "192.0.2.2:80")]);
+        (silent.events[0].hook, silent.events[0].netns) = (HookId::NeighbourFailed, Some(2));
+        let mut met = Met::default();
+        met.note(&silent, None);
+        let mut facts = Snapshot::empty();
+        facts.namespaces = vec![namespace(1, &[2, 3, 4]), namespace(2, &[1])];
+        // The node is known, its other pods are not.
+        assert_eq!(met.beyond_silence(&facts), [NetnsId(3), NetnsId(4)]);
+        facts.namespaces.remove(0);
+        assert_eq!(met.beyond_silence(&facts), [NetnsId(1)]);
     }
 
     #[test]

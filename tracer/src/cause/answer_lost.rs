@@ -166,7 +166,8 @@ fn one(evidence: &Evidence<'_>, ways: Ways, to: SocketAddr, flows: &[&Flow]) -> 
     let mended = match rule {
         Some(rule) => proven.fix(
             [format!(
-                "ip rule del {}   # or have it leave out what goes to {}",
+                "ip{} rule del {}   # or have it leave out what goes to {}",
+                if rule.ipv6 { " -6" } else { "" },
                 words(rule),
                 client.ip()
             )],

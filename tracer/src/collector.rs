@@ -446,6 +446,7 @@ impl Collector {
         if !self.is_due(now_ns, hurry) {
             return Vec::new();
         }
+        let asked_ns = self.pace.asked_ns();
         self.pace.look();
         if let Some(facts) = self.source.next(Occasion::Diagnosis) {
             self.facts = facts;
@@ -453,7 +454,7 @@ impl Collector {
         // What the packets met may be younger than the facts.
         let heard = self.proxy_reports.hear(hurry);
         let unread = heard || self.met.is_unread() || !self.seen.is_subset(&self.asked);
-        if hurry || unread || self.facts_are_old(now_ns) {
+        if hurry || unread || self.facts_are_old(asked_ns, now_ns) {
             self.read_facts(Occasion::Diagnosis);
         }
         let evidence = Evidence::new(&self.flows, &self.facts, names).seen_until(now_ns);
@@ -584,10 +585,11 @@ impl Collector {
         self.pace = Pace::default();
     }
 
-    fn facts_are_old(&self, now_ns: u64) -> bool {
-        self.facts
-            .taken_ns
-            .is_none_or(|taken| now_ns.saturating_sub(taken) > FACTS_AGE_NS)
+    /// They may not be what the packets met that asked for a look.
+    fn facts_are_old(&self, asked_ns: Option<u64>, now_ns: u64) -> bool {
+        self.facts.taken_ns.is_none_or(|taken| {
+            Some(taken) < asked_ns || now_ns.saturating_sub(taken) > FACTS_AGE_NS
+        })
     }
 
     /// Reads this machine; a capture has given what it holds.

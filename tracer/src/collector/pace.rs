@@ -97,6 +97,11 @@ impl Pace {
         self.first_ns.is_some()
     }
 
+    /// When the first packet since the last look ended that asks for one.
+    pub(super) const fn asked_ns(&self) -> Option<u64> {
+        self.first_ns
+    }
+
     /// It is time to look: what asks had time to gather, or there is none with `hurry`. `awaits` the cluster.
     pub(super) fn is_due(&self, now_ns: u64, hurry: bool, awaits: bool) -> bool {
         let gather = if awaits {

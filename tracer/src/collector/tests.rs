@@ -8,6 +8,8 @@ use tracer_ebpf::hook::HookId;
 use super::pace::{GATHER_NS, GATHER_WITH_CLUSTER_NS};
 use super::*;
 use crate::event::{Arp, Detail, Packet, Transport};
+use crate::kernel::reasons::DropReasons;
+use crate::kernel::symbols::Symbols;
 use crate::kube::constructed::cluster;
 
 /// A packet from a client to a node's port, seen at these moments and hooks.
@@ -137,6 +139,29 @@ fn a_socket_on_a_nodeport_is_looked_at_once() {
     assert_eq!(due(true, "192.0.2.1:30001", &taken), (false, false));
     assert_eq!(due(true, "192.0.2.1:30000", &taken[..1]), (false, false));
     assert_eq!(due(false, "192.0.2.1:30000", &taken), (false, false));
+}
+
+#[test]
+fn facts_of_before_a_failure_are_read_anew() {
+    const ASKED_NS: u64 = 10_000_000_000;
+    let read_anew = |taken_ns| {
+        let live = Source::live(Vec::new());
+        let mut collector = Collector::new(live, SocketReasons::default());
+        Arc::make_mut(&mut collector.facts).taken_ns = Some(taken_ns);
+        let hooks = [HookId::DeviceReceive];
+        let silent = journey(1, "192.0.2.1:80", &hooks, 10, Ending::OutOfSight);
+        let client = silent.first_tuple().expect("addresses");
+        collector.pace.ask(None, client, ASKED_NS);
+        let (reasons, symbols) = (DropReasons::default(), Symbols::default());
+        let names = DropNames {
+            reasons: &reasons,
+            symbols: &symbols,
+        };
+        collector.diagnose(ASKED_NS + GATHER_NS, false, names);
+        !collector.take_readings().is_empty()
+    };
+    assert!(read_anew(ASKED_NS - 1));
+    assert!(!read_anew(ASKED_NS));
 }
 
 #[test]

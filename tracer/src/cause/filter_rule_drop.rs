@@ -16,8 +16,9 @@ since their packets pass INPUT.
 Proof: the packet ended at a netfilter hook, and its addresses, ports, devices, conntrack state and mark,
 held against every rule of that hook, lead to this rule. It is likely only where a condition before it
 cannot be decided from outside (a limit, an ipset with exceptions, a set that changes by itself or whose keys
-are ranges of several fields); then the other candidates are named. nftables' rules of the families bridge, netdev and arp are not
-held against packets: what they drop ends in nft_do_chain or nf_hook_slow, and no rule is named.
+are ranges of several fields); then the other candidates are named. nftables' rules for a bridge or for
+one device (families bridge and netdev) end packets that never get to IP, and iptables shows none of them.
+Rules for ARP and those of ebtables-legacy are not held against packets: what they drop has no rule named.
 
 Fix: remove or change the rule, or accept the packet in front of it. Rules come back when the program
 that made them runs again: look for the one that did. iptables-nft and iptables-legacy keep separate

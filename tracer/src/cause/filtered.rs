@@ -476,6 +476,7 @@ pub(super) mod tests {
                 drops,
                 kind: "filter".into(),
                 policy_packets: None,
+                devices: Vec::new(),
             }),
             rules,
         }

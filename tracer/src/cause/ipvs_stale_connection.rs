@@ -6,7 +6,7 @@ use super::audit::Finding;
 use super::evidence::{Evidence, Failure};
 use super::ipvs_conn_reuse::is_delayed;
 use super::{Cause, Diagnosis};
-use crate::event::{Detail, NetfilterHook, protocol};
+use crate::event::{Detail, protocol};
 use crate::hook::Role;
 use crate::node::{IpvsConnection, NetnsId, VirtualServer};
 
@@ -61,8 +61,7 @@ pub(super) fn swallowed(failure: &Failure<'_>) -> Option<(NetnsId, usize)> {
     let (index, _) = failure.last(Role::IpvsLookup)?;
     let rest = &failure.journey.events[index + 1..];
     let went_on = rest.iter().any(|event| {
-        let later_hook =
-            matches!(event.detail, Detail::Netfilter(hook) if hook != NetfilterHook::Other);
+        let later_hook = matches!(event.detail, Detail::Netfilter(hook) if hook.is_of_ip());
         later_hook
             || matches!(
                 event.role(),
@@ -209,6 +208,7 @@ pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::constructed::{Bench, ETH0, at, node, service};
+    use crate::event::NetfilterHook;
 
     fn with(real: Option<&str>) -> Bench {
         let mut bench = node();

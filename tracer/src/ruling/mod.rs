@@ -160,6 +160,10 @@ type Devices = Option<Vec<(u32, String)>>;
 fn devices(journey: &Journey, filtered: Filtered, facts: &NetnsFacts) -> (Devices, Devices) {
     let before = &journey.events[..=filtered.index];
     let here = |event: &&Event| event.netns == Some(filtered.netns.0);
+    let alone = |index: u32| {
+        let link = facts.link(index)?;
+        Some(vec![(link.index, link.name.clone())])
+    };
     let known = |index: u32| {
         let link = facts.link(index)?;
         let bridge = link.master.and_then(|master| facts.link(master));
@@ -189,7 +193,23 @@ fn devices(journey: &Journey, filtered: Filtered, facts: &NetnsFacts) -> (Device
         });
         known(routed?)
     };
+    // Here a port is not its bridge.
+    let port = || {
+        let mut received = before.iter().rev().filter(here);
+        alone(
+            received
+                .find(|event| event.role() == Role::Receive)?
+                .ifindex?,
+        )
+    };
+    let at_hook = || alone(journey.events[filtered.index].ifindex?);
     match filtered.hook {
+        NetfilterHook::BridgePreRouting | NetfilterHook::BridgeInput => (port(), Some(Vec::new())),
+        NetfilterHook::BridgeForward => (port(), at_hook()),
+        NetfilterHook::BridgeOutput | NetfilterHook::BridgePostRouting | NetfilterHook::Egress => {
+            (Some(Vec::new()), at_hook())
+        }
+        NetfilterHook::Ingress => (at_hook(), Some(Vec::new())),
         NetfilterHook::PreRouting | NetfilterHook::Input => (input(), Some(Vec::new())),
         NetfilterHook::Forward => (input(), output()),
         NetfilterHook::Output => (Some(Vec::new()), output()),

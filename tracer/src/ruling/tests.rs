@@ -4,6 +4,7 @@ use tracer_ebpf::hook::HookId;
 
 use super::*;
 use crate::event::protocol;
+use crate::node::Link;
 use crate::node::netfilter::{
     Base, Chain, Choice, Family, IpSetLookup, Rule, RuleTable, Ruleset, Subject, Test, Tool,
 };
@@ -32,6 +33,7 @@ fn chain(name: &str, hook: Option<NetfilterHook>, drops: bool, rules: Vec<Rule>)
             drops,
             kind: "filter".into(),
             policy_packets: None,
+            devices: Vec::new(),
         }),
         rules,
     }
@@ -542,4 +544,50 @@ fn drops_of_ipvs_are_not_the_rules() {
     let leave = event(HookId::IpvsLeave, Detail::None);
     assert_eq!(place(&facts, &journey(&[leave])), None);
     assert!(filtered(&journey(&[]), false).is_none());
+}
+
+#[test]
+fn hooks_in_front_of_ip_have_rules_of_their_own() {
+    /// Came in by port 5 of the bridge 3, and ended where it was at device 6.
+    fn ruled(hook: NetfilterHook, base: NetfilterHook, devices: &[&str], on: Subject) -> bool {
+        let at = |ifindex, hook, detail| Event {
+            ifindex: Some(ifindex),
+            ..event(hook, detail)
+        };
+        let mut ended = journey(&[]);
+        ended.events[0] = at(6, HookId::NetfilterHook, Detail::Netfilter(hook));
+        let received = at(5, HookId::DeviceReceive, Detail::None);
+        ended.events.insert(0, received);
+        let drop = rule(1, vec![on], Action::Drop);
+        let mut facts = facts(vec![chain("way", Some(base), false, vec![drop])]);
+        let table = &mut facts.ruleset.as_mut().expect("rules").tables[0];
+        // The bridge's family by its number.
+        table.family = Family::Other(7);
+        let base = table.chains[0].base.as_mut().expect("a base chain");
+        base.devices = devices.iter().copied().map(str::to_owned).collect();
+        let named = |index, name: &str| Link::named(index, Some(name.into()));
+        let mut port = named(5, "veth5");
+        port.master = Some(3);
+        facts.links = vec![named(3, "cni0"), port, named(6, "veth6")];
+        place(&facts, &ended) == Some(("way".into(), 1, true, 0))
+    }
+    use NetfilterHook::{BridgeForward, Egress, Forward, Ingress};
+    let input = |name: &str| Subject::In(name.into(), false);
+    let output = |name: &str| Subject::Out(name.into(), false);
+    for (is_ruled, hook, base, devices, on) in [
+        (true, BridgeForward, BridgeForward, &[][..], input("veth5")),
+        (true, BridgeForward, BridgeForward, &[], output("veth6")),
+        // A bridge's rules know the port alone.
+        (false, BridgeForward, BridgeForward, &[], input("cni0")),
+        (false, BridgeForward, Forward, &[], to(80)),
+        (false, Forward, BridgeForward, &[], to(80)),
+        (true, Ingress, Ingress, &["veth6"], to(80)),
+        (true, Ingress, Ingress, &["eth0", "veth*"], input("veth6")),
+        (false, Ingress, Ingress, &["eth0", "lan*"], to(80)),
+        (true, Egress, Egress, &["veth6"], output("veth6")),
+        (false, Egress, Egress, &["veth5"], to(80)),
+    ] {
+        let ruled = ruled(hook, base, devices, on.clone());
+        assert_eq!(ruled, is_ruled, "{hook:?} {base:?} {devices:?} {on:?}");
+    }
 }

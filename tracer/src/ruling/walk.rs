@@ -35,6 +35,26 @@ pub(super) struct Packet<'a> {
     pub(super) is_local: &'a dyn Fn(IpAddr) -> bool,
 }
 
+impl Packet<'_> {
+    /// It enters a base chain: one of some devices lets no other's packets in.
+    fn enters(&self, base: &Base) -> Truth {
+        if base.devices.is_empty() {
+            return Truth::Yes;
+        }
+        let own = match self.hook {
+            NetfilterHook::Egress => &self.output,
+            _ => &self.input,
+        };
+        let of = |device: &String, found: &str| match device.strip_suffix('*') {
+            Some(prefix) => named(found, prefix, true),
+            None => named(found, device, false),
+        };
+        device(own, |_, found| {
+            base.devices.iter().any(|device| of(device, found))
+        })
+    }
+}
+
 /// Where a packet may have ended.
 #[derive(Clone, Debug)]
 pub struct Ending<'a> {
@@ -165,6 +185,7 @@ pub(super) fn endings<'a>(ruleset: &'a Ruleset, packet: &Packet<'_>) -> Vec<Endi
         .flat_map(|table| table.chains.iter().map(move |chain| (table, chain)))
         .filter_map(|(table, chain)| Some((table, chain, chain.base.as_ref()?)))
         .filter(|(.., base)| base.hook == packet.hook && base.kind != "nat")
+        .filter(|(.., base)| packet.enters(base) != Truth::No)
         .collect();
     bases.sort_by_key(|(.., base)| base.priority);
     let mut walk = Walk {
@@ -175,6 +196,7 @@ pub(super) fn endings<'a>(ruleset: &'a Ruleset, packet: &Packet<'_>) -> Vec<Endi
         found: Vec::new(),
     };
     for (table, chain, base) in bases {
+        walk.sure &= packet.enters(base) == Truth::Yes;
         let left = walk.chain(table, chain);
         if left.back && base.drops {
             walk.end(table, chain, None);

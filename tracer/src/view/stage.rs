@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tracer_ebpf::hook::HookId;
 
 use super::names::Names;
-use crate::event::{Detail, Event, NetfilterHook, Packet, Tuple, icmp, protocol};
+use crate::event::{Detail, Event, Packet, Tuple, icmp, protocol};
 use crate::hook::Role;
 use crate::journey::{Journey, refuses};
 use crate::node::NetnsId;
@@ -65,9 +65,7 @@ impl Builder<'_> {
                 }
             }
             (Detail::Device { ifindex }, Role::Transmit) => self.device(event, *ifindex),
-            (Detail::Netfilter(hook), _) if *hook != NetfilterHook::Other => {
-                self.step(event, hook.name().into())
-            }
+            (Detail::Netfilter(hook), _) if hook.is_of_ip() => self.step(event, hook.name().into()),
             (_, Role::LocalIn) => self.step(event, "route local".into()),
             (_, Role::Forward) => self.step(event, "route forward".into()),
             (Detail::Route { kind, .. }, Role::RouteError) if *kind != UNSAID => {

@@ -264,6 +264,7 @@ impl Reader {
     }
 
     fn payload(&mut self, data: &Data<'_>) -> Option<()> {
+        const LINK: u32 = 0;
         const NETWORK: u32 = 1;
         const TRANSPORT: u32 = 2;
         const SOURCE_REGISTER: u16 = 5;
@@ -276,6 +277,7 @@ impl Reader {
             data.number(4)? as usize,
         );
         let field = match (base, self.ipv6, offset, length) {
+            (LINK, _, 12, 2) => Field::EtherType,
             (NETWORK, Some(false), 9, 1) | (NETWORK, Some(true), 6, 1) => Field::Protocol,
             (NETWORK, Some(false), 12..16, _) if offset + length <= 16 => Field::Source {
                 offset: offset - 12,

@@ -288,6 +288,7 @@ fn base(table: &str, hook: usize) -> Base {
         drops: false,
         kind: if table == "nat" { "nat" } else { "filter" }.into(),
         policy_packets: None,
+        devices: Vec::new(),
     }
 }
 

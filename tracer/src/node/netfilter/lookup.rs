@@ -464,6 +464,7 @@ mod tests {
                 drops: false,
                 kind: kind.into(),
                 policy_packets: None,
+                devices: Vec::new(),
             }),
             rules: Vec::new(),
         };

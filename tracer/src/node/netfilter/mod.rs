@@ -113,6 +113,9 @@ pub struct Base {
     pub kind: String,
     /// Packets that met the policy, where it is counted.
     pub policy_packets: Option<u64>,
+    /// Names of the only devices whose packets enter it, as `nft` writes them (`eth*`); none for those of all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
 }
 
 /// A rule.
@@ -308,6 +311,9 @@ impl Ruleset {
 }
 
 impl Family {
+    const NETDEV: Self = Self::Other(5);
+    const BRIDGE: Self = Self::Other(7);
+
     const fn from_kernel(number: u8) -> Self {
         match number {
             1 => Self::Inet,
@@ -324,8 +330,8 @@ impl Family {
             Self::Ip6 => "ip6",
             Self::Inet => "inet",
             Self::Other(3) => "arp",
-            Self::Other(5) => "netdev",
-            Self::Other(7) => "bridge",
+            Self::NETDEV => "netdev",
+            Self::BRIDGE => "bridge",
             Self::Other(_) => "(family)",
         }
     }
@@ -335,7 +341,7 @@ impl Family {
         match self {
             Self::Ip => !ipv6,
             Self::Ip6 => ipv6,
-            Self::Inet => true,
+            Self::Inet | Self::BRIDGE | Self::NETDEV => true,
             Self::Other(_) => false,
         }
     }

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::Path;
 
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable as _, NetlinkPayload, NetlinkSerializable, parse_string,
-    parse_u32_be, parse_u64_be,
+    DecodeError, DefaultNla, Emitable as _, NetlinkPayload, NetlinkSerializable, NlaBuffer,
+    parse_string, parse_u32_be, parse_u64_be,
 };
 
 use super::lookup::{self, Lookup};
@@ -41,6 +41,9 @@ const CHAIN_TYPE: u16 = 7;
 const CHAIN_COUNTERS: u16 = 8;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
+const HOOK_DEVICE: u16 = 3;
+const HOOK_DEVICES: u16 = 4;
+const DEVICE_PREFIX: u16 = 2;
 const COUNTER_PACKETS: u16 = 2;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
@@ -309,38 +312,61 @@ fn parse_chain(payload: &[u8]) -> Result<Option<ChainRow>, DecodeError> {
         }
     }
     let family = family_of(payload)?;
-    // Other families number their hooks in other ways.
-    let number = |number: u32| match u8::try_from(number) {
-        Ok(number) if matches!(family, 1 | 2 | 10) => NetfilterHook::from_number(number),
-        _ => NetfilterHook::Other,
-    };
     Ok(Some(ChainRow {
         family,
         table: table.ok_or("nftables chain without a table")?,
         chain: Chain {
             name: name.ok_or("nftables chain without a name")?,
-            base: hook.map(|(hook, priority)| Base {
-                hook: number(hook),
-                priority,
+            base: hook.map(|hook| Base {
+                hook: u8::try_from(hook.number).map_or(NetfilterHook::Other, |number| {
+                    NetfilterHook::of_family(family, number)
+                }),
+                priority: hook.priority,
                 drops,
                 kind,
                 policy_packets,
+                devices: hook.devices,
             }),
             rules: Vec::new(),
         },
     }))
 }
 
-fn parse_hook(value: &[u8]) -> Result<(u32, i32), DecodeError> {
-    let (mut hook, mut priority) = (u32::MAX, 0);
+/// Where a base chain is.
+struct HookRow {
+    number: u32,
+    priority: i32,
+    devices: Vec<String>,
+}
+
+fn parse_hook(value: &[u8]) -> Result<HookRow, DecodeError> {
+    let mut hook = HookRow {
+        number: u32::MAX,
+        priority: 0,
+        devices: Vec::new(),
+    };
     for attribute in attributes(value, 0) {
+        let value = attribute.value();
         match attribute.kind() {
-            HOOK_NUMBER => hook = parse_u32_be(attribute.value())?,
-            HOOK_PRIORITY => priority = parse_u32_be(attribute.value())?.cast_signed(),
+            HOOK_NUMBER => hook.number = parse_u32_be(value)?,
+            HOOK_PRIORITY => hook.priority = parse_u32_be(value)?.cast_signed(),
+            HOOK_DEVICE => hook.devices.push(parse_string(value)?),
+            HOOK_DEVICES => {
+                // With one device both attributes are there.
+                let device = |name: NlaBuffer<&[u8]>| {
+                    let star = if name.kind() == DEVICE_PREFIX {
+                        "*"
+                    } else {
+                        ""
+                    };
+                    parse_string(name.value()).map(|name| name + star)
+                };
+                hook.devices = attributes(value, 0).map(device).collect::<Result<_, _>>()?;
+            }
             _ => {}
         }
     }
-    Ok((hook, priority))
+    Ok(hook)
 }
 
 /// Packets of a counter.

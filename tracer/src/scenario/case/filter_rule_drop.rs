@@ -10,11 +10,14 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Variant::fault("nft", "a rule that iptables-nft made drops"),
         Variant::fault("legacy", "a rule that iptables-legacy made drops"),
         Variant::fault("reject", "a rule rejects with an RST"),
+        Variant::fault("bridge", "a rule for the node's bridge drops"),
+        Variant::fault("device", "a rule for the node's interface drops"),
         Variant::HEALTHY,
     ],
     needs: &[
         Need::Command("iptables-nft"),
         Need::Command("iptables-legacy"),
+        Need::Command("nft"),
     ],
     not_on: &[],
     build,
@@ -24,21 +27,35 @@ fn build(world: &mut World, variant: &'static Variant) -> anyhow::Result<Plan> {
     let site = topology::site(world)?;
     let options = world.options.clone();
     world.serve_tcp(&site.pod, options.pod_port)?;
-    let tool = match variant.name {
-        "legacy" => "iptables-legacy",
-        _ => "iptables-nft",
-    };
-    let verdict = match variant.name {
-        "reject" => "REJECT --reject-with tcp-reset",
-        _ => "DROP",
-    };
     // The healthy rule is about another port.
     let port = options.pod_port + u16::from(!variant.fault);
-    let rule = format!("FORWARD -p tcp --dport {port} -j {verdict}");
-    site.node.run(&format!("{tool} -A {rule}"))?;
+    let forward = |tool: &str, verdict: &str| {
+        vec![format!(
+            "{tool} -A FORWARD -p tcp --dport {port} -j {verdict}"
+        )]
+    };
+    let in_front = |family: &str, place: &str| {
+        vec![
+            format!("nft add table {family} guard"),
+            format!(
+                "nft 'add chain {family} guard way {{ type filter hook {place} priority 0 ; }}'"
+            ),
+            format!("nft add rule {family} guard way tcp dport {port} counter drop"),
+        ]
+    };
+    site.node.run_all(&match variant.name {
+        "legacy" => forward("iptables-legacy", "DROP"),
+        "reject" => forward("iptables-nft", "REJECT --reject-with tcp-reset"),
+        "bridge" => in_front("bridge", "output"),
+        "device" => in_front(
+            "netdev",
+            &format!("ingress device \"{}\"", options.interface),
+        ),
+        _ => forward("iptables-nft", "DROP"),
+    })?;
     let pod = at(options.pod, options.pod_port);
     let target = Target::tcp("the pod", &site.client, pod);
-    // The one accepts this connection before the rule, the other deletes the rule.
-    let way = usize::from(variant.name == "legacy");
+    // Some accept this connection before the rule, the others delete the rule.
+    let way = usize::from(matches!(variant.name, "legacy" | "device"));
     Ok(Plan::fixed_as_printed(vec![target], &site.node).by_way(way))
 }

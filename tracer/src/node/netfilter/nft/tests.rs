@@ -95,6 +95,40 @@ fn a_rule_of_the_kernel() {
     assert_eq!(row.rule.comment.as_deref(), Some("x"));
 }
 
+/// The base chain of a message that the kernel lists.
+fn base_of(family: u8, hook: &[Vec<u8>]) -> Base {
+    let message = [
+        vec![family, 0, 0, 0],
+        attribute(CHAIN_TABLE, b"guard\0"),
+        attribute(CHAIN_NAME, b"way\0"),
+        attribute(CHAIN_HOOK, &hook.concat()),
+    ]
+    .concat();
+    let row = parse_chain(&message).unwrap().unwrap();
+    row.chain.base.unwrap()
+}
+
+#[test]
+fn a_chain_of_a_bridge_or_of_devices() {
+    let place = |hook: u32| vec![number(HOOK_NUMBER, hook), number(HOOK_PRIORITY, 7)];
+    let forward = base_of(7, &place(2));
+    assert_eq!(forward.hook, NetfilterHook::BridgeForward);
+    assert_eq!((forward.priority, forward.devices.len()), (7, 0));
+    let mut hook = place(0);
+    hook.push(attribute(HOOK_DEVICE, b"eth0\0"));
+    let one = base_of(5, &hook);
+    assert_eq!(
+        (one.hook, &one.devices),
+        (NetfilterHook::Ingress, &vec!["eth0".into()])
+    );
+    let names = [attribute(1, b"eth0\0"), attribute(DEVICE_PREFIX, b"veth\0")];
+    hook.push(attribute(HOOK_DEVICES, &names.concat()));
+    assert_eq!(base_of(5, &hook).devices, ["eth0", "veth*"]);
+    let of_inet = base_of(1, &place(5));
+    assert_eq!(of_inet.hook, NetfilterHook::Ingress);
+    assert_eq!(base_of(3, &place(0)).hook, NetfilterHook::Other);
+}
+
 #[test]
 fn damage_is_survived() {
     let bytes = message();

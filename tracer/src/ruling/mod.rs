@@ -9,6 +9,8 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
+use tracer_ebpf::hook::HookId;
+
 use crate::event::{Detail, Event, NetfilterHook, Packet, Transport, Tuple, protocol, tcp_flag};
 use crate::hook::Role;
 use crate::journey::{Ending as JourneyEnding, Journey, refuses};
@@ -44,7 +46,11 @@ pub struct Ruling<'a> {
 pub fn by_netfilter(reason: Option<&str>, function: Option<&str>) -> bool {
     match (reason, function) {
         (Some(reason), _) => reason == "NETFILTER_DROP",
-        (None, Some(function)) => matches!(function, "nf_hook_slow" | "nft_do_chain"),
+        // A bridge runs the rules of its prerouting by itself (net/bridge/br_input.c, nf_hook_bridge_pre).
+        (None, Some(function)) => matches!(
+            function,
+            "nf_hook_slow" | "nft_do_chain" | "br_handle_frame"
+        ),
         (None, None) => false,
     }
 }
@@ -63,6 +69,9 @@ pub fn filtered(journey: &Journey, by_netfilter: bool) -> Option<Filtered> {
         .rev()
         .find_map(|(index, event)| match event.detail {
             Detail::Netfilter(hook) => Some((index, hook)),
+            _ if event.hook == HookId::BridgeReceive => {
+                Some((index, NetfilterHook::BridgePreRouting))
+            }
             _ => None,
         })?;
     // IPVS and conntrack's clashes drop at hooks as well, and have causes of their own.

@@ -1,7 +1,5 @@
 //! Tests of which rule ended a packet.
 
-use tracer_ebpf::hook::HookId;
-
 use super::*;
 use crate::event::protocol;
 use crate::node::Link;
@@ -590,4 +588,25 @@ fn hooks_in_front_of_ip_have_rules_of_their_own() {
         let ruled = ruled(hook, base, devices, on.clone());
         assert_eq!(ruled, is_ruled, "{hook:?} {base:?} {devices:?} {on:?}");
     }
+}
+
+#[test]
+fn a_bridge_runs_the_rules_of_its_prerouting_by_itself() {
+    let drop = vec![rule(1, vec![], Action::Drop)];
+    let hook = Some(NetfilterHook::BridgePreRouting);
+    let mut facts = facts(vec![chain("way", hook, false, drop)]);
+    let tables = &mut facts.ruleset.as_mut().expect("rules").tables;
+    tables[0].family = Family::Other(7);
+    let mut ended = journey(&[]);
+    ended.events[0] = event(HookId::BridgeReceive, Detail::None);
+    assert_eq!(place(&facts, &ended), Some(("way".into(), 1, true, 0)));
+    // It went on.
+    let forwarded = event(HookId::BridgeForward, Detail::None);
+    ended.events.insert(1, forwarded);
+    assert_eq!(place(&facts, &ended), None);
+    assert!(by_netfilter(None, Some("br_handle_frame")));
+    assert!(!by_netfilter(
+        Some("NOT_SPECIFIED"),
+        Some("br_handle_frame")
+    ));
 }

@@ -5,7 +5,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use serde::{Deserialize, Serialize};
 use tracer_ebpf::event as raw;
 use tracer_ebpf::hook::HookId;
 
@@ -15,10 +14,12 @@ mod arp;
 mod decoder;
 pub mod icmp;
 pub mod layout;
+mod netfilter_hook;
 mod packet;
 
 pub use arp::Arp;
 pub use decoder::Decoder;
+pub use netfilter_hook::NetfilterHook;
 pub use packet::{Packet, Quoted, Transport, Tuple, protocol, tcp_flag};
 
 /// Something that happened to a packet at a hook.
@@ -147,118 +148,6 @@ pub enum Detail {
         /// Interface index.
         ifindex: u32,
     },
-}
-
-/// Netfilter hooks: those of the IP families, and those in front of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum NetfilterHook {
-    /// Before routing.
-    PreRouting,
-    /// To this host.
-    Input,
-    /// Through this host.
-    Forward,
-    /// From this host.
-    Output,
-    /// After routing.
-    PostRouting,
-    /// A bridge, from a port, before it is known where to.
-    BridgePreRouting,
-    /// A bridge, from a port to this host.
-    BridgeInput,
-    /// A bridge, from one port to another.
-    BridgeForward,
-    /// A bridge, from this host to a port.
-    BridgeOutput,
-    /// A bridge, out of a port.
-    BridgePostRouting,
-    /// A device, before everything else.
-    Ingress,
-    /// A device, after everything else.
-    Egress,
-    /// Another family's (ARP).
-    Other,
-}
-
-/// Where a bridge's numbers begin in [`NetfilterHook::number`].
-const BRIDGE: u8 = 16;
-/// Where a device's do.
-const DEVICE: u8 = 32;
-
-impl NetfilterHook {
-    /// From the kernel's numbers of a family (`NFPROTO_*`) and of a hook in it (`NF_INET_*`, `NF_BR_*`, `NF_NETDEV_*`).
-    pub const fn of_family(family: u8, hook: u8) -> Self {
-        match (family, hook) {
-            // Rules of inet may sit at a device as well.
-            (1, 5) => Self::Ingress,
-            (1 | 2 | 10, ..=4) => Self::from_number(hook),
-            (7, ..=4) => Self::from_number(BRIDGE + hook),
-            (5, ..=1) => Self::from_number(DEVICE + hook),
-            _ => Self::Other,
-        }
-    }
-
-    /// From the number that [`NetfilterHook::number`] gives.
-    pub const fn from_number(number: u8) -> Self {
-        match number {
-            0 => Self::PreRouting,
-            1 => Self::Input,
-            2 => Self::Forward,
-            3 => Self::Output,
-            4 => Self::PostRouting,
-            16 => Self::BridgePreRouting,
-            17 => Self::BridgeInput,
-            18 => Self::BridgeForward,
-            19 => Self::BridgeOutput,
-            20 => Self::BridgePostRouting,
-            32 => Self::Ingress,
-            33 => Self::Egress,
-            _ => Self::Other,
-        }
-    }
-
-    /// A number for each; of the IP families it is the kernel's (`NF_INET_*`).
-    pub const fn number(self) -> u8 {
-        match self {
-            Self::PreRouting => 0,
-            Self::Input => 1,
-            Self::Forward => 2,
-            Self::Output => 3,
-            Self::PostRouting => 4,
-            Self::BridgePreRouting => BRIDGE,
-            Self::BridgeInput => BRIDGE + 1,
-            Self::BridgeForward => BRIDGE + 2,
-            Self::BridgeOutput => BRIDGE + 3,
-            Self::BridgePostRouting => BRIDGE + 4,
-            Self::Ingress => DEVICE,
-            Self::Egress => DEVICE + 1,
-            Self::Other => u8::MAX,
-        }
-    }
-
-    /// A hook of the IP families.
-    pub const fn is_of_ip(self) -> bool {
-        self.number() < BRIDGE
-    }
-
-    /// The chain's usual name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::PreRouting => "prerouting",
-            Self::Input => "input",
-            Self::Forward => "forward",
-            Self::Output => "output",
-            Self::PostRouting => "postrouting",
-            Self::BridgePreRouting => "bridge prerouting",
-            Self::BridgeInput => "bridge input",
-            Self::BridgeForward => "bridge forward",
-            Self::BridgeOutput => "bridge output",
-            Self::BridgePostRouting => "bridge postrouting",
-            Self::Ingress => "ingress",
-            Self::Egress => "egress",
-            Self::Other => "netfilter",
-        }
-    }
 }
 
 impl Event {
@@ -529,24 +418,6 @@ mod tests {
 
     fn decoded(raw: &raw::Event) -> Event {
         Event::decode(raw).expect("a known hook")
-    }
-
-    #[test]
-    fn hooks_of_all_families_are_told_apart() {
-        let families = [2, 5, 7, 10].map(|family| {
-            let hooks = (0..8).map(|hook| NetfilterHook::of_family(family, hook));
-            let known = hooks.filter(|&hook| hook != NetfilterHook::Other);
-            known.collect::<Vec<_>>()
-        });
-        assert_eq!(families.each_ref().map(Vec::len), [5, 2, 5, 5]);
-        assert_eq!(families[0], families[3], "IPv4 and IPv6");
-        let mut names: Vec<_> = families.iter().flatten().map(|hook| hook.name()).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), 12);
-        for &hook in families.iter().flatten() {
-            assert_eq!(NetfilterHook::from_number(hook.number()), hook);
-        }
     }
 
     #[test]

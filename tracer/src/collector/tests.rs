@@ -8,8 +8,6 @@ use tracer_ebpf::hook::HookId;
 use super::pace::{GATHER_NS, GATHER_WITH_CLUSTER_NS};
 use super::*;
 use crate::event::{Arp, Detail, Packet, Transport};
-use crate::kernel::reasons::DropReasons;
-use crate::kernel::symbols::Symbols;
 use crate::kube::constructed::cluster;
 
 /// A packet from a client to a node's port, seen at these moments and hooks.
@@ -144,24 +142,20 @@ fn a_socket_on_a_nodeport_is_looked_at_once() {
 #[test]
 fn facts_of_before_a_failure_are_read_anew() {
     const ASKED_NS: u64 = 10_000_000_000;
-    let read_anew = |taken_ns| {
-        let live = Source::live(Vec::new());
-        let mut collector = Collector::new(live, SocketReasons::default());
-        Arc::make_mut(&mut collector.facts).taken_ns = Some(taken_ns);
+    let old = |taken_ns, now_ns| {
+        let mut collector = collector();
         let hooks = [HookId::DeviceReceive];
         let silent = journey(1, "192.0.2.1:80", &hooks, 10, Ending::OutOfSight);
         let client = silent.first_tuple().expect("addresses");
         collector.pace.ask(None, client, ASKED_NS);
-        let (reasons, symbols) = (DropReasons::default(), Symbols::default());
-        let names = DropNames {
-            reasons: &reasons,
-            symbols: &symbols,
-        };
-        collector.diagnose(ASKED_NS + GATHER_NS, false, names);
-        !collector.take_readings().is_empty()
+        Arc::make_mut(&mut collector.facts).taken_ns = taken_ns;
+        collector.facts_are_old(collector.pace.asked_ns(), now_ns)
     };
-    assert!(read_anew(ASKED_NS - 1));
-    assert!(!read_anew(ASKED_NS));
+    let now_ns = ASKED_NS + GATHER_NS;
+    assert!(old(None, now_ns));
+    assert!(old(Some(ASKED_NS - 1), now_ns));
+    assert!(!old(Some(ASKED_NS), now_ns));
+    assert!(old(Some(ASKED_NS), ASKED_NS + FACTS_AGE_NS + 1));
 }
 
 #[test]

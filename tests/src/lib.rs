@@ -3,6 +3,7 @@
 
 pub mod api_server;
 pub mod attach;
+pub mod backlog;
 pub mod browser;
 pub mod capture;
 pub mod check;

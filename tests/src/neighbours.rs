@@ -17,6 +17,12 @@ use crate::{Test, Tracer, check};
 
 /// Hosts that nobody is, more than the table takes.
 const HOSTS: std::ops::RangeInclusive<u8> = 101..=120;
+/// The lower ones first: collecting begins there.
+const LIMITS: [&str; 3] = [
+    "ipv4/neigh/default/gc_thresh1",
+    "ipv4/neigh/default/gc_thresh2",
+    "ipv4/neigh/default/gc_thresh3",
+];
 /// Below what the hosts need.
 const MOST: &str = "8";
 const SETTLED: Duration = Duration::from_secs(1);
@@ -32,10 +38,10 @@ pub fn tests() -> Vec<Test> {
 }
 
 /// Two hosts; dropping it removes them.
-struct Hosts;
+pub(crate) struct Hosts;
 
 impl Hosts {
-    fn build() -> anyhow::Result<Self> {
+    pub(crate) fn build() -> anyhow::Result<Self> {
         let hosts = Self;
         for line in [
             "ip netns add crowd-a",
@@ -62,17 +68,17 @@ impl Drop for Hosts {
 }
 
 /// The kernel's limits, lowered; dropping it puts the former ones back.
-struct Limits(Vec<(String, String)>);
+pub(crate) struct Limits(Vec<(String, String)>);
 
 impl Limits {
-    fn lower() -> anyhow::Result<Self> {
+    /// Lowers settings, by their paths below /proc/sys/net.
+    pub(crate) fn lower(names: &[&str], to: &str) -> anyhow::Result<Self> {
         let mut before = Self(Vec::new());
-        // The lower ones first: collecting begins there.
-        for number in 1..=3 {
-            let file = format!("/proc/sys/net/ipv4/neigh/default/gc_thresh{number}");
+        for name in names {
+            let file = format!("/proc/sys/net/{name}");
             let value = fs::read_to_string(&file).with_context(|| file.clone())?;
             before.0.push((file.clone(), value));
-            fs::write(&file, MOST).with_context(|| file)?;
+            fs::write(&file, to).with_context(|| file)?;
         }
         Ok(before)
     }
@@ -90,7 +96,7 @@ impl Drop for Limits {
 fn full(tracer: &Tracer) -> anyhow::Result<()> {
     let _hosts = Hosts::build()?;
     let tracing = tracer.start(&["--no-kube", "udp"])?;
-    let limits = Limits::lower()?;
+    let limits = Limits::lower(&LIMITS, MOST)?;
     inside("crowd-a", || -> std::io::Result<()> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         for host in HOSTS {

@@ -125,6 +125,7 @@ fn list() -> Vec<Test> {
     tests.extend(tests::rules::tests());
     tests.extend(tests::guard::tests());
     tests.extend(tests::neighbours::tests());
+    tests.extend(tests::backlog::tests());
     tests.extend(tests::check::tests());
     tests.extend(tests::field_notes::tests());
     tests.extend(tests::proxy_rules::tests());

@@ -359,6 +359,15 @@ impl Failure<'_> {
         self.direction == Direction::Request && self.packet_at(0).is_some_and(Packet::opens)
     }
 
+    /// Its loss only slows a connection of TCP down.
+    pub fn slows_down(&self) -> bool {
+        self.packet_at(0)
+            .is_some_and(|packet| match packet.transport {
+                Transport::Tcp { flags, .. } => flags & tcp_flag::SYN == 0,
+                _ => false,
+            })
+    }
+
     /// The kernel's words for the drop.
     pub fn drop_words(&self) -> String {
         match self.drop {

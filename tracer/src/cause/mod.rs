@@ -37,6 +37,7 @@ mod vip_nodeport_rules;
 
 mod accept_queue_full;
 mod answer_lost;
+mod backlog_full;
 mod bad_checksum;
 mod bridge_nf_off;
 mod bridge_port_blocked;
@@ -139,6 +140,7 @@ pub const CATALOGUE: &[Cause] = &[
     conntrack_invalid::CAUSE,
     tc_or_xdp_drop::CAUSE,
     qdisc_drop::CAUSE,
+    backlog_full::CAUSE,
     forward_policy_drop::CAUSE,
     filter_rule_drop::CAUSE,
     ip_forward_off::CAUSE,
@@ -299,6 +301,7 @@ mod tests {
         ("conntrack-invalid", conntrack_invalid::tests::situation),
         ("tc-or-xdp-drop", tc_or_xdp_drop::tests::situation),
         ("qdisc-drop", qdisc_drop::tests::situation),
+        ("backlog-full", backlog_full::tests::situation),
         ("ipvs-conn-reuse", ipvs_conn_reuse::tests::situation),
         ("ipvs-weight-zero", ipvs_weight_zero::tests::situation),
         ("syn-flood", syn_flood::tests::situation),

@@ -4,7 +4,6 @@ use super::audit::nothing;
 use super::evidence::{Evidence, Failure};
 use super::veth_peer_down::dead_end;
 use super::{Cause, Diagnosis, Site};
-use crate::event::{Transport, tcp_flag};
 use crate::hook::Role;
 use crate::node::{NetnsId, QueueDiscipline};
 
@@ -59,7 +58,7 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 
 /// Namespace and device whose queue dropped the packet.
 fn dropped(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<(NetnsId, u32)> {
-    if !failure.dropped_for(REASONS, FUNCTIONS) || slows_down(failure) {
+    if !failure.dropped_for(REASONS, FUNCTIONS) || failure.slows_down() {
         return None;
     }
     let netns = failure.netns()?;
@@ -72,16 +71,6 @@ fn dropped(evidence: &Evidence<'_>, failure: &Failure<'_>) -> Option<(NetnsId, u
     }
     let counted = || queues(site, link).any(|queue| queue.dropped > Some(0));
     (failure.dropped_for(REASONS, &[]) || counted()).then_some((netns, link))
-}
-
-/// Its loss only slows a connection of TCP down.
-fn slows_down(failure: &Failure<'_>) -> bool {
-    failure
-        .packet_at(0)
-        .is_some_and(|packet| match packet.transport {
-            Transport::Tcp { flags, .. } => flags & tcp_flag::SYN == 0,
-            _ => false,
-        })
 }
 
 fn queues<'a>(site: Option<&Site<'a>>, link: u32) -> impl Iterator<Item = &'a QueueDiscipline> {
@@ -161,7 +150,7 @@ pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
     use crate::cause::constructed::{Bench, ETH0, node};
-    use crate::event::protocol;
+    use crate::event::{Transport, protocol, tcp_flag};
 
     fn queue(kind: &str, dropped: u32) -> QueueDiscipline {
         QueueDiscipline {

@@ -39,6 +39,7 @@ const FILES: &[(&str, Parse)] = &[
     ("netstat", two_lines),
     ("snmp6", one_a_line),
     ("stat/nf_conntrack", per_processor),
+    ("softnet_stat", backlogs),
 ];
 
 /// Counters of the calling thread's network namespace; `root` is its `/proc/…/net`.
@@ -101,6 +102,22 @@ fn per_processor(text: &str, counters: &mut BTreeMap<String, u64>) {
     }
 }
 
+/// Columns of the queues of received packets that are sums: names in `softnet_seq_show`, net/core/net-procfs.c.
+const BACKLOG: [(usize, &str); 2] = [(1, "dropped"), (10, "flow_limit_count")];
+
+/// One line of hexadecimal values without names for each processor; the same in every namespace.
+fn backlogs(text: &str, counters: &mut BTreeMap<String, u64>) {
+    for line in text.lines() {
+        let values: Vec<&str> = line.split_whitespace().collect();
+        for (column, name) in BACKLOG {
+            let value = values.get(column).map(|hex| u64::from_str_radix(hex, 16));
+            if let Some(Ok(value)) = value {
+                *counters.entry(format!("softnet {name}")).or_default() += value;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +137,10 @@ mod tests {
                 "stat/nf_conntrack",
                 "entries found insert_failed\n0000000a 00000001 00000002\n0000000a 00000000 0000000f\n",
             ),
+            (
+                "softnet_stat",
+                "0000ffff 00000002 0 0 0 0 0 0 0 0 00000001 0\n00000001 0000000a\nbroken",
+            ),
         ] {
             fs::write(root.path().join(file), text).unwrap();
         }
@@ -133,6 +154,8 @@ mod tests {
             ("Ip6InAddrErrors", Some(3)),
             ("conntrack insert_failed", Some(17)),
             ("conntrack entries", None),
+            ("softnet dropped", Some(12)),
+            ("softnet flow_limit_count", Some(1)),
         ] {
             assert_eq!(counters.get(name), value, "{name}");
         }

@@ -40,6 +40,7 @@ impl FromIterator<(String, String)> for Sysctls {
 const NAMES: &[&str] = &[
     "net/bridge/bridge-nf-call-ip6tables",
     "net/bridge/bridge-nf-call-iptables",
+    "net/core/netdev_max_backlog",
     "net/core/somaxconn",
     "net/ipv4/conf/all/accept_local",
     "net/ipv4/conf/all/arp_announce",

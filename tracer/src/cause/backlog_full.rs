@@ -123,8 +123,8 @@ fn judge(evidence: &Evidence<'_>, failures: &[&Failure<'_>]) -> Diagnosis {
 pub(super) mod tests {
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::{Bench, ETH0, node};
-    use crate::event::{Transport, protocol, tcp_flag};
+    use crate::cause::constructed::{Bench, ETH0, node, sent_in_vain};
+    use crate::event::tcp_flag;
     use crate::node::{Counters, Sysctls};
 
     fn with(reason: &str, function: &str, dropped: u64) -> Bench {
@@ -174,11 +174,7 @@ pub(super) mod tests {
     #[test]
     fn data_of_tcp_is_no_finding() {
         for (flags, codes) in [(tcp_flag::ACK, &[][..]), (tcp_flag::SYN, &[CAUSE.code])] {
-            let mut bench = node();
-            let transport = Transport::Tcp { sequence: 1, flags };
-            let (from, to) = ("192.0.2.1:40000", "192.0.2.77:80");
-            let way = bench.packet(protocol::TCP, from, to, transport);
-            way.transmit(ETH0).dropped(REASON, FUNCTION);
+            let bench = sent_in_vain(flags, REASON, FUNCTION);
             assert_eq!(bench.codes(), codes);
         }
     }

@@ -89,6 +89,16 @@ pub(super) fn node() -> Bench {
     bench
 }
 
+/// That node with a segment of TCP that is dropped on its way out of eth0.
+pub(super) fn sent_in_vain(flags: u8, reason: &str, function: &str) -> Bench {
+    let mut bench = node();
+    let transport = Transport::Tcp { sequence: 1, flags };
+    let (from, to) = ("192.0.2.1:40000", "192.0.2.77:80");
+    let way = bench.packet(protocol::TCP, from, to, transport);
+    way.transmit(ETH0).dropped(reason, function);
+    bench
+}
+
 pub(super) fn link(index: u32, name: &str) -> Link {
     Link {
         index,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Netfilter hooks: those of the IP families, and those in front of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(from = "Words", into = "Words")]
 pub enum NetfilterHook {
     /// Before routing.
     PreRouting,
@@ -31,6 +32,50 @@ pub enum NetfilterHook {
     Egress,
     /// Another family's (ARP).
     Other,
+}
+
+/// A hook in a capture: a word that every version of the tracer knows, and what later ones know besides.
+#[derive(Serialize, Deserialize)]
+struct Words {
+    hook: Word,
+    /// Of a hook in front of IP, as [`NetfilterHook::number`] gives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hook_number: Option<u8>,
+}
+
+/// In the kernel's order.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum Word {
+    PreRouting,
+    Input,
+    Forward,
+    Output,
+    PostRouting,
+    Other,
+}
+
+impl From<NetfilterHook> for Words {
+    fn from(hook: NetfilterHook) -> Self {
+        let word = match hook {
+            NetfilterHook::PreRouting => Word::PreRouting,
+            NetfilterHook::Input => Word::Input,
+            NetfilterHook::Forward => Word::Forward,
+            NetfilterHook::Output => Word::Output,
+            NetfilterHook::PostRouting => Word::PostRouting,
+            _ => Word::Other,
+        };
+        let known = hook.is_of_ip() || hook == NetfilterHook::Other;
+        Self {
+            hook: word,
+            hook_number: (!known).then(|| hook.number()),
+        }
+    }
+}
+
+impl From<Words> for NetfilterHook {
+    fn from(words: Words) -> Self {
+        Self::from_number(words.hook_number.unwrap_or(words.hook as u8))
+    }
 }
 
 /// Where a bridge's numbers begin in [`NetfilterHook::number`].
@@ -133,6 +178,28 @@ mod tests {
         assert_eq!(names.len(), 12);
         for &hook in families.iter().flatten() {
             assert_eq!(NetfilterHook::from_number(hook.number()), hook);
+            let words = serde_json::to_value(hook).expect("words");
+            assert_eq!(
+                serde_json::from_value::<NetfilterHook>(words).ok(),
+                Some(hook)
+            );
+        }
+    }
+
+    #[test]
+    fn versions_before_the_hooks_in_front_of_ip_read_their_word() {
+        for (hook, words) in [
+            (
+                NetfilterHook::Forward,
+                serde_json::json!({"hook": "Forward"}),
+            ),
+            (NetfilterHook::Other, serde_json::json!({"hook": "Other"})),
+            (
+                NetfilterHook::BridgeOutput,
+                serde_json::json!({"hook": "Other", "hook_number": 19}),
+            ),
+        ] {
+            assert_eq!(serde_json::to_value(hook).expect("words"), words);
         }
     }
 }

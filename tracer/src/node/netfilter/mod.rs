@@ -104,6 +104,7 @@ pub struct Chain {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Base {
     /// Where in the stack.
+    #[serde(flatten)]
     pub hook: NetfilterHook,
     /// Lower ones come first.
     pub priority: i32,

@@ -127,6 +127,12 @@ fn a_chain_of_a_bridge_or_of_devices() {
     let of_inet = base_of(1, &place(5));
     assert_eq!(of_inet.hook, NetfilterHook::Ingress);
     assert_eq!(base_of(3, &place(0)).hook, NetfilterHook::Other);
+    // As a capture holds them.
+    for base in [forward, one, of_inet, base_of(2, &place(2))] {
+        let bytes = minicbor_serde::to_vec(&base).unwrap();
+        let read: Base = minicbor_serde::from_slice(&bytes).unwrap();
+        assert_eq!(read, base);
+    }
 }
 
 #[test]

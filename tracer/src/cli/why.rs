@@ -30,8 +30,11 @@ struct CauseView {
     /// Where its facts come from.
     references: &'static [&'static str],
     brings_about: &'static [&'static str],
-    /// `tracer reproduce` builds it; else no traffic shows it, and `tracer check` finds it.
+    /// `tracer reproduce` builds it.
     built_in_lab: bool,
+    /// Why it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_reproduced: Option<&'static str>,
     /// Kernels that cannot show it, each with the reason.
     not_on: Vec<String>,
 }
@@ -42,9 +45,6 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<Exit, Failur
         for cause in CATALOGUE {
             let view = CauseView::of(cause);
             printer.object("cause", &view, &view.line())?;
-        }
-        if CATALOGUE.iter().any(|cause| !scenario::builds(cause.code)) {
-            printer.remark("* not reproduced: no traffic shows it, tracer check finds it")?;
         }
         return Ok(Exit::Healthy);
     };
@@ -68,6 +68,7 @@ impl CauseView {
             references: cause.references,
             brings_about: cause.explains,
             built_in_lab: scenario::builds(cause.code),
+            not_reproduced: scenario::why_not_built(cause.code),
             not_on: scenario::find(cause.code)
                 .into_iter()
                 .flat_map(|scenario| scenario.not_on)
@@ -78,8 +79,7 @@ impl CauseView {
 
     /// In the list of all.
     fn line(&self) -> String {
-        let mark = if self.built_in_lab { ' ' } else { '*' };
-        let line = format!("{mark} {:<26} {}", self.cause, self.title);
+        let line = format!("  {:<26} {}", self.cause, self.title);
         self.more().iter().fold(line, |line, more| {
             line + &format!("\n{:LIST_MARGIN$}{more}", "")
         })
@@ -95,12 +95,19 @@ impl CauseView {
         words + &format!("\n\nSources:\n  {}", self.references.join("\n  "))
     }
 
-    /// What it brings about, and the kernels that cannot show it.
+    /// What it brings about, why no reproduction builds it, and the kernels that cannot show it.
     fn more(&self) -> Vec<String> {
         let brings_about = (!self.brings_about.is_empty())
             .then(|| format!("brings about: {}", self.brings_about.join(", ")));
+        let unbuilt = self
+            .not_reproduced
+            .map(|why| format!("not reproduced: {why}"));
         let not_on = self.not_on.iter().map(|row| format!("not on {row}"));
-        brings_about.into_iter().chain(not_on).collect()
+        brings_about
+            .into_iter()
+            .chain(unbuilt)
+            .chain(not_on)
+            .collect()
     }
 }
 
@@ -120,11 +127,16 @@ mod tests {
             ],
             brings_about: &["no-route", "no-listener"],
             built_in_lab: false,
+            not_reproduced: Some("nothing shows it"),
             not_on: vec!["5.10.x: no reason".into()],
         };
         for text in [view.line(), view.words()] {
             assert!(
                 text.contains("brings about: no-route, no-listener\n"),
+                "{text}"
+            );
+            assert!(
+                text.contains("not reproduced: nothing shows it\n"),
                 "{text}"
             );
             assert!(
@@ -137,9 +149,9 @@ mod tests {
         let (_, sources) = sources.split_once("\n\nSources:\n").expect("sources");
         let sources: Vec<_> = sources.lines().map(str::trim).collect();
         assert_eq!(sources, view.references);
-        assert!(view.line().starts_with('*'));
         let plain = CauseView {
             brings_about: &[],
+            not_reproduced: None,
             not_on: Vec::new(),
             ..view
         };

@@ -490,10 +490,7 @@ mod tests {
         let mut found = |id| {
             let client = format!("192.0.2.1:{}", 4000 + id);
             let syn = Packet {
-                transport: Transport::Tcp {
-                    sequence: 1,
-                    flags: tcp_flag::SYN,
-                },
+                transport: Transport::tcp(1, tcp_flag::SYN),
                 ..packet(6, (&client, "192.0.2.2:80"))
             };
             let events = [HookId::TcpReceive, HookId::TcpReset].map(|hook| Event {

@@ -421,7 +421,8 @@ impl Collector {
                     || at_nodeport
                     || flow.refused
                     || flow.is_stalled()
-                    || flow.is_unheard())
+                    || flow.is_unheard()
+                    || flow.repeated().is_some())
             {
                 self.pace.ask(loss, flow.client, now_ns);
             }
@@ -462,6 +463,7 @@ impl Collector {
             evidence.failures().len()
                 + evidence.stalled().len()
                 + evidence.unheard().len()
+                + evidence.repeating().len()
                 + evidence.refused().len(),
         );
         let mut found = cause::diagnose(&evidence.with_cluster(self.cluster.as_deref()));

@@ -343,7 +343,7 @@ pub(super) mod tests {
                 6,
                 "192.0.2.1:80",
                 "192.0.2.10:40000",
-                Transport::Tcp { sequence: 1, flags },
+                Transport::tcp(1, flags),
             )
             .transmit(ETH0)
             .ends();

@@ -259,7 +259,7 @@ mod tests {
             let question = bench.tcp(CLIENT, SERVER).receive(ETH0).began(began);
             question.at(HookId::Forward).at(HookId::TcpDeliver).ends();
             let flags = tcp_flag::SYN | tcp_flag::ACK;
-            let transport = Transport::Tcp { sequence: 1, flags };
+            let transport = Transport::tcp(1, flags);
             let answer = bench.packet(protocol::TCP, SERVER, CLIENT, transport);
             let answer = answer.receive(CNI0).began(began + 1_000);
             answer.at(HookId::Forward).transmit(out).ends();
@@ -318,7 +318,7 @@ mod tests {
     fn a_connection_that_goes_on_is_well() {
         let mut bench = asked(&[1, 2, 4], VPN);
         let flags = tcp_flag::ACK;
-        let transport = Transport::Tcp { sequence: 2, flags };
+        let transport = Transport::tcp(2, flags);
         let goes_on = bench.packet(protocol::TCP, CLIENT, SERVER, transport);
         goes_on.receive(ETH0).at(HookId::TcpDeliver).ends();
         assert!(bench.codes().is_empty(), "{:?}", bench.codes());

@@ -181,7 +181,7 @@ pub(super) mod tests {
                 protocol::TCP,
                 "10.244.0.8:80",
                 "10.244.0.9:4000",
-                Transport::Tcp { sequence: 9, flags },
+                Transport::tcp(9, flags),
             )
             .receive(ETH0);
         let way = if bridged {

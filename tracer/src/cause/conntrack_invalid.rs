@@ -240,10 +240,7 @@ pub(super) mod tests {
     /// A pod's data packet to a client that asked a service.
     fn answer(translate: bool) -> Bench {
         let mut bench = node();
-        let transport = Transport::Tcp {
-            sequence: 5000,
-            flags: tcp_flag::ACK,
-        };
+        let transport = Transport::tcp(5000, tcp_flag::ACK);
         let tuple = |source: &str, destination: &str| Tuple {
             protocol: 6,
             source: at(source),

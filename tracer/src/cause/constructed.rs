@@ -92,7 +92,7 @@ pub(super) fn node() -> Bench {
 /// That node with a segment of TCP that is dropped on its way out of eth0.
 pub(super) fn sent_in_vain(flags: u8, reason: &str, function: &str) -> Bench {
     let mut bench = node();
-    let transport = Transport::Tcp { sequence: 1, flags };
+    let transport = Transport::tcp(1, flags);
     let (from, to) = ("192.0.2.1:40000", "192.0.2.77:80");
     let way = bench.packet(protocol::TCP, from, to, transport);
     way.transmit(ETH0).dropped(reason, function);
@@ -223,10 +223,7 @@ impl Bench {
 
     /// A TCP packet that opens a connection.
     pub(super) fn tcp(&mut self, source: &str, destination: &str) -> Way<'_> {
-        let transport = Transport::Tcp {
-            sequence: 1000,
-            flags: tcp_flag::SYN,
-        };
+        let transport = Transport::tcp(1000, tcp_flag::SYN);
         self.packet(protocol::TCP, source, destination, transport)
     }
 

@@ -71,6 +71,8 @@ pub struct Evidence<'a> {
     stalled: Vec<&'a Flow>,
     /// Flows whose opening was answered, and repeated all the same, in order.
     unheard: Vec<&'a Flow>,
+    /// Flows with data that is repeated and not acknowledged, in order.
+    repeating: Vec<&'a Flow>,
     /// Flows that word came back of, and no more, in order.
     refused: Vec<&'a Flow>,
     /// Packets were looked at up to here, by CLOCK_MONOTONIC; the facts may be older.
@@ -131,6 +133,11 @@ impl<'a> Evidence<'a> {
                 .copied()
                 .filter(|flow| flow.is_unheard())
                 .collect(),
+            repeating: ordered
+                .iter()
+                .copied()
+                .filter(|flow| flow.repeated().is_some())
+                .collect(),
             stalled: ordered
                 .into_iter()
                 .filter(|flow| flow.is_stalled())
@@ -184,6 +191,11 @@ impl<'a> Evidence<'a> {
     /// Flows whose opening was answered, and repeated all the same.
     pub fn unheard(&self) -> &[&'a Flow] {
         &self.unheard
+    }
+
+    /// Flows with data that is repeated and not acknowledged.
+    pub fn repeating(&self) -> &[&'a Flow] {
+        &self.repeating
     }
 
     /// Flows that were refused: RST came back before anything else, or an ICMP error.
@@ -507,7 +519,7 @@ mod tests {
     const POD: &str = "10.244.0.9:80";
 
     fn client_says(bench: &mut Bench, flags: u8, began: Option<u64>) {
-        let transport = Transport::Tcp { sequence: 1, flags };
+        let transport = Transport::tcp(1, flags);
         let way = bench.packet(protocol::TCP, CLIENT, POD, transport);
         let way = way.at(HookId::LocalOut);
         match began {
@@ -520,10 +532,7 @@ mod tests {
 
     /// The pod's last packet, 2,000 ns from its first sight to the hook that it ends at.
     fn pod_s_end_is_lost(bench: &mut Bench, hook: HookId) {
-        let transport = Transport::Tcp {
-            sequence: 2,
-            flags: tcp_flag::FIN | tcp_flag::ACK,
-        };
+        let transport = Transport::tcp(2, tcp_flag::FIN | tcp_flag::ACK);
         bench
             .packet(protocol::TCP, POD, CLIENT, transport)
             .at(HookId::LocalOut)

@@ -44,6 +44,7 @@ mod bridge_port_blocked;
 mod conntrack_full;
 mod conntrack_insert_clash;
 mod conntrack_invalid;
+mod data_lost;
 mod dns_stale_conntrack;
 mod duplicate_address;
 mod endpoint_not_ready;
@@ -176,6 +177,7 @@ pub const CATALOGUE: &[Cause] = &[
     refused_elsewhere::CAUSE,
     no_answer::CAUSE,
     answer_lost::CAUSE,
+    data_lost::CAUSE,
 ];
 
 /// Causes that only say where a connection ended beyond what is traced: any other of the same connection says more.
@@ -183,6 +185,7 @@ const BEYOND: &[&str] = &[
     refused_elsewhere::CAUSE.code,
     no_answer::CAUSE.code,
     answer_lost::CAUSE.code,
+    data_lost::CAUSE.code,
 ];
 
 /// The cause with this code.

@@ -266,10 +266,7 @@ pub(super) mod tests {
     use crate::event::tcp_flag;
 
     fn data(bench: &mut Bench, length: u32, passes: bool) {
-        let transport = Transport::Tcp {
-            sequence: 5000,
-            flags: tcp_flag::ACK,
-        };
+        let transport = Transport::tcp(5000, tcp_flag::ACK);
         let way = bench
             .packet(6, "192.0.2.10:40000", "10.244.0.9:80", transport)
             .length(length)

@@ -275,10 +275,7 @@ mod tests {
             protocol::TCP,
             SERVER,
             CLIENT,
-            Transport::Tcp {
-                sequence: 1,
-                flags: tcp_flag::SYN | tcp_flag::ACK,
-            },
+            Transport::tcp(1, tcp_flag::SYN | tcp_flag::ACK),
         );
         answer.receive(ETH0).at(HookId::TcpReceive).ends();
         assert!(bench.codes().is_empty(), "{:?}", bench.codes());

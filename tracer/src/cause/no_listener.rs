@@ -476,7 +476,7 @@ pub(super) mod tests {
                 6,
                 "192.0.2.10:40000",
                 "192.0.2.1:80",
-                Transport::Tcp { sequence: 1, flags },
+                Transport::tcp(1, flags),
             )
             .receive(ETH0)
             .at(HookId::TcpReceive)

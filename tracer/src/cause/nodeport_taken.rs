@@ -433,7 +433,7 @@ pub(super) mod tests {
                 6,
                 "192.0.2.77:443",
                 "192.0.2.1:30080",
-                Transport::Tcp { sequence: 1, flags },
+                Transport::tcp(1, flags),
             )
             .receive(ETH0)
             .at(HookId::LocalDeliver)

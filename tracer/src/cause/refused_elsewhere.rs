@@ -229,7 +229,7 @@ pub(super) mod tests {
     }
 
     fn says(bench: &mut Bench, flags: u8, hook: HookId) {
-        let transport = Transport::Tcp { sequence: 0, flags };
+        let transport = Transport::tcp(0, flags);
         let way = bench.packet(protocol::TCP, SERVER, CLIENT, transport);
         let way = if hook == HookId::DeviceReceive {
             way.receive(ETH0)
@@ -339,10 +339,7 @@ pub(super) mod tests {
         says(&mut bench, tcp_flag::RST, HookId::DeviceReceive);
         assert!(bench.codes().is_empty(), "{:?}", bench.codes());
         let mut bench = node();
-        let transport = Transport::Tcp {
-            sequence: 9,
-            flags: tcp_flag::ACK,
-        };
+        let transport = Transport::tcp(9, tcp_flag::ACK);
         let way = bench.packet(protocol::TCP, CLIENT, SERVER, transport);
         way.at(HookId::LocalOut).transmit(ETH0).ends();
         says(&mut bench, tcp_flag::RST, HookId::DeviceReceive);

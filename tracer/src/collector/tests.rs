@@ -31,10 +31,7 @@ fn journey(id: u64, to: &str, hooks: &[HookId], start_ns: u64, ending: Ending) -
             tuple,
             named_protocol: tuple.protocol,
             ip_id: None,
-            transport: Transport::Tcp {
-                sequence: 1,
-                flags: 2,
-            },
+            transport: Transport::tcp(1, 2),
             about: None,
         }),
         not_ip: false,

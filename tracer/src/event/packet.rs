@@ -113,6 +113,8 @@ pub enum Transport {
         sequence: u32,
         /// Flags byte: FIN 1, SYN 2, RST 4, PSH 8, ACK 16.
         flags: u8,
+        /// Bytes of data, by the lengths that the headers give.
+        data: u16,
     },
     /// UDP.
     Udp,
@@ -135,6 +137,17 @@ pub enum Transport {
     },
     /// Another protocol, or a header that was not captured.
     Other,
+}
+
+impl Transport {
+    /// A TCP segment without data.
+    pub const fn tcp(sequence: u32, flags: u8) -> Self {
+        Self::Tcp {
+            sequence,
+            flags,
+            data: 0,
+        }
+    }
 }
 
 /// ICMPv6 types of neighbour discovery: solicitations, advertisements, redirect.
@@ -188,7 +201,7 @@ impl Packet {
     /// It refuses a TCP connection: RST with the number that answers a SYN (RFC 9293, 3.10.7.1).
     pub const fn refuses_opening(&self) -> bool {
         const REFUSES: u8 = tcp_flag::RST | tcp_flag::ACK;
-        matches!(self.transport, Transport::Tcp { sequence: 0, flags } if flags & REFUSES == REFUSES)
+        matches!(self.transport, Transport::Tcp { sequence: 0, flags, .. } if flags & REFUSES == REFUSES)
     }
 
     /// Both ends as an answer has them: an ICMP error answers the packet that it quotes.
@@ -214,7 +227,7 @@ impl Packet {
     /// Parses headers that begin with IP's. A packet that is quoted quotes none itself.
     fn parse_ip(bytes: &[u8], may_quote: bool) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
-        let (named_protocol, source, destination, ip_id, offset) = match &ip {
+        let (named_protocol, source, destination, ip_id, offset, length) = match &ip {
             LaxIpSlice::Ipv4(ip) => {
                 let header = ip.header();
                 (
@@ -223,6 +236,7 @@ impl Packet {
                     IpAddr::from(header.destination_addr()),
                     Some(u32::from(header.identification())),
                     header.fragments_offset().value(),
+                    usize::from(header.total_len()).saturating_sub(header.slice().len()),
                 )
             }
             LaxIpSlice::Ipv6(ip) => {
@@ -245,13 +259,15 @@ impl Packet {
                     IpAddr::from(ip.header().destination_addr()),
                     fragment.as_ref().map(|fragment| fragment.identification),
                     fragment.map_or(0, |fragment| fragment.fragment_offset.value()),
+                    usize::from(ip.header().payload_length())
+                        .saturating_sub(extensions.slice().len()),
                 )
             }
         };
         let payload = ip.payload();
         let ip_protocol = payload.ip_number.0;
         let (source_port, destination_port, transport) = if offset == 0 {
-            transport(ip_protocol, payload.payload)
+            transport(ip_protocol, payload.payload, length)
         } else {
             (0, 0, Transport::Fragment { offset })
         };
@@ -340,18 +356,20 @@ impl Packet {
     }
 }
 
-/// Ports and what else the transport header says. The header may be cut behind what is read here (TCP
-/// options are not kept), which the parsers of whole headers refuse.
-fn transport(number: u8, header: &[u8]) -> (u16, u16, Transport) {
+/// Ports and what else the transport header says; `length` is what IP says of both it and the data. The header may
+/// be cut behind what is read here (TCP options are not kept), which the parsers of whole headers refuse.
+fn transport(number: u8, header: &[u8], length: usize) -> (u16, u16, Transport) {
     let word = |at: usize| Some(u16::from_be_bytes([*header.get(at)?, *header.get(at + 1)?]));
     let with_ports = |transport| {
         let (source, destination) = word(0).zip(word(2))?;
         Some((source, destination, transport))
     };
     let tcp = || {
+        let words = usize::from(*header.get(12)? >> 4);
         Some(Transport::Tcp {
             sequence: u32::from(word(4)?) << 16 | u32::from(word(6)?),
             flags: *header.get(13)?,
+            data: length.saturating_sub(4 * words) as u16,
         })
     };
     let parsed = match number {
@@ -396,13 +414,7 @@ mod tests {
             packet.tuple.destination,
             "192.168.3.187:30000".parse().expect("an address")
         );
-        assert_eq!(
-            packet.transport,
-            Transport::Tcp {
-                sequence: 0x1557_8af4,
-                flags: tcp_flag::SYN
-            }
-        );
+        assert_eq!(packet.transport, Transport::tcp(0x1557_8af4, tcp_flag::SYN));
         assert_eq!(packet.ip_id, Some(0x645e));
     }
 

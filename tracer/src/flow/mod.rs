@@ -12,6 +12,7 @@
 
 mod leg;
 mod quiet;
+mod repeated;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use crate::event::{Event, Packet, Transport, Tuple, tcp_flag};
 use crate::journey::Journey;
 use leg::{Leg, Legs, Place};
 use quiet::Quiet;
+pub use repeated::{Repeated, segment};
 use store::Store;
 
 /// Most flows kept; the one that was quiet longest goes first.
@@ -102,7 +104,7 @@ impl Kept {
         over.flatten().map(|(_, journey)| journey)
     }
 
-    fn iter(&self) -> impl Iterator<Item = &(Direction, Journey)> {
+    fn iter(&self) -> impl DoubleEndedIterator<Item = &(Direction, Journey)> {
         self.first.iter().chain(&self.last)
     }
 
@@ -123,7 +125,7 @@ fn bytes(journey: &Journey) -> usize {
 
 impl Flow {
     /// The kept journeys, in order.
-    pub fn kept(&self) -> impl Iterator<Item = (Direction, &Journey)> {
+    pub fn kept(&self) -> impl DoubleEndedIterator<Item = (Direction, &Journey)> {
         self.kept
             .iter()
             .flat_map(|kept| kept.iter())
@@ -185,9 +187,9 @@ impl Flow {
 const fn opening(transport: Transport) -> Option<u32> {
     const SYN_AND_ACK: u8 = tcp_flag::SYN | tcp_flag::ACK;
     match transport {
-        Transport::Tcp { sequence, flags } if flags & SYN_AND_ACK == tcp_flag::SYN => {
-            Some(sequence)
-        }
+        Transport::Tcp {
+            sequence, flags, ..
+        } if flags & SYN_AND_ACK == tcp_flag::SYN => Some(sequence),
         _ => None,
     }
 }

@@ -57,7 +57,7 @@ fn an_answer_that_ends_first_is_still_the_answer() {
         .filter_map(|event| event.packet.as_mut())
     {
         let flags = tcp_flag::SYN | tcp_flag::ACK;
-        packet.transport = Transport::Tcp { sequence: 1, flags };
+        packet.transport = Transport::tcp(1, flags);
     }
     let id = flows.add(reply).expect("a flow").flow;
     let request = journey(2, &[("192.0.2.10:5000", "192.0.2.1:30000")]);
@@ -78,7 +78,7 @@ fn an_untranslated_answer_that_ends_first_is_of_the_flow_that_it_answers() {
         .filter_map(|event| event.packet.as_mut())
     {
         let flags = tcp_flag::SYN | tcp_flag::ACK;
-        packet.transport = Transport::Tcp { sequence: 1, flags };
+        packet.transport = Transport::tcp(1, flags);
     }
     let id = flows.add(reply).expect("a flow").flow;
     // Refused, which is seen before the end of what began it all.
@@ -300,7 +300,7 @@ fn tcp(at_s: u64, ends: (&str, &str), sequence: u32, flags: u8) -> Journey {
     for event in &mut journey.events {
         let packet = event.packet.as_mut().expect("headers");
         packet.tuple.protocol = crate::event::protocol::TCP;
-        packet.transport = Transport::Tcp { sequence, flags };
+        packet.transport = Transport::tcp(sequence, flags);
     }
     journey
 }

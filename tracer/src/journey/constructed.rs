@@ -33,7 +33,7 @@ pub(crate) fn event(hook: HookId, skb: u64, time_ns: u64, sequence: u32) -> Even
         detail: Detail::None,
         packet: Some(Packet {
             ip_id: Some(7),
-            transport: Transport::Tcp { sequence, flags: 2 },
+            transport: Transport::tcp(sequence, 2),
             ..packet(6, ("192.0.2.1:1000", "192.0.2.2:80"))
         }),
         not_ip: false,

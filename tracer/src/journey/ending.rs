@@ -193,7 +193,7 @@ mod tests {
         let mut event = event(hook, 1, at, 100);
         let packet = event.packet.as_mut().expect("headers");
         packet.tuple.protocol = protocol::TCP;
-        packet.transport = Transport::Tcp { sequence: 0, flags };
+        packet.transport = Transport::tcp(0, flags);
         event
     }
 

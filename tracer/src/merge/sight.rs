@@ -22,7 +22,9 @@ impl From<&Packet> for Key {
             tuple: packet.tuple,
             ip_id: packet.ip_id,
             transport: match packet.transport {
-                Transport::Tcp { sequence, flags } => (sequence, flags),
+                Transport::Tcp {
+                    sequence, flags, ..
+                } => (sequence, flags),
                 Transport::Icmp { kind, code } => (u32::from(kind), code),
                 Transport::Udp
                 | Transport::Arp { .. }

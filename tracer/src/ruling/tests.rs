@@ -68,10 +68,7 @@ fn event(hook: HookId, detail: Detail) -> Event {
             },
             named_protocol: protocol::TCP,
             ip_id: Some(1),
-            transport: Transport::Tcp {
-                sequence: 1,
-                flags: tcp_flag::SYN,
-            },
+            transport: Transport::tcp(1, tcp_flag::SYN),
             about: None,
         }),
         not_ip: false,

@@ -157,8 +157,13 @@ pub fn tcp_attempt(
 ///
 /// # Errors
 /// When the namespace cannot be entered.
-pub fn long_question(client: &Namespace, to: SocketAddr, bytes: usize) -> anyhow::Result<Attempt> {
-    tcp_question(client, to, PATIENCE, &vec![b'x'; bytes])
+pub fn long_question(
+    client: &Namespace,
+    to: SocketAddr,
+    bytes: usize,
+    patience: Duration,
+) -> anyhow::Result<Attempt> {
+    tcp_question(client, to, patience, &vec![b'x'; bytes])
 }
 
 fn tcp_question(

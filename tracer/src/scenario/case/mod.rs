@@ -10,6 +10,7 @@ mod bridge_port_blocked;
 mod conntrack_full;
 mod conntrack_insert_clash;
 mod conntrack_invalid;
+mod data_lost;
 mod dns_stale_conntrack;
 mod duplicate_address;
 mod endpoint_not_ready;
@@ -114,5 +115,6 @@ pub const REGISTRY: &[Scenario] = &[
     refused_elsewhere::SCENARIO,
     no_answer::SCENARIO,
     answer_lost::SCENARIO,
+    data_lost::SCENARIO,
     mixed::SCENARIO,
 ];

@@ -76,7 +76,7 @@ fn untold(world: &mut World, site: &Site) -> anyhow::Result<Plan> {
             "the pod, a large packet",
             &client,
             pod,
-            move |from| long_question(from, pod, 1400),
+            move |from| long_question(from, pod, 1400, PATIENCE),
         )],
         move |_| client.run(&format!("iptables -D {RULE}")),
     ))

@@ -572,6 +572,7 @@ impl Collector {
         self.flows = Flows::default();
         self.facts = Arc::new(Snapshot::empty());
         self.seen.clear();
+        self.last_seen = None;
         self.asked.clear();
         self.met = Met::default();
         self.filtering.clear();

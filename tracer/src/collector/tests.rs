@@ -326,3 +326,21 @@ fn arp_does_not_change_the_numbers_of_other_packets() {
     assert_eq!(collector.push(ip, &mut ended), Some(1));
     assert!(number > 1);
 }
+
+#[test]
+fn a_namespace_is_seen_anew_once_all_is_forgotten() {
+    let mut collector = collector();
+    for _ in 0..2 {
+        let packet = journey(
+            1,
+            "192.0.2.1:80",
+            &[HookId::DeviceReceive],
+            1,
+            Ending::OutOfSight,
+        );
+        let event = packet.events.into_iter().next().expect("an event");
+        collector.push(event, &mut Vec::new());
+        assert!(collector.seen.contains(&1));
+        collector.forget();
+    }
+}

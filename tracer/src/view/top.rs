@@ -130,7 +130,7 @@ impl TopView {
 
 /// The journey of a flow that tells most: the last that did not arrive, else the last request.
 fn telling(flow: &Flow) -> Option<&Journey> {
-    let failed = flow.kept().filter(|(_, journey)| journey.failed()).last();
+    let failed = flow.kept().rfind(|(_, journey)| journey.failed());
     failed
         .map(|(_, journey)| journey)
         .or_else(|| flow.of(Direction::Request).last())

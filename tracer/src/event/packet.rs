@@ -418,6 +418,56 @@ mod tests {
         assert_eq!(packet.ip_id, Some(0x645e));
     }
 
+    #[test]
+    fn data_is_what_lengths_leave_though_it_was_not_kept() {
+        let tcp = |words: u8| {
+            [
+                0x8e,
+                0x1c,
+                0x75,
+                0x30,
+                0,
+                0,
+                0,
+                9,
+                0,
+                0,
+                0,
+                0,
+                words << 4,
+                0x10,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+            ]
+        };
+        let data = |ip: &[u8], words| match Packet::parse(&[ip, &tcp(words)].concat(), 0) {
+            Some(Packet {
+                transport: Transport::Tcp { data, .. },
+                ..
+            }) => Some(data),
+            _ => None,
+        };
+        let [high, low] = 1452_u16.to_be_bytes();
+        let ipv4 = [
+            0x45, 0, high, low, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+        ];
+        let mut ipv6 = [0; 40];
+        (ipv6[0], ipv6[5], ipv6[6]) = (0x60, 25, 6);
+        for (ip, words, expected) in [
+            (&ipv4[..], 8, 1400),
+            (&ipv4, 5, 1412),
+            (&ipv6, 5, 5),
+            // Its options are longer than all of it: no header is wrong enough to stop the parser.
+            (&ipv6, 15, 0),
+        ] {
+            assert_eq!(data(ip, words), Some(expected), "{words} words");
+        }
+    }
+
     /// An ICMP message about a UDP or TCP packet from 10.0.0.1:1000 to 10.0.0.2:53.
     fn icmp(kind: u8, protocol: u8) -> Packet {
         let mut bytes = vec![

@@ -257,11 +257,17 @@ impl FlowView {
     }
 }
 
-/// The packet that shows best what stopped a flow: lost or refused, else unserved, else the first.
+/// The packet that shows best what stopped a flow: lost or refused, else unserved, else sent again and again, else the
+/// first.
 fn failing(flow: &Flow) -> Option<(Direction, &Journey)> {
     let first = |wanted: fn(&Journey) -> bool| flow.kept().find(|(_, journey)| wanted(journey));
+    let repeated = || {
+        let repeated = flow.repeated()?;
+        Some((repeated.direction, *repeated.copies.first()?))
+    };
     first(Journey::failed)
         .or_else(|| first(is_suspicious))
+        .or_else(repeated)
         .or_else(|| first(|_| true))
 }
 

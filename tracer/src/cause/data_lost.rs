@@ -43,11 +43,9 @@ than the way takes. Else look where they go next.",
     audit: nothing,
 };
 
-/// What is smaller passes nearly everywhere.
-const LARGE: u32 = 1000;
 /// What IPv6 asks of every link, and nearly all others take (RFC 8200, 5).
 const FITS: u32 = 1280;
-/// An Ethernet header.
+/// An Ethernet header; devices without a hardware address have none.
 const LINK_BYTES: u32 = 14;
 
 /// Where the copies went out, whom to, and whether their size may be why they are lost.
@@ -62,18 +60,18 @@ struct Way {
 /// A connection with such data.
 struct Lost<'a> {
     flow: &'a Flow,
-    repeated: Repeated<'a>,
+    repeated: &'a Repeated<'a>,
     newest: &'a Journey,
-    /// Bytes of the packet behind the link header.
+    /// Bytes of the newest copy behind the link header, with a tunnel's headers.
     size: u32,
-    /// The largest packet before it, with its size.
+    /// The largest packet that was acknowledged before, with its size, where that is known.
     passed: Option<(&'a Journey, u32)>,
 }
 
 fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
     let mut groups: BTreeMap<Way, Vec<Lost<'_>>> = BTreeMap::new();
-    for flow in evidence.repeating() {
-        if let Some((way, lost)) = lost(evidence, flow) {
+    for (flow, repeated) in evidence.repeating() {
+        if let Some((way, lost)) = lost(evidence, flow, repeated) {
             groups.entry(way).or_default().push(lost);
         }
     }
@@ -84,25 +82,27 @@ fn examine(evidence: &Evidence<'_>) -> Vec<Diagnosis> {
 }
 
 /// `None` where something is known of a copy, or it is too early to say.
-fn lost<'a>(evidence: &Evidence<'_>, flow: &'a Flow) -> Option<(Way, Lost<'a>)> {
-    let repeated = flow.repeated()?;
+fn lost<'a>(
+    evidence: &Evidence<'_>,
+    flow: &'a Flow,
+    repeated: &'a Repeated<'a>,
+) -> Option<(Way, Lost<'a>)> {
     let (first, newest) = (repeated.copies.first()?, *repeated.copies.last()?);
     let until_ns = evidence.until_ns.max(flow.last_ns);
     let silence = Duration::from_nanos(until_ns.saturating_sub(first.start_ns()));
-    if flow.suspicious > 0 || silence < SILENCE || !repeated.copies.iter().all(|copy| is_gone(copy))
-    {
+    let known = flow.suspicious > 0 || repeated.copies.iter().any(|copy| !is_gone(copy));
+    if known || silence < SILENCE {
         return None;
     }
-    let (index, sent) = sent(newest)?;
+    let (netns, ifindex, size) = sent(evidence, newest)?;
     let passed = flow
-        .largest_before(&repeated)
-        .and_then(|journey| Some((journey, size(journey)?)));
-    let size = size(newest)?;
+        .largest_acknowledged(repeated)
+        .and_then(|journey| Some((journey, sent(evidence, journey)?.2)));
     let way = Way {
-        netns: NetnsId(newest.namespace_at(index)?),
-        ifindex: sent.ifindex?,
+        netns,
+        ifindex,
         to: newest.last_tuple()?.destination.ip(),
-        large: size >= LARGE && passed.is_none_or(|(_, passed)| passed < size),
+        large: size > FITS && passed.is_some_and(|(_, passed)| passed < size),
     };
     let lost = Lost {
         flow,
@@ -114,15 +114,15 @@ fn lost<'a>(evidence: &Evidence<'_>, flow: &'a Flow) -> Option<(Way, Lost<'a>)> 
     Some((way, lost))
 }
 
-/// The last device that took a packet.
-fn sent(journey: &Journey) -> Option<(usize, &Event)> {
+/// The last device that took a packet, and how large the packet was there.
+fn sent(evidence: &Evidence<'_>, journey: &Journey) -> Option<(NetnsId, u32, u32)> {
     let transmits = |event: &Event| event.role() == Role::Transmit;
     let index = journey.events.iter().rposition(transmits)?;
-    Some((index, &journey.events[index]))
-}
-
-fn size(journey: &Journey) -> Option<u32> {
-    sent(journey)?.1.length?.checked_sub(LINK_BYTES)
+    let event = &journey.events[index];
+    let (netns, ifindex) = (NetnsId(journey.namespace_at(index)?), event.ifindex?);
+    let link = evidence.site(netns)?.link(ifindex)?;
+    let header = link.mac.map_or(0, |_| LINK_BYTES);
+    Some((netns, ifindex, event.length?.checked_sub(header)?))
 }
 
 fn one(evidence: &Evidence<'_>, way: Way, lost: &[Lost<'_>]) -> Option<Diagnosis> {
@@ -133,7 +133,7 @@ fn one(evidence: &Evidence<'_>, way: Way, lost: &[Lost<'_>]) -> Option<Diagnosis
         size,
         passed,
     } = lost.first()?;
-    let (begun, left) = (newest.first_tuple()?, newest.last_tuple()?);
+    let begun = newest.first_tuple()?;
     let (from, to) = (begun.source, begun.destination);
     let site = evidence.site(way.netns)?;
     let (place, device) = (site.name(), site.device(way.ifindex));
@@ -141,9 +141,9 @@ fn one(evidence: &Evidence<'_>, way: Way, lost: &[Lost<'_>]) -> Option<Diagnosis
     let lasted = newest.start_ns().saturating_sub(first_ns) as f64 / 1e9;
     let summary = if way.large {
         format!(
-            "{from} sends {to} a packet of {size} bytes again and again: it goes out of {device} of {place} as it should, and \
-             nobody acknowledges it, though the connection was opened with smaller ones. A link beyond {device} seems to \
-             take no packets of this size, and the sender is not told."
+            "{from} sends {to} the same data again and again: it goes out of {device} of {place} in a packet of {size} bytes \
+             as it should, and nobody acknowledges it, though smaller ones were. A link beyond {device} seems to take no \
+             packets of this size, and the sender is not told."
         )
     } else {
         format!(
@@ -164,15 +164,15 @@ fn one(evidence: &Evidence<'_>, way: Way, lost: &[Lost<'_>]) -> Option<Diagnosis
     .prove(
         "packet",
         format!(
-            "#{} tcp {from} → {to}, {size} bytes at {device}, repeated until {lasted:.1} s later, {} seen, never dropped here",
+            "#{} tcp {from} → {to}, {size} bytes at {device}, sent at least {} times within {lasted:.1} s, never dropped here",
             repeated.copies.first()?.id,
             repeated.copies.len()
         ),
     )
     .prove_if(
         "packet",
-        passed.map(|(journey, size)| {
-            format!("#{} of the same side, {size} bytes, was acknowledged: none larger was", journey.id)
+        passed.filter(|_| way.large).map(|(journey, size)| {
+            format!("#{} of the same side, {size} bytes, was acknowledged: no larger one was", journey.id)
         }),
     )
     .prove_if(
@@ -182,7 +182,11 @@ fn one(evidence: &Evidence<'_>, way: Way, lost: &[Lost<'_>]) -> Option<Diagnosis
             .map(|mtu| format!("{device} has MTU {mtu}")),
     )
     .prove_if("route", site.main_route(way.to).map(|route| site.route_words(route)))
-    .lacking(format!("what became of them beyond {device}"));
+    .lacking(format!("what became of them beyond {device}"))
+    .lacking_if(
+        *size > FITS && passed.is_none(),
+        "whether packets of this size were ever acknowledged: if not, it may be why",
+    );
     let sender = evidence
         .site(NetnsId(newest.namespace_at(0)?))
         .filter(|site| site.is_local(from.ip()));
@@ -200,7 +204,7 @@ fn one(evidence: &Evidence<'_>, way: Way, lost: &[Lost<'_>]) -> Option<Diagnosis
                 ["let the connection say something (TCP keepalive) before a firewall on the way forgets it"],
                 "helps where it was idle before",
             )
-            .check(format!("ss -tnoi dst {}   # unacked and retrans are gone", left.destination.ip()))
+            .check(format!("ss -tnoi dst {}   # unacked and retrans are gone", to.ip()))
             .typed_for(sender)
     })
 }
@@ -223,9 +227,9 @@ fn by_size(
     let route = site.main_route(to);
     let via = route
         .and_then(|route| route.gateway)
-        .map_or_else(String::new, |gateway| format!(" via {gateway}"));
+        .map_or_else(String::new, |gateway| via(site, gateway));
     let device = site.device(route.and_then(|route| route.link).unwrap_or(way.ifindex));
-    let smaller = format!("{ip} route replace {to}{via} dev {device} mtu {lock}{FITS}");
+    let smaller = format!("{ip} route replace {to} dev {device}{via} mtu {lock}{FITS}");
     let finds = "sysctl -w net.ipv4.tcp_mtu_probing=1";
     let finds = match sender {
         Some(sender) => sender.inside(finds),
@@ -253,18 +257,28 @@ fn by_size(
         )))
 }
 
+/// A gateway as `ip route` takes it: that of an overlay is in no network of its device.
+fn via(site: &Site<'_>, gateway: IpAddr) -> String {
+    let on_link = site
+        .main_route(gateway)
+        .is_some_and(|route| route.gateway.is_none());
+    format!(" via {gateway}{}", if on_link { "" } else { " onlink" })
+}
+
 #[cfg(test)]
 mod tests {
     use tracer_ebpf::hook::HookId;
 
     use super::*;
     use crate::cause::Certainty;
-    use crate::cause::constructed::{Bench, CNI0, ETH0, node};
+    use crate::cause::constructed::{Bench, CNI0, ETH0, ip, node, route};
     use crate::event::{Transport, protocol, tcp_flag};
+    use crate::node::{Mac, Route};
 
     const CLIENT: &str = "192.0.2.1:40000";
     const SERVER: &str = "198.51.100.7:443";
     const BEGAN: u64 = 1_000_000_000;
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
     fn says(bench: &mut Bench, sequence: u32, data: u16, milliseconds: u64) {
         let transport = Transport::Tcp {
@@ -291,6 +305,7 @@ mod tests {
         opens.transmit(ETH0).ends();
         hears(&mut bench, tcp_flag::SYN | tcp_flag::ACK, 1);
         says(&mut bench, 1001, 0, 2);
+        bench.site().links[1].mac = Some(MAC);
         bench.facts.taken_ns = Some(BEGAN + 9_000_000_000);
         bench
     }
@@ -319,11 +334,11 @@ mod tests {
             .iter()
             .map(|proof| proof.text.as_str())
             .collect();
-        assert!(proofs[0].contains("1500 bytes at eth0, repeated until 3.0 s later"));
+        assert!(proofs[0].contains("1500 bytes at eth0, sent at least 5 times within 3.0 s"));
         assert!(proofs[1].contains("252 bytes, was acknowledged"));
         assert!(
             found.fixes[0].lines[0]
-                == "ip route replace 198.51.100.7 via 192.0.2.254 dev eth0 mtu lock 1280",
+                == "ip route replace 198.51.100.7 dev eth0 via 192.0.2.254 mtu lock 1280",
             "{found:#?}"
         );
     }
@@ -343,6 +358,62 @@ mod tests {
             says(&mut bench, 2449, 1200, time);
         }
         assert!(bench.only().summary.contains("had a connection"));
+    }
+
+    #[test]
+    fn size_is_blamed_only_where_all_that_was_acknowledged_is_known() {
+        // What was sent between the handshake and the data is not there.
+        let mut bench = opened();
+        for &time in BACKED_OFF {
+            says(&mut bench, 2449, 1448, time);
+        }
+        let gap = bench.only();
+        // The trace is younger than the connection.
+        let mut bench = node();
+        bench.facts.taken_ns = Some(BEGAN + 9_000_000_000);
+        bench.site().links[1].mac = Some(MAC);
+        says(&mut bench, 1001, 200, 5);
+        hears(&mut bench, tcp_flag::ACK, 6);
+        for &time in BACKED_OFF {
+            says(&mut bench, 1201, 1448, time);
+        }
+        for found in [gap, bench.only()] {
+            assert!(found.summary.contains("had a connection"), "{found:#?}");
+            assert!(found.missing[1].contains("ever acknowledged"), "{found:#?}");
+        }
+    }
+
+    #[test]
+    fn a_device_without_a_link_header_counts_every_byte() {
+        let mut bench = opened();
+        repeats(&mut bench, 1448, BACKED_OFF);
+        bench.site().links[1].mac = None;
+        assert!(bench.only().evidence[0].text.contains("1514 bytes at eth0"));
+    }
+
+    #[test]
+    fn an_overlay_s_gateway_is_said_to_be_on_the_link() {
+        let mut bench = opened();
+        repeats(&mut bench, 1448, BACKED_OFF);
+        bench.site().routes.push(Route {
+            gateway: Some(ip("198.51.100.0")),
+            ..route("198.51.100.0", 24, ETH0)
+        });
+        assert_eq!(
+            bench.only().fixes[0].lines[0],
+            "ip route replace 198.51.100.7 dev eth0 via 198.51.100.0 onlink mtu lock 1280"
+        );
+    }
+
+    #[test]
+    fn what_is_dropped_here_is_another_s() {
+        let mut bench = opened();
+        repeats(&mut bench, 1448, BACKED_OFF);
+        let answer = Transport::tcp(1, tcp_flag::ACK);
+        let answer = bench.packet(protocol::TCP, SERVER, CLIENT, answer);
+        let answer = answer.receive(ETH0).began(BEGAN + 20_000_000);
+        answer.dropped("NETFILTER_DROP", "nf_hook_slow");
+        assert!(!bench.codes().contains(&CAUSE.code), "{:?}", bench.codes());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use super::filtered::{self, Stop};
 use super::site::Site;
 use crate::event::{Event, Packet, Transport, protocol, tcp_flag};
-use crate::flow::{Direction, Flow, Flows};
+use crate::flow::{Direction, Flow, Flows, Repeated};
 use crate::hook::Role;
 use crate::journey::{Ending, Journey};
 use crate::kernel::reasons::DropReasons;
@@ -72,7 +72,7 @@ pub struct Evidence<'a> {
     /// Flows whose opening was answered, and repeated all the same, in order.
     unheard: Vec<&'a Flow>,
     /// Flows with data that is repeated and not acknowledged, in order.
-    repeating: Vec<&'a Flow>,
+    repeating: Vec<(&'a Flow, Repeated<'a>)>,
     /// Flows that word came back of, and no more, in order.
     refused: Vec<&'a Flow>,
     /// Packets were looked at up to here, by CLOCK_MONOTONIC; the facts may be older.
@@ -135,8 +135,7 @@ impl<'a> Evidence<'a> {
                 .collect(),
             repeating: ordered
                 .iter()
-                .copied()
-                .filter(|flow| flow.repeated().is_some())
+                .filter_map(|&flow| Some((flow, flow.repeated()?)))
                 .collect(),
             stalled: ordered
                 .into_iter()
@@ -194,7 +193,7 @@ impl<'a> Evidence<'a> {
     }
 
     /// Flows with data that is repeated and not acknowledged.
-    pub fn repeating(&self) -> &[&'a Flow] {
+    pub fn repeating(&self) -> &[(&'a Flow, Repeated<'a>)] {
         &self.repeating
     }
 

@@ -4,6 +4,7 @@ use super::evidence::{Evidence, Failure};
 use super::mtu_audit::audit;
 use super::{Cause, Diagnosis, Site};
 use crate::event::{Detail, Packet, Transport};
+use crate::flow::segment;
 use crate::hook::Role;
 use crate::journey::Journey;
 use crate::node::{Link, NetnsId};
@@ -142,15 +143,7 @@ fn receiver<'a>(
 
 /// The flow loses packets for their size again and again, and none of them came through later.
 fn is_stuck(failure: &Failure<'_>) -> bool {
-    let sequence = |journey: &Journey| {
-        journey
-            .events
-            .iter()
-            .find_map(|event| match event.packet.as_ref()?.transport {
-                Transport::Tcp { sequence, .. } => Some(sequence),
-                _ => None,
-            })
-    };
+    let sequence = |journey: &Journey| segment(journey).map(|(sequence, _)| sequence);
     let lost: Vec<_> = failure
         .flow
         .of(failure.direction)

@@ -18,7 +18,7 @@ const LEAST_DATA: u16 = 2;
 pub struct Repeated<'a> {
     /// Which way it goes.
     pub direction: Direction,
-    /// Its sequence number: everything before is acknowledged.
+    /// Its sequence number. What is repeated for want of an answer is the first that is not acknowledged (RFC 6298, 5.4).
     pub sequence: u32,
     /// The kept packets that carry it, in order.
     pub copies: Vec<&'a Journey>,
@@ -56,16 +56,39 @@ impl Flow {
         })
     }
 
-    /// The largest packet with data, or else without, that the other side acknowledged before this.
-    pub fn largest_before(&self, repeated: &Repeated<'_>) -> Option<&Journey> {
-        let is_before = |journey: &Journey| {
-            let begins = segment(journey).map(|(sequence, _)| sequence);
-            begins.is_some_and(|sequence| (repeated.sequence.wrapping_sub(sequence) as i32) > 0)
-        };
-        self.of(repeated.direction)
-            .filter(|journey| is_before(journey))
-            .max_by_key(|journey| segment(journey).map(|(_, bytes)| bytes))
+    /// The largest packet that the other side acknowledged before this, where every byte since the connection
+    /// was opened is in a packet that was kept: a larger one may be forgotten, or older than the trace.
+    pub fn largest_acknowledged(&self, repeated: &Repeated<'_>) -> Option<&Journey> {
+        let sent = || self.of(repeated.direction);
+        let opening = sent().find(|journey| opens(journey))?;
+        let (begin, _) = segment(opening)?;
+        let place = |sequence: u32| sequence.wrapping_sub(begin);
+        let mut before: Vec<_> = sent()
+            .filter_map(|journey| {
+                let (sequence, bytes) = segment(journey)?;
+                // SYN takes a number of its own.
+                let length = u32::from(bytes) + u32::from(opens(journey));
+                Some((place(sequence), length, journey))
+            })
+            .filter(|&(begins, ..)| begins < place(repeated.sequence))
+            .collect();
+        before.sort_by_key(|&(begins, ..)| begins);
+        let mut reached = 0;
+        for &(begins, length, _) in &before {
+            if begins > reached {
+                return None;
+            }
+            reached = reached.max(begins.saturating_add(length));
+        }
+        let (.., largest) = before.into_iter().max_by_key(|&(_, length, _)| length)?;
+        (reached >= place(repeated.sequence)).then_some(largest)
     }
+}
+
+/// It opens the connection, from either side.
+fn opens(journey: &Journey) -> bool {
+    let packet = journey.first_packet();
+    packet.is_some_and(|packet| packet.opens() || packet.answers())
 }
 
 /// Sequence number and bytes of data.

@@ -355,7 +355,7 @@ mod tests {
         says(&mut bench, 1001, 1448, 5);
         hears(&mut bench, tcp_flag::ACK, 6);
         for &time in BACKED_OFF {
-            says(&mut bench, 2449, 1200, time);
+            says(&mut bench, 2449, 1300, time);
         }
         assert!(bench.only().summary.contains("had a connection"));
     }
@@ -368,6 +368,14 @@ mod tests {
             says(&mut bench, 2449, 1448, time);
         }
         let gap = bench.only();
+        // Nor is what was sent between two packets that are.
+        let mut bench = opened();
+        says(&mut bench, 2449, 10, 5);
+        hears(&mut bench, tcp_flag::ACK, 6);
+        for &time in BACKED_OFF {
+            says(&mut bench, 2459, 1448, time);
+        }
+        let inner_gap = bench.only();
         // The trace is younger than the connection.
         let mut bench = node();
         bench.facts.taken_ns = Some(BEGAN + 9_000_000_000);
@@ -377,7 +385,7 @@ mod tests {
         for &time in BACKED_OFF {
             says(&mut bench, 1201, 1448, time);
         }
-        for found in [gap, bench.only()] {
+        for found in [gap, inner_gap, bench.only()] {
             assert!(found.summary.contains("had a connection"), "{found:#?}");
             assert!(found.missing[1].contains("ever acknowledged"), "{found:#?}");
         }
@@ -446,9 +454,17 @@ mod tests {
     #[test]
     fn an_acknowledgement_of_what_came_beside_is_no_word_of_it() {
         let mut bench = opened();
-        says(&mut bench, 1001, 1448, 10);
-        hears(&mut bench, tcp_flag::ACK, 12);
-        repeats(&mut bench, 1448, &BACKED_OFF[1..]);
+        let (sent, again) = BACKED_OFF[..4].split_at(1);
+        repeats(&mut bench, 1448, sent);
+        let transport = Transport::Tcp {
+            sequence: 2,
+            flags: tcp_flag::ACK,
+            data: 100,
+        };
+        let way = bench.packet(protocol::TCP, SERVER, CLIENT, transport);
+        let way = way.receive(ETH0).began(BEGAN + 12_000_000);
+        way.at(HookId::TcpReceive).ends();
+        repeats(&mut bench, 1448, again);
         assert_eq!(bench.codes(), [CAUSE.code]);
     }
 
@@ -466,8 +482,9 @@ mod tests {
             data: 1448,
         };
         let way = bench.packet(protocol::TCP, CLIENT, SERVER, taken);
-        let way = way.receive(CNI0).began(BEGAN + 3_050_000_000);
+        let way = way.receive(CNI0).began(BEGAN + 2_000_000_000);
         way.at(HookId::TcpReceive).ends();
+        repeats(&mut bench, 1448, &BACKED_OFF[4..]);
         assert!(bench.codes().is_empty(), "{:?}", bench.codes());
     }
 }
